@@ -1,0 +1,19 @@
+//! What more than one tool of msb needs: the state directory in code, one voice on the command line, and the way to
+//! the sibling tools. The front command `msb` is a program of this package. It knows nothing of any tool's inside.
+
+/// One voice in every tool: errors, exit codes, arguments, tables, completions.
+pub mod cli;
+/// Digests of content: `sha256:…`.
+pub mod digest;
+/// One JSON object a line.
+pub mod jsonl;
+/// The plan of a virtual machine.
+pub mod machine;
+/// References to images.
+pub mod reference;
+/// Signals as something to wait for.
+pub mod signals;
+/// The state directory.
+pub mod state;
+/// Finding a sibling tool: beside the running program, in its library folder, then in `PATH`.
+pub mod tools;

@@ -1,0 +1,109 @@
+//! The plan of a virtual machine: what `msb-supervisor` hands to `msb-vmm`, as JSON on a descriptor.
+//!
+//! It says what the machine has, and by which engine it runs. Descriptors are numbers in the process of msb-vmm, which
+//! inherits them. Unknown fields are refused: a machine that lacks a part it was to have must not run.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// The version of the plan's form.
+pub const PLAN_VERSION: u32 = 1;
+/// Longest plan, in bytes.
+pub const PLAN_BYTES_MAX: u64 = 1024 * 1024;
+
+/// Serial number of the disk with the image.
+pub const SERIAL_ROOT: &str = "msb-root";
+/// Serial number of the writable disk.
+pub const SERIAL_UPPER: &str = "msb-upper";
+/// Name of the console port over which the guest's agent speaks.
+pub const PORT_AGENT: &str = "msb.agent";
+
+/// A virtual machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Plan {
+    /// [`PLAN_VERSION`].
+    pub version: u32,
+    /// What runs it.
+    pub engine: Engine,
+    /// Virtual processors.
+    pub cpus: u32,
+    /// Memory, in MiB.
+    pub memory_mib: u32,
+    /// Disks, found in the guest by their serial numbers.
+    pub disks: Vec<Disk>,
+    /// A connected stream socket: the other side of the port [`PORT_AGENT`].
+    pub agent_fd: i32,
+    /// A connected stream socket that takes what the guest's kernel prints.
+    pub console_fd: i32,
+    /// The reading end of a pipe whose writing end the supervisor holds: closed when it is gone.
+    pub life_fd: i32,
+}
+
+/// What runs the machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "name", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Engine {
+    /// QEMU, by exec.
+    Qemu {
+        /// The program.
+        program: PathBuf,
+        /// The board.
+        board: Board,
+        /// Hardware virtualization or emulation.
+        accelerator: Accelerator,
+        /// The guest's kernel.
+        kernel: PathBuf,
+        /// The initial RAM disk.
+        initrd: PathBuf,
+        /// The kernel's command line.
+        cmdline: String,
+    },
+}
+
+/// QEMU's boards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Board {
+    /// Few devices and no PCI: starts fastest.
+    Microvm,
+    /// A whole PC.
+    Q35,
+}
+
+/// How QEMU runs the guest's instructions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Accelerator {
+    /// The processor's own virtualization.
+    Kvm,
+    /// In software.
+    Tcg,
+}
+
+/// A disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Disk {
+    /// Serial number, at most 20 bytes.
+    pub serial: String,
+    /// The file.
+    pub path: PathBuf,
+    /// Its format, declared and never probed: a guest may write the header of any format.
+    pub format: Format,
+    /// Whether the guest may only read.
+    pub read_only: bool,
+    /// Whether its contents go with the machine: then a flush of the guest need not reach the host's disk.
+    pub volatile: bool,
+}
+
+/// Formats of disks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Format {
+    /// The bytes of the disk.
+    Raw,
+    /// A VMDK descriptor of flat extents.
+    Vmdk,
+}

@@ -1,0 +1,61 @@
+//! The name of every file and folder of the state directory. man page msb-state(5) lists them all.
+
+/// The state directory in the user's home, when `MSB_HOME` is not set.
+pub const HOME: &str = ".msb";
+/// Holds the version of the layout; a program that knows another one touches nothing.
+pub const VERSION: &str = "version";
+/// The version of the layout.
+pub const VERSION_NUMBER: &str = "1";
+
+/// Folder of all that belongs to images.
+pub const IMAGES: &str = "images";
+/// One file a reference: which manifest it names.
+pub const REFS: &str = "refs";
+/// Manifests as raw JSON, named by the hexadecimal digits of their SHA-256.
+pub const MANIFESTS: &str = "manifests";
+/// Configurations as raw JSON, named likewise.
+pub const CONFIGS: &str = "configs";
+/// Converted layers, two files each, named by the digits of their diff_id.
+pub const LAYERS: &str = "layers";
+/// Suffix of a layer's file contents.
+pub const LAYER_DATA: &str = ".data";
+/// Suffix of everything else of a layer's tar.
+pub const LAYER_INDEX: &str = ".index";
+/// Disks, two files each, named by the digits of their manifest.
+pub const DISKS: &str = "disks";
+/// Suffix of a disk's EROFS metadata; the format's version is part of it.
+pub const DISK_EROFS: &str = ".v1.erofs";
+/// Suffix of the descriptor that strings metadata and layers together.
+pub const DISK_VMDK: &str = ".v1.vmdk";
+
+/// Folder of sandboxes, one folder each.
+pub const SANDBOXES: &str = "sandboxes";
+/// Held as long as the sandbox lives; in the image store: shared by users of images, exclusive for removal.
+pub const LOCK: &str = "lock";
+/// What the sandbox should be.
+pub const SPEC: &str = "spec.json";
+/// What the sandbox is.
+pub const STATUS: &str = "status.json";
+/// The writable disk: ext4, sparse.
+pub const UPPER: &str = "upper.img";
+/// What the main command printed, as JSON lines.
+pub const EXEC_LOG: &str = "exec.log";
+/// What the guest's kernel and agent printed.
+pub const CONSOLE_LOG: &str = "console.log";
+/// What the supervisor and the VMM printed.
+pub const SUPERVISOR_LOG: &str = "supervisor.log";
+
+/// Folder of initial RAM disks, one for each kernel and agent, named by a digest of both.
+pub const BOOT: &str = "boot";
+
+/// Folder of sockets in the state directory.
+pub const RUN: &str = "run";
+/// Folder of sockets in `$XDG_RUNTIME_DIR`.
+pub const RUNTIME: &str = "msb";
+/// The socket of a sandbox's supervisor.
+pub const AGENT_SOCKET: &str = "agent.sock";
+
+/// Begins the name of a folder that is being made and does not count yet. No sandbox's name begins so.
+pub const NEW_PREFIX: &str = ".new-";
+/// Begins the name of a folder that is being removed and counts no more.
+pub const GONE_PREFIX: &str = ".gone-";

@@ -1,0 +1,331 @@
+//! Sandboxes on disk: create, find, list, remove.
+//!
+//! A sandbox's folder is made under a `.new-` name with its lock held, and appears by a rename that replaces nothing.
+//! It goes by a rename to a `.gone-` name, and is deleted after that. So a name is there whole or not at all; and what
+//! a kill leaves is a folder whose lock is free, which [`Sandboxes::sweep`] deletes.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::io::Errno;
+
+use super::lock::{self, Lock};
+use super::spec::{SPEC_BYTES_MAX, Spec};
+use super::status::{STATUS_BYTES_MAX, State, Status};
+use super::{layout, write};
+use crate::cli::args::SandboxName;
+use crate::cli::error::Failure;
+
+/// The folder of sandboxes.
+#[derive(Clone, Debug)]
+pub struct Sandboxes {
+    root: PathBuf,
+}
+
+/// The folder of one sandbox, which may be gone by now.
+#[derive(Clone, Debug)]
+pub struct Sandbox {
+    /// Its name.
+    pub name: SandboxName,
+    /// Its folder.
+    pub dir: PathBuf,
+}
+
+/// One sandbox as a list shows it.
+#[derive(Debug)]
+pub struct Entry {
+    /// The name of its folder.
+    pub name: String,
+    /// What it should be and what it is; or why that cannot be said.
+    pub seen: anyhow::Result<Seen>,
+}
+
+/// What can be said of a sandbox at one moment.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    /// What it should be.
+    pub spec: Spec,
+    /// What its supervisor last wrote.
+    pub status: Status,
+    /// What it is, its lock considered.
+    pub state: State,
+}
+
+impl Sandboxes {
+    /// The sandboxes below a folder. Creates nothing.
+    pub fn at(root: PathBuf) -> Sandboxes {
+        Sandboxes { root }
+    }
+
+    /// The sandbox of a name, whether it is there or not.
+    pub fn named(&self, name: &SandboxName) -> Sandbox {
+        Sandbox {
+            name: name.clone(),
+            dir: self.root.join(name.as_str()),
+        }
+    }
+
+    /// The sandbox of a name, which must be there.
+    pub fn find(&self, name: &SandboxName) -> anyhow::Result<Sandbox> {
+        let sandbox = self.named(name);
+        if sandbox.dir.is_dir() {
+            return Ok(sandbox);
+        }
+        Err(no_such_sandbox(name).into())
+    }
+
+    /// Makes a sandbox, and gives it with its lock held. `fill` puts further files into the folder before the sandbox
+    /// appears.
+    pub fn create(
+        &self,
+        name: &SandboxName,
+        spec: &Spec,
+        fill: impl FnOnce(&Path) -> anyhow::Result<()>,
+    ) -> anyhow::Result<(Sandbox, Lock)> {
+        write::create_dir(&self.root)?;
+        self.sweep();
+        let sandbox = self.named(name);
+        let (new, lock) = NewFolder::create(&self.root)?;
+        write::replace_json(&new.path.join(layout::SPEC), spec)?;
+        write::replace_json(&new.path.join(layout::STATUS), &Status::new(State::Created))?;
+        fill(&new.path)?;
+        new.publish(&sandbox)?;
+        Ok((sandbox, lock))
+    }
+
+    /// Every sandbox, sorted by name. One that cannot be read is an entry that says so. Sandboxes that were to go
+    /// with their command, and whose supervisor is gone, are not listed: there is nothing left of them but files.
+    pub fn list(&self) -> anyhow::Result<Vec<Entry>> {
+        let mut entries = Vec::new();
+        for name in self.folder_names()? {
+            if name.starts_with('.') {
+                continue;
+            }
+            let seen = match name.parse::<SandboxName>() {
+                Ok(valid) => self.named(&valid).look(),
+                Err(error) => Err(error.into()),
+            };
+            match seen {
+                Ok(seen) if seen.spec.ephemeral && !seen.state.is_active() => {}
+                Err(_) if !self.root.join(&name).exists() => {}
+                seen => entries.push(Entry { name, seen }),
+            }
+        }
+        entries.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(entries)
+    }
+
+    /// Deletes what killed programs have left: folders that were being made or removed, and sandboxes that were to go
+    /// with their command. A folder whose lock is held is in use. Failures leave things as they are.
+    pub fn sweep(&self) {
+        for name in self.folder_names().unwrap_or_default() {
+            let path = self.root.join(&name);
+            let left_over =
+                name.starts_with(layout::NEW_PREFIX) || name.starts_with(layout::GONE_PREFIX);
+            if left_over || (SandboxName::is_generated(&name) && is_dead_ephemeral(&path)) {
+                let _ = sweep_folder(&self.root, &path);
+            }
+        }
+    }
+
+    fn folder_names(&self) -> anyhow::Result<Vec<String>> {
+        let entries = match std::fs::read_dir(&self.root) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => {
+                return Err(error).with_context(|| format!("cannot list '{}'", self.root.display()));
+            }
+        };
+        let names: std::io::Result<Vec<_>> = entries
+            .map(|entry| entry.map(|entry| entry.file_name().to_string_lossy().into_owned()))
+            .collect();
+        names.with_context(|| format!("cannot list '{}'", self.root.display()))
+    }
+}
+
+impl Sandbox {
+    /// Path of a file in the sandbox's folder; names are in [`layout`].
+    pub fn path(&self, file: &str) -> PathBuf {
+        self.dir.join(file)
+    }
+
+    /// What the sandbox should be.
+    pub fn spec(&self) -> anyhow::Result<Spec> {
+        let path = self.path(layout::SPEC);
+        write::read_json(&path, SPEC_BYTES_MAX)?
+            .with_context(|| format!("'{}' is missing", path.display()))
+    }
+
+    /// What its supervisor last wrote.
+    pub fn status(&self) -> anyhow::Result<Status> {
+        let path = self.path(layout::STATUS);
+        write::read_json(&path, STATUS_BYTES_MAX)?
+            .with_context(|| format!("'{}' is missing", path.display()))
+    }
+
+    /// Replaces the status. For the holder of the lock.
+    pub fn set_status(&self, status: &Status) -> anyhow::Result<()> {
+        write::replace_json(&self.path(layout::STATUS), status)
+    }
+
+    /// Whether the sandbox's lock is held.
+    pub fn is_alive(&self) -> anyhow::Result<bool> {
+        lock::is_held(&self.path(layout::LOCK))
+    }
+
+    /// What can be said of the sandbox now.
+    pub fn look(&self) -> anyhow::Result<Seen> {
+        let spec = self.spec()?;
+        // The lock is asked before the status is read: it is the last thing to go, so a status that is read after the
+        // lock was free is the final one. Held, and yet a status of the end: it is just ending or starting; look again.
+        for _ in 0..3 {
+            let alive = self.is_alive()?;
+            let status = self.status()?;
+            let state = status.state.seen(alive);
+            if state == status.state || !alive {
+                return Ok(Seen {
+                    spec,
+                    status,
+                    state,
+                });
+            }
+            std::thread::sleep(std::time::Duration::from_millis(2));
+        }
+        let status = self.status()?;
+        let state = status.state.seen(true);
+        Ok(Seen {
+            spec,
+            status,
+            state,
+        })
+    }
+
+    /// Takes the lock, if nobody lives in the sandbox.
+    pub fn lock(&self) -> anyhow::Result<Lock> {
+        if !self.dir.is_dir() {
+            return Err(no_such_sandbox(&self.name).into());
+        }
+        Lock::try_exclusive(&self.path(layout::LOCK))?.with_context(|| {
+            Failure::wrong_state(format!("the sandbox '{}' is running", self.name))
+                .hint(format!("stop it first: msb stop {}", self.name))
+        })
+    }
+
+    /// Removes the sandbox. For the holder of the lock; the name is free at once.
+    pub fn remove_held(&self) -> anyhow::Result<()> {
+        let root = self.dir.parent().unwrap_or(Path::new("."));
+        let gone = root.join(format!(
+            "{}{}-{}",
+            layout::GONE_PREFIX,
+            self.name,
+            write::random_hex()?
+        ));
+        std::fs::rename(&self.dir, &gone)
+            .with_context(|| format!("cannot remove the sandbox '{}'", self.name))?;
+        write::sync_dir(root)?;
+        delete_folder(&gone)
+    }
+}
+
+fn no_such_sandbox(name: &SandboxName) -> Failure {
+    Failure::not_found(format!("there is no sandbox '{name}'")).hint("`msb ls` lists them")
+}
+
+fn is_dead_ephemeral(path: &Path) -> bool {
+    let spec = write::read_json::<Spec>(&path.join(layout::SPEC), SPEC_BYTES_MAX);
+    let ephemeral = matches!(spec, Ok(Some(spec)) if spec.ephemeral);
+    ephemeral && matches!(lock::is_held(&path.join(layout::LOCK)), Ok(false))
+}
+
+/// Deletes a left-over folder, unless its lock is held.
+fn sweep_folder(root: &Path, path: &Path) -> anyhow::Result<()> {
+    let Some(lock) = Lock::try_exclusive(&path.join(layout::LOCK))? else {
+        return Ok(());
+    };
+    let gone = root.join(format!("{}{}", layout::GONE_PREFIX, write::random_hex()?));
+    std::fs::rename(path, &gone)?;
+    delete_folder(&gone)?;
+    drop(lock);
+    Ok(())
+}
+
+/// How often something is tried that another program may undo in between.
+const ATTEMPTS: u32 = 10;
+
+/// Deletes a folder, which others may be deleting too: files vanish, and a sweep may put a lock file into it.
+fn delete_folder(path: &Path) -> anyhow::Result<()> {
+    let mut result = Ok(());
+    for _ in 0..ATTEMPTS {
+        result = match std::fs::remove_dir_all(path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            result => result,
+        };
+        if result.is_ok() {
+            break;
+        }
+    }
+    result.with_context(|| format!("cannot delete '{}'", path.display()))
+}
+
+/// A folder that does not count yet. It is deleted unless it is published.
+struct NewFolder {
+    path: PathBuf,
+    published: bool,
+}
+
+impl NewFolder {
+    /// Makes the folder and takes its lock. Between the two it looks like a left-over: a sweep may take it away, and
+    /// then another one is made.
+    fn create(root: &Path) -> anyhow::Result<(NewFolder, Lock)> {
+        let mut attempts = 0;
+        loop {
+            let path = root.join(format!("{}{}", layout::NEW_PREFIX, write::random_hex()?));
+            write::create_dir(&path)?;
+            attempts += 1;
+            let folder = NewFolder {
+                path,
+                published: false,
+            };
+            match Lock::try_exclusive(&folder.path.join(layout::LOCK)) {
+                Ok(Some(lock)) => return Ok((folder, lock)),
+                Err(error) if attempts >= ATTEMPTS => return Err(error),
+                _ => {}
+            }
+        }
+    }
+
+    fn publish(mut self, sandbox: &Sandbox) -> anyhow::Result<()> {
+        write::sync_dir(&self.path)?;
+        match renameat_with(CWD, &self.path, CWD, &sandbox.dir, RenameFlags::NOREPLACE) {
+            Ok(()) => {}
+            Err(Errno::EXIST) => {
+                return Err(Failure::wrong_state(format!(
+                    "there is a sandbox '{}' already",
+                    sandbox.name
+                ))
+                .hint(format!(
+                    "choose another name, or remove it: msb rm {}",
+                    sandbox.name
+                ))
+                .into());
+            }
+            Err(error) => {
+                let error = std::io::Error::from(error);
+                return Err(error)
+                    .with_context(|| format!("cannot create the sandbox '{}'", sandbox.name));
+            }
+        }
+        self.published = true;
+        write::sync_dir(sandbox.dir.parent().unwrap_or(Path::new(".")))
+    }
+}
+
+impl Drop for NewFolder {
+    fn drop(&mut self) {
+        if !self.published {
+            // A failure leaves an inert folder for the next sweep.
+            let _ = std::fs::remove_dir_all(&self.path);
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! What a sandbox should be: `spec.json`, written when it is made. man page msb-spec(5).
+
+use std::collections::BTreeMap;
+
+use msb_wire::text::Text;
+use serde::{Deserialize, Serialize};
+
+use crate::digest::Digest;
+
+/// The version of the file's form.
+pub const SPEC_VERSION: u32 = 1;
+/// Longest file, in bytes. A megabyte of environment fits.
+pub const SPEC_BYTES_MAX: u64 = 16 * 1024 * 1024;
+
+/// What a sandbox should be.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Spec {
+    /// [`SPEC_VERSION`].
+    pub version: u32,
+    /// The sandbox's name, which is that of its folder too.
+    pub name: String,
+    /// Where its root file system comes from.
+    pub image: SpecImage,
+    /// Whether it goes when its main command ends, and its disk with it.
+    #[serde(default)]
+    pub ephemeral: bool,
+    /// When it was made.
+    pub created_at: jiff::Timestamp,
+    /// Labels, for selecting and for metrics.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// Virtual processors.
+    pub cpus: u32,
+    /// Memory of the guest, in MiB.
+    pub memory_mib: u32,
+    /// Size of the writable disk, in MiB. It is sparse: what is not written takes no room.
+    pub upper_mib: u64,
+    /// Host name of the guest.
+    pub hostname: String,
+    /// Variables of every command (`NAME=value`): the image's, then the user's.
+    #[serde(default)]
+    pub env: Vec<Text>,
+    /// Directory of every command that names none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workdir: Option<Text>,
+    /// User of every command that names none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<Text>,
+    /// The main command: entrypoint and arguments, as they were resolved. Empty: there is none.
+    #[serde(default)]
+    pub command: Vec<Text>,
+    /// Whether the sandbox, when nobody is attached to it, outlives its main command and ends only when it is stopped.
+    #[serde(default)]
+    pub lasting: bool,
+    /// Fields of later versions, kept.
+    #[serde(flatten)]
+    pub other: serde_json::Map<String, serde_json::Value>,
+}
+
+/// The image of a sandbox, pinned.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SpecImage {
+    /// The reference in its full form, as it was when the sandbox was made.
+    pub reference: String,
+    /// The manifest that the reference named then.
+    pub manifest_digest: Digest,
+}

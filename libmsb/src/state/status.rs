@@ -1,0 +1,147 @@
+//! What a sandbox is: `status.json`, written by its supervisor.
+//!
+//! The file says what the supervisor last knew; whether the sandbox lives is said by its lock alone. [`State::seen`]
+//! puts both together.
+
+use serde::{Deserialize, Serialize};
+
+/// Longest file, in bytes.
+pub const STATUS_BYTES_MAX: u64 = 1024 * 1024;
+
+/// The states of a sandbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum State {
+    /// Made and never started.
+    Created,
+    /// The supervisor is at work and the guest does not take commands yet.
+    Starting,
+    /// The guest takes commands.
+    Running,
+    /// The guest is shutting down.
+    Stopping,
+    /// It ended in order, or was killed on demand.
+    Stopped,
+    /// It ended without anybody having asked for it.
+    Crashed,
+}
+
+impl State {
+    /// The state, given whether the lock is held.
+    pub fn seen(self, alive: bool) -> State {
+        match (self, alive) {
+            (State::Starting | State::Running | State::Stopping, false) => State::Crashed,
+            // The lock is taken before the status is written.
+            (State::Created | State::Stopped | State::Crashed, true) => State::Starting,
+            (state, _) => state,
+        }
+    }
+
+    /// Whether the sandbox's virtual machine may be there.
+    pub fn is_active(self) -> bool {
+        matches!(self, State::Starting | State::Running | State::Stopping)
+    }
+
+    /// The word for it, as in the file.
+    pub fn word(self) -> &'static str {
+        match self {
+            State::Created => "Created",
+            State::Starting => "Starting",
+            State::Running => "Running",
+            State::Stopping => "Stopping",
+            State::Stopped => "Stopped",
+            State::Crashed => "Crashed",
+        }
+    }
+}
+
+/// Why a sandbox ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reason {
+    /// Its main command ended.
+    Completed,
+    /// Somebody asked for it.
+    StopRequested,
+    /// Somebody asked for it and did not want to wait.
+    KillRequested,
+    /// The client that it was attached to went away.
+    ClientGone,
+    /// The supervisor was told to end by a signal.
+    Signal,
+    /// The guest did not come up.
+    BootFailed,
+    /// The virtual machine ended by itself.
+    VmExited,
+    /// The guest's agent broke the protocol.
+    AgentFailed,
+    /// The supervisor could not go on.
+    SupervisorFailed,
+    /// A reason of a later version.
+    #[serde(other)]
+    Other,
+}
+
+/// What the supervisor last knew.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// The state when the file was written; see [`State::seen`].
+    pub state: State,
+    /// When the state was entered.
+    pub since: jiff::Timestamp,
+    /// When the virtual machine was started last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<jiff::Timestamp>,
+    /// Why it ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Reason>,
+    /// More about the reason, for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+    /// Exit code of the main command, 128 + signal when a signal killed it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<i32>,
+    /// Whether the guest's file systems were flushed and clean at the end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clean: Option<bool>,
+    /// The engine that runs it: `qemu` or `krun`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub engine: Option<String>,
+    /// Release of the guest's kernel.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<String>,
+    /// Fields of later versions, kept.
+    #[serde(flatten)]
+    pub other: serde_json::Map<String, serde_json::Value>,
+}
+
+impl Status {
+    /// A status without details.
+    pub fn new(state: State) -> Status {
+        Status {
+            state,
+            since: jiff::Timestamp::now(),
+            started_at: None,
+            reason: None,
+            message: None,
+            exit_code: None,
+            clean: None,
+            engine: None,
+            kernel: None,
+            other: serde_json::Map::new(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lock_has_the_last_word() {
+        assert_eq!(State::Running.seen(true), State::Running);
+        assert_eq!(State::Running.seen(false), State::Crashed);
+        assert_eq!(State::Starting.seen(false), State::Crashed);
+        assert_eq!(State::Stopped.seen(false), State::Stopped);
+        assert_eq!(State::Stopped.seen(true), State::Starting);
+    }
+}

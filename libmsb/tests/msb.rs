@@ -1,0 +1,487 @@
+//! The front command: what it shows, what it starts, what it says of mistakes, and its completion scripts.
+//!
+//! Each test has an installation of its own, with stand-ins for the tools that tell how they were called.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use tempfile::TempDir;
+
+/// Tells its own name and its arguments, each in brackets.
+const ECHO: &str = "#!/bin/sh\nprintf '%s' \"${0##*/}\"\nprintf ' [%s]' \"$@\"\necho\n";
+
+const BASH: &str = include_str!("../completions/msb.bash");
+const ZSH: &str = include_str!("../completions/_msb");
+const FISH: &str = include_str!("../completions/msb.fish");
+
+struct Installation {
+    root: TempDir,
+}
+
+/// The program under test: the installed one, if the tests run against an installation.
+fn program() -> PathBuf {
+    match std::env::var_os("MSB_TEST_BIN") {
+        Some(folder) => Path::new(&folder).join("msb"),
+        None => PathBuf::from(env!("CARGO_BIN_EXE_msb")),
+    }
+}
+
+impl Installation {
+    fn new() -> Installation {
+        let root = tempfile::Builder::new()
+            .prefix("msb-front-")
+            .tempdir()
+            .unwrap();
+        for folder in ["bin", "lib/msb", "elsewhere", "share/man/man1"] {
+            fs::create_dir_all(root.path().join(folder)).unwrap();
+        }
+        let copied = Command::new("cp")
+            .arg(program())
+            .arg(root.path().join("bin/msb"))
+            .status()
+            .unwrap();
+        assert!(copied.success());
+        Installation { root }
+    }
+
+    /// With stand-ins for all tools.
+    fn with_tools() -> Installation {
+        let installation = Installation::new();
+        for tool in ["run", "exec", "ls", "stop", "rm", "image"] {
+            installation.write_program(&format!("bin/msb-{tool}"), ECHO);
+        }
+        installation.write_program("lib/msb/msb-vmm", ECHO);
+        installation
+    }
+
+    fn path(&self, path: &str) -> PathBuf {
+        self.root.path().join(path)
+    }
+
+    /// Written by another process: had this one the file open while another test forks, it could not be executed.
+    fn write_program(&self, path: &str, text: &str) {
+        let path = self.path(path);
+        let mut cat = Command::new("sh")
+            .args(["-c", "cat > \"$1\"", "sh"])
+            .arg(&path)
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap();
+        cat.stdin
+            .take()
+            .unwrap()
+            .write_all(text.as_bytes())
+            .unwrap();
+        assert!(cat.wait().unwrap().success());
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+
+    fn msb<S: AsRef<OsStr>>(&self, args: &[S]) -> Command {
+        let mut command = Command::new(self.path("bin/msb"));
+        let path = format!("{}:/usr/bin:/bin", self.path("elsewhere").display());
+        command.args(args).env("PATH", path).stdin(Stdio::null());
+        command
+    }
+
+    fn run<S: AsRef<OsStr>>(&self, args: &[S]) -> Ran {
+        Ran::of(self.msb(args).output().unwrap())
+    }
+}
+
+#[derive(Debug, PartialEq)]
+struct Ran {
+    code: i32,
+    stdout: String,
+    stderr: String,
+}
+
+impl Ran {
+    fn of(output: Output) -> Ran {
+        Ran {
+            code: output.status.code().unwrap(),
+            stdout: String::from_utf8(output.stdout).unwrap(),
+            stderr: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+
+    fn done(stdout: &str) -> Ran {
+        Ran {
+            code: 0,
+            stdout: stdout.to_owned(),
+            stderr: String::new(),
+        }
+    }
+
+    fn failed(code: i32, stderr: &str) -> Ran {
+        Ran {
+            code,
+            stdout: String::new(),
+            stderr: stderr.to_owned(),
+        }
+    }
+}
+
+#[test]
+fn alone_it_shows_the_grouped_help_and_that_is_no_failure() {
+    let msb = Installation::with_tools();
+    let help = msb.run::<&str>(&[]);
+    assert_eq!((help.code, help.stderr.as_str()), (0, ""));
+    let headings: Vec<&str> = help
+        .stdout
+        .lines()
+        .filter(|l| l.ends_with(':') && !l.starts_with(' '))
+        .collect();
+    assert_eq!(headings, ["Sandboxes:", "Images:", "Other:", "Options:"]);
+    for spelling in [["--help"], ["-h"], ["help"]] {
+        assert_eq!(msb.run(&spelling), help);
+    }
+    assert!(!help.stdout.contains("vmm"));
+    assert!(
+        msb.run(&["help", "--all"])
+            .stdout
+            .contains("Plumbing:\n  supervisor")
+    );
+}
+
+#[test]
+fn help_and_the_list_for_completions_have_the_same_commands() {
+    let msb = Installation::with_tools();
+    let help = msb.run(&["help"]).stdout;
+    let list = msb.run(&["--list-commands", "--long"]).stdout;
+    let listed: Vec<(&str, &str)> = list
+        .lines()
+        .map(|line| line.split_once('\t').unwrap())
+        .collect();
+    let shown = help
+        .lines()
+        .filter(|line| line.starts_with("  ") && !line.trim().starts_with('-'));
+    let shown: Vec<(&str, &str)> = shown
+        .map(|line| {
+            (
+                line.split([' ', ','])
+                    .find(|word| !word.is_empty())
+                    .unwrap(),
+                line[17..].trim(),
+            )
+        })
+        .collect();
+    assert_eq!(shown, listed);
+    let mut names = msb.run(&["--list-commands"]).stdout;
+    for alias in ["ls", "rm"] {
+        names = names.replace(&format!("\n{alias}\n"), "\n");
+    }
+    assert_eq!(
+        names.lines().collect::<Vec<_>>(),
+        listed.iter().map(|(name, _)| *name).collect::<Vec<_>>()
+    );
+}
+
+#[test]
+fn a_command_becomes_its_program_with_the_arguments_unchanged() {
+    let msb = Installation::with_tools();
+    for (typed, ran) in [
+        (
+            &["run", "alpine", "--", "sh", "-c", "a  b"][..],
+            "msb-run [alpine] [--] [sh] [-c] [a  b]\n",
+        ),
+        (&["list", "-q"], "msb-ls [-q]\n"),
+        (&["ls", "--format", "json"], "msb-ls [--format] [json]\n"),
+        (&["rm", "x"], "msb-rm [x]\n"),
+        (&["remove", "x"], "msb-rm [x]\n"),
+        (&["load", "-i", ""], "msb-image [load] [-i] []\n"),
+        (&["images", "-q"], "msb-image [list] [-q]\n"),
+        (&["rmi", "x"], "msb-image [remove] [x]\n"),
+        (&["image", "--help"], "msb-image [--help]\n"),
+        (
+            &["load", "--generate", "tree"],
+            "msb-image [--generate] [tree]\n",
+        ),
+        (&["vmm", "x"], "msb-vmm [x]\n"),
+    ] {
+        assert_eq!(msb.run(typed), Ran::done(ran), "{typed:?}");
+    }
+    let bytes = OsStr::from_bytes(b"\xff\xfe");
+    assert_eq!(
+        msb.msb(&[OsStr::new("rm"), bytes]).output().unwrap().stdout,
+        b"msb-rm [\xff\xfe]\n"
+    );
+}
+
+#[test]
+fn the_programs_exit_status_is_that_of_msb() {
+    let msb = Installation::new();
+    msb.write_program("bin/msb-run", "#!/bin/sh\nexit 42\n");
+    assert_eq!(msb.run(&["run"]), Ran::failed(42, ""));
+}
+
+#[test]
+fn a_program_of_others_in_path_is_a_command_too() {
+    let msb = Installation::with_tools();
+    msb.write_program("elsewhere/msb-foo", ECHO);
+    msb.write_program("elsewhere/msb-run", "#!/bin/sh\necho wrong\n");
+    assert_eq!(msb.run(&["foo", "a", "b"]), Ran::done("msb-foo [a] [b]\n"));
+    assert_eq!(msb.run(&["run", "a"]), Ran::done("msb-run [a]\n"));
+    assert!(
+        msb.run(&["help", "--all"])
+            .stdout
+            .contains("\nOther programs named msb-*:\n  foo\n")
+    );
+    assert!(msb.run(&["--list-commands"]).stdout.ends_with("\nfoo\n"));
+    assert!(
+        msb.run(&["fooo"])
+            .stderr
+            .contains("did you mean 'msb foo'?")
+    );
+}
+
+#[test]
+fn a_mistyped_command_is_a_usage_error_with_the_nearest_name() {
+    let msb = Installation::with_tools();
+    let said = |word: &str, hint: &str| {
+        Ran::failed(
+            2,
+            &format!("msb: error: there is no command '{word}'\nmsb: hint: {hint}\n"),
+        )
+    };
+    assert_eq!(
+        msb.run(&["imgae", "ls"]),
+        said("imgae", "did you mean 'msb image'?")
+    );
+    assert_eq!(
+        msb.run(&["im"]),
+        said("im", "did you mean 'msb image' or 'msb images'?")
+    );
+    assert_eq!(
+        msb.run(&["frobnicate"]),
+        said("frobnicate", "'msb help' lists the commands")
+    );
+    assert_eq!(
+        msb.run(&["help", "frobnicate"]),
+        said("frobnicate", "'msb help' lists the commands")
+    );
+    assert_eq!(msb.run(&["\x1b[2J../../sh"]).code, 2);
+    assert!(!msb.run(&["\x1b[2J"]).stderr.contains('\x1b'));
+    assert_eq!(msb.run(&["../elsewhere/x"]).code, 2);
+    assert_eq!(msb.run(&["--naem", "x"]).code, 2);
+}
+
+#[test]
+fn a_missing_program_is_told_and_run_keeps_the_codes_of_its_own_failures() {
+    let msb = Installation::new();
+    let said = |program: &str| {
+        format!(
+            "msb: error: cannot find the program '{program}'\nmsb: hint: it is installed beside 'msb', by libmsb/install\n"
+        )
+    };
+    assert_eq!(msb.run(&["images"]), Ran::failed(1, &said("msb-image")));
+    assert_eq!(msb.run(&["run", "x"]), Ran::failed(125, &said("msb-run")));
+    assert_eq!(msb.run(&["exec", "x"]), Ran::failed(125, &said("msb-exec")));
+}
+
+#[test]
+fn help_on_a_command_opens_its_page_and_without_one_asks_the_program() {
+    let msb = Installation::with_tools();
+    msb.write_program(
+        "elsewhere/man",
+        "#!/bin/sh\n[ \"$1\" = -w ] && exit 16\necho \"page ${1##*/}\"\n",
+    );
+    assert_eq!(msb.run(&["help", "stop"]), Ran::done("msb-stop [--help]\n"));
+    fs::write(msb.path("share/man/man1/msb-image.1"), "").unwrap();
+    assert_eq!(msb.run(&["help", "load"]), Ran::done("page msb-image.1\n"));
+    fs::create_dir_all(msb.path("share/man/man5")).unwrap();
+    fs::write(msb.path("share/man/man5/msb-state.5"), "").unwrap();
+    assert_eq!(msb.run(&["help", "state"]), Ran::done("page msb-state.5\n"));
+
+    let no_man = Ran::of(
+        msb.msb(&["help", "load"])
+            .env("PATH", "/nowhere:")
+            .output()
+            .unwrap(),
+    );
+    assert_eq!(no_man.code, 0, "{no_man:?}");
+    assert_eq!(no_man.stdout, "msb-image [load] [--help]\n");
+}
+
+#[test]
+fn the_version_is_one_line() {
+    let version = concat!("msb ", env!("CARGO_PKG_VERSION"), "\n");
+    let msb = Installation::new();
+    assert_eq!(msb.run(&["--version"]), Ran::done(version));
+    assert_eq!(msb.run(&["-V"]), Ran::done(version));
+}
+
+#[test]
+fn the_tree_has_the_commands_below_each_command() {
+    let msb = Installation::with_tools();
+    msb.write_program(
+        "bin/msb-image",
+        "#!/bin/sh\n[ \"$*\" = '--generate tree' ] && echo 'load             Load'\n",
+    );
+    msb.write_program("bin/msb-run", "#!/bin/sh\nexit 2\n");
+    let tree = msb.run(&["--tree"]).stdout;
+    assert!(
+        tree.contains("remove images\n    load             Load\n  load "),
+        "{tree}"
+    );
+    assert_eq!(
+        msb.run(&["image", "--tree"]),
+        Ran::done("load             Load\n")
+    );
+}
+
+#[test]
+fn a_full_disk_is_told_and_a_reader_that_has_gone_is_not() {
+    let msb = Installation::with_tools();
+    let full = fs::File::options().write(true).open("/dev/full").unwrap();
+    let ran = Ran::of(msb.msb(&["help"]).stdout(full).output().unwrap());
+    assert_eq!(
+        ran,
+        Ran::failed(
+            1,
+            "msb: error: cannot write to standard output: no space left on device\n"
+        )
+    );
+
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let ran = Ran::of(msb.msb(&["help"]).stdout(writer).output().unwrap());
+    assert_eq!(ran, Ran::done(""));
+}
+
+/// Whether a shell is there to try its script; if not, says so.
+fn has_shell(shell: &str) -> bool {
+    let found = Command::new(shell)
+        .args(["-c", "exit"])
+        .output()
+        .is_ok_and(|output| output.status.success());
+    if !found {
+        eprintln!("skipped: there is no {shell} here");
+    }
+    found
+}
+
+/// With tools that complete the option `--input`, and know the image `alpine` and the sandbox `web`.
+fn with_completions(shell: &str, script: &str, of_tool: &str) -> Installation {
+    let msb = Installation::with_tools();
+    fs::write(msb.path("script"), script).unwrap();
+    let tool = |name: &str, names: &str| {
+        let text = format!(
+            "#!/bin/sh\ncase \"$*\" in '--generate completions-{shell}') cat <<'END'\n{}\nEND\n;; *-*q*) echo {names};; esac\n",
+            of_tool.replace("TOOL", name)
+        );
+        msb.write_program(&format!("bin/{name}"), &text);
+    };
+    tool("msb-image", "alpine");
+    tool("msb-stop", "none");
+    tool("msb-ls", "web");
+    msb
+}
+
+#[test]
+fn bash_completes_commands_options_and_names() {
+    if !has_shell("bash") {
+        return;
+    }
+    let function = "_its_own() { COMPREPLY=($(compgen -W \"<X> ${COMP_WORDS[*]/#/--} --$COMP_CWORD-$1-$2-$3\" -- \"$2\")); }\ncomplete -F _its_own -o default TOOL";
+    let msb = with_completions("bash", BASH, function);
+    let complete = |words: &[&str]| {
+        let script = "source \"$0\"; COMP_WORDS=(\"$@\"); COMP_CWORD=$(($# - 1)); _msb; printf '%s\\n' \"${COMPREPLY[@]}\"";
+        let mut bash = Command::new("bash");
+        bash.args(["--norc", "-c", script])
+            .arg(msb.path("script"))
+            .arg(msb.path("bin/msb"));
+        Ran::of(
+            bash.args(words)
+                .env("PATH", "/usr/bin:/bin")
+                .output()
+                .unwrap(),
+        )
+    };
+    assert_eq!(complete(&["ima"]), Ran::done("image\nimages\n"));
+    assert_eq!(complete(&["help", "st"]), Ran::done("stop\n"));
+    assert_eq!(complete(&["--v"]), Ran::done("--version\n"));
+    assert_eq!(
+        complete(&["load", "--"]),
+        Ran::done("--msb-image\n--load\n----\n--2-msb-image----load\n")
+    );
+    assert_eq!(complete(&["image", "rm", "a"]), Ran::done("alpine\n"));
+    assert_eq!(complete(&["stop", ""]).stdout.lines().last(), Some("web"));
+    assert_eq!(complete(&["nonsense", ""]), Ran::done("\n"));
+}
+
+#[test]
+fn fish_completes_commands_options_and_names() {
+    if !has_shell("fish") {
+        return;
+    }
+    let msb = with_completions("fish", FISH, "complete -c TOOL -l input -d 'Read this'");
+    let complete = |line: &str| {
+        let mut fish = Command::new("fish");
+        let script = "source $argv[1]; set -x PATH $argv[2] $PATH; complete --do-complete $argv[3]";
+        fish.args(["--no-config", "-c", script])
+            .arg(msb.path("script"))
+            .arg(msb.path("bin"));
+        Ran::of(
+            fish.arg(line)
+                .env("HOME", msb.root.path())
+                .output()
+                .unwrap(),
+        )
+    };
+    let images = complete("msb ima").stdout;
+    assert_eq!(
+        images
+            .lines()
+            .map(|l| l.split('\t').next().unwrap())
+            .collect::<Vec<_>>(),
+        ["image", "images"]
+    );
+    assert_eq!(complete("msb load --in").stdout, "--input\tRead this\n");
+    assert!(complete("msb image rm al").stdout.starts_with("alpine"));
+    assert!(complete("msb stop w").stdout.starts_with("web"));
+}
+
+#[test]
+fn zsh_completes_commands_options_and_names() {
+    if !has_shell("zsh") {
+        return;
+    }
+    let function = "_TOOL() { _arguments '--input[Read this]' '*:word:_files' }\n\
+                    if [ \"$funcstack[1]\" = _TOOL ]; then _TOOL \"$@\"; else compdef _TOOL TOOL; fi";
+    let msb = with_completions("zsh", ZSH, function);
+    // A shell on a terminal of its own; after the line and a tab, the line as it then stands is written to a file.
+    let complete = |line: &str| {
+        let script = r#"
+zmodload zsh/zpty
+zpty shell "PS1= zsh -f -i"
+zpty -w shell "autoload -Uz compinit && compinit -u -D; source $1; PATH=$2:\$PATH; setopt no_beep
+show() { print -r -- \"\$BUFFER\" > $3; exit }; zle -N show; bindkey '^X' show; print -r rea''dy"
+while zpty -r shell seen; do [[ $seen == ready* ]] && break; done
+zpty -w -n shell "$4"$'\t\x18'
+while zpty -r shell seen; do :; done
+"#;
+        let answer = msb.path("answer");
+        let mut zsh = Command::new("zsh");
+        zsh.args(["-f", "-c", script, "zsh"])
+            .arg(msb.path("script"))
+            .arg(msb.path("bin"));
+        zsh.arg(&answer)
+            .arg(line)
+            .env("HOME", msb.root.path())
+            .env("TERM", "dumb");
+        let ran = zsh.output().unwrap();
+        fs::read_to_string(&answer).unwrap_or_else(|_| panic!("{ran:?}"))
+    };
+    assert_eq!(complete("msb sto"), "msb stop \n");
+    assert_eq!(complete("msb help sto"), "msb help stop \n");
+    assert_eq!(complete("msb load --in"), "msb load --input \n");
+    assert_eq!(complete("msb image rm al"), "msb image rm alpine \n");
+    assert_eq!(complete("msb stop w"), "msb stop web \n");
+}

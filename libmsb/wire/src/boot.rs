@@ -1,0 +1,64 @@
+//! The first request of a guest's life.
+//!
+//! Everything that the guest must know travels here and never on the kernel's command line: there is no limit of a
+//! few kilobytes, and nothing to be read in `/proc/cmdline`.
+
+use serde::{Deserialize, Serialize};
+
+use crate::text::Text;
+
+/// Sets the guest up. Answered by one [`BootEvent`], which ends the stream.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootRequest {
+    /// Where the root file system comes from.
+    pub root: Root,
+    /// The guest's host name.
+    pub hostname: String,
+    /// Variables of every command (`NAME=value`), below those of the command itself.
+    #[serde(default)]
+    pub env: Vec<Text>,
+    /// Directory of every command that names none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cwd: Option<Text>,
+    /// User of every command that names none: `USER|UID[:GROUP|GID]`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<Text>,
+    /// The host's clock, in nanoseconds since 1970.
+    pub clock_unix_ns: u64,
+    /// Random bytes in hexadecimal digits, for the guest's entropy pool.
+    #[serde(default)]
+    pub entropy_hex: String,
+}
+
+/// Where the root file system comes from. Disks are named by their serial number.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Root {
+    /// An EROFS image below, an ext4 file system above.
+    Overlay {
+        /// Serial number of the disk with the EROFS image.
+        lower: String,
+        /// Serial number of the disk with the ext4 file system, which grows to the size of its disk.
+        upper: String,
+    },
+}
+
+/// How the boot ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum BootEvent {
+    /// The guest takes commands.
+    Ready {
+        /// Release of the guest's kernel, as `uname -r` has it.
+        kernel: String,
+        /// Nanoseconds from the kernel's start to now (CLOCK_BOOTTIME).
+        ready_ns: u64,
+    },
+    /// The guest cannot be used.
+    Failed {
+        /// What was being done: `modules`, `root`, `hostname`, ….
+        stage: String,
+        /// Why it failed.
+        message: String,
+    },
+}

@@ -1,0 +1,23 @@
+//! The protocol between the guest's agent, the supervisor of a sandbox, and the clients on the host.
+//!
+//! One byte stream carries many numbered streams, each a call: it is opened with a request, carries bytes
+//! on channels under credit, and ends with one last event. The contract is man page msb-wire(5).
+
+/// The first request of a guest's life: what its root, name and environment are.
+pub mod boot;
+/// The host's side of a call, over a Unix socket; blocking, std only.
+pub mod client;
+/// How many bytes a sender may still send on a channel.
+pub mod credit;
+/// Commands in the guest: the request, what is said while they run, and how they end.
+pub mod exec;
+/// Frames: the header, the checked door for bytes from the other side, and the writer.
+pub mod frame;
+/// The first frame of each side: versions, operations, and what to do when they differ.
+pub mod handshake;
+/// Every bound of the protocol.
+pub mod limits;
+/// Requests to the supervisor itself.
+pub mod sandbox;
+/// Strings that may hold bytes which are not UTF-8, in JSON.
+pub mod text;

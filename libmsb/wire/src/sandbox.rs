@@ -1,0 +1,56 @@
+//! Requests, and those to the supervisor itself.
+
+use serde::{Deserialize, Serialize};
+
+use crate::boot::BootRequest;
+use crate::exec::ExecRequest;
+use crate::handshake::operation;
+
+/// The payload of an `Open` frame.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "snake_case")]
+pub enum Request {
+    /// Set the guest up (supervisor to agent).
+    Boot(BootRequest),
+    /// Run a command.
+    Exec(ExecRequest),
+    /// End all processes, flush, power off (supervisor to agent). Answered by [`StopEvent`] before the power goes.
+    Shutdown,
+    /// Stop the sandbox (client to supervisor). Answered by [`StopEvent`] when it has stopped.
+    Stop(StopRequest),
+}
+
+impl Request {
+    /// The name under which a peer lists that it serves this request.
+    pub fn operation(&self) -> &'static str {
+        match self {
+            Request::Boot(_) => operation::BOOT,
+            Request::Exec(_) => operation::EXEC,
+            Request::Shutdown => operation::SHUTDOWN,
+            Request::Stop(_) => operation::STOP,
+        }
+    }
+}
+
+/// Stops a sandbox.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StopRequest {
+    /// Time for the guest to shut down, in milliseconds; then it is killed. 0 kills at once.
+    pub timeout_ms: u64,
+}
+
+/// The answer to a stop.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum StopEvent {
+    /// Done. From the agent: everything is flushed and the file systems are read-only.
+    Stopped {
+        /// Whether the guest shut down by itself, its file systems clean.
+        clean: bool,
+    },
+    /// It could not be done.
+    Failed {
+        /// Why.
+        message: String,
+    },
+}

@@ -1,0 +1,96 @@
+//! The boot request, step by step.
+
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use msb_wire::boot::{BootEvent, BootRequest, Root};
+use msb_wire::text::{Text, from_hex};
+use rustix::fs::Mode;
+use rustix::process::umask;
+
+use crate::console::{log, reason};
+use crate::modules::Modules;
+use crate::{clock, identity, mount, root, sys};
+
+/// A guest that takes commands.
+pub(crate) struct Guest {
+    /// Its name.
+    pub(crate) hostname: String,
+    /// Variables of every command.
+    pub(crate) env: Vec<Text>,
+    /// Directory of a command that names none.
+    pub(crate) cwd: Option<Text>,
+    /// User of a command that names none.
+    pub(crate) user: Option<Text>,
+    /// Top of the file system that is written to.
+    pub(crate) upper: OwnedFd,
+}
+
+/// Sets the guest up.
+pub(crate) fn boot(request: BootRequest, modules: &Modules) -> Result<Guest, BootEvent> {
+    let failed = |stage: &str, message: String| BootEvent::Failed {
+        stage: stage.to_owned(),
+        message: format!("{message}{}", modules.failures()),
+    };
+    umask(Mode::from_raw_mode(0o022));
+    if let Err(error) = clock::set(request.clock_unix_ns) {
+        log(&format!("cannot set the clock: {}", reason(error)));
+    }
+    add_entropy(&request.entropy_hex);
+    let Root::Overlay { lower, upper } = &request.root;
+    let upper = root::enter(lower, upper).map_err(|message| failed("root", message))?;
+    mount::guest().map_err(|message| failed("mounts", message))?;
+    identity::assume(&request.hostname).map_err(|message| failed("hostname", message))?;
+    if let Some(cwd) = &request.cwd {
+        identity::create_cwd(Path::new(cwd.as_os_str()));
+    }
+    let BootRequest {
+        hostname,
+        env,
+        cwd,
+        user,
+        ..
+    } = request;
+    Ok(Guest {
+        hostname,
+        env,
+        cwd,
+        user,
+        upper,
+    })
+}
+
+fn add_entropy(hex: &str) {
+    let Some(random) = from_hex(hex) else {
+        log("the entropy that the host sent is no string of hexadecimal digits");
+        return;
+    };
+    if random.is_empty() {
+        return;
+    }
+    let added = File::options()
+        .write(true)
+        .open("/dev/random")
+        .and_then(|device| {
+            random
+                .chunks(sys::ENTROPY_BYTES_MAX)
+                .take(8)
+                .try_for_each(|part| sys::add_entropy(device.as_fd(), part))
+        });
+    if let Err(error) = added {
+        log(&format!("cannot add entropy: {}", reason(error)));
+    }
+}
+
+/// The good answer to a boot request.
+pub(crate) fn ready() -> BootEvent {
+    let kernel = rustix::system::uname()
+        .release()
+        .to_string_lossy()
+        .into_owned();
+    BootEvent::Ready {
+        kernel,
+        ready_ns: clock::boottime_ns(),
+    }
+}

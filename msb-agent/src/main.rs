@@ -1,0 +1,79 @@
+//! The first process of a sandbox.
+//!
+//! It sets the guest up (modules, disks, root file system), says hello to the supervisor over a console port, runs
+//! commands, reaps what they leave behind, and flushes the disk before it ends the machine. One thread, one loop
+//! over poll(2). The protocol is that of `msb-wire`; man page msb-agent(8) tells what a guest looks like.
+
+#![cfg_attr(not(test), no_main)]
+
+/// The boot request, step by step.
+mod boot;
+/// The kernel's clocks.
+mod clock;
+/// Messages of the agent on the guest's console, and the words for errors.
+mod console;
+/// Disks by serial number.
+mod disk;
+/// A command's environment.
+mod env;
+/// From a request to a running command.
+mod exec;
+/// Host name, `/etc/hosts`, loopback, limits: who the guest is.
+mod identity;
+/// From the first instruction to the loop.
+mod init;
+/// Kernel modules of the initramfs.
+mod modules;
+/// The guest's kernel file systems.
+mod mount;
+/// The console port to the supervisor.
+mod port;
+/// Terminals for commands.
+mod pty;
+/// The root file system: EROFS below, ext4 above.
+mod root;
+/// The loop over the port, the commands and their ends.
+mod serve;
+/// One running command and its streams.
+mod session;
+/// The end of the machine.
+mod shutdown;
+/// fork and exec.
+mod spawn;
+/// System calls that rustix lacks.
+mod sys;
+/// Users and groups of the guest.
+mod users;
+
+/// Called by the C library, not by Rust's runtime: that one aborts when descriptors 0 to 2 are closed and there is no
+/// `/dev/null` to open instead, which is how a first process may start.
+#[cfg(not(test))]
+#[unsafe(no_mangle)]
+extern "C" fn main() -> std::ffi::c_int {
+    live()
+}
+
+/// Everything, but for how it is called.
+#[cfg_attr(test, allow(dead_code))]
+fn live() -> std::ffi::c_int {
+    let start_ns = clock::boottime_ns();
+    if std::process::id() == 1 {
+        init::run(start_ns);
+    }
+    explain()
+}
+
+/// Whoever starts it by hand wants to know what it is.
+fn explain() -> std::ffi::c_int {
+    match std::env::args().nth(1).as_deref() {
+        Some("--version" | "-V") => println!("msb-agent {}", env!("CARGO_PKG_VERSION")),
+        Some("--help" | "-h") => {
+            println!("usage: msb-agent\n\nThe first process of a sandbox; see msb-agent(8).")
+        }
+        _ => {
+            console::log("error: this is the first process of a sandbox and runs nowhere else");
+            return 2;
+        }
+    }
+    0
+}

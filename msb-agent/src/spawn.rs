@@ -1,0 +1,342 @@
+//! fork and exec.
+//!
+//! The child shares the agent's memory until it executes (as with vfork), and the agent waits so long: no page
+//! tables are copied, which is most of what a fork costs, and a failure is simply written where the agent reads it. So
+//! a command that "was started" has in fact been executed, with no pipe and no race. The price is that an execve from
+//! a file system which does not answer holds up the agent; there is none such unless the guest's root makes one.
+//!
+//! The child may only make system calls: everything it needs is prepared before.
+
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::ptr;
+
+use rustix::io::Errno;
+use rustix::process::{Pid, WaitOptions, waitpid};
+
+/// What a child needs.
+pub(crate) struct Plan<'a> {
+    /// Paths to try, in this order.
+    pub(crate) programs: &'a [CString],
+    /// Arguments, the name of the program among them.
+    pub(crate) argv: &'a [CString],
+    /// Environment.
+    pub(crate) env: &'a [CString],
+    /// Directory to start in.
+    pub(crate) cwd: &'a CStr,
+    /// What becomes descriptors 0, 1 and 2. All above 2.
+    pub(crate) stdio: [BorrowedFd<'a>; 3],
+    /// Whether descriptor 0 is to be the controlling terminal.
+    pub(crate) terminal: bool,
+    /// User number.
+    pub(crate) uid: u32,
+    /// Group number.
+    pub(crate) gid: u32,
+    /// Supplementary groups.
+    pub(crate) groups: &'a [u32],
+}
+
+/// What a child does, in this order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// Comes to life at all.
+    Fork,
+    /// Session, terminal, descriptors.
+    Prepare,
+    /// User and groups.
+    User,
+    /// Working directory.
+    Cwd,
+    /// execve(2).
+    Execute,
+}
+
+/// Why there is no new program.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Refused {
+    /// What was being done.
+    pub(crate) step: Step,
+    /// Why it failed.
+    pub(crate) error: Errno,
+    /// For [`Step::Execute`]: the place of the program in [`Plan::programs`].
+    pub(crate) program: usize,
+}
+
+/// The stack of the child before it executes: it holds two frames and those of a few system calls.
+const STACK_BYTES: usize = 64 * 1024;
+
+/// Starts programs, one at a time.
+pub(crate) struct Spawner {
+    stack: Box<[u8]>,
+}
+
+/// Everything the child reads and the one thing it writes.
+struct Child<'a> {
+    plan: &'a Plan<'a>,
+    stdio: [RawFd; 3],
+    programs: Vec<*const c_char>,
+    argv: Vec<*const c_char>,
+    env: Vec<*const c_char>,
+    refused: Option<Refused>,
+}
+
+impl Spawner {
+    /// With a stack of its own.
+    pub(crate) fn new() -> Spawner {
+        Spawner {
+            stack: vec![0; STACK_BYTES].into_boxed_slice(),
+        }
+    }
+
+    /// Starts a program in a session of its own. It returns when the program has been executed, or has not.
+    pub(crate) fn start(&mut self, plan: &Plan<'_>) -> Result<Pid, Refused> {
+        let mut child = Child {
+            plan,
+            stdio: plan.stdio.map(|fd| fd.as_raw_fd()),
+            programs: pointers(plan.programs),
+            argv: pointers(plan.argv),
+            env: pointers(plan.env),
+            refused: None,
+        };
+        let context = ptr::from_mut(&mut child);
+        let pid = self.clone_child(context).map_err(|error| Refused {
+            step: Step::Fork,
+            error,
+            program: 0,
+        })?;
+        // SAFETY: `context` points to `child`, which is alive; the child process, the only other one that writes there,
+        // has executed or ended, as CLONE_VFORK promises. Volatile, since the compiler cannot know of that write.
+        let refused = unsafe { ptr::read_volatile(&raw const (*context).refused) };
+        match refused {
+            None => Ok(pid),
+            Some(refused) => {
+                let _ = waitpid(Some(pid), WaitOptions::empty());
+                Err(refused)
+            }
+        }
+    }
+
+    fn clone_child(&mut self, context: *mut Child<'_>) -> Result<Pid, Errno> {
+        let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
+        // SAFETY: one past the end of the stack, moved down to the alignment that the ABI asks for, is within the stack's
+        // allocation. The stack and `context` outlive the child's use of them, since CLONE_VFORK suspends this thread
+        // until the child has executed or ended. `run_child` takes the pointer as what it is and makes system calls only.
+        let pid = unsafe {
+            let end = self.stack.as_mut_ptr().add(STACK_BYTES);
+            let top = end.sub(end as usize % 16);
+            libc::clone(run_child, top.cast(), flags, context.cast())
+        };
+        if pid < 0 {
+            let code = std::io::Error::last_os_error()
+                .raw_os_error()
+                .unwrap_or(libc::EAGAIN);
+            return Err(Errno::from_raw_os_error(code));
+        }
+        Pid::from_raw(pid).ok_or(Errno::AGAIN)
+    }
+}
+
+/// A null-terminated array for execve(2).
+fn pointers(strings: &[CString]) -> Vec<*const c_char> {
+    strings
+        .iter()
+        .map(|string| string.as_ptr())
+        .chain([ptr::null()])
+        .collect()
+}
+
+extern "C" fn run_child(context: *mut c_void) -> c_int {
+    // SAFETY: `clone_child` passes a pointer to a live `Child` which nobody else touches while this runs.
+    let child = unsafe { &mut *context.cast::<Child<'_>>() };
+    child.refused = Some(become_program(child));
+    // SAFETY: _exit ends this process alone and runs no destructors, which belong to the agent.
+    unsafe { libc::_exit(127) }
+}
+
+/// Comes back only when it failed.
+fn become_program(child: &Child<'_>) -> Refused {
+    let refused = |step, error| Refused {
+        step,
+        error,
+        program: 0,
+    };
+    if let Err(error) = prepare(child) {
+        return refused(Step::Prepare, error);
+    }
+    // As root first, since a directory may be closed to the user that the image starts its command in, as docker does;
+    // then as the user, for directories that are closed to root (on network file systems).
+    let entered = enter(child.plan.cwd);
+    if let Err(error) = change_user(child.plan) {
+        return refused(Step::User, error);
+    }
+    if let Err(error) = entered.or_else(|error| {
+        if error == Errno::ACCESS {
+            enter(child.plan.cwd)
+        } else {
+            Err(error)
+        }
+    }) {
+        return refused(Step::Cwd, error);
+    }
+    execute(child)
+}
+
+/// errno of the call that just failed.
+fn errno() -> Errno {
+    // SAFETY: the location of errno is valid; that of the agent is borrowed while the agent waits.
+    Errno::from_raw_os_error(unsafe { *libc::__errno_location() })
+}
+
+fn check(answer: c_int) -> Result<(), Errno> {
+    if answer < 0 { Err(errno()) } else { Ok(()) }
+}
+
+fn prepare(child: &Child<'_>) -> Result<(), Errno> {
+    // SAFETY: all are system calls on plain numbers, or on values of this stack frame that outlive them. They change this
+    // process only: neither descriptors nor signal actions nor the umask are shared (no CLONE_FILES, _SIGHAND, _FS).
+    unsafe {
+        check(libc::setsid())?;
+        for (place, fd) in (0..).zip(child.stdio) {
+            check(libc::dup2(fd, place))?;
+        }
+        if child.plan.terminal {
+            check(libc::ioctl(0, libc::TIOCSCTTY as _, 0))?;
+        }
+        // Every descriptor of the agent closes on execve by itself; this is for one that was forgotten.
+        libc::syscall(libc::SYS_close_range, 3_u32, u32::MAX, 0_u32);
+        libc::umask(0o022);
+        // The language's runtime ignores SIGPIPE, and what is ignored stays so across execve.
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = libc::SIG_DFL;
+        check(libc::sigaction(libc::SIGPIPE, &action, ptr::null_mut()))?;
+        let none: libc::sigset_t = std::mem::zeroed();
+        check(libc::sigprocmask(libc::SIG_SETMASK, &none, ptr::null_mut()))
+    }
+}
+
+fn enter(cwd: &CStr) -> Result<(), Errno> {
+    // SAFETY: chdir gets a terminated string and changes this process only (no CLONE_FS).
+    check(unsafe { libc::chdir(cwd.as_ptr()) })
+}
+
+/// By bare system calls: those of the C library would try to change the agent's threads as well.
+fn change_user(plan: &Plan<'_>) -> Result<(), Errno> {
+    let (uid, gid) = (plan.uid, plan.gid);
+    // SAFETY: setgroups reads `len` numbers from the slice; the others take plain numbers.
+    unsafe {
+        check(
+            libc::syscall(libc::SYS_setgroups, plan.groups.len(), plan.groups.as_ptr()) as c_int,
+        )?;
+        check(libc::syscall(libc::SYS_setresgid, gid, gid, gid) as c_int)?;
+        check(libc::syscall(libc::SYS_setresuid, uid, uid, uid) as c_int)
+    }
+}
+
+/// Tries each path as execvp(3) does: on, when there is no such file or it may not be executed.
+fn execute(child: &Child<'_>) -> Refused {
+    let mut refused = Refused {
+        step: Step::Execute,
+        error: Errno::NOENT,
+        program: 0,
+    };
+    for (place, program) in child.programs.iter().enumerate() {
+        if program.is_null() {
+            break;
+        }
+        // SAFETY: a terminated string and two arrays of such, each ended by a null pointer, all alive in the agent.
+        unsafe { libc::execve(*program, child.argv.as_ptr(), child.env.as_ptr()) };
+        let error = errno();
+        match error {
+            Errno::NOENT | Errno::NOTDIR => {}
+            Errno::ACCESS => {
+                refused = Refused {
+                    step: Step::Execute,
+                    error,
+                    program: place,
+                }
+            }
+            _ => {
+                return Refused {
+                    step: Step::Execute,
+                    error,
+                    program: place,
+                };
+            }
+        }
+    }
+    refused
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::File;
+    use std::io::Read;
+    use std::os::fd::AsFd;
+
+    fn strings(of: &[&str]) -> Vec<CString> {
+        of.iter().map(|text| CString::new(*text).unwrap()).collect()
+    }
+
+    fn try_to_start(
+        programs: &[&str],
+        argv: &[&str],
+        cwd: &CStr,
+    ) -> Result<(String, i32), Refused> {
+        let (mut output, input) = std::io::pipe().unwrap();
+        let null = File::open("/dev/null").unwrap();
+        let (programs, argv, env) = (strings(programs), strings(argv), strings(&["A=b"]));
+        let user = (
+            rustix::process::getuid().as_raw(),
+            rustix::process::getgid().as_raw(),
+        );
+        let stdio = [null.as_fd(), input.as_fd(), input.as_fd()];
+        let plan = Plan {
+            programs: &programs,
+            argv: &argv,
+            env: &env,
+            cwd,
+            stdio,
+            terminal: false,
+            uid: user.0,
+            gid: user.1,
+            groups: &[],
+        };
+        let pid = Spawner::new().start(&plan)?;
+        drop(input);
+        let mut text = String::new();
+        output.read_to_string(&mut text).unwrap();
+        let (_, status) = waitpid(Some(pid), WaitOptions::empty()).unwrap().unwrap();
+        Ok((text, status.exit_status().unwrap_or(-1)))
+    }
+
+    /// Changing groups is for root alone.
+    fn is_root() -> bool {
+        rustix::process::getuid().is_root()
+    }
+
+    #[test]
+    fn a_started_program_has_its_arguments_environment_and_directory() {
+        if is_root() {
+            let script = "echo $A $(pwd); exit 3";
+            let started =
+                try_to_start(&["/nowhere/sh", "/bin/sh"], &["sh", "-c", script], c"/usr").unwrap();
+            assert_eq!(started, ("b /usr\n".to_owned(), 3));
+        }
+    }
+
+    #[test]
+    fn what_fails_in_the_child_is_told_by_step_and_error() {
+        if is_root() {
+            let missing = try_to_start(&["/nowhere"], &["x"], c"/").unwrap_err();
+            assert_eq!((missing.step, missing.error), (Step::Execute, Errno::NOENT));
+            let directory = try_to_start(&["/nowhere", "/usr"], &["x"], c"/").unwrap_err();
+            assert_eq!(
+                (directory.step, directory.error, directory.program),
+                (Step::Execute, Errno::ACCESS, 1)
+            );
+            let cwd = try_to_start(&["/bin/sh"], &["x"], c"/nowhere").unwrap_err();
+            assert_eq!((cwd.step, cwd.error), (Step::Cwd, Errno::NOENT));
+        }
+    }
+}

@@ -1,0 +1,248 @@
+//! Users and groups of the guest.
+//!
+//! `/etc/passwd` and `/etc/group` come from an image and are read as far as they make sense: a line that does not is
+//! skipped. The rules are those of docker: digits are a number even when a user is named so; a number without an entry
+//! is taken as it is, with group 0; supplementary groups are those that list the user's name, unless a group is named.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
+
+/// Who a command runs as.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Account {
+    /// User number.
+    pub(crate) uid: u32,
+    /// Group number.
+    pub(crate) gid: u32,
+    /// All groups, `gid` first.
+    pub(crate) groups: Vec<u32>,
+    /// Home directory.
+    pub(crate) home: Vec<u8>,
+}
+
+/// A name without an entry, or a number out of range.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Unknown {
+    /// No such user.
+    User(String),
+    /// No such group.
+    Group(String),
+}
+
+/// Bytes of `/etc/passwd` and `/etc/group` that are read.
+const FILE_BYTES_MAX: u64 = 4 * 1024 * 1024;
+
+/// Groups that a command may be in: what Linux takes.
+const GROUPS_MAX: usize = 65_536;
+
+/// Highest number of a user or group: above it tools disagree about signs.
+const ID_MAX: u32 = i32::MAX as u32;
+
+/// Finds who `USER|UID[:GROUP|GID]` is in the guest's files. An empty user is root.
+pub(crate) fn find(spec: &[u8]) -> Result<Account, Unknown> {
+    resolve(spec, &read("/etc/passwd"), &read("/etc/group"))
+}
+
+/// A file that is missing or strange has no entries. Not blocking, as an image may have a fifo at the place.
+fn read(path: &str) -> Vec<u8> {
+    let mut content = Vec::new();
+    let file = File::options()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+        .open(path);
+    if let Ok(file) = file
+        && file.metadata().is_ok_and(|metadata| metadata.is_file())
+    {
+        let _ = file.take(FILE_BYTES_MAX).read_to_end(&mut content);
+    }
+    content
+}
+
+fn resolve(spec: &[u8], passwd: &[u8], group: &[u8]) -> Result<Account, Unknown> {
+    let (user_part, group_part) = match spec.iter().position(|byte| *byte == b':') {
+        Some(colon) => (&spec[..colon], &spec[colon + 1..]),
+        None => (spec, &[][..]),
+    };
+    let user_part = if user_part.is_empty() {
+        b"0"
+    } else {
+        user_part
+    };
+    let user = find_user(user_part, passwd).ok_or_else(|| Unknown::User(lossy(user_part)))?;
+    if group_part.is_empty() {
+        let groups = with_first(user.gid, groups_of(user.name, group));
+        return Ok(Account {
+            uid: user.uid,
+            gid: user.gid,
+            groups,
+            home: user.home,
+        });
+    }
+    let gid = find_group(group_part, group).ok_or_else(|| Unknown::Group(lossy(group_part)))?;
+    Ok(Account {
+        uid: user.uid,
+        gid,
+        groups: vec![gid],
+        home: user.home,
+    })
+}
+
+struct User<'a> {
+    name: Option<&'a [u8]>,
+    uid: u32,
+    gid: u32,
+    home: Vec<u8>,
+}
+
+fn find_user<'a>(wanted: &[u8], passwd: &'a [u8]) -> Option<User<'a>> {
+    let number = is_number(wanted).then(|| parse_id(wanted));
+    let found = entries(passwd).find_map(|fields| {
+        let [name, _, uid, gid, _, home, ..] = fields.as_slice() else {
+            return None;
+        };
+        let (uid, gid) = (parse_id(uid)?, parse_id(gid)?);
+        let matches = if number.is_some() {
+            number == Some(Some(uid))
+        } else {
+            *name == wanted
+        };
+        let home = if home.is_empty() {
+            b"/".to_vec()
+        } else {
+            home.to_vec()
+        };
+        matches.then_some(User {
+            name: Some(name),
+            uid,
+            gid,
+            home,
+        })
+    });
+    found.or_else(|| {
+        Some(User {
+            name: None,
+            uid: number??,
+            gid: 0,
+            home: b"/".to_vec(),
+        })
+    })
+}
+
+fn find_group(wanted: &[u8], group: &[u8]) -> Option<u32> {
+    if is_number(wanted) {
+        return parse_id(wanted);
+    }
+    entries(group).find_map(|fields| match fields.as_slice() {
+        [name, _, gid, ..] if *name == wanted => parse_id(gid),
+        _ => None,
+    })
+}
+
+fn groups_of(name: Option<&[u8]>, group: &[u8]) -> Vec<u32> {
+    let Some(name) = name else { return Vec::new() };
+    let listed = entries(group).filter_map(|fields| {
+        let [_, _, gid, members] = fields.as_slice() else {
+            return None;
+        };
+        let is_member = members
+            .split(|byte| *byte == b',')
+            .any(|member| member.trim_ascii() == name);
+        is_member.then(|| parse_id(gid)).flatten()
+    });
+    listed.take(GROUPS_MAX - 1).collect()
+}
+
+fn with_first(gid: u32, others: Vec<u32>) -> Vec<u32> {
+    let mut groups = vec![gid];
+    groups.extend(others.into_iter().filter(|other| *other != gid));
+    groups
+}
+
+/// Lines of fields between colons, without comments.
+fn entries(file: &[u8]) -> impl Iterator<Item = Vec<&[u8]>> {
+    let lines = file
+        .split(|byte| *byte == b'\n')
+        .filter(|line| !line.is_empty() && !line.starts_with(b"#"));
+    lines.map(|line| line.split(|byte| *byte == b':').collect())
+}
+
+fn is_number(text: &[u8]) -> bool {
+    !text.is_empty() && text.iter().all(u8::is_ascii_digit)
+}
+
+fn parse_id(text: &[u8]) -> Option<u32> {
+    let text = str::from_utf8(text)
+        .ok()
+        .filter(|text| is_number(text.as_bytes()))?;
+    text.parse().ok().filter(|id| *id <= ID_MAX)
+}
+
+fn lossy(text: &[u8]) -> String {
+    String::from_utf8_lossy(text).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PASSWD: &[u8] = b"root:x:0:0:root:/root:/bin/bash\n\
+        broken\n# comment:x:9:9::/:\n\
+        daemon:x:1:1:daemon:/usr/sbin:/usr/sbin/nologin\n\
+        1000:x:7:7:a name of digits:/seven:\n\
+        ann:x:1000:1001:Ann,,,:/home/ann:/bin/sh\n\
+        far:x:99999999999:1::/far:\n\
+        homeless:x:12:12:::";
+    const GROUP: &[u8] = b"root:x:0:\nadm:x:4:root,ann\naudio:x:29:ann , bob\nann:x:1001:ann\nbad:x:nine:ann\nshort:x:5\n";
+
+    fn account(spec: &str) -> Result<(u32, u32, Vec<u32>, String), Unknown> {
+        let account = resolve(spec.as_bytes(), PASSWD, GROUP)?;
+        Ok((
+            account.uid,
+            account.gid,
+            account.groups,
+            lossy(&account.home),
+        ))
+    }
+
+    #[test]
+    fn names_and_numbers_find_the_same_entry() {
+        let ann = Ok((1000, 1001, vec![1001, 4, 29], "/home/ann".to_owned()));
+        assert_eq!(account("ann"), ann);
+        assert_eq!(account("1000"), ann);
+        assert_eq!(account(""), Ok((0, 0, vec![0, 4], "/root".into())));
+        assert_eq!(account("0:0"), Ok((0, 0, vec![0], "/root".into())));
+    }
+
+    #[test]
+    fn a_named_group_replaces_all_others() {
+        assert_eq!(
+            account("ann:audio"),
+            Ok((1000, 29, vec![29], "/home/ann".into()))
+        );
+        assert_eq!(
+            account("ann:77"),
+            Ok((1000, 77, vec![77], "/home/ann".into()))
+        );
+        assert_eq!(account(":adm"), Ok((0, 4, vec![4], "/root".into())));
+        assert_eq!(account("ann:"), account("ann"));
+    }
+
+    #[test]
+    fn numbers_need_no_entry_but_names_do() {
+        assert_eq!(account("4242"), Ok((4242, 0, vec![0], "/".into())));
+        assert_eq!(account("4242:5"), Ok((4242, 5, vec![5], "/".into())));
+        assert_eq!(account("bob"), Err(Unknown::User("bob".into())));
+        assert_eq!(account("ann:nobody"), Err(Unknown::Group("nobody".into())));
+        assert_eq!(
+            account("4294967295"),
+            Err(Unknown::User("4294967295".into()))
+        );
+        assert_eq!(account("far"), Err(Unknown::User("far".into())));
+    }
+
+    #[test]
+    fn a_home_that_is_not_given_is_the_root() {
+        assert_eq!(account("homeless"), Ok((12, 12, vec![12], "/".into())));
+    }
+}

@@ -1,0 +1,129 @@
+//! Where an archive comes from, and how far it has been read.
+
+use std::fs::File;
+use std::io::{self, BufReader, IsTerminal, Read, Seek, Write};
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use libmsb::cli::error::Failure;
+
+use crate::limits::ZSTD_WINDOW_LOG_MAX;
+use crate::stream::{Packing, read_head};
+
+const BUFFER_BYTES: usize = 256 << 10;
+const REDRAW: Duration = Duration::from_millis(100);
+
+/// An archive on its way in.
+pub(crate) struct Input {
+    pub(crate) file: File,
+    /// Length of a regular file that is read from its start.
+    pub(crate) length: Option<u64>,
+    progress: bool,
+}
+
+impl Input {
+    /// Opens a file, or standard input.
+    pub(crate) fn open(path: Option<&Path>, progress: bool) -> Result<Input> {
+        let mut file = match path {
+            Some(path) => File::open(path).with_context(|| format!("cannot open '{}'", path.display()))?,
+            None => standard_input()?,
+        };
+        let data = file.metadata().context("cannot read the archive")?;
+        if data.is_dir() {
+            return Err(io::Error::from(io::ErrorKind::IsADirectory)).context("cannot read the archive");
+        }
+        let at_start = data.is_file() && file.stream_position().is_ok_and(|position| position == 0);
+        Ok(Input { file, length: at_start.then_some(data.len()), progress: progress && io::stderr().is_terminal() })
+    }
+
+    /// The bytes from front to back, with progress on a terminal.
+    pub(crate) fn reader(self) -> CountingReader<File> {
+        let meter = self.progress.then(|| Meter { total: self.length, done: 0, drawn: Instant::now() });
+        CountingReader { inner: self.file, meter }
+    }
+
+    /// A meter for reads that are not front to back.
+    pub(crate) fn meter(&self) -> Option<Meter> {
+        self.progress.then(|| Meter { total: self.length, done: 0, drawn: Instant::now() })
+    }
+}
+
+fn standard_input() -> Result<File> {
+    let stdin = io::stdin();
+    if stdin.is_terminal() {
+        return Err(Failure::usage("standard input is a terminal, not an archive")
+            .hint("name a file with --input, or write: docker save IMAGE | msb image load")
+            .into());
+    }
+    let descriptor = stdin.as_fd().try_clone_to_owned().context("cannot read standard input")?;
+    Ok(File::from(descriptor))
+}
+
+/// The reader without the compression of the archive as a whole, if it has one.
+pub(crate) fn decompressed<'a, R: Read + Send + 'a>(mut input: R) -> Result<(Box<dyn Read + Send + 'a>, Vec<u8>)> {
+    let head = read_head(&mut input).context("cannot read the archive")?;
+    let packing = Packing::of(&head);
+    let whole = BufReader::with_capacity(BUFFER_BYTES, io::Cursor::new(head.clone()).chain(input));
+    let mut reader: Box<dyn Read + Send> = match packing {
+        Some(Packing::Gzip) => Box::new(flate2::bufread::MultiGzDecoder::new(whole)),
+        Some(Packing::Zstd) => {
+            let mut decoder = zstd::stream::read::Decoder::with_buffer(whole)?;
+            decoder.window_log_max(ZSTD_WINDOW_LOG_MAX)?;
+            Box::new(decoder)
+        }
+        _ => return Ok((Box::new(whole), head)),
+    };
+    let head = read_head(&mut reader).context("cannot unpack the archive")?;
+    Ok((Box::new(io::Cursor::new(head.clone()).chain(reader)), head))
+}
+
+/// Draws how far a read has come, one line on standard error.
+#[derive(Debug)]
+pub(crate) struct Meter {
+    total: Option<u64>,
+    done: u64,
+    drawn: Instant,
+}
+
+impl Meter {
+    pub(crate) fn advance(&mut self, bytes: u64) {
+        self.done += bytes;
+        if self.drawn.elapsed() < REDRAW {
+            return;
+        }
+        self.drawn = Instant::now();
+        let mib = |bytes: u64| bytes >> 20;
+        let line = match self.total.filter(|total| *total > 0) {
+            Some(total) => {
+                let percent = (self.done.min(total) * 100).checked_div(total).unwrap_or(100);
+                format!("\r{percent:3} %  {} of {} MiB\x1b[K", mib(self.done), mib(total))
+            }
+            None => format!("\r{} MiB\x1b[K", mib(self.done)),
+        };
+        drop(io::stderr().write_all(line.as_bytes()));
+    }
+}
+
+impl Drop for Meter {
+    fn drop(&mut self) {
+        drop(io::stderr().write_all(b"\r\x1b[K"));
+    }
+}
+
+/// Counts what is read.
+pub(crate) struct CountingReader<R> {
+    inner: R,
+    meter: Option<Meter>,
+}
+
+impl<R: Read> Read for CountingReader<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.inner.read(buffer)?;
+        if let Some(meter) = &mut self.meter {
+            meter.advance(count as u64);
+        }
+        Ok(count)
+    }
+}

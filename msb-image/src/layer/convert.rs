@@ -1,0 +1,220 @@
+//! From a layer, packed or not, to its two files: one pass, a bounded amount of memory, no file of the layer ever made
+//! on the host.
+
+use std::io::Read;
+
+use anyhow::{Context, Result, ensure};
+
+use super::data::DataWriter;
+use super::index::{Content, IndexWriter, Summary};
+use super::sparse::Piece;
+use super::tar::{Entry, Raw, TarReader};
+use crate::limits::{LAYER_ENTRIES_MAX, TRAILER_BYTES_MAX};
+use crate::store::NewLayer;
+use crate::stream::{self, Chunks, Unpacked};
+
+/// A layer that was converted, and has no name in the store yet.
+#[derive(Debug)]
+pub(crate) struct Converted {
+    pub(crate) summary: Summary,
+    pub(crate) unpacked: Unpacked,
+    pub(crate) entries: u64,
+    /// Whether the tar had its end mark. One without may have been cut off.
+    pub(crate) end_mark: bool,
+    pub(crate) files: NewLayer,
+}
+
+/// Converts a layer into files that go away unless they are committed.
+pub(crate) fn convert<R: Read + Send>(input: R, files: NewLayer) -> Result<Converted> {
+    let (index, data) = files.files()?;
+    let (recorded, unpacked) = stream::unpack(input, |chunks| {
+        let recorder =
+            Recorder { chunks, index: IndexWriter::new(index)?, data: DataWriter::new(data), entries: 0, end_mark: false };
+        recorder.run()
+    })?;
+    let (_, data_bytes) = recorded.data.finish()?;
+    let summary = Summary { diff_id: unpacked.digest, tar_bytes: unpacked.bytes, data_bytes };
+    recorded.index.finish(summary)?;
+    Ok(Converted { summary, unpacked, entries: recorded.entries, end_mark: recorded.end_mark, files })
+}
+
+/// What is left when the tar has been read.
+struct Recorded {
+    index: IndexWriter,
+    data: DataWriter,
+    entries: u64,
+    end_mark: bool,
+}
+
+/// Sends contents to the one file and all else to the other.
+struct Recorder<'a> {
+    chunks: &'a mut Chunks,
+    index: IndexWriter,
+    data: DataWriter,
+    entries: u64,
+    end_mark: bool,
+}
+
+impl Recorder<'_> {
+    fn run(self) -> Result<Recorded> {
+        let mut tar = TarReader::new(self);
+        while let Some(entry) = tar.next()? {
+            tar.source.entries += 1;
+            ensure!(tar.source.entries <= LAYER_ENTRIES_MAX, "it has more than {LAYER_ENTRIES_MAX} entries");
+            if entry.size > 0 {
+                tar.source
+                    .content(&entry)
+                    .with_context(|| format!("entry '{}'", libmsb::cli::escape::escape(&entry.path)))?;
+            }
+        }
+        let end_mark = tar.end_mark;
+        tar.source.trailer()?;
+        let Recorder { index, data, entries, .. } = tar.source;
+        Ok(Recorded { index, data, entries, end_mark })
+    }
+
+    fn content(&mut self, entry: &Entry) -> Result<()> {
+        let block = self.data.begin()?;
+        let whole = [Piece { offset: 0, length: entry.stored }];
+        let mut end = 0;
+        for piece in entry.pieces.as_deref().unwrap_or(&whole) {
+            self.data.hole(piece.offset - end)?;
+            self.copy(piece.length)?;
+            end = piece.offset + piece.length;
+        }
+        self.data.hole(entry.size - end)?;
+        self.index.content(&Content { stored: entry.stored, block, pieces: entry.pieces.clone() })
+    }
+
+    fn copy(&mut self, length: u64) -> Result<()> {
+        let mut left = length;
+        while left > 0 {
+            let available = self.chunks.available()?;
+            ensure!(!available.is_empty(), "the archive is truncated: it ends in the contents of a file");
+            let count = available.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+            self.data.write(&available[..count])?;
+            self.chunks.consume(count);
+            left -= count as u64;
+        }
+        Ok(())
+    }
+
+    /// What follows the end mark: mostly zeros that fill a record of a tape.
+    fn trailer(&mut self) -> Result<()> {
+        let mut bytes = 0;
+        loop {
+            let available = self.chunks.available()?;
+            let count = available.len();
+            if count == 0 {
+                return Ok(());
+            }
+            bytes += count as u64;
+            ensure!(bytes <= TRAILER_BYTES_MAX, "more than {TRAILER_BYTES_MAX} bytes follow the end of the archive");
+            self.index.raw(available)?;
+            self.chunks.consume(count);
+        }
+    }
+}
+
+impl Raw for Recorder<'_> {
+    fn read_raw(&mut self, buffer: &mut [u8]) -> Result<usize> {
+        let count = self.chunks.read_raw(buffer)?;
+        self.index.raw(&buffer[..count])?;
+        Ok(count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layer::index::{IndexReader, rebuild};
+    use crate::testing::{TarBuilder, gzip, store, zstd};
+    use libmsb::state::images::Store;
+
+    fn sample() -> TarBuilder {
+        TarBuilder::new()
+            .folder("d/", 0o755)
+            .file("d/empty", b"")
+            .file("d/one", b"1")
+            .pax(&[("path", b"d/\xff"), ("SCHILY.xattr.user.a", b"\0\n")])
+            .file("x", &vec![7; 10_000])
+            .old_gnu_sparse("d/sparse", &[(4096, 3), (1 << 20, 2)], 2 << 20, b"aabbb")
+            .symlink("d/s", "one")
+    }
+
+    fn load(store: &Store, bytes: &[u8]) -> Result<Converted> {
+        let converted = convert(bytes, NewLayer::create(store)?)?;
+        converted.files.commit(store, &converted.summary.diff_id)?;
+        Ok(converted)
+    }
+
+    fn rebuilt(store: &Store, converted: &Converted) -> Vec<u8> {
+        let id = &converted.summary.diff_id;
+        rebuild(&store.layer_index_path(id), &store.layer_data_path(id), id).unwrap()
+    }
+
+    #[test]
+    fn the_tar_can_be_rebuilt_byte_for_byte() {
+        let (_folder, store) = store();
+        let tails: [&[u8]; 4] = [&[0; 1024], &[0; 10_240], b"", &[&[0; 1024][..], b"left over"].concat()];
+        for tail in tails {
+            let tar = sample().raw(tail).finish_without_end();
+            let converted = load(&store, &tar).unwrap();
+            assert_eq!(rebuilt(&store, &converted), tar);
+            assert_eq!(converted.summary.tar_bytes, tar.len() as u64);
+            assert_eq!(converted.end_mark, !tail.is_empty());
+        }
+    }
+
+    #[test]
+    fn all_packings_give_the_same_files() {
+        let (_folder, store) = store();
+        let tar = sample().finish();
+        let (left, right) = tar.split_at(5_000);
+        let packed =
+            [tar.clone(), gzip(&tar), zstd(&tar), [gzip(left), gzip(right)].concat(), [zstd(left), zstd(right)].concat()];
+        let mut seen = Vec::new();
+        for blob in packed {
+            let converted = load(&store, &blob).unwrap();
+            let id = converted.summary.diff_id;
+            assert_eq!(converted.unpacked.blob.digest, stream::digest_of(&blob));
+            assert_eq!(converted.unpacked.blob.bytes, blob.len() as u64);
+            assert_eq!(id, stream::digest_of(&tar));
+            let files = [store.layer_index_path(&id), store.layer_data_path(&id)];
+            seen.push(files.map(|path| std::fs::read(path).unwrap()));
+        }
+        assert!(seen.windows(2).all(|pair| pair[0] == pair[1]));
+    }
+
+    #[test]
+    fn damage_and_truncation_leave_nothing_behind() {
+        let (_folder, store) = store();
+        let tar = sample().finish();
+        let gzipped = gzip(&tar);
+        let mut damaged = zstd(&tar);
+        damaged.pop();
+        for bad in [&tar[..9_000], &gzipped[..gzipped.len() - 4], &damaged, b"hello", b"BZh91AY&SY", &[&gzipped[..], b"rubbish"].concat()] {
+            assert!(load(&store, bad).is_err());
+        }
+        assert_eq!(std::fs::read_dir(store.layers()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_damaged_index_is_noticed() {
+        let (_folder, store) = store();
+        let converted = load(&store, &sample().finish()).unwrap();
+        let id = converted.summary.diff_id;
+        let path = store.layer_index_path(&id);
+        let good = std::fs::read(&path).unwrap();
+        let finish = || IndexReader::open(&path, &id).and_then(IndexReader::finish);
+        assert!(finish().is_ok());
+        for at in [0, 9, 20, 83, 100, good.len() - 1] {
+            let mut bad = good.clone();
+            bad[at] ^= 1;
+            std::fs::write(&path, &bad).unwrap();
+            assert!(finish().is_err(), "{at}");
+        }
+        std::fs::write(&path, &good[..good.len() - 1]).unwrap();
+        assert!(finish().is_err());
+    }
+}

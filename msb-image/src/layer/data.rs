@@ -1,0 +1,130 @@
+//! The contents of a layer's files, one after the other, each from a block on.
+
+use std::fs::File;
+use std::io::{Seek, SeekFrom, Write};
+
+use anyhow::{Result, ensure};
+
+use super::BLOCK_BYTES;
+use crate::error::StoreWrite;
+use crate::limits::LAYER_DATA_BYTES_MAX;
+
+/// Large writes keep the number of system calls low; small files are gathered.
+const BUFFER_BYTES: usize = 1 << 20;
+/// Holes below this size are written as zeros.
+const HOLE_BYTES_MIN: u64 = 64 << 10;
+
+/// Writes the file.
+#[derive(Debug)]
+pub(crate) struct DataWriter {
+    file: File,
+    buffer: Vec<u8>,
+    /// Where the next byte goes, buffered ones counted.
+    position: u64,
+}
+
+impl DataWriter {
+    pub(crate) fn new(file: File) -> DataWriter {
+        DataWriter { file, buffer: Vec::with_capacity(BUFFER_BYTES), position: 0 }
+    }
+
+    /// Where the next byte goes.
+    pub(crate) fn position(&self) -> u64 {
+        self.position
+    }
+
+    /// Begins a file and gives its first block.
+    pub(crate) fn begin(&mut self) -> Result<u64> {
+        self.hole(self.position.next_multiple_of(BLOCK_BYTES) - self.position)?;
+        Ok(self.position / BLOCK_BYTES)
+    }
+
+    pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.advance(bytes.len() as u64)?;
+        if self.buffer.len() + bytes.len() > BUFFER_BYTES {
+            self.flush()?;
+        }
+        if bytes.len() >= BUFFER_BYTES / 4 && self.buffer.is_empty() {
+            self.file.write_all(bytes).map_err(StoreWrite)?;
+        } else {
+            self.buffer.extend_from_slice(bytes);
+        }
+        Ok(())
+    }
+
+    /// Writes zeros, or leaves them out where that saves room.
+    pub(crate) fn hole(&mut self, length: u64) -> Result<()> {
+        const ZEROS: [u8; BLOCK_BYTES as usize] = [0; BLOCK_BYTES as usize];
+        if length >= HOLE_BYTES_MIN {
+            self.advance(length)?;
+            self.flush()?;
+            self.file.seek(SeekFrom::Start(self.position)).map_err(StoreWrite)?;
+            return Ok(());
+        }
+        let mut left = length;
+        while left > 0 {
+            let now = left.min(BLOCK_BYTES);
+            self.write(&ZEROS[..now as usize])?;
+            left -= now;
+        }
+        Ok(())
+    }
+
+    /// Fills the last block; gives the file and its length.
+    pub(crate) fn finish(mut self) -> Result<(File, u64)> {
+        self.begin()?;
+        self.flush()?;
+        // A hole at the end has no byte behind it that would give the file its length.
+        self.file.set_len(self.position).map_err(StoreWrite)?;
+        Ok((self.file, self.position))
+    }
+
+    fn advance(&mut self, length: u64) -> Result<()> {
+        self.position = self.position.saturating_add(length);
+        ensure!(
+            self.position <= LAYER_DATA_BYTES_MAX,
+            "the layer's files have more than {LAYER_DATA_BYTES_MAX} bytes, holes counted"
+        );
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        self.file.write_all(&self.buffer).map_err(StoreWrite)?;
+        self.buffer.clear();
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+
+    #[test]
+    fn contents_begin_at_blocks_and_holes_are_zeros() {
+        let mut data = DataWriter::new(tempfile::tempfile().unwrap());
+        assert_eq!(data.begin().unwrap(), 0);
+        data.write(b"one").unwrap();
+        assert_eq!(data.begin().unwrap(), 1);
+        data.hole(1 << 20).unwrap();
+        data.write(b"two").unwrap();
+        data.hole(1 << 20).unwrap();
+        let (mut file, length) = data.finish().unwrap();
+        assert_eq!(length, 4096 + (2 << 20) + 4096);
+        let mut bytes = Vec::new();
+        file.rewind().unwrap();
+        file.read_to_end(&mut bytes).unwrap();
+        assert_eq!(bytes.len() as u64, length);
+        assert_eq!(&bytes[..4], b"one\0");
+        let two = 4096 + (1 << 20);
+        assert_eq!(&bytes[two..two + 4], b"two\0");
+        assert_eq!(bytes.iter().filter(|byte| **byte != 0).count(), 6);
+    }
+
+    #[test]
+    fn a_layer_cannot_grow_without_end() {
+        let mut data = DataWriter::new(tempfile::tempfile().unwrap());
+        assert!(data.hole(LAYER_DATA_BYTES_MAX).is_ok());
+        assert!(data.write(b"x").is_err());
+    }
+}

@@ -1,0 +1,136 @@
+//! `msb image load`.
+
+use anyhow::{Context, Result, ensure};
+use libmsb::cli::error::Failure;
+use libmsb::cli::output;
+use libmsb::digest::Digest;
+use libmsb::reference::Reference;
+use libmsb::state::Home;
+use libmsb::state::images::{RefRecord, Store};
+use libmsb::state::write;
+use serde::Serialize;
+
+use crate::archive::{self, Archive, Image};
+use crate::arguments::{Format, Load, Output};
+use crate::disk::{self, merge};
+use crate::document::{manifest_for, references};
+use crate::input::Input;
+use crate::layer::index::Summary;
+use crate::store;
+use crate::stream::digest_of;
+
+/// An image that is in the store now, as programs are told.
+#[derive(Debug, Serialize)]
+pub(crate) struct Loaded {
+    pub(crate) reference: String,
+    pub(crate) digest: Digest,
+    pub(crate) image_id: Digest,
+    pub(crate) layers: usize,
+    pub(crate) size_bytes: u64,
+}
+
+pub(crate) fn run(home: &Home, args: Load) -> Result<()> {
+    let tags = references(&args.tags)?;
+    let name = args.input.as_ref().map_or("standard input".to_owned(), |path| path.display().to_string());
+    let loaded = load(home, &args, tags).with_context(|| format!("cannot load '{name}'"))?;
+    report("Loaded", &loaded, args.output)
+}
+
+fn load(home: &Home, args: &Load, tags: Vec<Reference>) -> Result<Vec<Loaded>> {
+    let input = Input::open(args.input.as_deref(), !args.output.quiet)?;
+    let (store, _lock) = store::open_for_adding(home)?;
+    let mut archive = Archive::open(input, &store)?;
+    let mut images = archive::images(&mut archive)?;
+    if let Some(first) = images.first_mut() {
+        first.references.extend(tags);
+    }
+    if images.iter().any(|image| image.references.is_empty()) {
+        return Err(Failure::failed("the archive gives its image no name")
+            .hint("choose one: msb image load --tag NAME")
+            .into());
+    }
+    let mut loaded = Vec::new();
+    for image in &images {
+        loaded.extend(add(&store, &mut archive, image)?);
+    }
+    Ok(loaded)
+}
+
+/// Brings one image into the store, layers first and references last.
+fn add(store: &Store, archive: &mut Archive<'_>, image: &Image) -> Result<Vec<Loaded>> {
+    let layers: Vec<Summary> = image.layers.iter().map(|layer| archive.layer(layer)).collect::<Result<_>>()?;
+    let config_digest = digest_of(&image.config);
+    let manifest = match &image.manifest {
+        Some(manifest) => manifest.clone(),
+        None => manifest_for(&config_digest, image.config.len() as u64, &layers)?,
+    };
+    let digest = digest_of(&manifest);
+    check_pins(&image.references, &digest)?;
+    if !disk::is_there(store, &digest) {
+        let diff_ids: Vec<Digest> = layers.iter().map(|layer| layer.diff_id).collect();
+        let merged = merge::merge(store, &diff_ids)?;
+        put_documents(store, &image.config, &manifest)?;
+        disk::write(store, &digest, &merged)?;
+    }
+    put_documents(store, &image.config, &manifest)?;
+    put_references(store, &image.references, &digest, &config_digest, &layers)
+}
+
+/// Stores the configuration and the manifest, in this order.
+pub(crate) fn put_documents(store: &Store, config: &[u8], manifest: &[u8]) -> Result<()> {
+    store::put_document(&store.config_path(&digest_of(config)), config)?;
+    store::put_document(&store.manifest_path(&digest_of(manifest)), manifest)
+}
+
+/// Lets references name a manifest whose disk is there.
+pub(crate) fn put_references(
+    store: &Store,
+    references: &[Reference],
+    digest: &Digest,
+    image_id: &Digest,
+    layers: &[Summary],
+) -> Result<Vec<Loaded>> {
+    let mut loaded = Vec::new();
+    for reference in references {
+        let named = store.record(reference).ok().flatten().map(|record| record.manifest_digest);
+        if named != Some(*digest) {
+            let record = RefRecord {
+                reference: reference.to_string(),
+                manifest_digest: *digest,
+                created_at: jiff::Timestamp::now(),
+                other: serde_json::Map::new(),
+            };
+            write::replace_json(&store.ref_path(reference), &record)?;
+        }
+        loaded.push(Loaded {
+            reference: reference.to_string(),
+            digest: *digest,
+            image_id: *image_id,
+            layers: layers.len(),
+            size_bytes: layers.iter().map(|layer| layer.tar_bytes).sum(),
+        });
+    }
+    Ok(loaded)
+}
+
+/// A reference that pins a digest cannot name another manifest.
+pub(crate) fn check_pins(references: &[Reference], digest: &Digest) -> Result<()> {
+    for reference in references {
+        let fits = reference.digest().is_none_or(|pinned| pinned == digest);
+        ensure!(fits, "'{reference}' cannot name an image with the manifest {digest}");
+    }
+    Ok(())
+}
+
+/// Says what has come: names for people, JSON lines for programs.
+pub(crate) fn report(verb: &str, loaded: &[Loaded], options: Output) -> Result<()> {
+    for image in loaded {
+        if options.format == Some(Format::Json) {
+            output::print(&serde_json::to_string(image)?)?;
+        }
+        if !options.quiet {
+            eprintln!("{verb} {}", image.reference);
+        }
+    }
+    Ok(())
+}

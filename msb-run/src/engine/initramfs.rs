@@ -1,0 +1,268 @@
+//! The initial RAM disk: the agent as `/init`, and below `/modules` the kernel modules that the guest needs to reach its
+//! disks and its host, with the order to load them in `/modules/load`.
+//!
+//! It is made once for each kernel, agent and set of modules, and kept in the state directory under a name that tells all
+//! three. The format is "newc" of cpio (kernel: Documentation/driver-api/early-userspace/buffer-format.rst).
+
+use std::collections::HashMap;
+use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use libmsb::cli::error::Failure;
+use libmsb::state::write;
+use sha2::{Digest, Sha256};
+
+use super::kernel::Kernel;
+
+/// Changes with the contents that this code makes.
+const VERSION: u32 = 1;
+
+const MODE_FOLDER: u32 = 0o040755;
+const MODE_PROGRAM: u32 = 0o100755;
+const MODE_FILE: u32 = 0o100644;
+const MODE_CONSOLE: u32 = 0o020600;
+
+/// The RAM disk for a kernel with these modules; made if it is not there yet.
+pub(crate) fn find_or_make(
+    folder: &Path,
+    kernel: &Kernel,
+    agent: &Path,
+    modules: &[&str],
+) -> anyhow::Result<PathBuf> {
+    let path = folder.join(format!("{}.cpio", key(kernel, agent, modules)?));
+    if path.is_file() {
+        return Ok(path);
+    }
+    let contents = build(kernel, agent, modules)?;
+    write::create_dir(folder)?;
+    write::replace(&path, &contents)?;
+    Ok(path)
+}
+
+/// What the contents depend on. Files are told apart by size and time: they are replaced, never changed.
+fn key(kernel: &Kernel, agent: &Path, modules: &[&str]) -> anyhow::Result<String> {
+    let mut hash = Sha256::new();
+    hash.update(VERSION.to_le_bytes());
+    let dependencies = kernel
+        .modules
+        .as_ref()
+        .map(|folder| folder.join("modules.dep"));
+    for file in [
+        Some(kernel.image.as_path()),
+        Some(agent),
+        dependencies.as_deref(),
+    ]
+    .into_iter()
+    .flatten()
+    {
+        let meta = std::fs::metadata(file)
+            .with_context(|| format!("cannot look at '{}'", file.display()))?;
+        hash.update(file.as_os_str().as_bytes());
+        for number in [
+            meta.size() as i64,
+            meta.mtime(),
+            meta.mtime_nsec(),
+            meta.ino() as i64,
+        ] {
+            hash.update(number.to_le_bytes());
+        }
+    }
+    modules
+        .iter()
+        .for_each(|name| hash.update(format!("\0{name}")));
+    Ok(hash
+        .finalize()
+        .iter()
+        .take(16)
+        .map(|byte| format!("{byte:02x}"))
+        .collect())
+}
+
+fn build(kernel: &Kernel, agent: &Path, modules: &[&str]) -> anyhow::Result<Vec<u8>> {
+    let mut archive = Archive::default();
+    let agent =
+        std::fs::read(agent).with_context(|| format!("cannot read '{}'", agent.display()))?;
+    archive.add("dev", MODE_FOLDER, &[]);
+    // The kernel opens it for PID 1 before that has mounted anything.
+    archive.add_device("dev/console", MODE_CONSOLE, (5, 1));
+    for folder in ["proc", "sys", "modules"] {
+        archive.add(folder, MODE_FOLDER, &[]);
+    }
+    archive.add("init", MODE_PROGRAM, &agent);
+    if let Some(folder) = &kernel.modules {
+        add_modules(&mut archive, folder, modules)?;
+    }
+    Ok(archive.finish())
+}
+
+fn add_modules(archive: &mut Archive, folder: &Path, wanted: &[&str]) -> anyhow::Result<()> {
+    let list = folder.join("modules.dep");
+    let text = std::fs::read_to_string(&list)
+        .with_context(|| format!("cannot read '{}'", list.display()))?;
+    let built_in = std::fs::read_to_string(folder.join("modules.builtin")).unwrap_or_default();
+    let mut order = String::new();
+    for file in load_order(&text, &built_in, wanted, folder)? {
+        let path = folder.join(file);
+        let name = module_name(file);
+        if !file.ends_with(".ko") {
+            return Err(Failure::failed(format!(
+                "the kernel module '{}' is compressed",
+                path.display()
+            ))
+            .hint("use a kernel whose modules are plain .ko files, or that has them built in")
+            .into());
+        }
+        let contents =
+            std::fs::read(&path).with_context(|| format!("cannot read '{}'", path.display()))?;
+        archive.add(&format!("modules/{name}.ko"), MODE_FILE, &contents);
+        order.push_str(&format!("{name}.ko\n"));
+    }
+    archive.add("modules/load", MODE_FILE, order.as_bytes());
+    Ok(())
+}
+
+/// Files of the wanted modules and all that they need, each after what it needs. Modules that the kernel has built in are
+/// left out.
+fn load_order<'a>(
+    dependencies: &'a str,
+    built_in: &str,
+    wanted: &[&str],
+    folder: &Path,
+) -> anyhow::Result<Vec<&'a str>> {
+    let lines: HashMap<String, (&str, &str)> = dependencies
+        .lines()
+        .filter_map(|line| line.split_once(':'))
+        .map(|(file, needs)| (module_name(file), (file, needs)))
+        .collect();
+    let is_built_in = |name: &str| built_in.lines().any(|file| module_name(file) == name);
+    let mut order: Vec<&str> = Vec::new();
+    for name in wanted {
+        let Some((file, needs)) = lines.get(*name) else {
+            if is_built_in(name) {
+                continue;
+            }
+            return Err(Failure::failed(format!(
+                "the kernel in '{}' has no module '{name}'",
+                folder.display()
+            ))
+            .hint("use another kernel, such as Debian's linux-image-cloud-amd64")
+            .into());
+        };
+        // modules.dep(5) lists all that a module needs, the last being the first to load.
+        for file in needs.split_whitespace().rev().chain([*file]) {
+            if !order.contains(&file) {
+                order.push(file);
+            }
+        }
+    }
+    Ok(order)
+}
+
+/// `kernel/fs/virtio-x.ko.xz` is the module `virtio_x`.
+fn module_name(file: &str) -> String {
+    let name = file.rsplit('/').next().unwrap_or(file);
+    name.split('.').next().unwrap_or(name).replace('-', "_")
+}
+
+/// An archive in the format "newc".
+#[derive(Default)]
+struct Archive {
+    bytes: Vec<u8>,
+    entries: u32,
+}
+
+impl Archive {
+    fn add(&mut self, name: &str, mode: u32, contents: &[u8]) {
+        self.entry(name, mode, contents, (0, 0));
+    }
+
+    fn add_device(&mut self, name: &str, mode: u32, number: (u32, u32)) {
+        self.entry(name, mode, &[], number);
+    }
+
+    fn entry(&mut self, name: &str, mode: u32, contents: &[u8], (major, minor): (u32, u32)) {
+        self.entries += 1;
+        let (inode, size, name_size) = (self.entries, contents.len(), name.len() + 1);
+        // Writing to a vector does not fail.
+        let _ = write!(
+            self.bytes,
+            "070701{inode:08x}{mode:08x}{0:08x}{0:08x}{1:08x}{0:08x}{size:08x}{0:08x}{0:08x}{major:08x}{minor:08x}{name_size:08x}{0:08x}{name}\0",
+            0, 1
+        );
+        self.pad();
+        self.bytes.extend_from_slice(contents);
+        self.pad();
+    }
+
+    fn pad(&mut self) {
+        self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
+    }
+
+    fn finish(mut self) -> Vec<u8> {
+        self.entry("TRAILER!!!", 0, &[], (0, 0));
+        self.bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DEPENDENCIES: &str = "\
+kernel/lib/crc.ko:
+kernel/fs/erofs.ko: kernel/lib/crc.ko
+kernel/drivers/virtio/virtio.ko:
+kernel/drivers/virtio/virtio_ring.ko: kernel/drivers/virtio/virtio.ko
+kernel/drivers/block/virtio-blk.ko: kernel/drivers/virtio/virtio_ring.ko kernel/drivers/virtio/virtio.ko
+";
+
+    #[test]
+    fn a_module_is_loaded_after_all_that_it_needs_and_once() {
+        let order = load_order(
+            DEPENDENCIES,
+            "",
+            &["virtio_blk", "erofs", "virtio_ring"],
+            Path::new("/m"),
+        )
+        .unwrap();
+        let names: Vec<String> = order.into_iter().map(module_name).collect();
+        assert_eq!(
+            names,
+            ["virtio", "virtio_ring", "virtio_blk", "crc", "erofs"]
+        );
+    }
+
+    #[test]
+    fn a_built_in_module_is_left_out_and_a_missing_one_is_an_error() {
+        let built_in = "kernel/fs/ext4/ext4.ko\n";
+        assert!(
+            load_order(DEPENDENCIES, built_in, &["ext4"], Path::new("/m"))
+                .unwrap()
+                .is_empty()
+        );
+        let error = load_order(DEPENDENCIES, built_in, &["overlay"], Path::new("/m")).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "the kernel in '/m' has no module 'overlay'"
+        );
+    }
+
+    #[test]
+    fn entries_begin_at_multiples_of_four() {
+        let mut archive = Archive::default();
+        archive.add("a", MODE_FILE, b"12345");
+        archive.add("init", MODE_PROGRAM, b"x");
+        let bytes = archive.finish();
+        assert_eq!(bytes.len() % 4, 0);
+        let second = bytes
+            .windows(6)
+            .skip(1)
+            .position(|window| window == b"070701")
+            .unwrap()
+            + 1;
+        assert_eq!(second % 4, 0);
+    }
+}

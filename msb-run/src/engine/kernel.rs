@@ -1,0 +1,235 @@
+//! The guest's kernel: a distribution's, or any that the user names.
+
+use std::cmp::Ordering;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use libmsb::cli::error::Failure;
+
+/// Where distributions put kernels.
+const KERNELS: &str = "/boot";
+/// Where they put a kernel's modules, in a folder named by its release.
+const MODULES: &[&str] = &["/lib/modules", "/usr/lib/modules"];
+/// A kernel to use, or a folder to look in.
+pub(crate) const VARIABLE: &str = "MSB_KERNEL";
+
+/// A kernel on the host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Kernel {
+    /// Its image.
+    pub(crate) image: PathBuf,
+    /// The folder of its modules, if it has any.
+    pub(crate) modules: Option<PathBuf>,
+}
+
+/// The kernel that `MSB_KERNEL` names, else the newest one that the distribution has installed.
+pub(crate) fn find() -> anyhow::Result<Kernel> {
+    let Some(chosen) = std::env::var_os(VARIABLE)
+        .filter(|value| !value.is_empty())
+        .map(PathBuf::from)
+    else {
+        return newest_in(Path::new(KERNELS));
+    };
+    let meta = std::fs::metadata(&chosen).with_context(|| {
+        format!(
+            "cannot use the kernel '{}' that {VARIABLE} names",
+            chosen.display()
+        )
+    })?;
+    if meta.is_dir() {
+        newest_in(&chosen)
+    } else {
+        usable(chosen)
+    }
+}
+
+fn newest_in(folder: &Path) -> anyhow::Result<Kernel> {
+    let names = std::fs::read_dir(folder).map(|entries| {
+        entries
+            .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+            .collect::<Vec<_>>()
+    });
+    let mut releases: Vec<String> = names
+        .unwrap_or_default()
+        .iter()
+        .filter_map(|name| Some(name.strip_prefix("vmlinuz-")?.to_owned()))
+        .collect();
+    // A kernel made for virtual machines starts faster than a generic one, whatever its version.
+    releases.sort_by(|a, b| {
+        is_for_machines(a)
+            .cmp(&is_for_machines(b))
+            .then_with(|| compare_releases(a, b))
+    });
+    let with_modules = releases
+        .iter()
+        .rev()
+        .find(|release| modules_of(release).is_some());
+    let Some(release) = with_modules else {
+        return Err(Failure::failed(format!("there is no kernel for the guest in '{}'", folder.display()))
+            .hint(format!(
+                "install one, on Debian: apt-get install linux-image-cloud-amd64; or name one: {VARIABLE}=/path/to/vmlinuz"
+            ))
+            .into());
+    };
+    usable(folder.join(format!("vmlinuz-{release}")))
+}
+
+fn is_for_machines(release: &str) -> bool {
+    ["cloud", "virt", "kvm"]
+        .iter()
+        .any(|word| release.contains(word))
+}
+
+fn usable(image: PathBuf) -> anyhow::Result<Kernel> {
+    let file = match File::open(&image) {
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+            return Err(Failure::failed(format!(
+                "cannot read the kernel '{}': permission denied",
+                image.display()
+            ))
+            .hint(format!(
+                "let everybody read it: sudo chmod +r {}",
+                image.display()
+            ))
+            .into());
+        }
+        opened => {
+            opened.with_context(|| format!("cannot open the kernel '{}'", image.display()))?
+        }
+    };
+    let Some(release) = release_of(&file) else {
+        return Err(Failure::failed(format!(
+            "'{}' is no kernel that can be booted here",
+            image.display()
+        ))
+        .hint("a bzImage (vmlinuz) or an uncompressed ELF vmlinux for x86-64 is needed")
+        .into());
+    };
+    let modules = release.as_deref().and_then(modules_of);
+    Ok(Kernel { image, modules })
+}
+
+/// The release that a kernel's image carries: `Some(None)` for a vmlinux, which has it at no fixed place; `None` for a
+/// file that is no kernel. The layout of a bzImage is that of Documentation/arch/x86/boot.rst: "HdrS" at 0x202, and at
+/// 0x20e the place of the version's text, counted from 0x200.
+fn release_of(file: &File) -> Option<Option<String>> {
+    let mut head = [0; 0x210];
+    file.read_exact_at(&mut head, 0).ok()?;
+    if head.starts_with(b"\x7fELF") {
+        return Some(None);
+    }
+    if &head[0x202..0x206] != b"HdrS" {
+        return None;
+    }
+    let at = u64::from(u16::from_le_bytes([head[0x20e], head[0x20f]])) + 0x200;
+    let mut text = [0; 256];
+    let count = file.read_at(&mut text, at).ok()?;
+    let release = text[..count]
+        .split(|byte| *byte == b' ' || *byte == 0)
+        .next()?;
+    Some(
+        std::str::from_utf8(release)
+            .ok()
+            .filter(|release| !release.is_empty())
+            .map(str::to_owned),
+    )
+}
+
+fn modules_of(release: &str) -> Option<PathBuf> {
+    if release.contains('/') || release.starts_with('.') {
+        return None;
+    }
+    MODULES
+        .iter()
+        .map(|root| Path::new(root).join(release))
+        .find(|folder| folder.join("modules.dep").is_file())
+}
+
+/// Compares releases as people do: numbers by value, the rest by letters.
+fn compare_releases(a: &str, b: &str) -> Ordering {
+    let (mut a, mut b) = (a, b);
+    loop {
+        let (left, right) = (next_part(&mut a), next_part(&mut b));
+        let order = match (left, right) {
+            (None, None) => return Ordering::Equal,
+            (Some(left), Some(right)) => match (left.parse::<u64>(), right.parse::<u64>()) {
+                (Ok(left), Ok(right)) => left.cmp(&right),
+                _ => left.cmp(right),
+            },
+            (left, right) => left.is_some().cmp(&right.is_some()),
+        };
+        if order != Ordering::Equal {
+            return order;
+        }
+    }
+}
+
+/// The next run of digits, or of anything else.
+fn next_part<'a>(text: &mut &'a str) -> Option<&'a str> {
+    let digits = text.chars().next()?.is_ascii_digit();
+    let end = text
+        .find(|c: char| c.is_ascii_digit() != digits)
+        .unwrap_or(text.len());
+    let (part, rest) = text.split_at(end);
+    *text = rest;
+    Some(part)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    #[test]
+    fn releases_compare_by_the_value_of_their_numbers() {
+        let mut releases = [
+            "6.1.0-9-amd64",
+            "6.12.1-amd64",
+            "6.1.0-56-amd64",
+            "5.10.0-1-amd64",
+        ];
+        releases.sort_by(|a, b| compare_releases(a, b));
+        assert_eq!(
+            releases,
+            [
+                "5.10.0-1-amd64",
+                "6.1.0-9-amd64",
+                "6.1.0-56-amd64",
+                "6.12.1-amd64"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_file_that_is_no_kernel_is_refused_with_a_hint() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("vmlinuz");
+        File::create(&path).unwrap().write_all(&[0; 4096]).unwrap();
+        let error = usable(path).unwrap_err();
+        assert!(error.to_string().contains("is no kernel"), "{error}");
+    }
+
+    #[test]
+    fn the_release_is_read_from_the_image() {
+        let mut image = vec![0_u8; 0x1000];
+        image[0x202..0x206].copy_from_slice(b"HdrS");
+        image[0x20e..0x210].copy_from_slice(&0x300_u16.to_le_bytes());
+        image[0x500..0x511].copy_from_slice(b"6.9.1-test (x@y) ");
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&image).unwrap();
+        assert_eq!(release_of(&file), Some(Some("6.9.1-test".to_owned())));
+    }
+
+    #[test]
+    fn an_empty_folder_has_no_kernel() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(
+            newest_in(folder.path())
+                .unwrap_err()
+                .to_string()
+                .starts_with("there is no kernel")
+        );
+    }
+}

@@ -1,0 +1,149 @@
+//! The qemu engine: runs everywhere, with the processor's virtualization where that works, else in software.
+
+use std::fs::OpenOptions;
+use std::path::PathBuf;
+
+use libmsb::cli::error::Failure;
+use libmsb::machine::{self, Accelerator, Board, PLAN_VERSION, Plan};
+use libmsb::tools;
+
+use super::kernel::{self, Kernel};
+use super::{Engine, Wanted, initramfs};
+
+const PROGRAM: &str = "qemu-system-x86_64";
+const AGENT: &str = "msb-agent";
+
+/// Quiet, restart (which ends QEMU) on panic, and none of the kernel's work that a short-lived guest has no use for.
+/// tsc_early_khz is given apart.
+const CMDLINE: &str = "console=ttyS0 panic=-1 quiet no_timer_check tsc=reliable random.trust_cpu=on 8250.nr_uarts=1 \
+                       cryptomgr.notests audit=0 apparmor=0";
+
+/// Modules on the way to disks and host; those of the board come first.
+const MODULES: &[&str] = &["virtio_console", "virtio_blk", "erofs", "ext4", "overlay"];
+
+/// QEMU on this host.
+#[derive(Debug)]
+pub(crate) struct Qemu {
+    program: PathBuf,
+    kernel: Kernel,
+    agent: PathBuf,
+    accelerator: Accelerator,
+    boot_dir: PathBuf,
+}
+
+impl Qemu {
+    /// Finds QEMU, a kernel and the agent.
+    pub(crate) fn find(boot_dir: PathBuf) -> anyhow::Result<Qemu> {
+        let program = tools::find(PROGRAM).map_err(|_| {
+            Failure::failed(format!("cannot find '{PROGRAM}' in PATH"))
+                .hint("install QEMU, on Debian: apt-get install qemu-system-x86")
+        })?;
+        let agent = tools::find(AGENT).map_err(|error| {
+            Failure::failed(error.to_string()).hint("install msb as a whole: libmsb/install")
+        })?;
+        Ok(Qemu {
+            program,
+            kernel: kernel::find()?,
+            agent,
+            accelerator: accelerator(),
+            boot_dir,
+        })
+    }
+
+    fn board(&self, attempt: u32) -> Option<Board> {
+        // Emulated, a microvm can hang early when the host is very busy; a whole PC has the timers that it lacks.
+        [Board::Microvm, Board::Q35].get(attempt as usize).copied()
+    }
+}
+
+impl Engine for Qemu {
+    fn name(&self) -> &'static str {
+        "qemu"
+    }
+
+    fn plan(&self, wanted: &Wanted, attempt: u32) -> anyhow::Result<Option<Plan>> {
+        let Some(board) = self.board(attempt) else {
+            return Ok(None);
+        };
+        let bus = match board {
+            Board::Microvm => "virtio_mmio",
+            Board::Q35 => "virtio_pci",
+        };
+        let modules: Vec<&str> = [bus].into_iter().chain(MODULES.iter().copied()).collect();
+        let initrd = initramfs::find_or_make(&self.boot_dir, &self.kernel, &self.agent, &modules)?;
+        Ok(Some(Plan {
+            version: PLAN_VERSION,
+            engine: machine::Engine::Qemu {
+                program: self.program.clone(),
+                board,
+                accelerator: self.accelerator,
+                kernel: self.kernel.image.clone(),
+                initrd,
+                cmdline: cmdline(self.accelerator),
+            },
+            cpus: wanted.cpus,
+            memory_mib: wanted.memory_mib,
+            disks: wanted.disks.clone(),
+            agent_fd: wanted.descriptors.agent,
+            console_fd: wanted.descriptors.console,
+            life_fd: wanted.descriptors.life,
+        }))
+    }
+}
+
+/// In software the guest sees the host's time stamp counter; without being told its rate, the kernel measures it
+/// against an emulated timer, gives up when the host is busy, and hangs.
+fn cmdline(accelerator: Accelerator) -> String {
+    match accelerator {
+        Accelerator::Tcg => format!("{CMDLINE} tsc_early_khz={}", tsc::khz()),
+        Accelerator::Kvm => CMDLINE.to_owned(),
+    }
+}
+
+/// The processor's virtualization, if it is there and we may use it. An open `/dev/kvm` alone proves nothing: the module
+/// may be loaded on a processor that has none.
+fn accelerator() -> Accelerator {
+    let processor = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let flags = processor
+        .lines()
+        .find(|line| line.starts_with("flags"))
+        .unwrap_or_default();
+    let capable = flags
+        .split_whitespace()
+        .any(|flag| flag == "vmx" || flag == "svm");
+    let allowed = || {
+        OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open("/dev/kvm")
+            .is_ok()
+    };
+    if capable && allowed() {
+        Accelerator::Kvm
+    } else {
+        Accelerator::Tcg
+    }
+}
+
+/// The rate of the host's time stamp counter.
+mod tsc {
+    use std::time::{Duration, Instant};
+
+    /// Long enough for an error below a thousandth, short enough not to be felt.
+    const SPAN: Duration = Duration::from_millis(2);
+
+    /// Measures the rate against the monotonic clock, in kHz.
+    pub(super) fn khz() -> u64 {
+        let (start, count) = (Instant::now(), counter());
+        while start.elapsed() < SPAN {
+            std::hint::spin_loop();
+        }
+        let (count, elapsed) = (counter() - count, start.elapsed());
+        (u128::from(count) * 1_000_000 / elapsed.as_nanos().max(1)) as u64
+    }
+
+    fn counter() -> u64 {
+        // SAFETY: every x86-64 processor has this instruction, and it reads nothing but a counter.
+        unsafe { core::arch::x86_64::_rdtsc() }
+    }
+}

@@ -1,0 +1,116 @@
+//! Starting a supervisor.
+
+use std::io::BufReader;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+
+use anyhow::Context;
+use libmsb::cli::args::SandboxName;
+use libmsb::cli::error::{Failure, Kind};
+use libmsb::state::lock::Lock;
+
+use crate::startup::{Stamps, Startup};
+use crate::supervisor::spawn_with;
+
+/// A supervisor that was started.
+#[derive(Debug)]
+pub(crate) struct Launched {
+    child: Child,
+    reports: BufReader<std::fs::File>,
+    /// Our connection, if the sandbox is attached to us.
+    pub(crate) client: Option<UnixStream>,
+}
+
+/// Starts the supervisor of a sandbox, whose lock goes over to it. Attached, the sandbox does not outlive us.
+pub(crate) fn launch(name: &SandboxName, lock: Lock, attached: bool) -> anyhow::Result<Launched> {
+    // The same program under another name; through /proc it is found also when it was replaced or removed since.
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0("msb-supervisor").arg(name.as_str());
+    let (reports, ready) =
+        rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).context("cannot make a pipe")?;
+    command.arg("--ready-fd").arg(ready.as_raw_fd().to_string());
+    command
+        .arg("--lock-fd")
+        .arg(lock.as_fd().as_raw_fd().to_string());
+    let mut inherited = vec![ready.as_fd(), lock.as_fd()];
+    let pair = attached
+        .then(UnixStream::pair)
+        .transpose()
+        .context("cannot make a socket")?;
+    if let Some((_, theirs)) = &pair {
+        command
+            .arg("--client-fd")
+            .arg(theirs.as_raw_fd().to_string());
+        inherited.push(theirs.as_fd());
+    }
+    command
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    let child = spawn_with(&mut command, &inherited).context("cannot start the supervisor")?;
+    Ok(Launched {
+        child,
+        reports: BufReader::new(reports.into()),
+        client: pair.map(|(ours, _)| ours),
+    })
+}
+
+impl Launched {
+    /// Waits until the guest takes commands, or until it is known that it never will.
+    pub(crate) fn wait_until_ready(&mut self) -> anyhow::Result<Stamps> {
+        match self.next_report()? {
+            Some(Startup::Ready(stamps)) => Ok(stamps),
+            Some(failed) => Err(failure(failed)),
+            None => {
+                Err(Failure::failed("the supervisor was killed before the guest was up").into())
+            }
+        }
+    }
+
+    /// Waits until the supervisor is gone, and says why the sandbox ended, if it did so badly.
+    pub(crate) fn wait_until_gone(mut self) -> anyhow::Result<Gone> {
+        let mut gone = Gone {
+            stamps: None,
+            error: None,
+        };
+        while let Some(report) = self.next_report()? {
+            match report {
+                Startup::Ready(stamps) => gone.stamps = Some(stamps),
+                failed => gone.error = Some(failure(failed)),
+            }
+        }
+        self.child
+            .wait()
+            .context("cannot wait for the supervisor")?;
+        Ok(gone)
+    }
+
+    fn next_report(&mut self) -> anyhow::Result<Option<Startup>> {
+        Startup::read(&mut self.reports).context("cannot understand the supervisor")
+    }
+}
+
+/// What a supervisor has left.
+#[derive(Debug)]
+pub(crate) struct Gone {
+    /// When the start reached its steps, if the guest came up.
+    pub(crate) stamps: Option<Stamps>,
+    /// Why the sandbox ended, if it did so badly.
+    pub(crate) error: Option<anyhow::Error>,
+}
+
+fn failure(report: Startup) -> anyhow::Error {
+    match report {
+        Startup::Ready(_) => {
+            Failure::new(Kind::Bug, "the supervisor reported success twice").into()
+        }
+        Startup::Failed { message, hint, .. } => {
+            let failure = Failure::failed(message);
+            hint.map_or(failure.clone(), |hint| failure.hint(hint))
+                .into()
+        }
+    }
+}

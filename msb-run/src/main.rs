@@ -1,0 +1,78 @@
+//! One sandbox: the verbs that people type, and the supervisor that they start.
+//!
+//! This is one program under several names, as links: what it does is told by the name it is called by.
+
+mod engine;
+mod launch;
+mod plan;
+mod session;
+mod startup;
+mod supervisor;
+mod terminal;
+mod verbs;
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+use libmsb::cli::{args, completions, error, exit};
+
+fn main() -> ExitCode {
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    let name = arguments
+        .first()
+        .and_then(|path| Path::new(path).file_name())
+        .and_then(|name| name.to_str());
+    match name {
+        Some("msb-exec") => verb("msb-exec", arguments, verbs::exec::run),
+        Some("msb-ls") => tool("msb-ls", arguments, verbs::ls::run),
+        Some("msb-stop") => tool("msb-stop", arguments, verbs::stop::run),
+        Some("msb-rm") => tool("msb-rm", arguments, verbs::rm::run),
+        Some("msb-supervisor") => tool("msb-supervisor", arguments, supervisor::run),
+        _ => verb("msb-run", arguments, verbs::run::run),
+    }
+}
+
+/// A program with the exit codes that all tools have.
+fn tool<P: Parser + CommandFactory>(
+    name: &'static str,
+    arguments: Vec<OsString>,
+    run: impl FnOnce(P) -> anyhow::Result<()>,
+) -> ExitCode {
+    match parse(name, arguments) {
+        Ok(parsed) => error::exit_code(name, run(parsed)),
+        Err(code) => code,
+    }
+}
+
+/// A program that passes on the exit code of a command in the guest: 125 stands for everything that went wrong here.
+fn verb<P: Parser + CommandFactory>(
+    name: &'static str,
+    arguments: Vec<OsString>,
+    run: impl FnOnce(P) -> anyhow::Result<u8>,
+) -> ExitCode {
+    let parsed = match parse(name, arguments) {
+        Ok(parsed) => parsed,
+        Err(code) if code == ExitCode::SUCCESS => return code,
+        Err(_) => return ExitCode::from(exit::COMMAND_NOT_STARTED),
+    };
+    match run(parsed) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            error::report(name, &error);
+            ExitCode::from(exit::COMMAND_NOT_STARTED)
+        }
+    }
+}
+
+fn parse<P: Parser + CommandFactory>(
+    name: &'static str,
+    arguments: Vec<OsString>,
+) -> Result<P, ExitCode> {
+    error::catch_bugs(name);
+    if let Some(code) = completions::serve(name, P::command) {
+        return Err(code);
+    }
+    args::parse(name, arguments)
+}

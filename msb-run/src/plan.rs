@@ -1,0 +1,232 @@
+//! From what was typed and what the image says to what the sandbox should be.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+
+use libmsb::cli::args::{EnvVar, SandboxName};
+use libmsb::cli::error::Failure;
+use libmsb::state::images::Image;
+use libmsb::state::spec::{SPEC_VERSION, Spec, SpecImage};
+use msb_wire::text::Text;
+
+/// Size of the writable disk when nobody says another, in MiB; the reference's default. It is sparse.
+const UPPER_MIB: u64 = 4096;
+
+/// Longest host name, in bytes: `__NEW_UTS_LEN` of Linux.
+const HOSTNAME_BYTES_MAX: usize = 64;
+
+/// What was typed, checked.
+#[derive(Debug, Default)]
+pub(crate) struct Choices {
+    /// `--cpus`.
+    pub(crate) cpus: u32,
+    /// `--memory`, in MiB.
+    pub(crate) memory_mib: u32,
+    /// `--env`.
+    pub(crate) env: Vec<EnvVar>,
+    /// `--workdir`.
+    pub(crate) workdir: Option<OsString>,
+    /// `--user`.
+    pub(crate) user: Option<OsString>,
+    /// `--hostname`.
+    pub(crate) hostname: Option<String>,
+    /// `--entrypoint`.
+    pub(crate) entrypoint: Option<OsString>,
+    /// `--label`.
+    pub(crate) labels: BTreeMap<String, String>,
+    /// What stands after `--`.
+    pub(crate) command: Vec<OsString>,
+}
+
+/// What the sandbox should be.
+pub(crate) fn spec(
+    name: &SandboxName,
+    ephemeral: bool,
+    image: &Image,
+    choices: Choices,
+) -> Result<Spec, Failure> {
+    let config = image.config.config().clone().unwrap_or_default();
+    let image_env = config.env().clone().unwrap_or_default();
+    let mut labels: BTreeMap<String, String> = config
+        .labels()
+        .clone()
+        .unwrap_or_default()
+        .into_iter()
+        .collect();
+    labels.extend(choices.labels);
+    let lasting = choices.command.is_empty();
+    Ok(Spec {
+        version: SPEC_VERSION,
+        name: name.to_string(),
+        image: SpecImage {
+            reference: image.reference.to_string(),
+            manifest_digest: image.manifest_digest,
+        },
+        ephemeral,
+        created_at: jiff::Timestamp::now(),
+        labels,
+        cpus: choices.cpus,
+        memory_mib: choices.memory_mib,
+        upper_mib: UPPER_MIB,
+        hostname: hostname(choices.hostname, name)?,
+        env: merge_env(image_env, &choices.env),
+        workdir: choices
+            .workdir
+            .map(Text::from)
+            .or_else(|| given(config.working_dir())),
+        user: choices
+            .user
+            .map(Text::from)
+            .or_else(|| given(config.user())),
+        command: command(
+            choices.entrypoint,
+            choices.command,
+            config.entrypoint().clone().unwrap_or_default(),
+            config.cmd().clone().unwrap_or_default(),
+        ),
+        lasting,
+        other: serde_json::Map::new(),
+    })
+}
+
+/// Docker writes an empty string where nothing was said.
+fn given(value: &Option<String>) -> Option<Text> {
+    value
+        .clone()
+        .filter(|value| !value.is_empty())
+        .map(Text::from)
+}
+
+/// A name that is too long for a host is cut; one that the user chose is refused.
+fn hostname(chosen: Option<String>, name: &SandboxName) -> Result<String, Failure> {
+    let Some(chosen) = chosen else {
+        return Ok(name.as_str().chars().take(HOSTNAME_BYTES_MAX).collect());
+    };
+    let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '.';
+    if chosen.is_empty() || chosen.len() > HOSTNAME_BYTES_MAX || !chosen.chars().all(plain) {
+        return Err(Failure::usage(format!(
+            "'{}' cannot be a host name",
+            libmsb::cli::escape::escape(&chosen)
+        ))
+        .hint(format!(
+            "letters, digits, '-' and '.', at most {HOSTNAME_BYTES_MAX}"
+        )));
+    }
+    Ok(chosen)
+}
+
+/// The image's variables, then the user's; by name, the later one counts.
+fn merge_env(image: Vec<String>, user: &[EnvVar]) -> Vec<Text> {
+    let mut merged: Vec<(Vec<u8>, Text)> = Vec::new();
+    let mut places = std::collections::HashMap::new();
+    let image = image.into_iter().map(Text::from);
+    let user = user
+        .iter()
+        .map(|variable| Text::from(variable.to_assignment()));
+    for assignment in image.chain(user) {
+        let bytes = assignment.as_bytes();
+        let Some(end) = bytes
+            .iter()
+            .position(|byte| *byte == b'=')
+            .filter(|end| *end > 0)
+        else {
+            continue;
+        };
+        let name = bytes[..end].to_vec();
+        match places.get(&name) {
+            Some(place) => merged[*place] = (name, assignment),
+            None => {
+                places.insert(name.clone(), merged.len());
+                merged.push((name, assignment));
+            }
+        }
+    }
+    merged
+        .into_iter()
+        .map(|(_, assignment)| assignment)
+        .collect()
+}
+
+/// The rule of docker: what is typed takes the place of the image's arguments; a typed entrypoint takes the place of the
+/// image's, and the image's arguments, which were meant for that, go too.
+fn command(
+    entrypoint: Option<OsString>,
+    typed: Vec<OsString>,
+    image_entrypoint: Vec<String>,
+    image_cmd: Vec<String>,
+) -> Vec<Text> {
+    let typed: Vec<Text> = typed.into_iter().map(Text::from).collect();
+    let texts = |strings: Vec<String>| strings.into_iter().map(Text::from).collect::<Vec<_>>();
+    let (mut command, default) = match entrypoint {
+        Some(program) if program.is_empty() => (Vec::new(), Vec::new()),
+        Some(program) => (vec![Text::from(program)], Vec::new()),
+        None => (texts(image_entrypoint), texts(image_cmd)),
+    };
+    command.extend(if typed.is_empty() { default } else { typed });
+    command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn resolved(
+        entrypoint: Option<&str>,
+        typed: &[&str],
+        image_entrypoint: &[&str],
+        image_cmd: &[&str],
+    ) -> Vec<String> {
+        let strings = |words: &[&str]| {
+            words
+                .iter()
+                .map(|word| (*word).to_owned())
+                .collect::<Vec<_>>()
+        };
+        let typed = typed.iter().map(OsString::from).collect();
+        let command = command(
+            entrypoint.map(OsString::from),
+            typed,
+            strings(image_entrypoint),
+            strings(image_cmd),
+        );
+        command.iter().map(Text::to_lossy).collect()
+    }
+
+    #[test]
+    fn what_is_typed_replaces_the_images_arguments_and_not_its_entrypoint() {
+        assert_eq!(resolved(None, &[], &["e"], &["c"]), ["e", "c"]);
+        assert_eq!(resolved(None, &["x", "y"], &["e"], &["c"]), ["e", "x", "y"]);
+        assert_eq!(resolved(None, &[], &[], &["c"]), ["c"]);
+    }
+
+    #[test]
+    fn a_typed_entrypoint_drops_all_that_the_image_says() {
+        assert_eq!(resolved(Some("t"), &[], &["e"], &["c"]), ["t"]);
+        assert_eq!(resolved(Some("t"), &["x"], &["e"], &["c"]), ["t", "x"]);
+        assert_eq!(resolved(Some(""), &["x"], &["e"], &["c"]), ["x"]);
+    }
+
+    #[test]
+    fn the_users_variables_take_the_place_of_the_images() {
+        let image = ["A=1", "B=2", "broken", "=x"].map(str::to_owned).to_vec();
+        let user = [
+            EnvVar {
+                name: "A".into(),
+                value: "9".into(),
+            },
+            EnvVar {
+                name: "C".into(),
+                value: "".into(),
+            },
+        ];
+        let merged: Vec<String> = merge_env(image, &user).iter().map(Text::to_lossy).collect();
+        assert_eq!(merged, ["A=9", "B=2", "C="]);
+    }
+
+    #[test]
+    fn a_long_name_makes_a_host_name_that_linux_takes() {
+        let name: SandboxName = "x".repeat(128).parse().unwrap();
+        assert_eq!(hostname(None, &name).unwrap().len(), HOSTNAME_BYTES_MAX);
+        assert!(hostname(Some("a b".into()), &name).is_err());
+    }
+}

@@ -1,0 +1,317 @@
+//! A command in the guest with our own standard streams: as if it ran here.
+//!
+//! One thread waits for what comes from the guest; one reads our input; one each writes output and errors, so that a
+//! slow reader of one does not hold up the other; one waits for signals. Whatever is under way is bounded by the
+//! protocol's windows. The streams may be shared with other programs, so they are never made non-blocking.
+
+use std::io::{self, Read, Write};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+
+use anyhow::Context;
+use libmsb::signals::{Signals, signal};
+use msb_wire::client::{Connection, Incoming, Reader, Sender};
+use msb_wire::exec::{ExecControl, ExecEvent, ExecRequest};
+use msb_wire::frame::{STDERR, STDIN, STDOUT};
+use msb_wire::sandbox::Request;
+use rustix::process::{Signal, kill_process};
+
+use crate::terminal::{RawTerminal, window_size};
+
+/// Bytes that are read from our input at a time.
+const READ_BYTES: usize = 64 * 1024;
+
+/// Signals that are for the command.
+const FORWARDED: &[i32] = &[
+    signal::SIGINT,
+    signal::SIGTERM,
+    signal::SIGHUP,
+    signal::SIGQUIT,
+    signal::SIGUSR1,
+    signal::SIGUSR2,
+];
+
+/// So many requests to end, and we go without waiting for the command.
+const PATIENCE: u32 = 3;
+
+/// How a session ended.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    /// The command's last event; `None` when the connection ended before it.
+    pub(crate) event: Option<ExecEvent>,
+    /// The signal because of which we did not wait.
+    pub(crate) interrupted_by: Option<i32>,
+    /// Whether nobody reads our output any more.
+    pub(crate) output_closed: bool,
+}
+
+/// What a session needs of this process, taken before anything is started.
+#[derive(Debug)]
+pub(crate) struct Streams {
+    terminal: Option<Arc<RawTerminal>>,
+    signals: Signals,
+}
+
+impl Streams {
+    /// Takes signals over and, for a command on a terminal, the terminal.
+    pub(crate) fn take(tty: bool) -> anyhow::Result<Streams> {
+        let terminal = if tty {
+            RawTerminal::enter().context("cannot use the terminal")?
+        } else {
+            None
+        };
+        let mut numbers = FORWARDED.to_vec();
+        if tty {
+            numbers.push(signal::SIGWINCH);
+        }
+        if terminal.is_some() {
+            // Without raw mode to be left, the default action is right.
+            numbers.push(signal::SIGTSTP);
+        }
+        let signals = Signals::of(&numbers).context("cannot wait for signals")?;
+        Ok(Streams {
+            terminal: terminal.map(Arc::new),
+            signals,
+        })
+    }
+}
+
+/// What the threads tell each other.
+#[derive(Debug, Default)]
+struct Shared {
+    started: AtomicBool,
+    stdin_closed: AtomicBool,
+    output_closed: AtomicBool,
+    interrupted_by: AtomicI32,
+}
+
+/// Runs a command to its end, or to that of the connection.
+pub(crate) fn run(
+    connection: Connection,
+    request: ExecRequest,
+    streams: Streams,
+) -> anyhow::Result<(Outcome, Reader)> {
+    let forward_stdin = request.stdin;
+    let call = connection.open(&Request::Exec(request))?;
+    let (mut reader, sender) = (call.reader, call.sender);
+    let shared = Arc::new(Shared::default());
+    let terminal = streams.terminal.clone();
+    spawn("signals", {
+        let (sender, shared) = (sender.clone(), Arc::clone(&shared));
+        move || forward_signals(&streams, &sender, &shared)
+    })?;
+    if forward_stdin {
+        let (sender, shared) = (sender.clone(), Arc::clone(&shared));
+        spawn("stdin", move || pump_input(&sender, &shared))?;
+    }
+    let stdout = Writer::start(STDOUT, &sender, &shared)?;
+    let stderr = Writer::start(STDERR, &sender, &shared)?;
+    let event = receive(&mut reader, &shared, &stdout, &stderr);
+    stdout.finish();
+    stderr.finish();
+    // The thread for signals holds the terminal too, and never ends.
+    terminal.iter().for_each(|terminal| terminal.suspend());
+    let interrupted_by =
+        Some(shared.interrupted_by.load(Ordering::Relaxed)).filter(|number| *number != 0);
+    let output_closed = shared.output_closed.load(Ordering::Relaxed);
+    Ok((
+        Outcome {
+            event: event?,
+            interrupted_by,
+            output_closed,
+        },
+        reader,
+    ))
+}
+
+fn receive(
+    reader: &mut Reader,
+    shared: &Shared,
+    stdout: &Writer,
+    stderr: &Writer,
+) -> anyhow::Result<Option<ExecEvent>> {
+    loop {
+        let incoming = match reader.next() {
+            Ok(Some(incoming)) => incoming,
+            Ok(None) => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                return Err(error).context("the sandbox broke the protocol");
+            }
+            // The supervisor was killed: as if it had closed.
+            Err(_) => return Ok(None),
+        };
+        match incoming {
+            Incoming::Data { channel, bytes, .. } => match channel {
+                STDERR => stderr.write(bytes),
+                _ => stdout.write(bytes),
+            },
+            Incoming::Event { message, last } => {
+                let event = match serde_json::from_slice(&message) {
+                    Ok(event) => event,
+                    Err(error) if last => {
+                        return Err(error).context("the command's end cannot be understood");
+                    }
+                    // Events of later versions, which are no end.
+                    Err(_) => continue,
+                };
+                match event {
+                    ExecEvent::Started { .. } => shared.started.store(true, Ordering::Relaxed),
+                    ExecEvent::StdinClosed => shared.stdin_closed.store(true, Ordering::Relaxed),
+                    end if last => return Ok(Some(end)),
+                    _ => {}
+                }
+            }
+        }
+    }
+}
+
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> anyhow::Result<JoinHandle<()>> {
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(work)
+        .context("cannot start a thread")
+}
+
+/// Reads our input until its end, or that of the command's interest in it.
+fn pump_input(sender: &Sender, shared: &Shared) {
+    let mut buffer = vec![0; READ_BYTES];
+    // The descriptor itself: the standard library would read ahead what is not ours to take.
+    let mut stdin = io::stdin().lock();
+    while !shared.stdin_closed.load(Ordering::Relaxed) {
+        let count = match read_once(&mut stdin, &mut buffer) {
+            Ok(0) | Err(_) => break,
+            Ok(count) => count,
+        };
+        if sender.data(STDIN, &buffer[..count]).is_err() {
+            return;
+        }
+    }
+    // When the call is over there is nobody to be told.
+    let _ = sender.end(STDIN);
+}
+
+fn read_once(stdin: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
+    loop {
+        match stdin.read(buffer) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
+}
+
+/// A thread that writes what comes on a channel, and says when it is written.
+struct Writer {
+    queue: mpsc::Sender<Vec<u8>>,
+    thread: JoinHandle<()>,
+}
+
+impl Writer {
+    fn start(channel: u8, sender: &Sender, shared: &Arc<Shared>) -> anyhow::Result<Writer> {
+        // The queue needs no bound of its own: what is in it has not been granted back.
+        let (queue, incoming) = mpsc::channel();
+        let (sender, shared) = (sender.clone(), Arc::clone(shared));
+        let name = if channel == STDERR {
+            "stderr"
+        } else {
+            "stdout"
+        };
+        let thread = spawn(name, move || {
+            write_all(channel, &incoming, &sender, &shared)
+        })?;
+        Ok(Writer { queue, thread })
+    }
+
+    fn write(&self, bytes: Vec<u8>) {
+        // The thread ends only after this.
+        let _ = self.queue.send(bytes);
+    }
+
+    fn finish(self) {
+        drop(self.queue);
+        let _ = self.thread.join();
+    }
+}
+
+fn write_all(channel: u8, incoming: &mpsc::Receiver<Vec<u8>>, sender: &Sender, shared: &Shared) {
+    let mut closed = false;
+    while let Ok(bytes) = incoming.recv() {
+        if !closed && write_raw(channel, &bytes).is_err() {
+            closed = true;
+            if channel == STDOUT {
+                // Nobody reads any more: in a pipeline here the command would be ended by SIGPIPE.
+                shared.output_closed.store(true, Ordering::Relaxed);
+                let _ = sender.close();
+            }
+        }
+        if sender.used(channel, bytes.len()).is_err() {
+            // The connection is gone; what came before is still written.
+            continue;
+        }
+    }
+}
+
+/// Writes to the descriptor itself: what the command printed is shown the moment it comes.
+fn write_raw(channel: u8, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        let written = match channel {
+            STDERR => io::stderr().write(bytes),
+            _ => rustix::io::write(rustix::stdio::stdout(), bytes).map_err(io::Error::from),
+        };
+        match written {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(count) => bytes = &bytes[count..],
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            // Somebody else has made the descriptor non-blocking: wait until it takes more.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => wait_writable(channel)?,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+fn wait_writable(channel: u8) -> io::Result<()> {
+    use rustix::event::{PollFd, PollFlags, poll};
+    let (stdout, stderr) = (rustix::stdio::stdout(), rustix::stdio::stderr());
+    let descriptor = if channel == STDERR { &stderr } else { &stdout };
+    let mut fds = [PollFd::new(descriptor, PollFlags::OUT)];
+    poll(&mut fds, None)?;
+    Ok(())
+}
+
+/// Passes signals on to the command. Before it has started, and when it does not listen, the session is broken off.
+fn forward_signals(streams: &Streams, sender: &Sender, shared: &Shared) {
+    let mut endings = 0;
+    while let Ok(number) = streams.signals.wait() {
+        match number {
+            signal::SIGWINCH => drop(sender.control(&ExecControl::Resize(window_size()))),
+            signal::SIGTSTP => stop_ourselves(streams, sender),
+            _ => {
+                endings += u32::from(matches!(
+                    number,
+                    signal::SIGINT | signal::SIGTERM | signal::SIGHUP
+                ));
+                if !shared.started.load(Ordering::Relaxed) || endings >= PATIENCE {
+                    shared.interrupted_by.store(number, Ordering::Relaxed);
+                    sender.hang_up();
+                } else {
+                    drop(sender.control(&ExecControl::Signal { signal: number }));
+                }
+            }
+        }
+    }
+}
+
+/// Ctrl-Z that was meant for us: the terminal is given back as it was, until we are to go on.
+fn stop_ourselves(streams: &Streams, sender: &Sender) {
+    streams
+        .terminal
+        .iter()
+        .for_each(|terminal| terminal.suspend());
+    let _ = kill_process(rustix::process::getpid(), Signal::STOP);
+    streams
+        .terminal
+        .iter()
+        .for_each(|terminal| drop(terminal.resume()));
+    let _ = sender.control(&ExecControl::Resize(window_size()));
+}

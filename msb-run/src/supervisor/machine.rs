@@ -1,0 +1,137 @@
+//! The process of the virtual machine, and the sockets to it.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::process::{Child, Command, ExitStatus, Stdio};
+
+use anyhow::Context;
+use libmsb::machine::Plan;
+use libmsb::tools;
+use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+use super::link::Link;
+use crate::engine::{Descriptors, Engine, Wanted};
+
+/// A machine that was started.
+#[derive(Debug)]
+pub(crate) struct Machine {
+    child: Child,
+    pidfd: OwnedFd,
+    exit: Option<ExitStatus>,
+    /// The agent's port.
+    pub(crate) agent: Link,
+    /// What the guest's kernel prints.
+    pub(crate) console: UnixStream,
+    /// Closed when this process is gone: then the machine ends.
+    _life: OwnedFd,
+}
+
+/// Starts a machine. `held` are descriptors that it keeps open as long as it lives: the sandbox's lock, the disk.
+/// `None` when the engine knows no further way.
+pub(crate) fn start(
+    engine: &dyn Engine,
+    attempt: u32,
+    mut wanted: Wanted,
+    held: &[BorrowedFd<'_>],
+    log: Stdio,
+) -> anyhow::Result<Option<Machine>> {
+    let (agent, agent_theirs) = UnixStream::pair().context("cannot make a socket for the agent")?;
+    let (console, console_theirs) =
+        UnixStream::pair().context("cannot make a socket for the console")?;
+    let (life_theirs, life) =
+        rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).context("cannot make a pipe")?;
+    wanted.descriptors = Descriptors {
+        agent: agent_theirs.as_raw_fd(),
+        console: console_theirs.as_raw_fd(),
+        life: life_theirs.as_raw_fd(),
+    };
+    let Some(plan) = engine.plan(&wanted, attempt)? else {
+        return Ok(None);
+    };
+    let plan = plan_file(&plan)?;
+    let mut inherited = vec![
+        plan.as_fd(),
+        agent_theirs.as_fd(),
+        console_theirs.as_fd(),
+        life_theirs.as_fd(),
+    ];
+    inherited.extend_from_slice(held);
+    let mut command = tools::command("msb-vmm")?;
+    command.arg(format!("/proc/self/fd/{}", plan.as_raw_fd()));
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(log);
+    let child = spawn_with(&mut command, &inherited).context("cannot start msb-vmm")?;
+    let pidfd =
+        pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).context("cannot watch msb-vmm")?;
+    console
+        .set_nonblocking(true)
+        .context("cannot use the console's socket")?;
+    let agent = Link::new(agent).context("cannot use the agent's socket")?;
+    Ok(Some(Machine {
+        child,
+        pidfd,
+        exit: None,
+        agent,
+        console,
+        _life: life,
+    }))
+}
+
+/// Starts a program with descriptors that are closed on exec otherwise. This process has one thread, so no other child
+/// gets them by chance.
+pub(crate) fn spawn_with(command: &mut Command, inherited: &[BorrowedFd<'_>]) -> io::Result<Child> {
+    for descriptor in inherited {
+        fcntl_setfd(descriptor, FdFlags::empty())?;
+    }
+    let child = command.spawn();
+    for descriptor in inherited {
+        fcntl_setfd(descriptor, FdFlags::CLOEXEC)?;
+    }
+    child
+}
+
+fn plan_file(plan: &Plan) -> anyhow::Result<File> {
+    let descriptor =
+        memfd_create("msb-plan", MemfdFlags::CLOEXEC).context("cannot make the plan's file")?;
+    let mut file = File::from(descriptor);
+    file.write_all(&serde_json::to_vec(plan)?)
+        .context("cannot write the plan")?;
+    Ok(file)
+}
+
+impl Machine {
+    /// Ready for reading when the process has ended.
+    pub(crate) fn pidfd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+
+    /// How the process ended, if it did.
+    pub(crate) fn poll_exit(&mut self) -> Option<ExitStatus> {
+        if self.exit.is_none() {
+            self.exit = self.child.try_wait().ok().flatten();
+        }
+        self.exit
+    }
+
+    /// Kills the process, if it is there, and waits until it is gone.
+    pub(crate) fn kill(&mut self) -> Option<ExitStatus> {
+        if self.poll_exit().is_none() {
+            // It may have ended in this moment; then waiting is all that is left.
+            let _ = self.child.kill();
+            self.exit = self.child.wait().ok();
+        }
+        self.exit
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}

@@ -1,0 +1,231 @@
+//! The life of one sandbox.
+//!
+//! The supervisor is a process of its own session. It holds the sandbox's lock, starts the virtual machine, sets the guest
+//! up, relays between clients and agent, writes status and logs, and at the end leaves the folder as it should
+//! be: stopped and clean, or gone. It is one loop over descriptors, in one thread, and sleeps when nothing happens.
+
+mod args;
+mod exec_log;
+mod life;
+mod link;
+mod machine;
+mod relay;
+mod rotate;
+mod socket;
+
+pub(crate) use args::SupervisorArgs;
+pub(crate) use machine::spawn_with;
+
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::process::Stdio;
+
+use anyhow::Context;
+use libmsb::cli::args::SandboxName;
+use libmsb::cli::error::Failure;
+use libmsb::jsonl;
+use libmsb::machine::{Disk, Format, SERIAL_ROOT, SERIAL_UPPER};
+use libmsb::reference::Reference;
+use libmsb::state::lock::Lock;
+use libmsb::state::sandboxes::Sandbox;
+use libmsb::state::spec::Spec;
+use libmsb::state::status::{Reason, State, Status};
+use libmsb::state::{Home, layout};
+
+use crate::engine::{self, Descriptors, Wanted, upper};
+use crate::startup::Startup;
+
+/// Whether and to whom the sandbox is attached, and who waits for the start.
+#[derive(Debug, Default)]
+pub(crate) struct Starter {
+    /// The client without which the sandbox does not go on.
+    pub(crate) client: Option<UnixStream>,
+    /// Takes a [`Startup`] line when the guest is up or cannot come up, and another when it ends badly after that.
+    pub(crate) ready: Option<File>,
+}
+
+impl Starter {
+    /// Tells how it goes. Nobody may be there to hear it.
+    pub(crate) fn tell(&mut self, startup: &Startup) {
+        if let Some(ready) = &mut self.ready {
+            let _ = jsonl::write(ready, startup);
+        }
+    }
+}
+
+/// Everything that a sandbox's life needs, found and opened before the machine starts.
+pub(crate) struct Setup {
+    pub(crate) home: Home,
+    pub(crate) sandbox: Sandbox,
+    pub(crate) spec: Spec,
+    pub(crate) lock: Lock,
+    pub(crate) engine: Box<dyn engine::Engine>,
+    pub(crate) root_disk: std::path::PathBuf,
+    pub(crate) upper: File,
+}
+
+/// Runs a sandbox to its end.
+pub(crate) fn run(args: SupervisorArgs) -> anyhow::Result<()> {
+    // A starter that already leads a session (a service manager's child) is as good.
+    let _ = rustix::process::setsid();
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    let (name, lock, mut starter) = args.take()?;
+    let home = Home::from_env()?;
+    let sandbox = home.sandboxes().named(&name);
+    let life = prepare(home, &sandbox, lock).and_then(|setup| life::begin(setup, &mut starter));
+    match life {
+        Ok(life) => life.live(starter),
+        Err((error, lock)) => {
+            give_up(&sandbox, &error);
+            drop(lock);
+            starter.tell(&Startup::failed(&error));
+            Err(error)
+        }
+    }
+}
+
+/// An error, and the lock that must be held until the sandbox's folder says so.
+pub(crate) type Aborted = (anyhow::Error, Lock);
+
+fn prepare(home: Home, sandbox: &Sandbox, lock: Lock) -> Result<Setup, Aborted> {
+    let found = (|| {
+        anyhow::ensure!(
+            lock.is_of(&sandbox.path(layout::LOCK)),
+            "the lock that was handed over is not that of '{}'",
+            sandbox.name
+        );
+        let spec = sandbox.spec()?;
+        let engine = engine::choose(home.boot_dir())?;
+        let reference: Reference = spec.image.reference.parse()?;
+        let root_disk = home
+            .images()
+            .open(&reference, &spec.image.manifest_digest)?
+            .disk;
+        let upper = open_upper(sandbox, &spec)?;
+        Ok((spec, engine, root_disk, upper))
+    })();
+    match found {
+        Ok((spec, engine, root_disk, upper)) => Ok(Setup {
+            home,
+            sandbox: sandbox.clone(),
+            spec,
+            lock,
+            engine,
+            root_disk,
+            upper,
+        }),
+        Err(error) => Err((error, lock)),
+    }
+}
+
+/// The writable disk: that of the sandbox, or for one that goes with its command a file that has no name.
+fn open_upper(sandbox: &Sandbox, spec: &Spec) -> anyhow::Result<File> {
+    let path = sandbox.path(layout::UPPER);
+    if !spec.ephemeral {
+        let file = OpenOptions::new().read(true).write(true).open(&path);
+        return file.with_context(|| format!("cannot open the disk '{}'", path.display()));
+    }
+    let cannot = || format!("cannot make the disk '{}'", path.display());
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .open(&path)
+        .with_context(cannot)?;
+    std::fs::remove_file(&path).with_context(cannot)?;
+    upper::format(&file, spec.upper_mib).with_context(cannot)?;
+    Ok(file)
+}
+
+/// What the machine is to have.
+pub(crate) fn wanted(setup: &Setup) -> Wanted {
+    use std::os::fd::AsRawFd;
+    let root = Disk {
+        serial: SERIAL_ROOT.to_owned(),
+        path: setup.root_disk.clone(),
+        format: Format::Vmdk,
+        read_only: true,
+        volatile: false,
+    };
+    let upper = Disk {
+        serial: SERIAL_UPPER.to_owned(),
+        // By descriptor: the file that was locked is the one that is used, whatever its name is by now.
+        path: format!("/proc/self/fd/{}", setup.upper.as_raw_fd()).into(),
+        format: Format::Raw,
+        read_only: false,
+        volatile: setup.spec.ephemeral,
+    };
+    Wanted {
+        cpus: setup.spec.cpus,
+        memory_mib: setup.spec.memory_mib,
+        disks: vec![root, upper],
+        descriptors: Descriptors {
+            agent: -1,
+            console: -1,
+            life: -1,
+        },
+    }
+}
+
+/// Starts the machine; see [`machine::start`].
+pub(crate) fn start_machine(
+    setup: &Setup,
+    attempt: u32,
+) -> anyhow::Result<Option<machine::Machine>> {
+    let log = OpenOptions::new()
+        .append(true)
+        .create(true)
+        .open(setup.sandbox.path(layout::SUPERVISOR_LOG));
+    let log = log.map_or_else(|_| Stdio::null(), Stdio::from);
+    let held = [setup.lock.as_fd(), setup.upper.as_fd()];
+    machine::start(setup.engine.as_ref(), attempt, wanted(setup), &held, log)
+}
+
+/// The sandbox never came to life: its folder says so, or goes.
+pub(crate) fn give_up(sandbox: &Sandbox, error: &anyhow::Error) {
+    let status = Status {
+        reason: Some(Reason::BootFailed),
+        message: Some(libmsb::cli::error::message(error)),
+        ..Status::new(State::Crashed)
+    };
+    let ephemeral = sandbox.spec().is_ok_and(|spec| spec.ephemeral);
+    let left = if ephemeral {
+        sandbox.remove_held()
+    } else {
+        sandbox.set_status(&status)
+    };
+    if let Err(error) = left {
+        // The lock will be free: whoever looks sees that nothing lives here.
+        let _ = writeln!(
+            std::io::stderr(),
+            "msb-supervisor: {}",
+            libmsb::cli::error::message(&error)
+        );
+    }
+}
+
+/// The last lines that the machine's program and the guest's kernel wrote: why it ended, in most cases.
+pub(crate) fn last_words(sandbox: &Sandbox) -> Option<String> {
+    let last_line = |file: &str| {
+        let text = std::fs::read(sandbox.path(file)).ok()?;
+        let text = String::from_utf8_lossy(&text).into_owned();
+        let line = text
+            .lines()
+            .rev()
+            .map(str::trim)
+            .find(|line| !line.is_empty())?;
+        Some(line.chars().take(400).collect::<String>())
+    };
+    last_line(layout::SUPERVISOR_LOG).or_else(|| last_line(layout::CONSOLE_LOG))
+}
+
+/// A name, and descriptors that were inherited.
+pub(crate) type Handed = (SandboxName, Lock, Starter);
+
+/// A descriptor that the starter handed over.
+pub(crate) fn inherited(number: i32) -> anyhow::Result<OwnedFd> {
+    args::take_descriptor(number)
+        .map_err(|error| Failure::usage(format!("descriptor {number}: {error}")).into())
+}

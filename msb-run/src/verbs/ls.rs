@@ -1,0 +1,157 @@
+//! `msb ls`: the sandboxes.
+
+use std::collections::BTreeMap;
+use std::time::SystemTime;
+
+use clap::{Parser, ValueEnum};
+use libmsb::cli::args::parse_label;
+use libmsb::cli::error::message;
+use libmsb::cli::output;
+use libmsb::cli::style::{Table, age};
+use libmsb::reference::Reference;
+use libmsb::state::Home;
+use libmsb::state::sandboxes::{Entry, Seen};
+use serde::Serialize;
+
+/// The status of a sandbox whose files cannot be read.
+const BROKEN: &str = "Broken";
+
+/// List sandboxes
+#[derive(Debug, Parser)]
+#[command(
+    name = "msb-ls",
+    version,
+    after_help = "Examples:\n  msb ls --label team=ml\n  msb ls --format json | jq -r '.[] | select(.status == \"Crashed\").name'"
+)]
+pub(crate) struct LsArgs {
+    /// Only those that run
+    #[arg(long, conflicts_with = "stopped")]
+    running: bool,
+    /// Only those that do not run
+    #[arg(long)]
+    stopped: bool,
+    /// Only those with this label; several must all be there
+    #[arg(long, value_name = "KEY[=VALUE]", value_parser = parse_label)]
+    label: Vec<(String, String)>,
+    /// How to print them
+    #[arg(long, value_enum)]
+    format: Option<Format>,
+    /// Names only, one a line
+    #[arg(short, long, conflicts_with = "format")]
+    quiet: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// One JSON array
+    Json,
+}
+
+#[derive(Serialize)]
+struct Row<'a> {
+    name: &'a str,
+    status: &'a str,
+    image: Option<String>,
+    created_at: Option<String>,
+    labels: BTreeMap<&'a str, &'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    exit_code: Option<i32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+}
+
+pub(crate) fn run(args: LsArgs) -> anyhow::Result<()> {
+    let entries = Home::from_env()?.sandboxes().list()?;
+    let chosen: Vec<&Entry> = entries
+        .iter()
+        .filter(|entry| is_chosen(entry, &args))
+        .collect();
+    if args.format == Some(Format::Json) {
+        return Ok(output::print_json(
+            &chosen.iter().map(|entry| row(entry)).collect::<Vec<_>>(),
+        )?);
+    }
+    if args.quiet {
+        for entry in chosen {
+            output::print(&entry.name)?;
+        }
+        return Ok(());
+    }
+    if chosen.is_empty() {
+        eprintln!("no sandboxes");
+        return Ok(());
+    }
+    let mut table = Table::new(&["NAME", "STATUS", "IMAGE", "CREATED"]);
+    let now = SystemTime::now();
+    for entry in chosen {
+        table.row(cells(entry, now));
+    }
+    Ok(table.print()?)
+}
+
+fn is_chosen(entry: &Entry, args: &LsArgs) -> bool {
+    let Ok(seen) = &entry.seen else {
+        return !args.running && args.label.is_empty();
+    };
+    let labelled = args
+        .label
+        .iter()
+        .all(|(key, value)| seen.spec.labels.get(key) == Some(value));
+    labelled
+        && (!args.running || seen.state.is_active())
+        && (!args.stopped || !seen.state.is_active())
+}
+
+fn row(entry: &Entry) -> Row<'_> {
+    match &entry.seen {
+        Ok(Seen {
+            spec,
+            status,
+            state,
+        }) => Row {
+            name: &entry.name,
+            status: state.word(),
+            image: Some(spec.image.reference.clone()),
+            created_at: Some(spec.created_at.to_string()),
+            labels: spec
+                .labels
+                .iter()
+                .map(|(key, value)| (key.as_str(), value.as_str()))
+                .collect(),
+            exit_code: status.exit_code,
+            error: None,
+        },
+        Err(error) => Row {
+            name: &entry.name,
+            status: BROKEN,
+            image: None,
+            created_at: None,
+            labels: BTreeMap::new(),
+            exit_code: None,
+            error: Some(message(error)),
+        },
+    }
+}
+
+fn cells(entry: &Entry, now: SystemTime) -> [String; 4] {
+    match &entry.seen {
+        Ok(seen) => {
+            let image = &seen.spec.image.reference;
+            let image = image
+                .parse::<Reference>()
+                .map_or_else(|_| image.clone(), |image| image.familiar());
+            [
+                entry.name.clone(),
+                seen.state.word().to_owned(),
+                image,
+                age(&SystemTime::from(seen.spec.created_at), now),
+            ]
+        }
+        Err(error) => [
+            entry.name.clone(),
+            BROKEN.to_owned(),
+            message(error),
+            String::new(),
+        ],
+    }
+}

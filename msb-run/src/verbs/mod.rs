@@ -1,0 +1,160 @@
+//! What people type.
+
+/// `msb exec`: a command in a running sandbox.
+pub(crate) mod exec;
+/// `msb ls`: the sandboxes.
+pub(crate) mod ls;
+/// `msb rm`: remove sandboxes.
+pub(crate) mod rm;
+/// `msb run`: a command in a sandbox of its own.
+pub(crate) mod run;
+/// `msb stop`: stop sandboxes.
+pub(crate) mod stop;
+
+use std::ffi::OsString;
+use std::io::IsTerminal;
+
+use clap::Args;
+use libmsb::cli::args::{EnvVar, SandboxName, parse_env};
+use libmsb::cli::error::{Failure, print_error, print_hint};
+use libmsb::cli::escape::escape;
+use libmsb::cli::exit;
+use libmsb::state::Home;
+use msb_wire::client::{ClientError, Connection};
+use msb_wire::exec::{ExecEvent, ExecRequest};
+use msb_wire::text::Text;
+
+use crate::session::Outcome;
+use crate::terminal::window_size;
+
+/// What we call ourselves to a supervisor.
+const PROGRAM: &str = concat!("msb-run ", env!("CARGO_PKG_VERSION"));
+
+/// How a command is connected, and as whom it runs: the same for `run` and `exec`.
+#[derive(Debug, Args)]
+pub(crate) struct CommandArgs {
+    /// Set a variable; without a value, take that of the host
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    env: Vec<OsString>,
+    /// Directory to start in
+    #[arg(short, long, value_name = "DIR")]
+    workdir: Option<OsString>,
+    /// User, and group, to run as: names or numbers of the guest
+    #[arg(short, long, value_name = "USER[:GROUP]")]
+    user: Option<OsString>,
+    /// Run on a terminal (the default when input and output are one)
+    #[arg(short, long, overrides_with = "no_tty")]
+    tty: bool,
+    /// Do not run on a terminal
+    #[arg(long)]
+    no_tty: bool,
+    /// Pass input on (always done, unless --no-stdin is given; for those who are used to typing it)
+    #[arg(short, long)]
+    interactive: bool,
+    /// Do not read input: the command sees an empty one
+    #[arg(long, conflicts_with = "interactive")]
+    no_stdin: bool,
+}
+
+impl CommandArgs {
+    /// Whether the command gets a terminal.
+    pub(crate) fn is_tty(&self) -> bool {
+        self.tty
+            || (!self.no_tty && std::io::stdin().is_terminal() && std::io::stdout().is_terminal())
+    }
+
+    /// The variables.
+    pub(crate) fn env(&self) -> Result<Vec<EnvVar>, Failure> {
+        self.env.iter().map(|text| parse_env(text)).collect()
+    }
+
+    /// The request, without variables: `exec` sends them with it, `run` has them in the sandbox.
+    pub(crate) fn request(&self, argv: Vec<Text>, tty: bool) -> ExecRequest {
+        ExecRequest {
+            argv,
+            env: if tty { terminal_env() } else { Vec::new() },
+            cwd: self.workdir.clone().map(Text::from),
+            user: self.user.clone().map(Text::from),
+            tty: tty.then(window_size),
+            stdin: !self.no_stdin,
+            main: false,
+        }
+    }
+}
+
+/// Programs in the guest must know what our terminal understands.
+fn terminal_env() -> Vec<Text> {
+    let term = std::env::var("TERM")
+        .ok()
+        .filter(|term| !term.is_empty() && term != "dumb");
+    vec![Text::from(format!(
+        "TERM={}",
+        term.as_deref().unwrap_or("xterm")
+    ))]
+}
+
+/// Tells how a command ended, where there is something to tell, and gives the exit code.
+pub(crate) fn tell_end(tool: &str, program: &Text, outcome: &Outcome) -> anyhow::Result<u8> {
+    if outcome.output_closed {
+        // As if SIGPIPE had ended the command here.
+        return Ok(exit::of_signal(13));
+    }
+    if let Some(signal) = outcome.interrupted_by {
+        return Ok(exit::of_signal(signal));
+    }
+    let Some(event) = &outcome.event else {
+        return Err(Failure::failed("the sandbox ended before the command did").into());
+    };
+    if let ExecEvent::Failed { message, .. } = event {
+        print_error(
+            tool,
+            &format!(
+                "cannot run '{}' in the guest: {}",
+                escape(program.as_bytes()),
+                escape(message)
+            ),
+        );
+    }
+    Ok(event
+        .exit_code()
+        .unwrap_or(i32::from(exit::COMMAND_NOT_STARTED)) as u8)
+}
+
+/// Connects to a sandbox that must be there and running.
+pub(crate) fn connect(home: &Home, name: &SandboxName) -> anyhow::Result<Connection> {
+    let sandbox = home.sandboxes().find(name)?;
+    match Connection::connect(&home.agent_socket(name), PROGRAM) {
+        Err(ClientError::Connect(_)) if !sandbox.is_alive()? => Err(Failure::wrong_state(format!(
+            "the sandbox '{name}' is not running"
+        ))
+        .hint(format!("start it: msb run --name {name} IMAGE"))
+        .into()),
+        result => Ok(result?),
+    }
+}
+
+/// Does the same with several names; each failure is told, and the worst one is the result.
+pub(crate) fn for_each(
+    tool: &'static str,
+    names: &[SandboxName],
+    mut act: impl FnMut(&SandboxName) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let [.., last] = names else { return Ok(()) };
+    let mut failed = None;
+    for name in names {
+        let Err(error) = act(name) else { continue };
+        if name == last && failed.is_none() {
+            return Err(error);
+        }
+        let text = libmsb::cli::error::message(&error);
+        print_error(tool, &text);
+        failed = Some(error);
+    }
+    match failed {
+        None => Ok(()),
+        Some(_) => {
+            print_hint(tool, "the others were done");
+            Err(Failure::failed("not all could be done").into())
+        }
+    }
+}

@@ -1,0 +1,349 @@
+//! `msb run`: a command in a sandbox of its own.
+//!
+//! Without a name the sandbox goes when its command ends. With one it stays, stopped, and a later `run` of the same name
+//! starts it again, its disk as it was left.
+
+use std::ffi::OsString;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use clap::Parser;
+use libmsb::cli::args::{SandboxName, parse_cpus, parse_label, parse_memory};
+use libmsb::cli::error::{Failure, print_error, print_warning};
+use libmsb::cli::output;
+use libmsb::reference::Reference;
+use libmsb::state::lock::Lock;
+use libmsb::state::sandboxes::Sandbox;
+use libmsb::state::spec::Spec;
+use libmsb::state::status::State;
+use libmsb::state::{Home, layout};
+use msb_wire::client::Connection;
+use msb_wire::exec::ExecRequest;
+use msb_wire::text::Text;
+
+use super::{CommandArgs, PROGRAM, tell_end};
+use crate::engine::upper;
+use crate::launch::{Launched, launch};
+use crate::plan::{self, Choices};
+use crate::session::{self, Streams};
+use crate::startup::{Stamps, monotonic_ns};
+
+const TOOL: &str = "msb-run";
+
+/// Time that a sandbox which is just stopping is waited for.
+const STOPPING_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Run a command in a microVM of its own, from an image
+#[derive(Debug, Parser)]
+#[command(
+    name = TOOL,
+    version,
+    override_usage = "msb run [OPTIONS] IMAGE [-- COMMAND...]",
+    after_help = "Examples:\n  msb run alpine -- uname -a\n  msb run -d --name worker python\n  tar c . | msb run alpine -- tar t"
+)]
+pub(crate) struct RunArgs {
+    /// The image
+    image: Reference,
+    /// The command and its arguments, in place of the image's
+    #[arg(last = true, value_name = "COMMAND")]
+    command: Vec<OsString>,
+    /// Name of the sandbox, which then stays when the command ends
+    #[arg(short, long)]
+    name: Option<SandboxName>,
+    /// Leave it running and print its name
+    #[arg(short, long)]
+    detach: bool,
+    #[command(flatten)]
+    connected: CommandArgs,
+    /// Virtual processors
+    #[arg(short, long, default_value = "1", value_parser = parse_cpus, value_name = "N")]
+    cpus: u8,
+    /// Memory: MiB, or with a unit (512M, 1.5G)
+    #[arg(short, long, default_value = "512M", value_parser = parse_memory, value_name = "SIZE")]
+    memory: u32,
+    /// Host name in the guest (default: the sandbox's name)
+    #[arg(short = 'H', long)]
+    hostname: Option<String>,
+    /// Program to run in place of the image's entrypoint
+    #[arg(long, value_name = "PROGRAM")]
+    entrypoint: Option<OsString>,
+    /// Label of the sandbox
+    #[arg(long, value_name = "KEY[=VALUE]", value_parser = parse_label)]
+    label: Vec<(String, String)>,
+    /// Tell afterwards where the time went
+    #[arg(long)]
+    time: bool,
+}
+
+impl RunArgs {
+    fn choices(&self) -> Result<Choices, Failure> {
+        Ok(Choices {
+            cpus: u32::from(self.cpus),
+            memory_mib: self.memory,
+            env: self.connected.env()?,
+            workdir: self.connected.workdir.clone(),
+            user: self.connected.user.clone(),
+            hostname: self.hostname.clone(),
+            entrypoint: self.entrypoint.clone(),
+            labels: self.label.iter().cloned().collect(),
+            command: self.command.clone(),
+        })
+    }
+}
+
+/// A sandbox that is ours to start.
+struct Taken {
+    sandbox: Sandbox,
+    spec: Spec,
+    lock: Lock,
+    /// It was there before, with a specification of its own.
+    existed: bool,
+}
+
+pub(crate) fn run(args: RunArgs) -> anyhow::Result<u8> {
+    let begin_ns = monotonic_ns();
+    let home = Home::from_env()?;
+    let taken = take(&home, &args)?;
+    let tty = !args.detach && args.connected.is_tty();
+    let argv = command(&args, &taken, tty)?;
+    let name = taken.sandbox.name.clone();
+    if args.detach {
+        // It is told when the guest takes commands.
+        let mut launched = launch(&name, taken.lock, false)?;
+        launched.wait_until_ready()?;
+        output::print(&name)?;
+        return Ok(0);
+    }
+    let request = ExecRequest {
+        main: true,
+        ..request(&args, &taken, argv.clone(), tty)?
+    };
+    let streams = Streams::take(tty)?;
+    let image_ns = monotonic_ns();
+    let launched = launch(&name, taken.lock, true)?;
+    let (code, stamps) = attach(launched, request, streams, &argv)?;
+    if args.time {
+        let end_ns = monotonic_ns();
+        tell_times(&Times {
+            begin_ns,
+            image_ns,
+            stamps,
+            end_ns,
+        });
+    }
+    Ok(code)
+}
+
+/// Makes the sandbox, or takes the one of that name.
+fn take(home: &Home, args: &RunArgs) -> anyhow::Result<Taken> {
+    if let Some(name) = &args.name {
+        let sandbox = home.sandboxes().named(name);
+        if sandbox.dir.is_dir() {
+            return take_existing(sandbox, args);
+        }
+    }
+    home.prepare()?;
+    let images = home.images();
+    let choices = args.choices()?;
+    // Held until the sandbox, which pins the image, is there.
+    let in_use = if images.root().is_dir() {
+        Some(Lock::shared(&images.lock())?)
+    } else {
+        None
+    };
+    let image = images.find(&args.image)?;
+    let ephemeral = args.name.is_none();
+    let name = args.name.clone().map_or_else(SandboxName::random, Ok)?;
+    let spec = plan::spec(&name, ephemeral, &image, choices)?;
+    let (sandbox, lock) = home.sandboxes().create(&name, &spec, |folder| {
+        if ephemeral {
+            return Ok(());
+        }
+        let path = folder.join(layout::UPPER);
+        let cannot = || format!("cannot make the disk '{}'", path.display());
+        let file = std::fs::File::create_new(&path).with_context(cannot)?;
+        upper::format(&file, spec.upper_mib)
+            .and_then(|()| file.sync_all())
+            .with_context(cannot)
+    })?;
+    drop(in_use);
+    Ok(Taken {
+        sandbox,
+        spec,
+        lock,
+        existed: false,
+    })
+}
+
+/// A sandbox of that name is there: it is started as it is, and what was said about its making is said to be ignored.
+fn take_existing(sandbox: Sandbox, args: &RunArgs) -> anyhow::Result<Taken> {
+    let name = sandbox.name.clone();
+    wait_while_stopping(&sandbox)?;
+    let lock = Lock::try_exclusive(&sandbox.path(layout::LOCK))?.with_context(|| {
+        Failure::wrong_state(format!("the sandbox '{name}' is running"))
+            .hint(format!("run a command in it: msb exec {name} -- COMMAND"))
+    })?;
+    let spec = sandbox.spec()?;
+    let image = args.image.to_string();
+    if spec.image.reference != image {
+        return Err(Failure::wrong_state(format!(
+            "the sandbox '{name}' was made from '{}', not from '{image}'",
+            spec.image.reference
+        ))
+        .hint(format!("choose another name, or remove it: msb rm {name}"))
+        .into());
+    }
+    if changes_what_it_is(args) {
+        print_warning(
+            TOOL,
+            &format!("the sandbox '{name}' is there already: what it is made of stays as it was"),
+        );
+    }
+    Ok(Taken {
+        sandbox,
+        spec,
+        lock,
+        existed: true,
+    })
+}
+
+fn changes_what_it_is(args: &RunArgs) -> bool {
+    args.cpus != 1 || args.memory != 512 || args.hostname.is_some() || !args.label.is_empty()
+}
+
+fn wait_while_stopping(sandbox: &Sandbox) -> anyhow::Result<()> {
+    let deadline = Instant::now() + STOPPING_TIMEOUT;
+    while Instant::now() < deadline
+        && sandbox.is_alive()?
+        && sandbox.status()?.state.seen(true) == State::Stopping
+    {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
+}
+
+/// What runs: of a new sandbox its main command; of one that was there what is typed, else its main command.
+fn command(args: &RunArgs, taken: &Taken, tty: bool) -> anyhow::Result<Vec<Text>> {
+    let typed: Vec<Text> = args.command.iter().cloned().map(Text::from).collect();
+    let argv = if taken.existed && !typed.is_empty() {
+        typed
+    } else {
+        taken.spec.command.clone()
+    };
+    if !argv.is_empty() || args.detach {
+        return Ok(argv);
+    }
+    if tty {
+        return Ok(vec![Text::from("/bin/sh")]);
+    }
+    let error = Failure::usage(format!(
+        "the image '{}' names no command to run",
+        args.image.familiar()
+    ))
+    .hint("say which: msb run IMAGE -- COMMAND");
+    if taken.spec.ephemeral {
+        taken.sandbox.remove_held()?;
+    }
+    Err(error.into())
+}
+
+/// A new sandbox has variables, directory and user in its specification; one that was there gets them with the command.
+fn request(
+    args: &RunArgs,
+    taken: &Taken,
+    argv: Vec<Text>,
+    tty: bool,
+) -> anyhow::Result<ExecRequest> {
+    let mut request = args.connected.request(argv, tty);
+    if taken.existed {
+        request.env.extend(
+            args.connected
+                .env()?
+                .iter()
+                .map(|variable| Text::from(variable.to_assignment())),
+        );
+    } else {
+        (request.cwd, request.user) = (None, None);
+    }
+    Ok(request)
+}
+
+/// Runs the command and stays until the sandbox has come to its end.
+fn attach(
+    mut launched: Launched,
+    request: ExecRequest,
+    streams: Streams,
+    argv: &[Text],
+) -> anyhow::Result<(u8, Option<Stamps>)> {
+    let session = (|| {
+        let client = launched
+            .client
+            .take()
+            .context("there is no connection to the supervisor")?;
+        session::run(Connection::over(client, PROGRAM)?, request, streams)
+    })();
+    let (outcome, mut reader) = match session {
+        Ok(session) => session,
+        // The supervisor knows better why it did not serve us.
+        Err(error) => return Err(launched.wait_until_gone()?.error.unwrap_or(error)),
+    };
+    if outcome.interrupted_by.is_none() {
+        // The supervisor closes the connection when the sandbox has come to its end.
+        while matches!(reader.next(), Ok(Some(_))) {}
+    }
+    drop(reader);
+    let gone = launched.wait_until_gone()?;
+    let program = argv.first().cloned().unwrap_or_default();
+    match (tell_end(TOOL, &program, &outcome), gone.error) {
+        (Ok(code), Some(error)) if outcome.event.is_some() => {
+            print_error(TOOL, &libmsb::cli::error::message(&error));
+            Ok((code, gone.stamps))
+        }
+        (Ok(code), _) => Ok((code, gone.stamps)),
+        (Err(_), Some(error)) => Err(error),
+        (Err(error), None) => Err(error),
+    }
+}
+
+struct Times {
+    begin_ns: u64,
+    image_ns: u64,
+    stamps: Option<Stamps>,
+    end_ns: u64,
+}
+
+fn tell_times(times: &Times) {
+    let Some(stamps) = times.stamps else { return };
+    let guest = stamps.guest_ready_ns;
+    let until_ready = stamps.ready_ns.saturating_sub(times.image_ns);
+    let rows = [
+        (
+            "image",
+            times.image_ns.saturating_sub(times.begin_ns),
+            "find the image, make the sandbox",
+        ),
+        (
+            "vmm",
+            until_ready.saturating_sub(guest),
+            "start the virtual machine, until its kernel runs",
+        ),
+        ("kernel", stamps.guest_agent_ns, "until the agent runs"),
+        (
+            "agent",
+            guest.saturating_sub(stamps.guest_agent_ns),
+            "until the guest takes commands",
+        ),
+        (
+            "command",
+            times.end_ns.saturating_sub(stamps.ready_ns),
+            "the command, and the sandbox's end",
+        ),
+        ("total", times.end_ns.saturating_sub(times.begin_ns), ""),
+    ];
+    for (name, ns, what) in rows {
+        eprintln!(
+            "{}",
+            format!("{name:<8} {:>8.3} s   {what}", ns as f64 / 1e9).trim_end()
+        );
+    }
+}

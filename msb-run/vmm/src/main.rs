@@ -1,0 +1,86 @@
+//! Becomes the virtual machine: a plan in, an engine out.
+//!
+//! The supervisor starts this program with the plan on a descriptor. It ties its life to the supervisor's, and
+//! becomes the engine's process.
+
+mod lifeline;
+mod qemu;
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Context, ensure};
+use libmsb::cli::error::{self, Failure};
+use libmsb::cli::output;
+use libmsb::machine::{Engine, PLAN_BYTES_MAX, PLAN_VERSION, Plan};
+
+const TOOL: &str = "msb-vmm";
+
+const HELP: &str = "\
+Becomes a virtual machine. It is started by msb-supervisor, not by people.
+
+Usage: msb-vmm PLAN
+
+  PLAN  a file with the plan of the machine in JSON, such as /proc/self/fd/3
+
+Options:
+  -h, --help     Print help
+  -V, --version  Print version
+
+Example:
+  msb-vmm /proc/self/fd/3 3<plan.json";
+
+fn main() -> ExitCode {
+    error::catch_bugs(TOOL);
+    let args: Vec<OsString> = std::env::args_os().skip(1).collect();
+    error::exit_code(TOOL, run(&args))
+}
+
+fn run(args: &[OsString]) -> anyhow::Result<()> {
+    match args {
+        [flag] if flag == "-h" || flag == "--help" => Ok(output::print(HELP)?),
+        [flag] if flag == "-V" || flag == "--version" => Ok(output::print(&format!(
+            "{TOOL} {}",
+            env!("CARGO_PKG_VERSION")
+        ))?),
+        [plan] => become_machine(&read_plan(Path::new(plan))?),
+        _ => Err(
+            Failure::usage("it takes one argument, the file with the plan")
+                .hint("see 'msb-vmm --help'")
+                .into(),
+        ),
+    }
+}
+
+fn read_plan(path: &Path) -> anyhow::Result<Plan> {
+    let file =
+        File::open(path).with_context(|| format!("cannot open the plan '{}'", path.display()))?;
+    let mut text = Vec::new();
+    file.take(PLAN_BYTES_MAX + 1)
+        .read_to_end(&mut text)
+        .context("cannot read the plan")?;
+    ensure!(
+        text.len() as u64 <= PLAN_BYTES_MAX,
+        "the plan is longer than {PLAN_BYTES_MAX} bytes"
+    );
+    let plan: Plan = serde_json::from_slice(&text).context("cannot understand the plan")?;
+    ensure!(
+        plan.version == PLAN_VERSION,
+        "the plan has version {}, and this is {PLAN_VERSION}",
+        plan.version
+    );
+    Ok(plan)
+}
+
+fn become_machine(plan: &Plan) -> anyhow::Result<()> {
+    lifeline::tie(plan.life_fd)?;
+    match &plan.engine {
+        Engine::Qemu { program, .. } => {
+            let error = qemu::exec(plan)?;
+            Err(error).with_context(|| format!("cannot start '{}'", program.display()))
+        }
+    }
+}

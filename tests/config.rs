@@ -1,0 +1,306 @@
+//! What a command finds itself in: environment, user, directory, name, labels.
+
+use crate::support::{Home, Outcome};
+
+fn run(home: &Home, args: &[&str]) -> Outcome {
+    home.run([&["run"], args].concat())
+}
+
+#[test]
+fn an_images_entrypoint_command_user_and_directory_are_used() {
+    let home = Home::with(&["configured.docker.tar"]);
+    let image = "msb-test/configured:v1";
+    run(&home, &[image]).is(0, "entry cmd\n", "");
+    run(&home, &[image, "--", "one", "two"]).is(0, "entry one two\n", "");
+    run(
+        &home,
+        &[
+            "--entrypoint",
+            "/bin/sh",
+            image,
+            "--",
+            "-c",
+            "id -un; pwd; echo $HOME $FROM_IMAGE",
+        ],
+    )
+    .is(0, "alice\n/home/alice\n/home/alice configured\n", "");
+}
+
+#[test]
+fn an_images_command_is_run_when_none_is_given() {
+    let home = Home::with_busybox();
+    home.run_with(["run", "-i", "busybox:test"], b"echo from the image\n")
+        .is(0, "from the image\n", "");
+}
+
+#[test]
+fn options_may_come_after_the_image() {
+    let home = Home::with_busybox();
+    run(
+        &home,
+        &[
+            "busybox:test",
+            "-e",
+            "A=1",
+            "--hostname",
+            "h",
+            "--",
+            "sh",
+            "-c",
+            "echo $A; hostname",
+        ],
+    )
+    .is(0, "1\nh\n", "");
+}
+
+#[test]
+fn a_variable_of_exec_wins_over_that_of_run_and_that_over_the_images() {
+    let home = Home::with_busybox();
+    let print = ["--", "sh", "-c", "echo $FROM_IMAGE $A $B"];
+    home.run([&["run", "busybox:test"], &print[..]].concat())
+        .is(0, "image\n", "");
+    home.run([
+        "run",
+        "-d",
+        "--name",
+        "x",
+        "-e",
+        "FROM_IMAGE=run",
+        "-e",
+        "A=a=b c",
+        "busybox:test",
+    ])
+    .done();
+    home.run([&["exec", "x"], &print[..]].concat())
+        .is(0, "run a=b c\n", "");
+    home.run(
+        [
+            &["exec", "-e", "FROM_IMAGE=exec", "-e", "B=", "x"],
+            &print[..],
+        ]
+        .concat(),
+    )
+    .is(0, "exec a=b c\n", "");
+    home.run(["stop", "x"]).done();
+}
+
+#[test]
+fn a_variable_without_a_value_has_that_of_the_host() {
+    let home = Home::with_busybox();
+    let mut command = home.msb([
+        "run",
+        "-e",
+        "FROM_HOST",
+        "busybox:test",
+        "--",
+        "sh",
+        "-c",
+        "echo $FROM_HOST",
+    ]);
+    let output = command.env("FROM_HOST", "v w").output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "v w\n");
+}
+
+#[test]
+fn the_environment_is_the_images_and_ours_and_nothing_of_the_host() {
+    let home = Home::with_busybox();
+    let names = "env | cut -d= -f1 | grep -vx -e PWD -e SHLVL | sort | tr '\\n' ' '";
+    run(&home, &["busybox:test", "--", "sh", "-c", names]).is(
+        0,
+        "FROM_IMAGE HOME HOSTNAME PATH ",
+        "",
+    );
+}
+
+#[test]
+fn a_user_is_a_name_or_a_number_with_or_without_group() {
+    let home = Home::with_busybox();
+    home.run(["run", "-d", "--name", "x", "busybox:test"])
+        .done();
+    let cases = [
+        (None, "0:0:/root:0\n"),
+        (Some("alice"), "1000:1000:/home/alice:1000 10\n"),
+        (Some("1000"), "1000:1000:/home/alice:1000 10\n"),
+        (Some("alice:wheel"), "1000:10:/home/alice:10\n"),
+        (Some("alice:7"), "1000:7:/home/alice:7\n"),
+        (Some("4321:8765"), "4321:8765:/:8765\n"),
+    ];
+    for (user, expected) in cases {
+        let option = user.map(|user| ["-u", user]).unwrap_or(["-e", "X=1"]);
+        let command = "echo $(id -u):$(id -g):$HOME:$(id -G)";
+        let args = [&["exec"], &option[..], &["x", "--", "sh", "-c", command]].concat();
+        let found = home.run(args).done();
+        assert_eq!(found, expected, "user {user:?}");
+    }
+    home.run(["stop", "x"]).done();
+}
+
+#[test]
+fn a_directory_is_where_the_command_starts() {
+    let home = Home::with_busybox();
+    run(&home, &["busybox:test", "--", "pwd"]).is(0, "/\n", "");
+    run(&home, &["-w", "/home/alice", "busybox:test", "--", "pwd"]).is(0, "/home/alice\n", "");
+    // As docker does: run makes it, since the image is of others and the wish is the user's; exec does not.
+    run(&home, &["-w", "/new/place", "busybox:test", "--", "pwd"]).is(0, "/new/place\n", "");
+    home.run(["run", "-d", "--name", "x", "busybox:test"])
+        .done();
+    home.run(["exec", "-w", "/nowhere", "x", "--", "pwd"]).is(
+        125,
+        "",
+        "msb-exec: error: cannot enter the working directory '/nowhere': no such file or directory\n",
+    );
+    home.run(["stop", "x"]).done();
+}
+
+#[test]
+fn a_guest_has_the_name_the_cpus_and_the_memory_that_were_asked_for() {
+    let home = Home::with_busybox();
+    let command = "hostname; cat /etc/hostname; ping -c 1 -w 9 boxy >/dev/null && echo reached; nproc; free -m | awk '/Mem/ { print ($2 > 200 && $2 < 256) }'";
+    run(
+        &home,
+        &[
+            "-H",
+            "boxy",
+            "-c",
+            "2",
+            "-m",
+            "256M",
+            "busybox:test",
+            "--",
+            "sh",
+            "-c",
+            command,
+        ],
+    )
+    .is(0, "boxy\nboxy\nreached\n2\n1\n", "");
+}
+
+#[test]
+fn a_megabyte_of_environment_boots() {
+    let home = Home::with_busybox();
+    let mut args = vec!["run".to_owned()];
+    for number in 0..10 {
+        args.extend([
+            "-e".to_owned(),
+            format!("BIG{number}={}", "x".repeat(100_000)),
+        ]);
+    }
+    args.extend(["busybox:test", "--", "sh", "-c", "env | grep ^BIG | wc -c"].map(str::to_owned));
+    let bytes = 10 * ("BIG0=\n".len() + 100_000);
+    home.run(args).is(0, &format!("{bytes}\n"), "");
+}
+
+#[test]
+fn ten_thousand_variables_boot() {
+    let home = Home::with_busybox();
+    let mut args = vec!["run".to_owned()];
+    for number in 0..10_000 {
+        args.extend(["-e".to_owned(), format!("V{number}=value {number}")]);
+    }
+    args.extend(
+        [
+            "busybox:test",
+            "--",
+            "sh",
+            "-c",
+            "env | grep -c ^V; echo $V9999",
+        ]
+        .map(str::to_owned),
+    );
+    home.run(args).is(0, "10000\nvalue 9999\n", "");
+}
+
+#[test]
+fn arguments_arrive_as_they_are() {
+    let home = Home::with_busybox();
+    let arguments = [
+        "a b",
+        "",
+        "*",
+        "$HOME",
+        "\"q\"",
+        "gr\u{fc}n",
+        "new\nline",
+        "-x",
+        "--",
+        "--help",
+    ];
+    let expected: String = arguments
+        .iter()
+        .map(|argument| format!("<{argument}>"))
+        .collect();
+    let args = [
+        &["run", "busybox:test", "--", "printf", "<%s>"],
+        &arguments[..],
+    ]
+    .concat();
+    home.run(args).is(0, &expected, "");
+    home.shell("msb run busybox:test -- printf %s $'\\xff\\xfe' | od -An -tx1")
+        .is(0, " ff fe\n", "");
+}
+
+#[test]
+fn labels_are_kept_and_listed() {
+    let home = Home::with_busybox();
+    home.run([
+        "run",
+        "-d",
+        "--name",
+        "x",
+        "--label",
+        "team=ml",
+        "--label",
+        "gpu",
+        "busybox:test",
+    ])
+    .done();
+    let list = home.list();
+    assert_eq!(
+        list[0]["labels"],
+        serde_json::json!({"team": "ml", "gpu": ""})
+    );
+    assert_eq!(list[0]["image"], "docker.io/library/busybox:test");
+    home.run(["stop", "x"]).done();
+}
+
+#[test]
+fn a_guest_has_what_programs_expect_of_a_machine() {
+    let home = Home::with_busybox();
+    let mounted = "awk '{ print $2 }' /proc/mounts | grep -x -e / -e /dev -e /dev/pts -e /dev/shm -e /proc -e /sys | sort | tr '\\n' ' '";
+    let command = format!(
+        "{mounted}; echo x >/dev/null; readlink /dev/fd; ip addr show lo | grep -c 'inet 127.0.0.1'; ulimit -n"
+    );
+    run(&home, &["busybox:test", "--", "sh", "-c", &command]).is(
+        0,
+        "/ /dev /dev/pts /dev/shm /proc /sys /proc/self/fd\n1\n1048576\n",
+        "",
+    );
+}
+
+#[test]
+fn settings_do_not_travel_on_the_kernels_command_line() {
+    let home = Home::with_busybox();
+    let args = [
+        "run",
+        "-e",
+        "SECRET=hunter2",
+        "-H",
+        "boxy",
+        "busybox:test",
+        "--",
+        "cat",
+        "/proc/cmdline",
+    ];
+    let line = home.run(args).done();
+    for word in ["hunter2", "boxy", "FROM_IMAGE"] {
+        assert!(!line.contains(word), "{line}");
+    }
+}
+
+#[test]
+fn no_dead_process_stays_in_a_guest() {
+    let home = Home::with_busybox();
+    // Orphans become children of process 1.
+    let command = "(sh -c 'sleep 0.1 & sleep 0.2 &') ; sleep 1; ps -o stat | grep -c Z";
+    run(&home, &["busybox:test", "--", "sh", "-c", command]).is(1, "0\n", "");
+}

@@ -1,0 +1,230 @@
+//! A state directory of one's own.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use sha2::{Digest, Sha256};
+
+use super::command::{self, Outcome, Running};
+use super::processes::{self, Process};
+use super::{fixture, stage};
+
+/// Time that processes have to end after their sandbox has.
+const GRACE: Duration = Duration::from_secs(20);
+
+/// A state directory, which is gone after the test. No process that knows it may be left by then.
+pub(crate) struct Home {
+    /// A folder for the test's own files; `state` in it is the state directory.
+    pub(crate) folder: PathBuf,
+    /// Where the programs are.
+    pub(crate) prefix: PathBuf,
+}
+
+impl Home {
+    /// An empty one, not made yet: the first program to write makes it.
+    pub(crate) fn new() -> Home {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        // The last part ends in a letter, so that no name is the beginning of another.
+        let folder = std::env::temp_dir().join(format!("{}-{number}h", std::process::id()));
+        fs::create_dir(&folder).unwrap();
+        Home {
+            folder,
+            prefix: stage("prefix"),
+        }
+    }
+
+    /// One with images, loaded from fixtures.
+    pub(crate) fn with(images: &[&str]) -> Home {
+        let home = Home::new();
+        for image in images {
+            home.load(image);
+        }
+        home
+    }
+
+    /// One with busybox, under the name `busybox:test`.
+    pub(crate) fn with_busybox() -> Home {
+        Home::with(&["busybox.docker.tar"])
+    }
+
+    /// The state directory.
+    pub(crate) fn state(&self) -> PathBuf {
+        self.folder.join("state")
+    }
+
+    pub(crate) fn load(&self, image: &str) {
+        self.run([
+            "image",
+            "load",
+            "--quiet",
+            "--input",
+            fixture(image).to_str().unwrap(),
+        ])
+        .done();
+    }
+
+    /// `msb` with arguments, ready to be started.
+    pub(crate) fn msb<I: IntoIterator<Item = S>, S: AsRef<OsStr>>(&self, args: I) -> Command {
+        let mut command = self.program(self.prefix.join("bin/msb"));
+        command.args(args);
+        command
+    }
+
+    /// Any program, in the environment of the test.
+    pub(crate) fn program(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new(program);
+        command.env_clear().current_dir(&self.folder);
+        command
+            .env("PATH", self.path())
+            .env("HOME", &self.folder)
+            .env("MSB_HOME", self.state());
+        command.env("TMPDIR", &self.folder).env("LANG", "C.UTF-8");
+        command
+    }
+
+    /// The `PATH` of the test: the programs, then the system's.
+    pub(crate) fn path(&self) -> String {
+        format!(
+            "{}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
+            self.prefix.join("bin").display()
+        )
+    }
+
+    /// Runs `msb` to its end, its standard input empty.
+    #[track_caller]
+    pub(crate) fn run<I: IntoIterator<Item = S>, S: AsRef<OsStr>>(&self, args: I) -> Outcome {
+        self.run_with(args, b"")
+    }
+
+    /// Runs `msb` to its end with some input.
+    #[track_caller]
+    pub(crate) fn run_with<I: IntoIterator<Item = S>, S: AsRef<OsStr>>(
+        &self,
+        args: I,
+        input: &[u8],
+    ) -> Outcome {
+        command::run(self.msb(args), input)
+    }
+
+    /// Runs a script with the shell, in the environment of the test. Exactly what a user would type.
+    #[track_caller]
+    pub(crate) fn shell(&self, script: &str) -> Outcome {
+        let mut command = self.program("/bin/bash");
+        command.args(["-c", script]);
+        command::run(command, b"")
+    }
+
+    /// Starts `msb`, to run along with the test.
+    pub(crate) fn start<I: IntoIterator<Item = S>, S: AsRef<OsStr>>(&self, args: I) -> Running {
+        Running::start(self.msb(args))
+    }
+
+    /// `msb ls --format json`.
+    #[track_caller]
+    pub(crate) fn list(&self) -> serde_json::Value {
+        let outcome = self.run(["ls", "--format", "json"]);
+        serde_json::from_str(&outcome.done()).unwrap()
+    }
+
+    /// Name and status of each sandbox, as in `msb ls`.
+    #[track_caller]
+    pub(crate) fn sandboxes(&self) -> Vec<(String, String)> {
+        let text = |row: &serde_json::Value, field: &str| row[field].as_str().unwrap().to_owned();
+        let list = self.list();
+        list.as_array()
+            .unwrap()
+            .iter()
+            .map(|row| (text(row, "name"), text(row, "status")))
+            .collect()
+    }
+
+    /// Programs of ours with their own copy in place of the installed ones, for tests that exchange some.
+    pub(crate) fn own_prefix(&mut self) -> &Path {
+        let own = self.folder.join("prefix");
+        copy_folder(&self.prefix, &own);
+        self.prefix = own;
+        &self.prefix
+    }
+
+    /// Living processes that belong to this test: any that know its folder.
+    pub(crate) fn processes(&self) -> Vec<Process> {
+        processes::with_text(self.folder.to_str().unwrap())
+    }
+
+    /// Waits until no process of this test is left; gives those that stay.
+    pub(crate) fn leftovers(&self) -> Vec<Process> {
+        let deadline = Instant::now() + GRACE;
+        loop {
+            let left = self.processes();
+            if left.is_empty() || Instant::now() > deadline {
+                return left;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Every file of a folder in the state directory (all of it for ""), with a hash of its content: to see whether
+    /// anything changed. Locks are not content.
+    pub(crate) fn snapshot(&self, folder: &str) -> Vec<String> {
+        let mut lines = Vec::new();
+        snapshot(&self.state().join(folder), &mut lines);
+        lines.sort();
+        lines
+    }
+}
+
+fn snapshot(folder: &Path, lines: &mut Vec<String>) {
+    let Ok(entries) = fs::read_dir(folder) else {
+        return;
+    };
+    for entry in entries {
+        let path = entry.unwrap().path();
+        let metadata = fs::symlink_metadata(&path).unwrap();
+        if metadata.is_dir() {
+            lines.push(format!("{} {:o}", path.display(), metadata.mode()));
+            snapshot(&path, lines);
+        } else if path.file_name() != Some(OsStr::new("lock")) {
+            let hash = Sha256::digest(fs::read(&path).unwrap());
+            let hash: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
+            lines.push(format!("{} {:o} {hash}", path.display(), metadata.mode()));
+        }
+    }
+}
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        let left = if std::thread::panicking() {
+            self.processes()
+        } else {
+            self.leftovers()
+        };
+        for process in &left {
+            process.signal(rustix::process::Signal::KILL);
+        }
+        let _ = fs::remove_dir_all(&self.folder);
+        if !std::thread::panicking() {
+            assert!(left.is_empty(), "processes are left: {left:#?}");
+        }
+    }
+}
+
+/// Copies a folder with its links and permissions.
+fn copy_folder(from: &Path, to: &Path) {
+    let status = Command::new("cp")
+        .arg("-a")
+        .args([from, to])
+        .status()
+        .unwrap();
+    assert!(
+        status.success(),
+        "cp -a {} {}",
+        from.display(),
+        to.display()
+    );
+}

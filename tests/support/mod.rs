@@ -1,0 +1,61 @@
+//! What the tests stand on: the programs, a state directory of one's own, and exact comparisons.
+
+mod command;
+mod home;
+mod processes;
+mod random;
+mod terminal;
+
+pub(crate) use command::{Outcome, Running};
+pub(crate) use home::Home;
+pub(crate) use processes::open_files;
+pub(crate) use random::Random;
+pub(crate) use terminal::Terminal;
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// Longest time that anything may take. It is never waited for: only what hangs meets it.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(180);
+
+/// A path below the folder that tests/run has prepared.
+pub(crate) fn stage(path: &str) -> PathBuf {
+    let Some(stage) = std::env::var_os("MSB_TEST_STAGE") else {
+        panic!("MSB_TEST_STAGE is not set: run the tests with tests/run");
+    };
+    Path::new(&stage).join(path)
+}
+
+/// An image, or the tree that must be seen in it; see tests/fixtures/make.
+pub(crate) fn fixture(name: &str) -> PathBuf {
+    stage("fixtures").join(name)
+}
+
+/// The text of a fixture.
+pub(crate) fn fixture_text(name: &str) -> String {
+    std::fs::read_to_string(fixture(name)).unwrap()
+}
+
+/// Waits until something is so, looking often.
+pub(crate) fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "waited in vain: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Bytes as text, shortened in the middle when long.
+pub(crate) fn shown(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(bytes);
+    if text.len() <= 4000 {
+        return text.into_owned();
+    }
+    let start: String = text.chars().take(2000).collect();
+    let end: Vec<char> = text.chars().rev().take(1500).collect();
+    format!(
+        "{start}\n[… {} bytes in all …]\n{}",
+        bytes.len(),
+        end.into_iter().rev().collect::<String>()
+    )
+}

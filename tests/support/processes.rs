@@ -1,0 +1,96 @@
+//! Processes, as /proc shows them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// A process that the caller may look at.
+#[derive(Clone, Debug)]
+pub(crate) struct Process {
+    pub(crate) pid: i32,
+    /// Name of its program's file.
+    pub(crate) program: String,
+    pub(crate) command_line: String,
+}
+
+impl Process {
+    fn path(&self, name: &str) -> PathBuf {
+        Path::new("/proc").join(self.pid.to_string()).join(name)
+    }
+
+    /// The most memory it has had, in KiB; `None` when it is gone.
+    pub(crate) fn peak_kib(&self) -> Option<u64> {
+        let status = fs::read_to_string(self.path("status")).ok()?;
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmHWM:"))?;
+        line.trim().trim_end_matches(" kB").parse().ok()
+    }
+
+    /// Whether it is still there, and no zombie.
+    pub(crate) fn is_alive(&self) -> bool {
+        let stat = fs::read_to_string(self.path("stat")).unwrap_or_default();
+        stat.rsplit(") ")
+            .next()
+            .is_some_and(|rest| !rest.is_empty() && !rest.starts_with('Z'))
+    }
+
+    /// Sends a signal; a process that is gone by now is fine.
+    pub(crate) fn signal(&self, signal: rustix::process::Signal) {
+        if let Some(pid) = rustix::process::Pid::from_raw(self.pid) {
+            let _ = rustix::process::kill_process(pid, signal);
+        }
+    }
+}
+
+/// Every living process of this user, but this one, whose environment, command line or working directory holds `text`.
+pub(crate) fn with_text(text: &str) -> Vec<Process> {
+    let me = std::process::id() as i32;
+    let names = fs::read_dir("/proc")
+        .unwrap()
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let pids = names
+        .filter_map(|name| name.parse::<i32>().ok())
+        .filter(|pid| *pid != me);
+    pids.filter_map(|pid| look(pid, text))
+        .filter(Process::is_alive)
+        .collect()
+}
+
+fn look(pid: i32, text: &str) -> Option<Process> {
+    let folder = Path::new("/proc").join(pid.to_string());
+    let read = |name: &str| fs::read(folder.join(name)).unwrap_or_default();
+    let command_line = String::from_utf8_lossy(&read("cmdline")).replace('\0', " ");
+    let environment = String::from_utf8_lossy(&read("environ")).into_owned();
+    let directory = fs::read_link(folder.join("cwd")).unwrap_or_default();
+    if ![
+        command_line.as_str(),
+        &environment,
+        &directory.to_string_lossy(),
+    ]
+    .iter()
+    .any(|place| place.contains(text))
+    {
+        return None;
+    }
+    let program = fs::read_link(folder.join("exe")).unwrap_or_default();
+    let program = program
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned();
+    Some(Process {
+        pid,
+        program,
+        command_line,
+    })
+}
+
+/// What a process has open: the targets of its descriptors.
+pub(crate) fn open_files(process: &Process) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(process.path("fd")) else {
+        return Vec::new();
+    };
+    entries
+        .filter_map(|entry| fs::read_link(entry.ok()?.path()).ok())
+        .collect()
+}
