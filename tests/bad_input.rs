@@ -277,7 +277,7 @@ fn symbolic_links_in_a_circle_are_an_image_like_any_other() {
 #[test]
 fn an_unknown_image_is_not_found() {
     let home = Home::with(&["configured.docker.tar"]);
-    let words = ["docker.io/library/nothing:latest"];
+    let words = ["there is no image 'nothing:latest'"];
     refused_run(&words).is(&home, &["run", "nothing"]);
     for args in [&["image", "inspect", "nothing"][..], &["rmi", "nothing"]] {
         Refusal {

@@ -144,10 +144,14 @@ fn a_directory_is_where_the_command_starts() {
     run(&home, &["-w", "/new/place", "busybox:test", "--", "pwd"]).is(0, "/new/place\n", "");
     home.run(["run", "-d", "--name", "x", "busybox:test"])
         .done();
-    home.run(["exec", "-w", "/nowhere", "x", "--", "pwd"]).is(
-        125,
-        "",
-        "msb-exec: error: cannot enter the working directory '/nowhere': no such file or directory\n",
+    let outcome = home.run(["exec", "-w", "/nowhere", "x", "--", "pwd"]);
+    assert_eq!(outcome.code, 125, "{outcome:?}");
+    let text = String::from_utf8_lossy(&outcome.stderr);
+    assert!(
+        text.ends_with(
+            "cannot enter the working directory '/nowhere': no such file or directory\n"
+        ),
+        "{text}"
     );
     home.run(["stop", "x"]).done();
 }

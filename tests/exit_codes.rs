@@ -1,6 +1,6 @@
 //! What `run` and `exec` end with: the command's own status, or 125 to 127 when there was no command.
 
-use crate::support::Home;
+use crate::support::{Home, Outcome};
 
 /// Arguments after `run IMAGE --` or `exec NAME --`, and what must come of them.
 const CASES: [(&[&str], i32, &str); 5] = [
@@ -29,64 +29,75 @@ fn exec_ends_with_the_status_of_its_command() {
         home.run([&["exec", "x", "--"], command].concat())
             .is(code, stdout, "");
     }
-    home.run(["exec", "x", "--", "no-such"]).is(
-        127,
-        "",
-        "msb-exec: error: cannot execute 'no-such': no such program in the PATH\n",
-    );
-    home.run(["exec", "x", "--", "/etc/passwd"]).is(
+    not_started(&home.run(["exec", "x", "--", "no-such"]), 127, NO_PROGRAM);
+    not_started(
+        &home.run(["exec", "x", "--", "/etc/passwd"]),
         126,
-        "",
-        "msb-exec: error: cannot execute '/etc/passwd': permission denied\n",
+        NO_PERMISSION,
     );
-    home.run(["exec", "x", "-u", "nobody-here", "--", "true"])
-        .is(
-            125,
-            "",
-            "msb-exec: error: no user 'nobody-here' in the guest's /etc/passwd\n",
-        );
+    not_started(
+        &home.run(["exec", "x", "-u", "nobody-here", "--", "true"]),
+        125,
+        NO_USER,
+    );
     home.run(["stop", "x"]).done();
+}
+
+const NO_PROGRAM: &str = "cannot execute 'no-such': no such program in the PATH\n";
+const NO_PERMISSION: &str = "cannot execute '/etc/passwd': permission denied\n";
+const NO_USER: &str = "no user 'nobody-here' in the guest's /etc/passwd\n";
+
+/// The command was not started, and one line ends with the reason.
+#[track_caller]
+fn not_started(outcome: &Outcome, code: i32, reason: &str) {
+    assert_eq!(outcome.code, code, "{outcome:?}");
+    let text = String::from_utf8_lossy(&outcome.stderr);
+    assert!(
+        text.contains(": error: ") && text.ends_with(reason) && text.lines().count() == 1,
+        "{text}"
+    );
+    assert_eq!(outcome.stdout, b"");
 }
 
 #[test]
 fn run_ends_with_127_when_there_is_no_such_program() {
     let home = Home::with_busybox();
-    home.run(["run", "busybox:test", "--", "no-such"]).is(
+    not_started(
+        &home.run(["run", "busybox:test", "--", "no-such"]),
         127,
-        "",
-        "msb-run: error: cannot execute 'no-such': no such program in the PATH\n",
+        NO_PROGRAM,
     );
 }
 
 #[test]
 fn run_ends_with_126_when_the_program_cannot_be_executed() {
     let home = Home::with_busybox();
-    home.run(["run", "busybox:test", "--", "/etc/passwd"]).is(
+    not_started(
+        &home.run(["run", "busybox:test", "--", "/etc/passwd"]),
         126,
-        "",
-        "msb-run: error: cannot execute '/etc/passwd': permission denied\n",
+        NO_PERMISSION,
     );
-    home.run(["run", "busybox:test", "--", "/etc"]).is(
+    let folder = "cannot execute '/etc': is a directory\n";
+    not_started(
+        &home.run(["run", "busybox:test", "--", "/etc"]),
         126,
-        "",
-        "msb-run: error: cannot execute '/etc': is a directory\n",
+        folder,
     );
 }
 
 #[test]
 fn run_ends_with_125_when_the_failure_is_ours() {
     let home = Home::with_busybox();
-    home.run(["run", "no-such-image", "--", "true"]).is(
+    not_started(
+        &home.run(["run", "-u", "nobody-here", "busybox:test", "--", "true"]),
         125,
-        "",
-        "msb-run: error: no such image: 'docker.io/library/no-such-image:latest'\n",
+        NO_USER,
     );
-    home.run(["run", "-u", "nobody-here", "busybox:test", "--", "true"])
-        .is(
-            125,
-            "",
-            "msb-run: error: no user 'nobody-here' in the guest's /etc/passwd\n",
-        );
+    not_started(
+        &home.run(["run", "no-such-image"]),
+        125,
+        "there is no image 'no-such-image:latest'\n",
+    );
 }
 
 #[test]

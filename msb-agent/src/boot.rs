@@ -10,15 +10,14 @@ use rustix::fs::Mode;
 use rustix::process::umask;
 
 use crate::console::{log, reason};
+use crate::env::Base;
 use crate::modules::Modules;
 use crate::{clock, identity, mount, root, sys};
 
 /// A guest that takes commands.
 pub(crate) struct Guest {
-    /// Its name.
-    pub(crate) hostname: String,
     /// Variables of every command.
-    pub(crate) env: Vec<Text>,
+    pub(crate) env: Base,
     /// Directory of a command that names none.
     pub(crate) cwd: Option<Text>,
     /// User of a command that names none.
@@ -45,18 +44,11 @@ pub(crate) fn boot(request: BootRequest, modules: &Modules) -> Result<Guest, Boo
     if let Some(cwd) = &request.cwd {
         identity::create_cwd(Path::new(cwd.as_os_str()));
     }
-    let BootRequest {
-        hostname,
-        env,
-        cwd,
-        user,
-        ..
-    } = request;
+    let env = Base::new(&request.hostname, &request.env);
     Ok(Guest {
-        hostname,
         env,
-        cwd,
-        user,
+        cwd: request.cwd,
+        user: request.user,
         upper,
     })
 }

@@ -1,7 +1,11 @@
 //! A command's environment.
+//!
+//! That of the sandbox may be a megabyte and is the same for every command: it is put in order once, and a command
+//! borrows it.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 
 use msb_wire::text::Text;
 
@@ -9,33 +13,48 @@ use msb_wire::text::Text;
 pub(crate) const DEFAULT_PATH: &str =
     "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Variables in the order in which they were first set; each name once.
+/// The variables of every command, in the order in which they were first set; each name once.
 #[derive(Debug, Default)]
-pub(crate) struct Environment {
-    entries: Vec<Option<Vec<u8>>>,
+pub(crate) struct Base {
+    entries: Vec<Option<CString>>,
     places: HashMap<Vec<u8>, usize>,
 }
 
-impl Environment {
-    /// What docker gives to every command: a path, the host's name, and on a terminal its type.
-    pub(crate) fn base(hostname: &str, terminal: bool) -> Environment {
-        let mut environment = Environment::default();
-        environment.set(format!("PATH={DEFAULT_PATH}").as_bytes());
-        environment.set(format!("HOSTNAME={hostname}").as_bytes());
-        if terminal {
-            environment.set(b"TERM=xterm");
+/// The variables of one command.
+#[derive(Debug)]
+pub(crate) struct Environment<'a> {
+    base: &'a Base,
+    entries: Vec<Option<Cow<'a, CStr>>>,
+    /// Names that are not in the base.
+    places: HashMap<Vec<u8>, usize>,
+}
+
+/// Splits `NAME=value`; a name alone (as with docker) takes the variable away. `None` without a name, or with a NUL byte.
+fn split(entry: &[u8]) -> Option<(&[u8], Option<CString>)> {
+    let equals = entry.iter().position(|byte| *byte == b'=');
+    let name = &entry[..equals.unwrap_or(entry.len())];
+    if name.is_empty() || entry.contains(&0) {
+        return None;
+    }
+    Some((name, equals.and_then(|_| CString::new(entry).ok())))
+}
+
+impl Base {
+    /// A path and the host's name, as docker gives them to every command, then the variables of the sandbox.
+    pub(crate) fn new(hostname: &str, entries: &[Text]) -> Base {
+        let mut base = Base::default();
+        base.set(format!("PATH={DEFAULT_PATH}").as_bytes());
+        base.set(format!("HOSTNAME={hostname}").as_bytes());
+        for entry in entries {
+            base.set(entry.as_bytes());
         }
-        environment
+        base
     }
 
-    /// Sets a variable (`NAME=value`), or takes it away (`NAME`, as with docker).
-    pub(crate) fn set(&mut self, entry: &[u8]) {
-        let equals = entry.iter().position(|byte| *byte == b'=');
-        let name = &entry[..equals.unwrap_or(entry.len())];
-        if name.is_empty() {
+    fn set(&mut self, entry: &[u8]) {
+        let Some((name, value)) = split(entry) else {
             return;
-        }
-        let value = equals.map(|_| entry.to_vec());
+        };
         match self.places.get(name) {
             Some(place) => self.entries[*place] = value,
             None => {
@@ -45,20 +64,53 @@ impl Environment {
         }
     }
 
-    /// Sets several variables.
-    pub(crate) fn set_all(&mut self, entries: &[Text]) {
-        for entry in entries {
-            self.set(entry.as_bytes());
+    /// The environment of a command on a terminal or not.
+    pub(crate) fn environment(&self, terminal: bool) -> Environment<'_> {
+        let entries = self
+            .entries
+            .iter()
+            .map(|entry| entry.as_deref().map(Cow::Borrowed))
+            .collect();
+        let mut environment = Environment {
+            base: self,
+            entries,
+            places: HashMap::new(),
+        };
+        if terminal && !self.places.contains_key(&b"TERM"[..]) {
+            environment.set(b"TERM=xterm");
+        }
+        environment
+    }
+}
+
+impl<'a> Environment<'a> {
+    fn place(&self, name: &[u8]) -> Option<usize> {
+        self.base
+            .places
+            .get(name)
+            .or_else(|| self.places.get(name))
+            .copied()
+    }
+
+    /// Sets a variable (`NAME=value`), or takes it away (`NAME`).
+    pub(crate) fn set(&mut self, entry: &[u8]) {
+        let Some((name, value)) = split(entry) else {
+            return;
+        };
+        let value = value.map(Cow::Owned);
+        match self.place(name) {
+            Some(place) => self.entries[place] = value,
+            None => {
+                self.places.insert(name.to_vec(), self.entries.len());
+                self.entries.push(value);
+            }
         }
     }
 
     /// The value of a variable.
     pub(crate) fn get(&self, name: &str) -> Option<&[u8]> {
-        let entry = self
-            .entries
-            .get(*self.places.get(name.as_bytes())?)?
-            .as_deref()?;
-        entry.get(name.len() + 1..)
+        let entry = self.entries.get(self.place(name.as_bytes())?)?.as_deref()?;
+        entry.to_bytes().get(name.len() + 1..)
     }
 
     /// Sets a variable that is missing or empty.
@@ -68,13 +120,9 @@ impl Environment {
         }
     }
 
-    /// For execve(2). `None` when an entry holds a NUL byte.
-    pub(crate) fn into_strings(self) -> Option<Vec<CString>> {
-        self.entries
-            .into_iter()
-            .flatten()
-            .map(|entry| CString::new(entry).ok())
-            .collect()
+    /// For execve(2).
+    pub(crate) fn into_strings(self) -> Vec<Cow<'a, CStr>> {
+        self.entries.into_iter().flatten().collect()
     }
 }
 
@@ -82,38 +130,63 @@ impl Environment {
 mod tests {
     use super::*;
 
-    fn joined(environment: Environment) -> Vec<String> {
+    fn joined(environment: Environment<'_>) -> Vec<String> {
         environment
             .into_strings()
-            .unwrap()
             .into_iter()
-            .map(|text| text.into_string().unwrap())
+            .map(|text| text.to_str().unwrap().to_owned())
             .collect()
     }
 
     #[test]
     fn a_later_layer_overrides_an_earlier_one_by_name() {
-        let mut environment = Environment::default();
-        environment.set_all(&["A=image".into(), "B=image".into(), "AB=x".into()]);
-        environment.set_all(&["A=own".into(), "C=a=b".into(), "A=last".into()]);
-        assert_eq!(joined(environment), ["A=last", "B=image", "AB=x", "C=a=b"]);
-    }
-
-    #[test]
-    fn a_name_alone_takes_a_variable_away() {
-        let mut environment = Environment::base("box", true);
-        environment.set_all(&["TERM".into(), "=strange".into(), "".into()]);
-        assert_eq!(environment.get("TERM"), None);
+        let base = Base::new(
+            "box",
+            &[
+                "A=image".into(),
+                "B=image".into(),
+                "AB=x".into(),
+                "PATH=/bin".into(),
+            ],
+        );
+        let mut environment = base.environment(false);
+        for entry in ["A=own", "C=a=b", "A=last", "C=d"] {
+            environment.set(entry.as_bytes());
+        }
         assert_eq!(
             joined(environment),
-            [format!("PATH={DEFAULT_PATH}"), "HOSTNAME=box".into()]
+            [
+                "PATH=/bin",
+                "HOSTNAME=box",
+                "A=last",
+                "B=image",
+                "AB=x",
+                "C=d"
+            ]
         );
     }
 
     #[test]
+    fn a_name_alone_takes_a_variable_away() {
+        let base = Base::new("box", &["HOSTNAME".into(), "=strange".into(), "".into()]);
+        let mut environment = base.environment(true);
+        assert_eq!(environment.get("TERM"), Some(&b"xterm"[..]));
+        environment.set(b"TERM");
+        assert_eq!(environment.get("TERM"), None);
+        assert_eq!(joined(environment), [format!("PATH={DEFAULT_PATH}")]);
+    }
+
+    #[test]
+    fn a_terminal_of_the_sandbox_is_kept() {
+        let base = Base::new("box", &["TERM=vt100".into()]);
+        assert_eq!(base.environment(true).get("TERM"), Some(&b"vt100"[..]));
+        assert_eq!(Base::new("box", &[]).environment(false).get("TERM"), None);
+    }
+
+    #[test]
     fn defaults_fill_what_is_missing_or_empty_only() {
-        let mut environment = Environment::default();
-        environment.set_all(&["HOME=".into(), "X=1".into()]);
+        let base = Base::new("box", &["HOME=".into(), "X=1".into()]);
+        let mut environment = base.environment(false);
         environment.set_missing("HOME", b"/root");
         environment.set_missing("X", b"2");
         assert_eq!(

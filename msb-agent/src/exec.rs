@@ -1,6 +1,7 @@
 //! From a request to a running command.
 
-use std::ffi::CString;
+use std::borrow::Cow;
+use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -15,7 +16,7 @@ use rustix::process::Pid;
 
 use crate::boot::Guest;
 use crate::console::reason;
-use crate::env::{DEFAULT_PATH, Environment};
+use crate::env::DEFAULT_PATH;
 use crate::pty;
 use crate::session::Session;
 use crate::spawn::{Plan, Refused, Spawner, Step};
@@ -41,10 +42,10 @@ impl Refusal {
 }
 
 /// A command, ready to be started but for its descriptors.
-struct Command {
+struct Command<'a> {
     programs: Vec<CString>,
     argv: Vec<CString>,
-    env: Vec<CString>,
+    env: Vec<Cow<'a, CStr>>,
     cwd: CString,
     account: Account,
 }
@@ -63,7 +64,7 @@ pub(crate) fn start(
     }
 }
 
-fn prepare(guest: &Guest, request: &ExecRequest) -> Result<Command, Refusal> {
+fn prepare<'a>(guest: &'a Guest, request: &ExecRequest) -> Result<Command<'a>, Refusal> {
     let spec = request
         .user
         .as_ref()
@@ -71,9 +72,10 @@ fn prepare(guest: &Guest, request: &ExecRequest) -> Result<Command, Refusal> {
         .map(Text::as_bytes)
         .unwrap_or_default();
     let account = users::find(spec).map_err(unknown)?;
-    let mut env = Environment::base(&guest.hostname, request.tty.is_some());
-    env.set_all(&guest.env);
-    env.set_all(&request.env);
+    let mut env = guest.env.environment(request.tty.is_some());
+    for entry in &request.env {
+        env.set(entry.as_bytes());
+    }
     env.set_missing("HOME", &account.home);
     let name = request
         .argv
@@ -93,7 +95,7 @@ fn prepare(guest: &Guest, request: &ExecRequest) -> Result<Command, Refusal> {
     Ok(Command {
         programs: all(programs).ok_or_else(nul)?,
         argv: all(request.argv.iter().map(|text| text.0.clone()).collect()).ok_or_else(nul)?,
-        env: env.into_strings().ok_or_else(nul)?,
+        env: env.into_strings(),
         cwd: terminated(cwd.unwrap_or(b"/").to_vec()).ok_or_else(nul)?,
         account,
     })
@@ -125,7 +127,7 @@ fn candidates(name: &[u8], path: &[u8]) -> Vec<Vec<u8>> {
 }
 
 fn start_on_terminal(
-    command: &Command,
+    command: &Command<'_>,
     stream: u32,
     size: WindowSize,
     stdin: bool,
@@ -138,7 +140,7 @@ fn start_on_terminal(
 }
 
 fn start_on_pipes(
-    command: &Command,
+    command: &Command<'_>,
     stream: u32,
     stdin: bool,
     spawner: &mut Spawner,
@@ -202,7 +204,7 @@ fn no_descriptors(what: &str, error: Errno) -> Refusal {
 }
 
 fn spawn(
-    command: &Command,
+    command: &Command<'_>,
     stdio: [&OwnedFd; 3],
     terminal: bool,
     spawner: &mut Spawner,
@@ -223,7 +225,7 @@ fn spawn(
         .map_err(|refused| explain(command, refused))
 }
 
-fn explain(command: &Command, refused: Refused) -> Refusal {
+fn explain(command: &Command<'_>, refused: Refused) -> Refusal {
     let why = reason(refused.error);
     match refused.step {
         Step::Fork => Refusal::new(
@@ -252,7 +254,7 @@ fn explain(command: &Command, refused: Refused) -> Refusal {
     }
 }
 
-fn explain_execute(command: &Command, refused: Refused) -> Refusal {
+fn explain_execute(command: &Command<'_>, refused: Refused) -> Refusal {
     let name = command
         .argv
         .first()

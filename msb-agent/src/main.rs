@@ -26,6 +26,8 @@ mod init;
 mod modules;
 /// The guest's kernel file systems.
 mod mount;
+/// How often the port is written when a command writes little at a time.
+mod pace;
 /// The console port to the supervisor.
 mod port;
 /// Terminals for commands.

@@ -6,7 +6,13 @@ use clap::{Args as Options, Parser, Subcommand, ValueEnum};
 
 /// Images of msb: load archives, import root file systems, list, inspect, remove
 #[derive(Debug, Parser)]
-#[command(name = "msb-image", version, about, disable_help_subcommand = true, arg_required_else_help = true)]
+#[command(
+    name = "msb-image",
+    version,
+    about,
+    disable_help_subcommand = true,
+    arg_required_else_help = true
+)]
 #[command(after_help = "Example:\n  docker save alpine:3.20 | msb image load\n  msb image list")]
 pub(crate) struct Args {
     #[command(subcommand)]
@@ -29,7 +35,9 @@ pub(crate) enum Command {
 /// The archive is a docker-archive or an OCI archive, itself perhaps compressed with gzip or zstd. It is read once, from
 /// standard input or a file; nothing of it is unpacked on the host.
 #[derive(Debug, Options)]
-#[command(after_help = "Example:\n  docker save alpine:3.20 | msb image load\n  msb image load -i python.tar -t python:dev")]
+#[command(
+    after_help = "Example:\n  docker save alpine:3.20 | msb image load\n  msb image load -i python.tar -t python:dev"
+)]
 pub(crate) struct Load {
     /// Read the archive from this file, not from standard input
     #[arg(short, long, value_name = "PATH")]
@@ -43,7 +51,9 @@ pub(crate) struct Load {
 
 /// Make an image of one layer from a tar of a root file system
 #[derive(Debug, Options)]
-#[command(after_help = "Example:\n  mmdebstrap --variant=minbase bookworm - | msb image import debian:12")]
+#[command(
+    after_help = "Example:\n  mmdebstrap --variant=minbase bookworm - | msb image import debian:12"
+)]
 pub(crate) struct Import {
     /// Name of the new image
     pub(crate) name: String,

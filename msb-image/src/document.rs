@@ -84,14 +84,21 @@ pub(crate) struct Process {
 
 impl Document {
     pub(crate) fn parse(bytes: &[u8]) -> Result<Document> {
-        let document: Document = serde_json::from_slice(bytes).context("cannot understand the manifest")?;
+        let document: Document =
+            serde_json::from_slice(bytes).context("cannot understand the manifest")?;
         let is_index = document.manifests.is_some();
         let is_manifest = document.layers.is_some() || document.config.is_some();
-        ensure!(!(is_index && is_manifest), "the document is a manifest and an index at once");
+        ensure!(
+            !(is_index && is_manifest),
+            "the document is a manifest and an index at once"
+        );
         if let Some(kind) = &document.media_type {
             let says_index = kind.contains("index") || kind.contains("manifest.list");
             let says_manifest = kind.contains("manifest.v");
-            ensure!(!(says_index && is_manifest) && !(says_manifest && is_index), "the document is not the '{kind}' that it says");
+            ensure!(
+                !(says_index && is_manifest) && !(says_manifest && is_index),
+                "the document is not the '{kind}' that it says"
+            );
         }
         Ok(document)
     }
@@ -105,17 +112,25 @@ impl Descriptor {
     /// Notes about a build, which some tools put beside the images.
     pub(crate) fn is_attestation(&self) -> bool {
         self.annotation("vnd.docker.reference.type").is_some()
-            || self.platform.as_ref().is_some_and(|platform| platform.os == "unknown")
+            || self
+                .platform
+                .as_ref()
+                .is_some_and(|platform| platform.os == "unknown")
     }
 }
 
 impl Config {
     /// Reads a configuration and checks that it can be run here.
     pub(crate) fn parse(bytes: &[u8]) -> Result<Config> {
-        let config: Config = serde_json::from_slice(bytes).context("cannot understand the configuration")?;
-        ensure!(config.rootfs.diff_ids.len() <= IMAGE_LAYERS_MAX, "the image has more than {IMAGE_LAYERS_MAX} layers");
+        let config: Config =
+            serde_json::from_slice(bytes).context("cannot understand the configuration")?;
+        ensure!(
+            config.rootfs.diff_ids.len() <= IMAGE_LAYERS_MAX,
+            "the image has more than {IMAGE_LAYERS_MAX} layers"
+        );
         // Whoever runs the image reads it this way; so what would not do then is refused now.
-        serde_json::from_slice::<oci_spec::image::ImageConfiguration>(bytes).context("cannot understand the configuration")?;
+        serde_json::from_slice::<oci_spec::image::ImageConfiguration>(bytes)
+            .context("cannot understand the configuration")?;
         Ok(config)
     }
 
@@ -123,7 +138,11 @@ impl Config {
         if self.platform == Platform::host() {
             return Ok(());
         }
-        bail!("the image is for {}, and this machine needs {}", self.platform, Platform::host())
+        bail!(
+            "the image is for {}, and this machine needs {}",
+            self.platform,
+            Platform::host()
+        )
     }
 }
 
@@ -137,7 +156,10 @@ impl Platform {
             "powerpc64" => "ppc64le",
             other => other,
         };
-        Platform { architecture: architecture.to_owned(), os: "linux".to_owned() }
+        Platform {
+            architecture: architecture.to_owned(),
+            os: "linux".to_owned(),
+        }
     }
 }
 
@@ -150,7 +172,11 @@ impl std::fmt::Display for Platform {
 
 /// The manifest of an image that came without one. Its layers are named as they are unpacked, so that however they were
 /// packed the same image has the same manifest.
-pub(crate) fn manifest_for(config: &Digest, config_bytes: u64, layers: &[Summary]) -> Result<Vec<u8>> {
+pub(crate) fn manifest_for(
+    config: &Digest,
+    config_bytes: u64,
+    layers: &[Summary],
+) -> Result<Vec<u8>> {
     let descriptor = |media_type: &str, digest: &Digest, size: u64| Descriptor {
         media_type: media_type.to_owned(),
         digest: *digest,
@@ -158,7 +184,9 @@ pub(crate) fn manifest_for(config: &Digest, config_bytes: u64, layers: &[Summary
         annotations: None,
         platform: None,
     };
-    let layers = layers.iter().map(|layer| descriptor(LAYER_TYPE, &layer.diff_id, layer.tar_bytes));
+    let layers = layers
+        .iter()
+        .map(|layer| descriptor(LAYER_TYPE, &layer.diff_id, layer.tar_bytes));
     let document = Document {
         schema_version: 2,
         media_type: Some(MANIFEST_TYPE.to_owned()),
@@ -172,12 +200,17 @@ pub(crate) fn manifest_for(config: &Digest, config_bytes: u64, layers: &[Summary
 /// The digest in a path like `blobs/sha256/HEX`, `HEX.json` or `HEX.tar`.
 pub(crate) fn digest_in_path(path: &str) -> Option<Digest> {
     let name = path.strip_prefix("blobs/sha256/").unwrap_or(path);
-    let hex = name.strip_suffix(".json").or_else(|| name.strip_suffix(".tar")).unwrap_or(name);
+    let hex = name
+        .strip_suffix(".json")
+        .or_else(|| name.strip_suffix(".tar"))
+        .unwrap_or(name);
     format!("sha256:{hex}").parse().ok()
 }
 
 /// References from strings of an archive.
-pub(crate) fn references<'a>(texts: impl IntoIterator<Item = &'a String>) -> Result<Vec<Reference>> {
+pub(crate) fn references<'a>(
+    texts: impl IntoIterator<Item = &'a String>,
+) -> Result<Vec<Reference>> {
     let mut references = Vec::new();
     for text in texts {
         let reference: Reference = text.parse()?;
@@ -206,7 +239,11 @@ mod tests {
     #[test]
     fn a_manifest_made_here_is_always_the_same() {
         let id = Digest::of_bytes([1; 32]);
-        let layer = Summary { diff_id: id, tar_bytes: 10, data_bytes: 0 };
+        let layer = Summary {
+            diff_id: id,
+            tar_bytes: 10,
+            data_bytes: 0,
+        };
         let text = String::from_utf8(manifest_for(&id, 5, &[layer]).unwrap()).unwrap();
         let hex = id.hex();
         let expected = format!(
@@ -219,7 +256,12 @@ mod tests {
     #[test]
     fn digests_are_found_in_paths() {
         let hex = "a".repeat(64);
-        for path in [hex.clone(), format!("{hex}.json"), format!("{hex}.tar"), format!("blobs/sha256/{hex}")] {
+        for path in [
+            hex.clone(),
+            format!("{hex}.json"),
+            format!("{hex}.tar"),
+            format!("blobs/sha256/{hex}"),
+        ] {
             assert_eq!(digest_in_path(&path).unwrap().hex(), hex);
         }
         assert!(digest_in_path("manifest.json").is_none());

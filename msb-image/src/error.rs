@@ -37,5 +37,7 @@ impl std::error::Error for ArchiveRead {
 
 /// Whether the error ends everything, and is no fault of one layer.
 pub(crate) fn is_fatal(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| cause.is::<StoreWrite>() || cause.is::<ArchiveRead>())
+    error
+        .chain()
+        .any(|cause| cause.is::<StoreWrite>() || cause.is::<ArchiveRead>())
 }

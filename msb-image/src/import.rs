@@ -37,7 +37,10 @@ fn import(home: &Home, args: &Import, reference: &Reference) -> Result<Vec<Loade
     }
     let merged = merge::merge(&store, &[layer.diff_id])?;
     check_is_root(&merged.tree)?;
-    let config = config(&layer.diff_id, merge::is_executable(&merged.tree, SHELL.as_bytes()))?;
+    let config = config(
+        &layer.diff_id,
+        merge::is_executable(&merged.tree, SHELL.as_bytes()),
+    )?;
     let config_digest = digest_of(&config);
     let manifest = manifest_for(&config_digest, config.len() as u64, &[layer])?;
     let digest = digest_of(&manifest);
@@ -46,13 +49,22 @@ fn import(home: &Home, args: &Import, reference: &Reference) -> Result<Vec<Loade
     if !disk::is_there(&store, &digest) {
         disk::write(&store, &digest, &merged)?;
     }
-    put_references(&store, std::slice::from_ref(reference), &digest, &config_digest, &[layer])
+    put_references(
+        &store,
+        std::slice::from_ref(reference),
+        &digest,
+        &config_digest,
+        &[layer],
+    )
 }
 
 /// No digest tells here whether the tar is whole: so it must have its end mark.
 fn check_whole(converted: &Converted) -> Result<()> {
     ensure!(converted.entries > 0, "the archive is empty");
-    ensure!(converted.end_mark, "the archive is truncated: its end mark is missing");
+    ensure!(
+        converted.end_mark,
+        "the archive is truncated: its end mark is missing"
+    );
     Ok(())
 }
 
@@ -61,9 +73,11 @@ fn check_is_root(tree: &disk::tree::Tree) -> Result<()> {
     let has = |name: &str| tree.lookup(disk::tree::ROOT, name.as_bytes()).is_some();
     let is_archive = has("manifest.json") || (has("oci-layout") && has("index.json"));
     if is_archive && !["bin", "usr", "etc"].into_iter().any(has) {
-        return Err(Failure::failed("it is an archive of images, not a root file system")
-            .hint("to load it, use: msb image load")
-            .into());
+        return Err(
+            Failure::failed("it is an archive of images, not a root file system")
+                .hint("to load it, use: msb image load")
+                .into(),
+        );
     }
     Ok(())
 }
@@ -81,7 +95,10 @@ fn config(diff_id: &Digest, has_shell: bool) -> Result<Vec<u8>> {
         "config": process,
         "rootfs": { "type": "layers", "diff_ids": [diff_id] },
     });
-    if let Some(epoch) = std::env::var("SOURCE_DATE_EPOCH").ok().and_then(|seconds| seconds.parse().ok()) {
+    if let Some(epoch) = std::env::var("SOURCE_DATE_EPOCH")
+        .ok()
+        .and_then(|seconds| seconds.parse().ok())
+    {
         let moment = jiff::Timestamp::from_second(epoch).context("SOURCE_DATE_EPOCH")?;
         config["created"] = json!(moment.to_string());
     }

@@ -27,42 +27,67 @@ impl Input {
     /// Opens a file, or standard input.
     pub(crate) fn open(path: Option<&Path>, progress: bool) -> Result<Input> {
         let mut file = match path {
-            Some(path) => File::open(path).with_context(|| format!("cannot open '{}'", path.display()))?,
+            Some(path) => {
+                File::open(path).with_context(|| format!("cannot open '{}'", path.display()))?
+            }
             None => standard_input()?,
         };
         let data = file.metadata().context("cannot read the archive")?;
         if data.is_dir() {
-            return Err(io::Error::from(io::ErrorKind::IsADirectory)).context("cannot read the archive");
+            return Err(io::Error::from(io::ErrorKind::IsADirectory))
+                .context("cannot read the archive");
         }
         let at_start = data.is_file() && file.stream_position().is_ok_and(|position| position == 0);
-        Ok(Input { file, length: at_start.then_some(data.len()), progress: progress && io::stderr().is_terminal() })
+        Ok(Input {
+            file,
+            length: at_start.then_some(data.len()),
+            progress: progress && io::stderr().is_terminal(),
+        })
     }
 
     /// The bytes from front to back, with progress on a terminal.
     pub(crate) fn reader(self) -> CountingReader<File> {
-        let meter = self.progress.then(|| Meter { total: self.length, done: 0, drawn: Instant::now() });
-        CountingReader { inner: self.file, meter }
+        let meter = self.progress.then(|| Meter {
+            total: self.length,
+            done: 0,
+            drawn: Instant::now(),
+        });
+        CountingReader {
+            inner: self.file,
+            meter,
+        }
     }
 
     /// A meter for reads that are not front to back.
     pub(crate) fn meter(&self) -> Option<Meter> {
-        self.progress.then(|| Meter { total: self.length, done: 0, drawn: Instant::now() })
+        self.progress.then(|| Meter {
+            total: self.length,
+            done: 0,
+            drawn: Instant::now(),
+        })
     }
 }
 
 fn standard_input() -> Result<File> {
     let stdin = io::stdin();
     if stdin.is_terminal() {
-        return Err(Failure::usage("standard input is a terminal, not an archive")
-            .hint("name a file with --input, or write: docker save IMAGE | msb image load")
-            .into());
+        return Err(
+            Failure::usage("standard input is a terminal, not an archive")
+                .hint("name a file with --input, or write: docker save IMAGE | msb image load")
+                .into(),
+        );
     }
-    let descriptor = stdin.as_fd().try_clone_to_owned().context("cannot read standard input")?;
+    let descriptor = stdin
+        .as_fd()
+        .try_clone_to_owned()
+        .context("cannot read standard input")?;
     Ok(File::from(descriptor))
 }
 
 /// The reader without the compression of the archive as a whole, if it has one.
-pub(crate) fn decompressed<'a, R: Read + Send + 'a>(mut input: R) -> Result<(Box<dyn Read + Send + 'a>, Vec<u8>)> {
+pub(crate) fn decompressed<'a, R: Read + Send + 'a>(
+    mut input: R,
+) -> Result<(Box<dyn Read + Send + 'a>, Vec<u8>)> {
     let head = read_head(&mut input).context("cannot read the archive")?;
     let packing = Packing::of(&head);
     let whole = BufReader::with_capacity(BUFFER_BYTES, io::Cursor::new(head.clone()).chain(input));
@@ -97,8 +122,14 @@ impl Meter {
         let mib = |bytes: u64| bytes >> 20;
         let line = match self.total.filter(|total| *total > 0) {
             Some(total) => {
-                let percent = (self.done.min(total) * 100).checked_div(total).unwrap_or(100);
-                format!("\r{percent:3} %  {} of {} MiB\x1b[K", mib(self.done), mib(total))
+                let percent = (self.done.min(total) * 100)
+                    .checked_div(total)
+                    .unwrap_or(100);
+                format!(
+                    "\r{percent:3} %  {} of {} MiB\x1b[K",
+                    mib(self.done),
+                    mib(total)
+                )
             }
             None => format!("\r{} MiB\x1b[K", mib(self.done)),
         };

@@ -52,7 +52,9 @@ struct LayerDetails {
 pub(crate) fn run(home: &Home, args: Inspect) -> Result<()> {
     let reference: Reference = args.reference.parse()?;
     let store = home.images();
-    let record = store.record(&reference)?.ok_or_else(|| no_such_image(&reference))?;
+    let record = store
+        .record(&reference)?
+        .ok_or_else(|| no_such_image(&reference))?;
     let documents = Documents::read(&store, &record.manifest_digest)
         .with_context(|| format!("image '{}' is broken", reference.familiar()))?;
     let details = Details {
@@ -63,7 +65,13 @@ pub(crate) fn run(home: &Home, args: Inspect) -> Result<()> {
     if args.format == Some(Format::Json) {
         return Ok(output::print_json(&details)?);
     }
-    Ok(output::print(text(&details, &style::local_time(&std::time::SystemTime::from(record.created_at))).trim_end())?)
+    Ok(output::print(
+        text(
+            &details,
+            &style::local_time(&std::time::SystemTime::from(record.created_at)),
+        )
+        .trim_end(),
+    )?)
 }
 
 fn config(documents: &Documents) -> ConfigDetails {
@@ -98,13 +106,24 @@ fn layers(store: &Store, documents: &Documents) -> Vec<LayerDetails> {
 
 fn text(details: &Details, created: &str) -> String {
     let config = &details.config;
-    let words = |words: &Option<Vec<String>>| words.as_ref().map_or("-".to_owned(), |words| format!("{words:?}"));
+    let words = |words: &Option<Vec<String>>| {
+        words
+            .as_ref()
+            .map_or("-".to_owned(), |words| format!("{words:?}"))
+    };
     let or_dash = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
     let mut lines = vec![
         ("Image", details.row.reference.clone()),
         ("Digest", details.row.digest.to_string()),
         ("Image ID", config.digest.to_string()),
-        ("Platform", format!("{}/{}", or_dash(&details.row.os), or_dash(&details.row.architecture))),
+        (
+            "Platform",
+            format!(
+                "{}/{}",
+                or_dash(&details.row.os),
+                or_dash(&details.row.architecture)
+            ),
+        ),
         ("Size", details.row.size_bytes.map_or("-".to_owned(), size)),
         ("Created", created.to_owned()),
         ("Entrypoint", words(&config.entrypoint)),
@@ -112,8 +131,26 @@ fn text(details: &Details, created: &str) -> String {
         ("Directory", or_dash(&config.working_dir)),
         ("User", or_dash(&config.user)),
     ];
-    lines.extend(config.env.iter().map(|variable| ("Environment", variable.clone())));
-    lines.extend(config.labels.iter().map(|(key, value)| ("Label", format!("{key}={value}"))));
-    lines.extend(details.layers.iter().map(|layer| ("Layer", layer.diff_id.to_string())));
-    lines.iter().map(|(name, value)| format!("{name:<12} {}\n", escape(value))).collect()
+    lines.extend(
+        config
+            .env
+            .iter()
+            .map(|variable| ("Environment", variable.clone())),
+    );
+    lines.extend(
+        config
+            .labels
+            .iter()
+            .map(|(key, value)| ("Label", format!("{key}={value}"))),
+    );
+    lines.extend(
+        details
+            .layers
+            .iter()
+            .map(|layer| ("Layer", layer.diff_id.to_string())),
+    );
+    lines
+        .iter()
+        .map(|(name, value)| format!("{name:<12} {}\n", escape(value)))
+        .collect()
 }

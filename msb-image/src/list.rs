@@ -36,9 +36,20 @@ pub(crate) struct Documents {
 impl Documents {
     pub(crate) fn read(store: &Store, manifest: &Digest) -> Result<Documents> {
         let document = Document::parse(&read_document(&store.manifest_path(manifest), manifest)?)?;
-        let config_digest = document.config.as_ref().context("the manifest has no configuration")?.digest;
-        let config = Config::parse(&read_document(&store.config_path(&config_digest), &config_digest)?)?;
-        Ok(Documents { manifest: document, config_digest, config })
+        let config_digest = document
+            .config
+            .as_ref()
+            .context("the manifest has no configuration")?
+            .digest;
+        let config = Config::parse(&read_document(
+            &store.config_path(&config_digest),
+            &config_digest,
+        )?)?;
+        Ok(Documents {
+            manifest: document,
+            config_digest,
+            config,
+        })
     }
 }
 
@@ -68,14 +79,25 @@ pub(crate) fn run(home: &Home, args: List) -> Result<()> {
     let store = home.images();
     let records = store.records()?;
     if args.quiet {
-        let names: Vec<&str> = records.iter().map(|record| record.reference.as_str()).collect();
-        return if names.is_empty() { Ok(()) } else { Ok(output::print(&names.join("\n"))?) };
+        let names: Vec<&str> = records
+            .iter()
+            .map(|record| record.reference.as_str())
+            .collect();
+        return if names.is_empty() {
+            Ok(())
+        } else {
+            Ok(output::print(&names.join("\n"))?)
+        };
     }
     let mut rows = Vec::new();
     for record in &records {
         let documents = Documents::read(&store, &record.manifest_digest);
         if let Err(error) = &documents {
-            let message = format!("image '{}' is broken: {}", record.reference, cli_error::message(error));
+            let message = format!(
+                "image '{}' is broken: {}",
+                record.reference,
+                cli_error::message(error)
+            );
             cli_error::print_warning(TOOL, &message);
         }
         rows.push(Row::new(&store, record, documents.ok().as_ref()));
@@ -91,11 +113,19 @@ pub(crate) fn run(home: &Home, args: List) -> Result<()> {
 }
 
 fn print_table(rows: &[Row], records: &[RefRecord]) -> Result<()> {
-    let mut table = style::Table::new(&["IMAGE", "DIGEST", "PLATFORM", ">LAYERS", ">SIZE", "CREATED"]);
+    let mut table =
+        style::Table::new(&["IMAGE", "DIGEST", "PLATFORM", ">LAYERS", ">SIZE", "CREATED"]);
     for (row, record) in rows.iter().zip(records) {
-        let name = row.reference.parse::<Reference>().map_or(row.reference.clone(), |reference| reference.familiar());
+        let name = row
+            .reference
+            .parse::<Reference>()
+            .map_or(row.reference.clone(), |reference| reference.familiar());
         let dash = || "-".to_owned();
-        let platform = row.os.as_ref().zip(row.architecture.as_ref()).map(|(os, machine)| format!("{os}/{machine}"));
+        let platform = row
+            .os
+            .as_ref()
+            .zip(row.architecture.as_ref())
+            .map(|(os, machine)| format!("{os}/{machine}"));
         table.row([
             name,
             row.digest.short(),
@@ -111,5 +141,9 @@ fn print_table(rows: &[Row], records: &[RefRecord]) -> Result<()> {
 /// A size for people.
 pub(crate) fn size(bytes: u64) -> String {
     let mib = bytes as f64 / f64::from(1 << 20);
-    if mib < 1024.0 { format!("{mib:.1} MiB") } else { format!("{:.2} GiB", mib / 1024.0) }
+    if mib < 1024.0 {
+        format!("{mib:.1} MiB")
+    } else {
+        format!("{:.2} GiB", mib / 1024.0)
+    }
 }

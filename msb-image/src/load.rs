@@ -31,7 +31,12 @@ pub(crate) struct Loaded {
 
 pub(crate) fn run(home: &Home, args: Load) -> Result<()> {
     let tags = references(&args.tags)?;
-    let name = args.input.as_ref().map_or("standard input".to_owned(), |path| path.display().to_string());
+    let name = args
+        .input
+        .as_ref()
+        .map_or("standard input".to_owned(), |path| {
+            path.display().to_string()
+        });
     let loaded = load(home, &args, tags).with_context(|| format!("cannot load '{name}'"))?;
     report("Loaded", &loaded, args.output)
 }
@@ -58,7 +63,11 @@ fn load(home: &Home, args: &Load, tags: Vec<Reference>) -> Result<Vec<Loaded>> {
 
 /// Brings one image into the store, layers first and references last.
 fn add(store: &Store, archive: &mut Archive<'_>, image: &Image) -> Result<Vec<Loaded>> {
-    let layers: Vec<Summary> = image.layers.iter().map(|layer| archive.layer(layer)).collect::<Result<_>>()?;
+    let layers: Vec<Summary> = image
+        .layers
+        .iter()
+        .map(|layer| archive.layer(layer))
+        .collect::<Result<_>>()?;
     let config_digest = digest_of(&image.config);
     let manifest = match &image.manifest {
         Some(manifest) => manifest.clone(),
@@ -92,7 +101,11 @@ pub(crate) fn put_references(
 ) -> Result<Vec<Loaded>> {
     let mut loaded = Vec::new();
     for reference in references {
-        let named = store.record(reference).ok().flatten().map(|record| record.manifest_digest);
+        let named = store
+            .record(reference)
+            .ok()
+            .flatten()
+            .map(|record| record.manifest_digest);
         if named != Some(*digest) {
             let record = RefRecord {
                 reference: reference.to_string(),
@@ -117,7 +130,10 @@ pub(crate) fn put_references(
 pub(crate) fn check_pins(references: &[Reference], digest: &Digest) -> Result<()> {
     for reference in references {
         let fits = reference.digest().is_none_or(|pinned| pinned == digest);
-        ensure!(fits, "'{reference}' cannot name an image with the manifest {digest}");
+        ensure!(
+            fits,
+            "'{reference}' cannot name an image with the manifest {digest}"
+        );
     }
     Ok(())
 }

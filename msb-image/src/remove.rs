@@ -17,20 +17,30 @@ use crate::document::{Config, Document};
 use crate::store::{read_document, sweep};
 
 pub(crate) fn no_such_image(reference: &Reference) -> anyhow::Error {
-    Failure::not_found(format!("there is no image '{}'", reference.familiar())).hint("`msb images` lists what is there").into()
+    Failure::not_found(format!("there is no image '{}'", reference.familiar()))
+        .hint("`msb images` lists what is there")
+        .into()
 }
 
 pub(crate) fn run(home: &Home, args: Remove) -> Result<()> {
-    let references: Vec<Reference> = args.references.iter().map(|text| text.parse()).collect::<Result<_, _>>()?;
+    let references: Vec<Reference> = args
+        .references
+        .iter()
+        .map(|text| text.parse())
+        .collect::<Result<_, _>>()?;
     let store = home.images();
     if !store.refs().exists() {
-        return references.first().map_or(Ok(()), |reference| Err(no_such_image(reference)));
+        return references
+            .first()
+            .map_or(Ok(()), |reference| Err(no_such_image(reference)));
     }
     let _lock = lock_alone(&store)?;
     let users = Users::read(home, args.force)?;
     // Nothing goes unless all of them may go.
     for reference in &references {
-        let record = store.record(reference)?.ok_or_else(|| no_such_image(reference))?;
+        let record = store
+            .record(reference)?
+            .ok_or_else(|| no_such_image(reference))?;
         if !args.force {
             users.check_unused(&store, reference, &record.manifest_digest, &references)?;
         }
@@ -38,7 +48,9 @@ pub(crate) fn run(home: &Home, args: Remove) -> Result<()> {
     let mut forced = HashSet::new();
     for reference in &references {
         // The same name may have been given twice.
-        let Some(record) = store.record(reference)? else { continue };
+        let Some(record) = store.record(reference)? else {
+            continue;
+        };
         forced.insert(record.manifest_digest);
         remove_file(&store.ref_path(reference))?;
         if !args.quiet {
@@ -71,8 +83,11 @@ impl Users {
                 Ok(seen) => users.push((sandbox.name, seen.spec.image.manifest_digest)),
                 Err(_) if force => {}
                 Err(error) => {
-                    let failure = Failure::wrong_state(format!("sandbox '{}' is broken, and may need any image", sandbox.name))
-                        .hint("remove the sandbox first, or use --force");
+                    let failure = Failure::wrong_state(format!(
+                        "sandbox '{}' is broken, and may need any image",
+                        sandbox.name
+                    ))
+                    .hint("remove the sandbox first, or use --force");
                     return Err(error.context(failure));
                 }
             }
@@ -81,23 +96,50 @@ impl Users {
     }
 
     /// An image that another name keeps may lose this one.
-    fn check_unused(&self, store: &Store, reference: &Reference, manifest: &Digest, going: &[Reference]) -> Result<()> {
+    fn check_unused(
+        &self,
+        store: &Store,
+        reference: &Reference,
+        manifest: &Digest,
+        going: &[Reference],
+    ) -> Result<()> {
         let goes = |name: &str| going.iter().any(|reference| reference.to_string() == name);
-        let kept = store.records()?.iter().any(|other| other.manifest_digest == *manifest && !goes(&other.reference));
-        let names: Vec<&str> =
-            self.0.iter().filter(|(_, used)| used == manifest).map(|(name, _)| name.as_str()).collect();
+        let kept = store
+            .records()?
+            .iter()
+            .any(|other| other.manifest_digest == *manifest && !goes(&other.reference));
+        let names: Vec<&str> = self
+            .0
+            .iter()
+            .filter(|(_, used)| used == manifest)
+            .map(|(name, _)| name.as_str())
+            .collect();
         if kept || names.is_empty() {
             return Ok(());
         }
-        let text = format!("image '{}' is used by: {}", reference.familiar(), names.join(", "));
-        Err(Failure::wrong_state(text).hint("remove these sandboxes first (`msb rm`), or use --force").into())
+        let text = format!(
+            "image '{}' is used by: {}",
+            reference.familiar(),
+            names.join(", ")
+        );
+        Err(Failure::wrong_state(text)
+            .hint("remove these sandboxes first (`msb rm`), or use --force")
+            .into())
     }
 }
 
 /// Removes what no reference and no sandbox leads to. What cannot be read stops it: nothing is guessed.
 fn remove_orphans(store: &Store, users: &Users, forced: &HashSet<Digest>) -> Result<()> {
-    let named: HashSet<Digest> = store.records()?.iter().map(|record| record.manifest_digest).collect();
-    let pinned = users.0.iter().map(|(_, digest)| *digest).filter(|digest| !forced.contains(digest));
+    let named: HashSet<Digest> = store
+        .records()?
+        .iter()
+        .map(|record| record.manifest_digest)
+        .collect();
+    let pinned = users
+        .0
+        .iter()
+        .map(|(_, digest)| *digest)
+        .filter(|digest| !forced.contains(digest));
     let manifests: HashSet<Digest> = named.iter().copied().chain(pinned).collect();
     let (mut configs, mut layers) = (HashSet::new(), HashSet::new());
     for manifest in &manifests {
@@ -110,29 +152,46 @@ fn remove_orphans(store: &Store, users: &Users, forced: &HashSet<Digest>) -> Res
         layers.extend(diff_ids);
     }
     // Top down: what is left after a kill is an orphan and goes next time.
-    keep(&store.disks(), &manifests, &[layout::DISK_VMDK, layout::DISK_EROFS])?;
+    keep(
+        &store.disks(),
+        &manifests,
+        &[layout::DISK_VMDK, layout::DISK_EROFS],
+    )?;
     keep(&store.manifests(), &manifests, &[""])?;
     keep(&store.configs(), &configs, &[""])?;
-    keep(&store.layers(), &layers, &[layout::LAYER_INDEX, layout::LAYER_DATA])?;
+    keep(
+        &store.layers(),
+        &layers,
+        &[layout::LAYER_INDEX, layout::LAYER_DATA],
+    )?;
     sweep(store);
     Ok(())
 }
 
 fn needs(store: &Store, manifest: &Digest) -> Result<(Digest, Vec<Digest>)> {
     let document = Document::parse(&read_document(&store.manifest_path(manifest), manifest)?)?;
-    let config = document.config.context("a manifest without configuration")?.digest;
+    let config = document
+        .config
+        .context("a manifest without configuration")?
+        .digest;
     let parsed = Config::parse(&read_document(&store.config_path(&config), &config)?)?;
     Ok((config, parsed.rootfs.diff_ids))
 }
 
 /// Removes the files of a folder that are named by a digest that is not to be kept. Foreign names are left alone.
 fn keep(folder: &Path, digests: &HashSet<Digest>, suffixes: &[&str]) -> Result<()> {
-    let entries = std::fs::read_dir(folder).with_context(|| format!("cannot list '{}'", folder.display()))?;
-    let mut names: Vec<String> = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    let entries =
+        std::fs::read_dir(folder).with_context(|| format!("cannot list '{}'", folder.display()))?;
+    let mut names: Vec<String> = entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .collect();
     names.sort();
     for suffix in suffixes {
         for name in &names {
-            let digest = name.strip_suffix(suffix).and_then(|hex| format!("sha256:{hex}").parse::<Digest>().ok());
+            let digest = name
+                .strip_suffix(suffix)
+                .and_then(|hex| format!("sha256:{hex}").parse::<Digest>().ok());
             if digest.is_some_and(|digest| !digests.contains(&digest)) {
                 remove_file(&folder.join(name))?;
             }

@@ -34,10 +34,22 @@ pub(crate) fn open_for_adding(home: &Home) -> Result<(Store, Lock)> {
 /// Removes what killed processes left. The caller holds the lock alone. Failures leave things as they are: a
 /// left-over is inert.
 pub(crate) fn sweep(store: &Store) {
-    for folder in [store.layers(), store.disks(), store.configs(), store.manifests(), store.refs()] {
-        let Ok(entries) = std::fs::read_dir(&folder) else { continue };
+    for folder in [
+        store.layers(),
+        store.disks(),
+        store.configs(),
+        store.manifests(),
+        store.refs(),
+    ] {
+        let Ok(entries) = std::fs::read_dir(&folder) else {
+            continue;
+        };
         for entry in entries.flatten() {
-            if entry.file_name().as_encoded_bytes().starts_with(layout::NEW_PREFIX.as_bytes()) {
+            if entry
+                .file_name()
+                .as_encoded_bytes()
+                .starts_with(layout::NEW_PREFIX.as_bytes())
+            {
                 drop(std::fs::remove_file(entry.path()));
             }
         }
@@ -56,23 +68,38 @@ impl NewLayer {
     pub(crate) fn create(store: &Store) -> Result<NewLayer> {
         let name = format!("{}{}", layout::NEW_PREFIX, write::random_hex()?);
         let path = |suffix: &str| store.layers().join(name.clone() + suffix);
-        let new = NewLayer { index: path(layout::LAYER_INDEX), data: path(layout::LAYER_DATA) };
+        let new = NewLayer {
+            index: path(layout::LAYER_INDEX),
+            data: path(layout::LAYER_DATA),
+        };
         for path in [&new.index, &new.data] {
-            OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(StoreWrite)?;
+            OpenOptions::new()
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .open(path)
+                .map_err(StoreWrite)?;
         }
         Ok(new)
     }
 
     /// Opens the index and the data for writing.
     pub(crate) fn files(&self) -> Result<(File, File)> {
-        let open = |path: &Path| OpenOptions::new().write(true).open(path).map_err(StoreWrite);
+        let open = |path: &Path| {
+            OpenOptions::new()
+                .write(true)
+                .open(path)
+                .map_err(StoreWrite)
+        };
         Ok((open(&self.index)?, open(&self.data)?))
     }
 
     /// Flushes both and gives them their names, the data first: a layer is there when its index is.
     pub(crate) fn commit(&self, store: &Store, diff_id: &Digest) -> Result<()> {
         for path in [&self.data, &self.index] {
-            File::open(path).and_then(|file| file.sync_data()).map_err(StoreWrite)?;
+            File::open(path)
+                .and_then(|file| file.sync_data())
+                .map_err(StoreWrite)?;
         }
         std::fs::rename(&self.data, store.layer_data_path(diff_id)).map_err(StoreWrite)?;
         std::fs::rename(&self.index, store.layer_index_path(diff_id)).map_err(StoreWrite)?;
@@ -90,7 +117,8 @@ impl Drop for NewLayer {
 
 /// The summary of a layer that the store has, whole as far as its sizes tell.
 pub(crate) fn layer(store: &Store, diff_id: &Digest) -> Option<Summary> {
-    let (summary, _) = Summary::read(&mut File::open(store.layer_index_path(diff_id)).ok()?).ok()?;
+    let (summary, _) =
+        Summary::read(&mut File::open(store.layer_index_path(diff_id)).ok()?).ok()?;
     let data = std::fs::metadata(store.layer_data_path(diff_id)).ok()?;
     (summary.diff_id == *diff_id && data.len() == summary.data_bytes).then_some(summary)
 }
@@ -103,16 +131,14 @@ pub(crate) fn put_document(path: &Path, bytes: &[u8]) -> Result<()> {
     write::replace(path, bytes)
 }
 
-/// The files of the store with their sizes on the disk, for sums.
-pub(crate) fn size_of(path: &Path) -> u64 {
-    use std::os::unix::fs::MetadataExt;
-    std::fs::symlink_metadata(path).map_or(0, |data| data.blocks() * 512)
-}
-
 /// Reads a document of the store and checks that it is what its name says.
 pub(crate) fn read_document(path: &Path, digest: &Digest) -> Result<Vec<u8>> {
     let bytes = write::read_bounded(path, libmsb::state::images::DOCUMENT_BYTES_MAX)?;
     let bytes = bytes.with_context(|| format!("'{}' is missing", path.display()))?;
-    ensure!(crate::stream::digest_of(&bytes) == *digest, "'{}' is damaged", path.display());
+    ensure!(
+        crate::stream::digest_of(&bytes) == *digest,
+        "'{}' is damaged",
+        path.display()
+    );
     Ok(bytes)
 }

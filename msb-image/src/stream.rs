@@ -13,7 +13,9 @@ use libmsb::digest::Digest;
 use sha2::{Digest as _, Sha256};
 
 use crate::layer::tar::{Raw, looks_like_tar};
-use crate::limits::{EXPANSION_FREE_BYTES, EXPANSION_RATIO_MAX, LAYER_TAR_BYTES_MAX, ZSTD_WINDOW_LOG_MAX};
+use crate::limits::{
+    EXPANSION_FREE_BYTES, EXPANSION_RATIO_MAX, LAYER_TAR_BYTES_MAX, ZSTD_WINDOW_LOG_MAX,
+};
 
 const CHUNK_BYTES: usize = 256 << 10;
 const CHUNKS_IN_FLIGHT: usize = 8;
@@ -77,30 +79,50 @@ pub(crate) fn unpack<R: Read + Send, T>(
     consume: impl FnOnce(&mut Chunks) -> Result<T>,
 ) -> Result<(T, Unpacked)> {
     let head = read_head(&mut input)?;
-    let Some(packing) = Packing::of(&head) else { bail!("{}", describe_unknown(&head)) };
+    let Some(packing) = Packing::of(&head) else {
+        bail!("{}", describe_unknown(&head))
+    };
     let input = Cursor::new(head).chain(input);
     let (sender, receiver) = sync_channel(CHUNKS_IN_FLIGHT);
     let (recycle, recycled) = channel();
     // The digest of a plain tar is taken once, by the thread that reads.
     let hash = (packing != Packing::Plain).then(Sha256::new);
-    let mut chunks = Chunks { receiver, recycle, current: Vec::new(), at: 0, ended: false, hash, bytes: 0 };
+    let mut chunks = Chunks {
+        receiver,
+        recycle,
+        current: Vec::new(),
+        at: 0,
+        ended: false,
+        hash,
+        bytes: 0,
+    };
     std::thread::scope(|scope| {
         let decoder = scope.spawn(move || Decoder { sender, recycled }.run(input, packing));
         let consumed = consume(&mut chunks).and_then(|value| Ok((value, chunks.drain()?)));
         // A decoder that waits for room must see that nobody listens any more.
         drop(chunks.receiver);
-        let blob = decoder.join().map_err(|_| anyhow!("the decoding thread failed"))?;
+        let blob = decoder
+            .join()
+            .map_err(|_| anyhow!("the decoding thread failed"))?;
         let (value, bytes) = consumed?;
         let blob = blob?;
-        let digest = chunks.hash.map_or(blob.digest, |hash| Digest::of_bytes(hash.finalize().into()));
-        Ok((value, Unpacked { packing, blob, digest, bytes }))
+        let digest = chunks
+            .hash
+            .map_or(blob.digest, |hash| Digest::of_bytes(hash.finalize().into()));
+        Ok((
+            value,
+            Unpacked {
+                blob,
+                digest,
+                bytes,
+            },
+        ))
     })
 }
 
 /// Facts of both sides.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Unpacked {
-    pub(crate) packing: Packing,
     pub(crate) blob: BlobFacts,
     pub(crate) digest: Digest,
     pub(crate) bytes: u64,
@@ -143,7 +165,10 @@ impl Decoder {
     fn pump(&self, decoder: &mut dyn Read, packed: &Cell<u64>) -> Result<()> {
         let mut total = 0;
         loop {
-            let mut chunk = self.recycled.try_recv().unwrap_or_else(|_| vec![0; CHUNK_BYTES]);
+            let mut chunk = self
+                .recycled
+                .try_recv()
+                .unwrap_or_else(|_| vec![0; CHUNK_BYTES]);
             chunk.resize(CHUNK_BYTES, 0);
             let filled = fill(decoder, &mut chunk).context("the data is damaged or cut off")?;
             if filled == 0 {
@@ -160,7 +185,10 @@ impl Decoder {
 }
 
 fn check_expansion(unpacked: u64, packed: u64) -> Result<()> {
-    ensure!(unpacked <= LAYER_TAR_BYTES_MAX, "it has more than {LAYER_TAR_BYTES_MAX} bytes unpacked");
+    ensure!(
+        unpacked <= LAYER_TAR_BYTES_MAX,
+        "it has more than {LAYER_TAR_BYTES_MAX} bytes unpacked"
+    );
     ensure!(
         unpacked <= EXPANSION_FREE_BYTES || unpacked / EXPANSION_RATIO_MAX <= packed,
         "it expands to more than {EXPANSION_RATIO_MAX} times its size"
@@ -252,11 +280,18 @@ pub(crate) struct HashingReader<R> {
 
 impl<R: Read> HashingReader<R> {
     pub(crate) fn new(inner: R) -> HashingReader<R> {
-        HashingReader { inner, hash: Sha256::new(), bytes: Rc::default() }
+        HashingReader {
+            inner,
+            hash: Sha256::new(),
+            bytes: Rc::default(),
+        }
     }
 
     pub(crate) fn facts(self) -> BlobFacts {
-        BlobFacts { digest: Digest::of_bytes(self.hash.finalize().into()), bytes: self.bytes.get() }
+        BlobFacts {
+            digest: Digest::of_bytes(self.hash.finalize().into()),
+            bytes: self.bytes.get(),
+        }
     }
 }
 
@@ -298,10 +333,19 @@ mod tests {
 
     #[test]
     fn packings_are_known_by_their_first_bytes() {
-        assert_eq!(Packing::of(&crate::testing::gzip(b"x")), Some(Packing::Gzip));
-        assert_eq!(Packing::of(&crate::testing::zstd(b"x")), Some(Packing::Zstd));
+        assert_eq!(
+            Packing::of(&crate::testing::gzip(b"x")),
+            Some(Packing::Gzip)
+        );
+        assert_eq!(
+            Packing::of(&crate::testing::zstd(b"x")),
+            Some(Packing::Zstd)
+        );
         assert_eq!(Packing::of(&[0; 512]), Some(Packing::Plain));
         assert_eq!(Packing::of(b"{}"), None);
-        assert_eq!(describe_unknown(b"\xfd7zXZ\0"), "it is compressed with xz, which is not supported");
+        assert_eq!(
+            describe_unknown(b"\xfd7zXZ\0"),
+            "it is compressed with xz, which is not supported"
+        );
     }
 }

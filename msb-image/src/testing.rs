@@ -48,7 +48,8 @@ impl TarBuilder {
     }
 
     pub(crate) fn file(self, name: &str, contents: &[u8]) -> TarBuilder {
-        self.raw_header(TarBuilder::header(name, b'0', contents.len() as u64)).contents(contents)
+        self.raw_header(TarBuilder::header(name, b'0', contents.len() as u64))
+            .contents(contents)
     }
 
     pub(crate) fn folder(self, name: &str, mode: u32) -> TarBuilder {
@@ -77,7 +78,10 @@ impl TarBuilder {
     }
 
     pub(crate) fn pax(self, records: &[(&str, &[u8])]) -> TarBuilder {
-        let text: Vec<u8> = records.iter().flat_map(|(key, value)| pax_record(key, value)).collect();
+        let text: Vec<u8> = records
+            .iter()
+            .flat_map(|(key, value)| pax_record(key, value))
+            .collect();
         self.extension(b'x', &text)
     }
 
@@ -88,14 +92,24 @@ impl TarBuilder {
     }
 
     pub(crate) fn extension(self, flag: u8, contents: &[u8]) -> TarBuilder {
-        self.raw_header(TarBuilder::header("extension", flag, contents.len() as u64)).contents(contents)
+        self.raw_header(TarBuilder::header("extension", flag, contents.len() as u64))
+            .contents(contents)
     }
 
-    pub(crate) fn old_gnu_sparse(self, name: &str, pieces: &[(u64, u64)], size: u64, contents: &[u8]) -> TarBuilder {
+    pub(crate) fn old_gnu_sparse(
+        self,
+        name: &str,
+        pieces: &[(u64, u64)],
+        size: u64,
+        contents: &[u8],
+    ) -> TarBuilder {
         let mut header = TarBuilder::header(name, b'S', contents.len() as u64);
         header[257..265].copy_from_slice(b"ustar  \0");
         let fields = |pieces: &[(u64, u64)]| -> Vec<u8> {
-            pieces.iter().flat_map(|(offset, length)| format!("{offset:011o}\0{length:011o}\0").into_bytes()).collect()
+            pieces
+                .iter()
+                .flat_map(|(offset, length)| format!("{offset:011o}\0{length:011o}\0").into_bytes())
+                .collect()
         };
         let (first, mut rest) = pieces.split_at(pieces.len().min(4));
         let field = fields(first);

@@ -1,6 +1,7 @@
 //! What the tests run inside a guest, and on the host to compare with: one static program.
 //!
-//! - `walk ROOT [--without PATH]…` prints a line for each path below ROOT.
+//! - `walk ROOT` prints a line for each path below ROOT.
+//! - `walk-under-mounts PLACE` does so for `/`, and shows what lies under its mount points. PLACE is made for it.
 //! - `fork-exec COUNT PROGRAM` prints the mean time of a fork, exec and wait, in nanoseconds.
 //! - As process 1 it restarts the machine at once: the least that a boot can lead to.
 
@@ -18,12 +19,11 @@ fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().skip(1).collect();
     let words: Vec<&str> = args.iter().filter_map(|arg| arg.to_str()).collect();
     let done = match words.as_slice() {
-        ["walk", root, options @ ..] => {
-            without(options).and_then(|without| walk::print(root.as_ref(), &without))
-        }
+        ["walk", root] => walk::print(root.as_ref()),
+        ["walk-under-mounts", place] => walk::print_under_mounts(place.as_ref()),
         ["fork-exec", count, program] => spawn::measure(count, program),
         _ => Err(io::Error::other(
-            "usage: walk ROOT [--without PATH]… | fork-exec COUNT PROGRAM",
+            "usage: walk ROOT | walk-under-mounts PLACE | fork-exec COUNT PROGRAM",
         )),
     };
     match done {
@@ -33,15 +33,6 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-/// The paths that are left out: the values of `--without`.
-fn without(options: &[&str]) -> io::Result<Vec<Vec<u8>>> {
-    let paths = options.chunks(2).map(|pair| match pair {
-        ["--without", path] => Ok(path.as_bytes().to_vec()),
-        _ => Err(io::Error::other("the options of walk are: --without PATH")),
-    });
-    paths.collect()
 }
 
 fn restart() -> ExitCode {

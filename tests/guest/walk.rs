@@ -18,8 +18,15 @@ use sha2::{Digest, Sha256};
 /// Attributes in which overlayfs keeps its own notes.
 const OVERLAY_PREFIX: &[u8] = b"trusted.overlay.";
 
-/// Prints the tree below `root`, without the paths in `without` (as seen from the root) and what is below them.
-pub(crate) fn print(root: &Path, without: &[Vec<u8>]) -> io::Result<()> {
+/// Prints the tree of `/` without what is mounted in it, through a mount of it alone at `place`.
+pub(crate) fn print_under_mounts(place: &Path) -> io::Result<()> {
+    fs::create_dir(place)?;
+    rustix::mount::mount_bind("/", place)?;
+    print(place)
+}
+
+/// Prints the tree below `root`.
+pub(crate) fn print(root: &Path) -> io::Result<()> {
     let device = fs::symlink_metadata(root)?.dev();
     let mut entries = Vec::new();
     let mut folders = vec![Vec::new()];
@@ -28,9 +35,6 @@ pub(crate) fn print(root: &Path, without: &[Vec<u8>]) -> io::Result<()> {
             let mut path = folder.clone();
             path.push(b'/');
             path.extend_from_slice(found?.file_name().as_bytes());
-            if without.contains(&path) {
-                continue;
-            }
             let metadata =
                 fs::symlink_metadata(under(root, &path)).map_err(|error| name(&path, error))?;
             if metadata.is_dir() {

@@ -22,10 +22,16 @@ pub(super) struct Item {
 
 /// What `manifest.json` says.
 pub(super) fn items(archive: &mut Archive<'_>) -> Result<Vec<Item>> {
-    let bytes = archive.document("manifest.json")?.context("'manifest.json' is missing")?;
-    let items: Vec<Item> = serde_json::from_slice(&bytes).context("cannot understand 'manifest.json'")?;
+    let bytes = archive
+        .document("manifest.json")?
+        .context("'manifest.json' is missing")?;
+    let items: Vec<Item> =
+        serde_json::from_slice(&bytes).context("cannot understand 'manifest.json'")?;
     ensure!(!items.is_empty(), "'manifest.json' names no image");
-    ensure!(items.len() <= IMAGES_MAX, "the archive has more than {IMAGES_MAX} images");
+    ensure!(
+        items.len() <= IMAGES_MAX,
+        "the archive has more than {IMAGES_MAX} images"
+    );
     Ok(items)
 }
 
@@ -36,14 +42,19 @@ pub(super) fn images(archive: &mut Archive<'_>) -> Result<Vec<Image>> {
 
 fn image(archive: &mut Archive<'_>, item: &Item) -> Result<Image> {
     let label = || format!("configuration '{}'", escape(&item.config));
-    let config = archive.document(&item.config)?.with_context(|| format!("{} is missing in the archive", label()))?;
+    let config = archive
+        .document(&item.config)?
+        .with_context(|| format!("{} is missing in the archive", label()))?;
     if let Some(expected) = digest_in_path(&item.config) {
         let found = digest_of(&config);
         ensure!(found == expected, "{} has the digest {found}", label());
     }
     let parsed = Config::parse(&config).with_context(label)?;
     parsed.check_platform()?;
-    let (layers, diff_ids) = (item.layers.as_deref().unwrap_or_default(), &parsed.rootfs.diff_ids);
+    let (layers, diff_ids) = (
+        item.layers.as_deref().unwrap_or_default(),
+        &parsed.rootfs.diff_ids,
+    );
     ensure!(
         layers.len() == diff_ids.len(),
         "'manifest.json' names {} layers, and {} names {}",
@@ -51,7 +62,11 @@ fn image(archive: &mut Archive<'_>, item: &Item) -> Result<Image> {
         label(),
         diff_ids.len()
     );
-    let source = |(path, diff_id): (&String, &_)| LayerSource { path: path.clone(), diff_id: *diff_id, blob: None };
+    let source = |(path, diff_id): (&String, &_)| LayerSource {
+        path: path.clone(),
+        diff_id: *diff_id,
+        blob: None,
+    };
     Ok(Image {
         references: references(item.repo_tags.iter().flatten())?,
         config,

@@ -69,7 +69,10 @@ enum Member {
     /// In the store; what the blob was.
     Stored(Summary, Option<BlobFacts>),
     /// In the file.
-    At { offset: u64, bytes: u64 },
+    At {
+        offset: u64,
+        bytes: u64,
+    },
     Link(String),
     /// Why it cannot be used.
     Useless(String),
@@ -78,8 +81,13 @@ enum Member {
 impl<'a> Archive<'a> {
     /// Reads a file's table of members, or the whole of a stream.
     pub(crate) fn open(input: Input, store: &'a Store) -> Result<Archive<'a>> {
-        let mut archive =
-            Archive { store, members: HashMap::new(), file: None, document_bytes: 0, streamed_layers: 0 };
+        let mut archive = Archive {
+            store,
+            members: HashMap::new(),
+            file: None,
+            document_bytes: 0,
+            streamed_layers: 0,
+        };
         let mut input = input;
         if let Some(length) = input.length {
             let head = read_head(&mut input.file).map_err(ArchiveRead)?;
@@ -94,7 +102,11 @@ impl<'a> Archive<'a> {
         let (reader, head) = decompressed(input.reader())?;
         if !looks_like_tar(&head) {
             let reason = stream::describe_unknown(&head);
-            let reason = if head.is_empty() { "it is empty" } else { reason };
+            let reason = if head.is_empty() {
+                "it is empty"
+            } else {
+                reason
+            };
             bail!(not_an_archive(reason));
         }
         archive.read(reader)?;
@@ -109,20 +121,29 @@ impl<'a> Archive<'a> {
     pub(crate) fn looks_like_root(&self) -> bool {
         ["bin", "usr", "etc"].iter().any(|name| {
             let folder = format!("{name}/");
-            self.members.keys().any(|path| path.starts_with(&folder) || path == name)
+            self.members
+                .keys()
+                .any(|path| path.starts_with(&folder) || path == name)
         })
     }
 
     /// A document, or `None` if it is not there.
     pub(crate) fn document(&mut self, path: &str) -> Result<Option<Vec<u8>>> {
-        let Some(path) = self.find(path) else { return Ok(None) };
+        let Some(path) = self.find(path) else {
+            return Ok(None);
+        };
         match &self.members[&path] {
             Member::Document(bytes) => Ok(Some(bytes.clone())),
             Member::At { offset, bytes } => {
-                ensure!(*bytes <= DOCUMENTS_BYTES_MAX, "'{path}' is larger than {DOCUMENTS_BYTES_MAX} bytes");
+                ensure!(
+                    *bytes <= DOCUMENTS_BYTES_MAX,
+                    "'{path}' is larger than {DOCUMENTS_BYTES_MAX} bytes"
+                );
                 let (offset, bytes) = (*offset, *bytes);
                 let mut document = Vec::new();
-                self.open_member(offset, bytes)?.read_to_end(&mut document).map_err(ArchiveRead)?;
+                self.open_member(offset, bytes)?
+                    .read_to_end(&mut document)
+                    .map_err(ArchiveRead)?;
                 Ok(Some(document))
             }
             Member::Useless(reason) => bail!("'{}': {reason}", escape(&path)),
@@ -133,7 +154,9 @@ impl<'a> Archive<'a> {
     /// A blob that is a document; its digest is checked.
     pub(crate) fn blob(&mut self, digest: &Digest) -> Result<Option<Vec<u8>>> {
         let path = blob_path(digest);
-        let Some(bytes) = self.document(&path)? else { return Ok(None) };
+        let Some(bytes) = self.document(&path)? else {
+            return Ok(None);
+        };
         let found = stream::digest_of(&bytes);
         ensure!(found == *digest, "blob {digest} has the digest {found}");
         Ok(Some(bytes))
@@ -142,7 +165,9 @@ impl<'a> Archive<'a> {
     /// Brings a layer into the store.
     pub(crate) fn layer(&mut self, source: &LayerSource) -> Result<Summary> {
         let label = || format!("layer '{}'", escape(&source.path));
-        let path = self.find(&source.path).with_context(|| format!("{} is missing in the archive", label()))?;
+        let path = self
+            .find(&source.path)
+            .with_context(|| format!("{} is missing in the archive", label()))?;
         if let Some(Member::At { .. }) = self.members.get(&path)
             && let Some(summary) = store::layer(self.store, &source.diff_id)
         {
@@ -154,7 +179,11 @@ impl<'a> Archive<'a> {
         Ok(summary)
     }
 
-    fn bring(&mut self, member: Member, source: &LayerSource) -> Result<(Summary, Option<BlobFacts>)> {
+    fn bring(
+        &mut self,
+        member: Member,
+        source: &LayerSource,
+    ) -> Result<(Summary, Option<BlobFacts>)> {
         let converted = match member {
             Member::Converted(converted) => *converted,
             Member::At { offset, bytes } => {
@@ -169,7 +198,11 @@ impl<'a> Archive<'a> {
             Member::Document(_) => bail!("it is JSON, not a tar"),
             Member::Link(_) => bail!("it is a link"),
         };
-        check(source, &converted.summary.diff_id, Some(&converted.unpacked.blob))?;
+        check(
+            source,
+            &converted.summary.diff_id,
+            Some(&converted.unpacked.blob),
+        )?;
         if store::layer(self.store, &source.diff_id).is_none() {
             converted.files.commit(self.store, &source.diff_id)?;
         }
@@ -177,9 +210,15 @@ impl<'a> Archive<'a> {
     }
 
     fn open_member(&mut self, offset: u64, bytes: u64) -> Result<impl Read + Send + '_> {
-        let (file, meter) = self.file.as_mut().context("the archive cannot be read again")?;
+        let (file, meter) = self
+            .file
+            .as_mut()
+            .context("the archive cannot be read again")?;
         file.seek(SeekFrom::Start(offset)).map_err(ArchiveRead)?;
-        Ok(MemberReader { inner: file.take(bytes), meter: meter.as_mut() })
+        Ok(MemberReader {
+            inner: file.take(bytes),
+            meter: meter.as_mut(),
+        })
     }
 
     /// The path of a member, links followed.
@@ -195,14 +234,27 @@ impl<'a> Archive<'a> {
     }
 
     fn scan(&mut self, file: &File, length: u64) -> Result<()> {
-        let source = FileSource { reader: io::BufReader::with_capacity(64 << 10, file), position: 0 };
+        let source = FileSource {
+            reader: io::BufReader::with_capacity(64 << 10, file),
+            position: 0,
+        };
         let mut tar = TarReader::new(source);
         while let Some(entry) = tar.next()? {
             let offset = tar.source.position;
             let end = offset.saturating_add(entry.stored);
-            ensure!(end <= length, "the archive is truncated: it ends in '{}'", escape(&entry.path));
+            ensure!(
+                end <= length,
+                "the archive is truncated: it ends in '{}'",
+                escape(&entry.path)
+            );
             tar.source.skip(entry.stored)?;
-            self.note(&entry, Member::At { offset, bytes: entry.stored })?;
+            self.note(
+                &entry,
+                Member::At {
+                    offset,
+                    bytes: entry.stored,
+                },
+            )?;
         }
         Ok(())
     }
@@ -217,7 +269,11 @@ impl<'a> Archive<'a> {
                 Member::Useless("it is no regular file".to_owned())
             };
             io::copy(&mut member, &mut io::sink()).map_err(ArchiveRead)?;
-            ensure!(member.limit() == 0, "the archive is truncated: it ends in '{}'", escape(&entry.path));
+            ensure!(
+                member.limit() == 0,
+                "the archive is truncated: it ends in '{}'",
+                escape(&entry.path)
+            );
             self.note(&entry, contents)?;
         }
         // Whoever writes into the pipe must not be told that nobody reads.
@@ -227,8 +283,13 @@ impl<'a> Archive<'a> {
 
     /// Puts a member into the table.
     fn note(&mut self, entry: &Entry, contents: Member) -> Result<()> {
-        ensure!(self.members.len() < ARCHIVE_ENTRIES_MAX, "the archive has more than {ARCHIVE_ENTRIES_MAX} entries");
-        let Some(path) = std::str::from_utf8(&entry.path).ok().and_then(clean) else { return Ok(()) };
+        ensure!(
+            self.members.len() < ARCHIVE_ENTRIES_MAX,
+            "the archive has more than {ARCHIVE_ENTRIES_MAX} entries"
+        );
+        let Some(path) = std::str::from_utf8(&entry.path).ok().and_then(clean) else {
+            return Ok(());
+        };
         let link = String::from_utf8_lossy(&entry.link).into_owned();
         let member = match entry.kind {
             Kind::File if entry.pieces.is_none() => Some(contents),
@@ -255,7 +316,12 @@ impl<'a> Archive<'a> {
         }
     }
 
-    fn streamed_document(&mut self, entry: &Entry, head: &[u8], whole: impl Read) -> Result<Member> {
+    fn streamed_document(
+        &mut self,
+        entry: &Entry,
+        head: &[u8],
+        whole: impl Read,
+    ) -> Result<Member> {
         let first = head.iter().find(|byte| !byte.is_ascii_whitespace());
         if !matches!(first, None | Some(b'{' | b'[')) {
             return Ok(Member::Useless(stream::describe_unknown(head).to_owned()));
@@ -265,13 +331,24 @@ impl<'a> Archive<'a> {
             bail!("the documents of the archive are larger than {DOCUMENTS_BYTES_MAX} bytes");
         }
         let mut bytes = Vec::new();
-        whole.take(entry.stored).read_to_end(&mut bytes).map_err(ArchiveRead)?;
+        whole
+            .take(entry.stored)
+            .read_to_end(&mut bytes)
+            .map_err(ArchiveRead)?;
         Ok(Member::Document(bytes))
     }
 
-    fn streamed_layer(&mut self, entry: &Entry, packing: Packing, whole: impl Read + Send) -> Result<Member> {
+    fn streamed_layer(
+        &mut self,
+        entry: &Entry,
+        packing: Packing,
+        whole: impl Read + Send,
+    ) -> Result<Member> {
         // A layer that is there need not be converted once more, only compared.
-        let known = std::str::from_utf8(&entry.path).ok().and_then(clean).and_then(|path| digest_in_path(&path));
+        let known = std::str::from_utf8(&entry.path)
+            .ok()
+            .and_then(clean)
+            .and_then(|path| digest_in_path(&path));
         if packing == Packing::Plain
             && let Some(digest) = known
             && let Some(summary) = store::layer(self.store, &digest)
@@ -282,10 +359,16 @@ impl<'a> Archive<'a> {
             if blob.digest == digest {
                 return Ok(Member::Stored(summary, Some(blob)));
             }
-            return Ok(Member::Useless(format!("it has the digest {}", blob.digest)));
+            return Ok(Member::Useless(format!(
+                "it has the digest {}",
+                blob.digest
+            )));
         }
         self.streamed_layers += 1;
-        ensure!(self.streamed_layers <= STREAMED_LAYERS_MAX, "the archive has more than {STREAMED_LAYERS_MAX} layers");
+        ensure!(
+            self.streamed_layers <= STREAMED_LAYERS_MAX,
+            "the archive has more than {STREAMED_LAYERS_MAX} layers"
+        );
         match convert(whole, NewLayer::create(self.store)?) {
             Ok(converted) => Ok(Member::Converted(Box::new(converted))),
             Err(error) if is_fatal(&error) => Err(error),
@@ -299,11 +382,25 @@ impl<'a> Archive<'a> {
 fn check(source: &LayerSource, diff_id: &Digest, blob: Option<&BlobFacts>) -> Result<()> {
     if let (Some(expected), Some(found)) = (&source.blob, blob) {
         let same = expected.digest == found.digest;
-        ensure!(same, "the blob has the digest {}, and the manifest says {}", found.digest, expected.digest);
+        ensure!(
+            same,
+            "the blob has the digest {}, and the manifest says {}",
+            found.digest,
+            expected.digest
+        );
         let same = expected.size == 0 || expected.size == found.bytes;
-        ensure!(same, "the blob has {} bytes, and the manifest says {}", found.bytes, expected.size);
+        ensure!(
+            same,
+            "the blob has {} bytes, and the manifest says {}",
+            found.bytes,
+            expected.size
+        );
     }
-    ensure!(source.diff_id == *diff_id, "its tar has the digest {diff_id}, and the configuration says {}", source.diff_id);
+    ensure!(
+        source.diff_id == *diff_id,
+        "its tar has the digest {diff_id}, and the configuration says {}",
+        source.diff_id
+    );
     Ok(())
 }
 
@@ -321,17 +418,22 @@ pub(crate) fn images(archive: &mut Archive<'_>) -> Result<Vec<Image>> {
         return docker::images(archive);
     }
     if archive.looks_like_root() {
-        return Err(Failure::failed("the archive holds no image, but it looks like a root file system")
-            .hint("to make an image of it, use: msb image import NAME")
-            .into());
+        return Err(Failure::failed(
+            "the archive holds no image, but it looks like a root file system",
+        )
+        .hint("to make an image of it, use: msb image import NAME")
+        .into());
     }
-    Err(not_an_archive("it has neither 'manifest.json' nor 'oci-layout' and 'index.json'"))
+    Err(not_an_archive(
+        "it has neither 'manifest.json' nor 'oci-layout' and 'index.json'",
+    ))
 }
 
 fn not_an_archive(reason: &str) -> anyhow::Error {
     anyhow!(
-        Failure::failed(format!("it is no archive of images: {reason}"))
-            .hint("what `docker save`, `podman save` and `skopeo copy … oci-archive:` write can be loaded")
+        Failure::failed(format!("it is no archive of images: {reason}")).hint(
+            "what `docker save`, `podman save` and `skopeo copy … oci-archive:` write can be loaded"
+        )
     )
 }
 

@@ -27,13 +27,22 @@ struct Found {
 }
 
 pub(super) fn images(archive: &mut Archive<'_>) -> Result<Vec<Image>> {
-    let bytes = archive.document("index.json")?.context("'index.json' is missing")?;
+    let bytes = archive
+        .document("index.json")?
+        .context("'index.json' is missing")?;
     let index = Document::parse(&bytes).context("'index.json'")?;
     let mut found = Vec::new();
     let mut missing = Vec::new();
     for descriptor in index.manifests.context("'index.json' is no index")? {
         let references = references_of(&descriptor)?;
-        collect(archive, &descriptor, &references, 0, &mut found, &mut missing)?;
+        collect(
+            archive,
+            &descriptor,
+            &references,
+            0,
+            &mut found,
+            &mut missing,
+        )?;
     }
     let chosen = choose(found, &missing)?;
     let mut images = Vec::new();
@@ -54,32 +63,51 @@ fn collect(
     if descriptor.is_attestation() {
         return Ok(());
     }
-    ensure!(depth <= INDEX_DEPTH_MAX, "indexes lie more than {INDEX_DEPTH_MAX} deep within each other");
-    ensure!(found.len() < IMAGES_MAX, "the archive has more than {IMAGES_MAX} images");
+    ensure!(
+        depth <= INDEX_DEPTH_MAX,
+        "indexes lie more than {INDEX_DEPTH_MAX} deep within each other"
+    );
+    ensure!(
+        found.len() < IMAGES_MAX,
+        "the archive has more than {IMAGES_MAX} images"
+    );
     let Some(bytes) = archive.blob(&descriptor.digest)? else {
         // Tools keep an index whole and leave out the platforms that were not asked for.
         missing.push(descriptor.digest);
         return Ok(());
     };
-    let document = Document::parse(&bytes).with_context(|| format!("manifest {}", descriptor.digest))?;
+    let document =
+        Document::parse(&bytes).with_context(|| format!("manifest {}", descriptor.digest))?;
     if let Some(manifests) = &document.manifests {
         for inner in manifests {
             collect(archive, inner, references, depth + 1, found, missing)?;
         }
         return Ok(());
     }
-    let config = document.config.as_ref().with_context(|| format!("manifest {} has no configuration", descriptor.digest))?;
+    let config = document
+        .config
+        .as_ref()
+        .with_context(|| format!("manifest {} has no configuration", descriptor.digest))?;
     let Some(config_bytes) = archive.blob(&config.digest)? else {
         missing.push(config.digest);
         return Ok(());
     };
     // What has no platform is something else than an image: a chart, a signature.
-    let Ok(platform) = serde_json::from_slice::<Platform>(&config_bytes) else { return Ok(()) };
+    let Ok(platform) = serde_json::from_slice::<Platform>(&config_bytes) else {
+        return Ok(());
+    };
     if platform == Platform::default() {
         return Ok(());
     }
     let references = references.to_vec();
-    found.push(Found { references, digest: descriptor.digest, bytes, document, config_bytes, platform });
+    found.push(Found {
+        references,
+        digest: descriptor.digest,
+        bytes,
+        document,
+        config_bytes,
+        platform,
+    });
     Ok(())
 }
 
@@ -96,7 +124,11 @@ fn choose(found: Vec<Found>, missing: &[Digest]) -> Result<Vec<Found>> {
         if let Some(same) = chosen.iter_mut().find(|same| same.digest == item.digest) {
             same.references.extend(item.references);
             same.references.dedup();
-        } else if item.references.is_empty() || chosen.iter().all(|other| other.references != item.references) {
+        } else if item.references.is_empty()
+            || chosen
+                .iter()
+                .all(|other| other.references != item.references)
+        {
             chosen.push(item);
         }
     }
@@ -105,8 +137,15 @@ fn choose(found: Vec<Found>, missing: &[Digest]) -> Result<Vec<Found>> {
     }
     others.sort();
     others.dedup();
-    let others = if others.is_empty() { "none".to_owned() } else { others.join(", ") };
-    ensure!(!chosen.is_empty(), "the archive has no image for {host}; it has: {others}");
+    let others = if others.is_empty() {
+        "none".to_owned()
+    } else {
+        others.join(", ")
+    };
+    ensure!(
+        !chosen.is_empty(),
+        "the archive has no image for {host}; it has: {others}"
+    );
     Ok(chosen)
 }
 
@@ -135,7 +174,12 @@ fn image(archive: &mut Archive<'_>, found: Found) -> Result<Image> {
         references = docker_tags(archive, found.document.config.as_ref())?;
     }
     let layers = layers.into_iter().zip(diff_ids).map(source).collect();
-    Ok(Image { references, config: found.config_bytes, manifest: Some(found.bytes), layers })
+    Ok(Image {
+        references,
+        config: found.config_bytes,
+        manifest: Some(found.bytes),
+        layers,
+    })
 }
 
 /// The references that an index gives to what it names.
@@ -156,6 +200,8 @@ fn docker_tags(archive: &mut Archive<'_>, config: Option<&Descriptor>) -> Result
         return Ok(Vec::new());
     }
     let items = docker::items(archive)?;
-    let same = items.iter().filter(|item| digest_in_path(&item.config) == config.map(|config| config.digest));
+    let same = items
+        .iter()
+        .filter(|item| digest_in_path(&item.config) == config.map(|config| config.digest));
     references(same.flat_map(|item| item.repo_tags.iter().flatten()))
 }

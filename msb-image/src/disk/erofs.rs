@@ -74,7 +74,11 @@ impl Plan {
         let mut block = inodes_end.div_ceil(BLOCK_BYTES);
         for id in &plan.order {
             let count = own_blocks(tree, *id, &plan.places[*id as usize]);
-            plan.places[*id as usize].block = if count > 0 { u32::try_from(block).context("too many blocks")? } else { 0 };
+            plan.places[*id as usize].block = if count > 0 {
+                u32::try_from(block).context("too many blocks")?
+            } else {
+                0
+            };
             block += count;
         }
         plan.metadata_blocks = block;
@@ -128,20 +132,33 @@ impl Plan {
 
     fn place(&mut self, tree: &Tree, id: Id, end: u64) -> Result<u64> {
         let xattrs = tree.xattrs(tree.inode(id).attributes.xattrs).len();
-        ensure!(xattrs / 4 < usize::from(u16::MAX), "a file has too many extended attributes");
+        ensure!(
+            xattrs / 4 < usize::from(u16::MAX),
+            "a file has too many extended attributes"
+        );
         let bytes = head_bytes(tree, id) + inline_tail(tree, id, &self.places[id as usize]);
         let mut start = end.next_multiple_of(SLOT_BYTES);
         // What fits into a block lies in one.
         if start % BLOCK_BYTES + bytes.min(BLOCK) as u64 > BLOCK_BYTES {
             start = start.next_multiple_of(BLOCK_BYTES);
         }
-        self.places[id as usize].nid = u32::try_from(start / SLOT_BYTES).context("the image has too many files")?;
+        self.places[id as usize].nid =
+            u32::try_from(start / SLOT_BYTES).context("the image has too many files")?;
         Ok(start + bytes as u64)
     }
 
     /// Writes the metadata.
-    pub(crate) fn write(&self, tree: &Tree, uuid: [u8; 16], out: &mut impl Write) -> io::Result<()> {
-        let mut out = Output { inner: out, first: Vec::with_capacity(BLOCK), position: 0 };
+    pub(crate) fn write(
+        &self,
+        tree: &Tree,
+        uuid: [u8; 16],
+        out: &mut impl Write,
+    ) -> io::Result<()> {
+        let mut out = Output {
+            inner: out,
+            first: Vec::with_capacity(BLOCK),
+            position: 0,
+        };
         out.pad_to(SUPERBLOCK_AT as u64)?;
         out.put(&self.superblock(uuid))?;
         for id in &self.order {
@@ -152,7 +169,10 @@ impl Plan {
             if own_blocks(tree, *id, &self.places[*id as usize]) > 0 {
                 out.pad_to(u64::from(self.places[*id as usize].block) * BLOCK_BYTES)?;
                 let contents = self.contents(tree, *id);
-                out.put(&contents[..contents.len() - inline_tail(tree, *id, &self.places[*id as usize])])?;
+                out.put(
+                    &contents
+                        [..contents.len() - inline_tail(tree, *id, &self.places[*id as usize])],
+                )?;
             }
         }
         out.pad_to(self.metadata_blocks * BLOCK_BYTES)
@@ -176,7 +196,12 @@ impl Plan {
         bytes
     }
 
-    fn write_inode<W: Write>(&self, tree: &Tree, id: Id, out: &mut Output<'_, W>) -> io::Result<()> {
+    fn write_inode<W: Write>(
+        &self,
+        tree: &Tree,
+        id: Id,
+        out: &mut Output<'_, W>,
+    ) -> io::Result<()> {
         let place = &self.places[id as usize];
         let xattrs = tree.xattrs(tree.inode(id).attributes.xattrs);
         out.put(&self.inode(tree, id, xattrs.len()))?;
@@ -198,9 +223,11 @@ impl Plan {
         let place = &self.places[id as usize];
         let (kind, size, address) = match &inode.body {
             Body::File { size: 0, .. } => (0o100_000, 0, 0),
-            Body::File { layer, block, size } => {
-                (0o100_000, *size, (self.data_starts[*layer as usize] + u64::from(*block)) as u32)
-            }
+            Body::File { layer, block, size } => (
+                0o100_000,
+                *size,
+                (self.data_starts[*layer as usize] + u64::from(*block)) as u32,
+            ),
             Body::Symlink(target) => (0o120_000, target.len() as u64, place.block),
             Body::CharDevice(device) => (0o020_000, 0, *device),
             Body::BlockDevice(device) => (0o060_000, 0, *device),
@@ -208,9 +235,21 @@ impl Plan {
             Body::Folder(_) => (0o040_000, place.bytes, place.block),
         };
         // Linux shows a link as accessible to all, whatever an archive says.
-        let mode = if matches!(inode.body, Body::Symlink(_)) { 0o777 } else { attributes.mode };
-        let layout = if inline_tail(tree, id, place) > 0 { LAYOUT_INLINE } else { LAYOUT_PLAIN };
-        let xattr_count = if xattr_bytes == 0 { 0 } else { 1 + (xattr_bytes / 4) as u16 };
+        let mode = if matches!(inode.body, Body::Symlink(_)) {
+            0o777
+        } else {
+            attributes.mode
+        };
+        let layout = if inline_tail(tree, id, place) > 0 {
+            LAYOUT_INLINE
+        } else {
+            LAYOUT_PLAIN
+        };
+        let xattr_count = if xattr_bytes == 0 {
+            0
+        } else {
+            1 + (xattr_bytes / 4) as u16
+        };
         let mut bytes = Vec::with_capacity(INODE_BYTES);
         for short in [1 | layout << 1, xattr_count, kind | mode, 0] {
             bytes.extend_from_slice(&u16::to_le_bytes(short));
@@ -269,7 +308,11 @@ fn inline_tail(tree: &Tree, id: Id, place: &Place) -> usize {
         Body::Folder(_) => (place.bytes % BLOCK_BYTES) as usize,
         _ => 0,
     };
-    if head_bytes(tree, id) + tail <= BLOCK { tail } else { 0 }
+    if head_bytes(tree, id) + tail <= BLOCK {
+        tail
+    } else {
+        0
+    }
 }
 
 /// Blocks that an inode has for itself in the metadata.
@@ -286,7 +329,10 @@ fn folder_bytes(tree: &Tree, id: Id) -> u64 {
     let names = sorted_names(tree, id);
     let mut bytes = 0;
     for block in split_blocks(&names) {
-        let filled: usize = block.iter().map(|(name, _)| DIRENT_BYTES + name.len()).sum();
+        let filled: usize = block
+            .iter()
+            .map(|(name, _)| DIRENT_BYTES + name.len())
+            .sum();
         bytes = u64::next_multiple_of(bytes, BLOCK_BYTES) + filled as u64;
     }
     bytes
@@ -294,10 +340,17 @@ fn folder_bytes(tree: &Tree, id: Id) -> u64 {
 
 /// The names of a folder, with `.` and `..` in their place among them: sorted by bytes.
 fn sorted_names(tree: &Tree, id: Id) -> Vec<(&[u8], Id)> {
-    let Some(folder) = tree.folder(id) else { return Vec::new() };
+    let Some(folder) = tree.folder(id) else {
+        return Vec::new();
+    };
     let mut names: Vec<(&[u8], Id)> = Vec::with_capacity(folder.names.len() + 2);
     names.extend([(&b"."[..], id), (b"..", folder.parent)]);
-    names.extend(folder.names.iter().map(|(name, entry)| (&**name, entry.inode)));
+    names.extend(
+        folder
+            .names
+            .iter()
+            .map(|(name, entry)| (&**name, entry.inode)),
+    );
     names.sort_unstable_by_key(|(name, _)| *name);
     names
 }
@@ -346,7 +399,8 @@ impl<W: Write> Output<'_, W> {
             bytes = rest;
             if self.first.len() == BLOCK {
                 let checksum = crc32c(&self.first[SUPERBLOCK_AT..]);
-                self.first[SUPERBLOCK_AT + 4..SUPERBLOCK_AT + 8].copy_from_slice(&checksum.to_le_bytes());
+                self.first[SUPERBLOCK_AT + 4..SUPERBLOCK_AT + 8]
+                    .copy_from_slice(&checksum.to_le_bytes());
                 self.inner.write_all(&self.first)?;
             }
         }
@@ -366,7 +420,9 @@ impl<W: Write> Output<'_, W> {
 /// CRC-32C without the final inversion, as the kernel computes it here. Three kilobytes an image need no table.
 fn crc32c(bytes: &[u8]) -> u32 {
     bytes.iter().fold(u32::MAX, |crc, byte| {
-        (0..8).fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ (0x82f6_3b78 & (crc & 1).wrapping_neg()))
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
+            (crc >> 1) ^ (0x82f6_3b78 & (crc & 1).wrapping_neg())
+        })
     })
 }
 
@@ -409,10 +465,18 @@ mod tests {
         let mut names = Vec::new();
         for block in contents.chunks(BLOCK) {
             let count = u16::from_le_bytes([block[8], block[9]]) as usize / DIRENT_BYTES;
-            let name_at = |n: usize| u16::from_le_bytes([block[12 * n + 8], block[12 * n + 9]]) as usize;
+            let name_at =
+                |n: usize| u16::from_le_bytes([block[12 * n + 8], block[12 * n + 9]]) as usize;
             for n in 0..count {
-                let end = if n + 1 < count { name_at(n + 1) } else { block.len() };
-                let name = block[name_at(n)..end].split(|byte| *byte == 0).next().unwrap();
+                let end = if n + 1 < count {
+                    name_at(n + 1)
+                } else {
+                    block.len()
+                };
+                let name = block[name_at(n)..end]
+                    .split(|byte| *byte == 0)
+                    .next()
+                    .unwrap();
                 names.push((name.to_vec(), u64::from(word(block, 12 * n)) * 32));
             }
         }
@@ -430,31 +494,66 @@ mod tests {
         for name in [&b"b"[..], b"!", b"\xff", b"-a", b".a", b"..b"] {
             add(&mut tree, name, Body::Fifo);
         }
-        let names: Vec<Vec<u8>> = read_root(&image(&tree)).into_iter().map(|(name, _)| name).collect();
-        assert_eq!(names, [&b"!"[..], b"-a", b".", b"..", b"..b", b".a", b"b", b"\xff"]);
+        let names: Vec<Vec<u8>> = read_root(&image(&tree))
+            .into_iter()
+            .map(|(name, _)| name)
+            .collect();
+        assert_eq!(
+            names,
+            [&b"!"[..], b"-a", b".", b"..", b"..b", b".a", b"b", b"\xff"]
+        );
     }
 
     #[test]
     fn a_folder_of_many_blocks_holds_every_name_once() {
         let mut tree = Tree::new();
         for number in 0..5_000 {
-            add(&mut tree, format!("file-{number:05}").as_bytes(), Body::Fifo);
+            add(
+                &mut tree,
+                format!("file-{number:05}").as_bytes(),
+                Body::Fifo,
+            );
         }
         let bytes = image(&tree);
         let names = read_root(&bytes);
         assert_eq!(names.len(), 5_002);
         assert!(names.windows(2).all(|pair| pair[0].0 < pair[1].0));
-        assert!(names.iter().skip(2).all(|(_, at)| word(&bytes, *at as usize + 4) as u16 == 0o010_000));
+        assert!(
+            names
+                .iter()
+                .skip(2)
+                .all(|(_, at)| word(&bytes, *at as usize + 4) as u16 == 0o010_000)
+        );
     }
 
     #[test]
     fn links_are_counted() {
         let mut tree = Tree::new();
-        let file = add(&mut tree, b"a", Body::File { layer: 0, block: 0, size: 7 });
-        tree.set(ROOT, b"b", Name { inode: file, layer: 0 }).unwrap();
-        tree.make_folder(ROOT, b"d", 0, Attributes::default()).unwrap();
+        let file = add(
+            &mut tree,
+            b"a",
+            Body::File {
+                layer: 0,
+                block: 0,
+                size: 7,
+            },
+        );
+        tree.set(
+            ROOT,
+            b"b",
+            Name {
+                inode: file,
+                layer: 0,
+            },
+        )
+        .unwrap();
+        tree.make_folder(ROOT, b"d", 0, Attributes::default())
+            .unwrap();
         let bytes = image(&tree);
-        let links: Vec<u32> = read_root(&bytes).iter().map(|(_, at)| word(&bytes, *at as usize + 44)).collect();
+        let links: Vec<u32> = read_root(&bytes)
+            .iter()
+            .map(|(_, at)| word(&bytes, *at as usize + 44))
+            .collect();
         assert_eq!(links, [3, 3, 2, 2, 2]);
         let file = read_root(&bytes)[2].1 as usize;
         // The data begins where the metadata ends.
@@ -465,16 +564,34 @@ mod tests {
     fn link_targets_of_every_length_lie_in_one_block() {
         let mut tree = Tree::new();
         for length in (1..4096).step_by(31) {
-            add(&mut tree, format!("{length:04}").as_bytes(), Body::Symlink(vec![b'x'; length].into()));
+            add(
+                &mut tree,
+                format!("{length:04}").as_bytes(),
+                Body::Symlink(vec![b'x'; length].into()),
+            );
         }
         let bytes = image(&tree);
         for (name, at) in read_root(&bytes).into_iter().skip(2) {
-            let (at, length) = (at as usize, std::str::from_utf8(&name).unwrap().parse::<usize>().unwrap());
+            let (at, length) = (
+                at as usize,
+                std::str::from_utf8(&name)
+                    .unwrap()
+                    .parse::<usize>()
+                    .unwrap(),
+            );
             let inline = word(&bytes, at) as u16 >> 1 == LAYOUT_INLINE;
             assert_eq!(inline, INODE_BYTES + length <= BLOCK);
-            let start = if inline { at + INODE_BYTES } else { word(&bytes, at + 16) as usize * BLOCK };
+            let start = if inline {
+                at + INODE_BYTES
+            } else {
+                word(&bytes, at + 16) as usize * BLOCK
+            };
             assert_eq!(start / BLOCK, (start + length - 1) / BLOCK);
-            assert!(bytes[start..start + length].iter().all(|byte| *byte == b'x'));
+            assert!(
+                bytes[start..start + length]
+                    .iter()
+                    .all(|byte| *byte == b'x')
+            );
         }
     }
 }

@@ -34,15 +34,22 @@ pub(crate) struct Merged {
 
 /// Merges the layers of an image, lowest first.
 pub(crate) fn merge(store: &Store, diff_ids: &[Digest]) -> Result<Merged> {
-    let mut merged = Merged { tree: Tree::new(), layers: Vec::new() };
+    let mut merged = Merged {
+        tree: Tree::new(),
+        layers: Vec::new(),
+    };
     for (number, diff_id) in diff_ids.iter().enumerate() {
         let index = IndexReader::open(&store.layer_index_path(diff_id), diff_id)?;
-        let known = merged.layers.iter().position(|layer| layer.diff_id == *diff_id);
+        let known = merged
+            .layers
+            .iter()
+            .position(|layer| layer.diff_id == *diff_id);
         let data = known.unwrap_or(merged.layers.len()) as u32;
         if known.is_none() {
             merged.layers.push(index.summary());
         }
-        apply(&mut merged.tree, index, number as u32, data).with_context(|| format!("layer {diff_id}"))?;
+        apply(&mut merged.tree, index, number as u32, data)
+            .with_context(|| format!("layer {diff_id}"))?;
     }
     Ok(merged)
 }
@@ -51,8 +58,14 @@ fn apply(tree: &mut Tree, index: IndexReader, layer: u32, data: u32) -> Result<(
     let mut tar = TarReader::new(index);
     let mut applier = Applier { tree, layer, data };
     while let Some(entry) = tar.next()? {
-        let block = if entry.size > 0 { content_of(&mut tar.source, &entry)? } else { 0 };
-        applier.entry(&entry, block).with_context(|| format!("entry '{}'", escape(&entry.path)))?;
+        let block = if entry.size > 0 {
+            content_of(&mut tar.source, &entry)?
+        } else {
+            0
+        };
+        applier
+            .entry(&entry, block)
+            .with_context(|| format!("entry '{}'", escape(&entry.path)))?;
     }
     tar.source.finish()
 }
@@ -60,7 +73,10 @@ fn apply(tree: &mut Tree, index: IndexReader, layer: u32, data: u32) -> Result<(
 fn content_of(index: &mut IndexReader, entry: &Entry) -> Result<u32> {
     let content = index.content()?;
     let agrees = content.stored == entry.stored && content.pieces == entry.pieces;
-    ensure!(agrees, "the index is damaged: contents do not fit their entry");
+    ensure!(
+        agrees,
+        "the index is damaged: contents do not fit their entry"
+    );
     u32::try_from(content.block).context("the layer has too many blocks")
 }
 
@@ -74,15 +90,22 @@ struct Applier<'a> {
 impl Applier<'_> {
     fn entry(&mut self, entry: &Entry, block: u32) -> Result<()> {
         let path = clean(&entry.path)?;
-        let Some((name, folders)) = path.split_last() else { return self.root(entry) };
+        let Some((name, folders)) = path.split_last() else {
+            return self.root(entry);
+        };
         if path[0].starts_with(NOTES) && path[0] != OPAQUE {
             return Ok(());
         }
-        ensure!(!folders.iter().any(|part| part.starts_with(WHITEOUT)), "the path goes through a whiteout");
+        ensure!(
+            !folders.iter().any(|part| part.starts_with(WHITEOUT)),
+            "the path goes through a whiteout"
+        );
         if name.starts_with(WHITEOUT) {
             return self.whiteout(folders, name);
         }
-        let folder = self.resolve(folders, true)?.context("a folder of its path is missing")?;
+        let folder = self
+            .resolve(folders, true)?
+            .context("a folder of its path is missing")?;
         match entry.kind {
             Kind::Folder => self.folder(folder, name, entry),
             Kind::HardLink => self.hard_link(folder, name, &path, entry),
@@ -99,12 +122,17 @@ impl Applier<'_> {
 
     fn whiteout(&mut self, folders: &[&[u8]], name: &[u8]) -> Result<()> {
         // Nothing is made for the sake of taking something away.
-        let Some(folder) = self.resolve(folders, false)? else { return Ok(()) };
+        let Some(folder) = self.resolve(folders, false)? else {
+            return Ok(());
+        };
         if name == OPAQUE {
             self.tree.clear_lower(folder, self.layer);
         } else if !name.starts_with(NOTES) {
             let gone = &name[WHITEOUT.len()..];
-            ensure!(!matches!(gone, b"" | b"." | b".."), "the whiteout names nothing");
+            ensure!(
+                !matches!(gone, b"" | b"." | b".."),
+                "the whiteout names nothing"
+            );
             self.tree.remove_lower(folder, gone, self.layer);
         }
         Ok(())
@@ -112,13 +140,24 @@ impl Applier<'_> {
 
     fn folder(&mut self, folder: Id, name: &[u8], entry: &Entry) -> Result<()> {
         let attributes = self.attributes(entry);
-        let there = self.tree.lookup(folder, name).filter(|there| self.tree.folder(there.inode).is_some());
+        let there = self
+            .tree
+            .lookup(folder, name)
+            .filter(|there| self.tree.folder(there.inode).is_some());
         let Some(there) = there else {
-            self.tree.make_folder(folder, name, self.layer, attributes)?;
+            self.tree
+                .make_folder(folder, name, self.layer, attributes)?;
             return Ok(());
         };
         self.tree.inode_mut(there.inode).attributes = attributes;
-        self.tree.set(folder, name, Name { inode: there.inode, layer: self.layer })
+        self.tree.set(
+            folder,
+            name,
+            Name {
+                inode: there.inode,
+                layer: self.layer,
+            },
+        )
     }
 
     fn hard_link(&mut self, folder: Id, name: &[u8], path: &[&[u8]], entry: &Entry) -> Result<()> {
@@ -126,39 +165,73 @@ impl Applier<'_> {
         let shown = escape(&entry.link);
         ensure!(target != path, "the hard link '{shown}' leads to itself");
         let found = match target.split_last() {
-            Some((last, folders)) => self.resolve(folders, false)?.and_then(|folder| self.tree.lookup(folder, last)),
+            Some((last, folders)) => self
+                .resolve(folders, false)?
+                .and_then(|folder| self.tree.lookup(folder, last)),
             None => bail!("a hard link to the root"),
         };
-        let Some(found) = found else { bail!("the target '{shown}' of the hard link is not there") };
-        ensure!(self.tree.folder(found.inode).is_none(), "the target '{shown}' of the hard link is a folder");
+        let Some(found) = found else {
+            bail!("the target '{shown}' of the hard link is not there")
+        };
+        ensure!(
+            self.tree.folder(found.inode).is_none(),
+            "the target '{shown}' of the hard link is a folder"
+        );
         // As those who unpack do: what the link says holds for the file, but it need not repeat extended attributes.
         let mut attributes = self.attributes(entry);
         if attributes.xattrs == 0 {
             attributes.xattrs = self.tree.inode(found.inode).attributes.xattrs;
         }
         self.tree.inode_mut(found.inode).attributes = attributes;
-        self.tree.set(folder, name, Name { inode: found.inode, layer: self.layer })
+        self.tree.set(
+            folder,
+            name,
+            Name {
+                inode: found.inode,
+                layer: self.layer,
+            },
+        )
     }
 
     fn other(&mut self, folder: Id, name: &[u8], entry: &Entry, block: u32) -> Result<()> {
         let body = match entry.kind {
             Kind::Symlink => {
-                ensure!(!entry.link.contains(&0), "the target of the link holds a NUL byte");
+                ensure!(
+                    !entry.link.contains(&0),
+                    "the target of the link holds a NUL byte"
+                );
                 Body::Symlink(entry.link.as_slice().into())
             }
             Kind::CharDevice => Body::CharDevice(device_number(entry.device)),
             Kind::BlockDevice => Body::BlockDevice(device_number(entry.device)),
             Kind::Fifo => Body::Fifo,
-            _ => Body::File { layer: self.data, block, size: entry.size },
+            _ => Body::File {
+                layer: self.data,
+                block,
+                size: entry.size,
+            },
         };
         let attributes = self.attributes(entry);
         let inode = self.tree.add(attributes, body)?;
-        self.tree.set(folder, name, Name { inode, layer: self.layer })
+        self.tree.set(
+            folder,
+            name,
+            Name {
+                inode,
+                layer: self.layer,
+            },
+        )
     }
 
     fn attributes(&mut self, entry: &Entry) -> Attributes {
         let xattrs = self.tree.intern(&entry.xattrs);
-        Attributes { mode: entry.mode, uid: entry.uid, gid: entry.gid, mtime: entry.mtime, xattrs }
+        Attributes {
+            mode: entry.mode,
+            uid: entry.uid,
+            gid: entry.gid,
+            mtime: entry.mtime,
+            xattrs,
+        }
     }
 
     /// The folder that a path leads to, links followed within the root. Missing ones are made if `make` says so.
@@ -168,8 +241,13 @@ impl Applier<'_> {
             if !make {
                 return Ok(None);
             }
-            let attributes = Attributes { mode: 0o755, ..Attributes::default() };
-            walk.at = self.tree.make_folder(walk.at, &missing, self.layer, attributes)?;
+            let attributes = Attributes {
+                mode: 0o755,
+                ..Attributes::default()
+            };
+            walk.at = self
+                .tree
+                .make_folder(walk.at, &missing, self.layer, attributes)?;
         }
         Ok(Some(walk.at))
     }
@@ -185,7 +263,11 @@ struct Walk {
 
 impl Walk {
     fn new(folders: &[&[u8]]) -> Walk {
-        Walk { at: ROOT, parts: folders.iter().rev().map(|part| (*part).into()).collect(), links: 0 }
+        Walk {
+            at: ROOT,
+            parts: folders.iter().rev().map(|part| (*part).into()).collect(),
+            links: 0,
+        }
     }
 
     /// Walks on to the end, or until a folder is missing: then gives its name.
@@ -195,7 +277,9 @@ impl Walk {
                 self.at = tree.folder(self.at).map_or(ROOT, |folder| folder.parent);
                 continue;
             }
-            let Some(entry) = tree.lookup(self.at, check_part(&part)?) else { return Ok(Some(part)) };
+            let Some(entry) = tree.lookup(self.at, check_part(&part)?) else {
+                return Ok(Some(part));
+            };
             match &tree.inode(entry.inode).body {
                 Body::Folder(_) => self.at = entry.inode,
                 Body::Symlink(target) => self.follow(target)?,
@@ -207,11 +291,16 @@ impl Walk {
 
     fn follow(&mut self, target: &[u8]) -> Result<()> {
         self.links += 1;
-        ensure!(self.links <= SYMLINKS_FOLLOWED_MAX, "too many symbolic links in its path");
+        ensure!(
+            self.links <= SYMLINKS_FOLLOWED_MAX,
+            "too many symbolic links in its path"
+        );
         if target.starts_with(b"/") {
             self.at = ROOT;
         }
-        let names = target.split(|byte| *byte == b'/').filter(|name| !matches!(*name, b"" | b"."));
+        let names = target
+            .split(|byte| *byte == b'/')
+            .filter(|name| !matches!(*name, b"" | b"."));
         self.parts.extend(names.rev().map(Box::from));
         Ok(())
     }
@@ -225,9 +314,15 @@ pub(crate) fn is_executable(tree: &Tree, path: &[u8]) -> bool {
     }
     loop {
         // The last part may be a link itself: it is looked at here, the folders before it by the walk.
-        let Some(name) = (!walk.parts.is_empty()).then(|| walk.parts.remove(0)) else { return false };
-        let Ok(None) = walk.go(tree) else { return false };
-        let Some(found) = tree.lookup(walk.at, &name) else { return false };
+        let Some(name) = (!walk.parts.is_empty()).then(|| walk.parts.remove(0)) else {
+            return false;
+        };
+        let Ok(None) = walk.go(tree) else {
+            return false;
+        };
+        let Some(found) = tree.lookup(walk.at, &name) else {
+            return false;
+        };
         let inode = tree.inode(found.inode);
         match &inode.body {
             Body::File { .. } => return inode.attributes.mode & 0o111 != 0,
@@ -249,13 +344,19 @@ fn clean(path: &[u8]) -> Result<Vec<&[u8]>> {
             _ => parts.push(check_part(part)?),
         }
     }
-    ensure!(parts.len() <= DEPTH_MAX, "the path has more than {DEPTH_MAX} folders");
+    ensure!(
+        parts.len() <= DEPTH_MAX,
+        "the path has more than {DEPTH_MAX} folders"
+    );
     Ok(parts)
 }
 
 fn check_part(part: &[u8]) -> Result<&[u8]> {
     ensure!(!part.contains(&0), "the path holds a NUL byte");
-    ensure!(part.len() <= COMPONENT_BYTES_MAX, "a name in the path is longer than {COMPONENT_BYTES_MAX} bytes");
+    ensure!(
+        part.len() <= COMPONENT_BYTES_MAX,
+        "a name in the path is longer than {COMPONENT_BYTES_MAX} bytes"
+    );
     Ok(part)
 }
 
@@ -296,7 +397,10 @@ mod tests {
             let path = format!("{path}/{}", escape(name));
             match &tree.inode(entry.inode).body {
                 Body::Folder(_) => {
-                    paths.push(format!("{path}/ {:o}", tree.inode(entry.inode).attributes.mode));
+                    paths.push(format!(
+                        "{path}/ {:o}",
+                        tree.inode(entry.inode).attributes.mode
+                    ));
                     list(tree, entry.inode, &path, paths);
                 }
                 Body::File { size, .. } => paths.push(format!("{path} {size}")),
@@ -316,107 +420,244 @@ mod tests {
 
     #[test]
     fn a_whiteout_takes_away_what_lower_layers_brought() {
-        let lower = || tar().folder("d/", 0o755).file("d/a", b"1").file("d/b", b"2").folder("e/", 0o700).file("e/x", b"");
-        assert_eq!(paths(vec![lower(), tar().file("d/.wh.a", b"").file(".wh.e", b"")]).unwrap(), ["/d/ 755", "/d/b 1"]);
+        let lower = || {
+            tar()
+                .folder("d/", 0o755)
+                .file("d/a", b"1")
+                .file("d/b", b"2")
+                .folder("e/", 0o700)
+                .file("e/x", b"")
+        };
+        assert_eq!(
+            paths(vec![lower(), tar().file("d/.wh.a", b"").file(".wh.e", b"")]).unwrap(),
+            ["/d/ 755", "/d/b 1"]
+        );
         // In its own layer it takes nothing, before or after.
-        for upper in [tar().file("d/.wh.a", b"").file("d/a", b"new"), tar().file("d/a", b"new").file("d/.wh.a", b"")] {
+        for upper in [
+            tar().file("d/.wh.a", b"").file("d/a", b"new"),
+            tar().file("d/a", b"new").file("d/.wh.a", b""),
+        ] {
             let all = paths(vec![lower(), upper]).unwrap();
             assert_eq!(all, ["/d/ 755", "/d/a 3", "/d/b 1", "/e/ 700", "/e/x 0"]);
         }
         // What is not there, and a folder that is not there, are no trouble.
-        assert!(paths(vec![lower(), tar().file("d/.wh.none", b"").file("none/.wh.x", b"")]).is_ok());
+        assert!(
+            paths(vec![
+                lower(),
+                tar().file("d/.wh.none", b"").file("none/.wh.x", b"")
+            ])
+            .is_ok()
+        );
     }
 
     #[test]
     fn a_whiteout_of_a_folder_keeps_what_its_own_layer_put_there() {
-        let lower = tar().folder("d/", 0o755).folder("d/s/", 0o755).file("d/s/old", b"").file("d/old", b"");
+        let lower = tar()
+            .folder("d/", 0o755)
+            .folder("d/s/", 0o755)
+            .file("d/s/old", b"")
+            .file("d/old", b"");
         let upper = tar().file("d/s/new", b"n").file(".wh.d", b"");
-        assert_eq!(paths(vec![lower, upper]).unwrap(), ["/d/ 755", "/d/s/ 755", "/d/s/new 1"]);
+        assert_eq!(
+            paths(vec![lower, upper]).unwrap(),
+            ["/d/ 755", "/d/s/ 755", "/d/s/new 1"]
+        );
     }
 
     #[test]
     fn an_opaque_folder_hides_lower_layers_only_wherever_the_mark_stands() {
-        let lower = || tar().folder("d/", 0o755).file("d/old", b"").folder("d/s/", 0o755).file("d/s/old", b"");
-        let first = tar().folder("d/", 0o711).file("d/.wh..wh..opq", b"").file("d/new", b"").file("d/s/new", b"");
-        let last = tar().folder("d/", 0o711).file("d/new", b"").file("d/s/new", b"").file("d/.wh..wh..opq", b"");
+        let lower = || {
+            tar()
+                .folder("d/", 0o755)
+                .file("d/old", b"")
+                .folder("d/s/", 0o755)
+                .file("d/s/old", b"")
+        };
+        let first = tar()
+            .folder("d/", 0o711)
+            .file("d/.wh..wh..opq", b"")
+            .file("d/new", b"")
+            .file("d/s/new", b"");
+        let last = tar()
+            .folder("d/", 0o711)
+            .file("d/new", b"")
+            .file("d/s/new", b"")
+            .file("d/.wh..wh..opq", b"");
         let kept = ["/d/ 711", "/d/new 0", "/d/s/ 755", "/d/s/new 0"];
         assert_eq!(paths(vec![lower(), first]).unwrap(), kept);
         assert_eq!(paths(vec![lower(), last]).unwrap(), kept);
-        assert_eq!(paths(vec![lower(), tar().file(".wh..wh..opq", b"")]).unwrap(), Vec::<String>::new());
+        assert_eq!(
+            paths(vec![lower(), tar().file(".wh..wh..opq", b"")]).unwrap(),
+            Vec::<String>::new()
+        );
     }
 
     #[test]
     fn the_last_entry_wins_and_kinds_replace_each_other() {
-        let lower = tar().file("a", b"1").folder("b/", 0o755).file("b/x", b"").symlink("c", "b").folder("d/", 0o755);
-        let upper = tar().folder("a/", 0o700).file("a/y", b"").file("b", b"22").folder("c/", 0o755).folder("d/", 0o1777);
+        let lower = tar()
+            .file("a", b"1")
+            .folder("b/", 0o755)
+            .file("b/x", b"")
+            .symlink("c", "b")
+            .folder("d/", 0o755);
+        let upper = tar()
+            .folder("a/", 0o700)
+            .file("a/y", b"")
+            .file("b", b"22")
+            .folder("c/", 0o755)
+            .folder("d/", 0o1777);
         let kept = ["/a/ 700", "/a/y 0", "/b 2", "/c/ 755", "/d/ 1777"];
         assert_eq!(paths(vec![lower, upper]).unwrap(), kept);
-        assert_eq!(paths(vec![tar().file("a", b"1").file("a", b"333")]).unwrap(), ["/a 3"]);
+        assert_eq!(
+            paths(vec![tar().file("a", b"1").file("a", b"333")]).unwrap(),
+            ["/a 3"]
+        );
     }
 
     #[test]
     fn hard_links_lead_across_folders_and_layers() {
-        let lower = tar().folder("d/", 0o755).file("d/f", b"12345").symlink("l", "d");
-        let upper = tar().hard_link("h", "d/f").hard_link("i", "/h").hard_link("j", "l/f");
+        let lower = tar()
+            .folder("d/", 0o755)
+            .file("d/f", b"12345")
+            .symlink("l", "d");
+        let upper = tar()
+            .hard_link("h", "d/f")
+            .hard_link("i", "/h")
+            .hard_link("j", "l/f");
         let merged = merged(vec![lower, upper]).unwrap();
         let inode = |name: &[u8]| merged.tree.lookup(ROOT, name).unwrap().inode;
         assert_eq!(inode(b"h"), inode(b"i"));
         assert_eq!(inode(b"h"), inode(b"j"));
-        assert_eq!(inode(b"h"), merged.tree.lookup(inode(b"d"), b"f").unwrap().inode);
+        assert_eq!(
+            inode(b"h"),
+            merged.tree.lookup(inode(b"d"), b"f").unwrap().inode
+        );
     }
 
     #[test]
     fn a_hard_link_without_a_target_is_an_error_that_names_it() {
-        assert!(error(vec![tar().hard_link("a", "none")]).contains("entry 'a': the target 'none' of the hard link"));
-        assert!(error(vec![tar().hard_link("a", "b").hard_link("b", "a")]).contains("the target 'b'"));
-        assert!(error(vec![tar().file("a", b"").hard_link("a", "./a")]).contains("leads to itself"));
+        assert!(
+            error(vec![tar().hard_link("a", "none")])
+                .contains("entry 'a': the target 'none' of the hard link")
+        );
+        assert!(
+            error(vec![tar().hard_link("a", "b").hard_link("b", "a")]).contains("the target 'b'")
+        );
+        assert!(
+            error(vec![tar().file("a", b"").hard_link("a", "./a")]).contains("leads to itself")
+        );
         assert!(error(vec![tar().folder("d/", 0o755).hard_link("a", "d")]).contains("is a folder"));
-        assert!(error(vec![tar().hard_link("a", "../../etc/passwd")]).contains("leads out of the root"));
+        assert!(
+            error(vec![tar().hard_link("a", "../../etc/passwd")]).contains("leads out of the root")
+        );
     }
 
     #[test]
     fn a_link_among_the_folders_is_followed_within_the_root() {
-        let lower = tar().folder("usr/", 0o755).folder("usr/lib/", 0o755).symlink("lib", "usr/lib").symlink("up", "../../..");
-        let upper = tar().file("lib/x", b"").file("up/y", b"").symlink("abs", "/usr").file("abs/z", b"");
+        let lower = tar()
+            .folder("usr/", 0o755)
+            .folder("usr/lib/", 0o755)
+            .symlink("lib", "usr/lib")
+            .symlink("up", "../../..");
+        let upper = tar()
+            .file("lib/x", b"")
+            .file("up/y", b"")
+            .symlink("abs", "/usr")
+            .file("abs/z", b"");
         let all = paths(vec![lower, upper]).unwrap();
         let files: Vec<_> = all.iter().filter(|path| path.ends_with(" 0")).collect();
         assert_eq!(files, ["/usr/lib/x 0", "/usr/z 0", "/y 0"]);
         // A link to nothing: what it names is made, within the root.
         let dangling = tar().symlink("l", "../none/../made").file("l/x", b"");
-        assert_eq!(paths(vec![dangling]).unwrap(), ["/l -> ../none/../made", "/made/ 755", "/made/x 0", "/none/ 755"]);
-        assert!(error(vec![tar().symlink("a", "b").symlink("b", "a").file("a/x", b"")]).contains("too many symbolic links"));
-        assert!(error(vec![tar().file("f", b"").file("f/x", b"")]).contains("'f' in its path is no folder"));
+        assert_eq!(
+            paths(vec![dangling]).unwrap(),
+            [
+                "/l -> ../none/../made",
+                "/made/ 755",
+                "/made/x 0",
+                "/none/ 755"
+            ]
+        );
+        assert!(
+            error(vec![
+                tar().symlink("a", "b").symlink("b", "a").file("a/x", b"")
+            ])
+            .contains("too many symbolic links")
+        );
+        assert!(
+            error(vec![tar().file("f", b"").file("f/x", b"")])
+                .contains("'f' in its path is no folder")
+        );
     }
 
     #[test]
     fn paths_are_cleaned_and_kept_within_the_root() {
-        let odd = tar().file("./a", b"").file("/b", b"").file("x/../c", b"").file("d//e", b"").file("/../f", b"");
-        assert_eq!(paths(vec![odd]).unwrap(), ["/a 0", "/b 0", "/c 0", "/d/ 755", "/d/e 0", "/f 0"]);
+        let odd = tar()
+            .file("./a", b"")
+            .file("/b", b"")
+            .file("x/../c", b"")
+            .file("d//e", b"")
+            .file("/../f", b"");
+        assert_eq!(
+            paths(vec![odd]).unwrap(),
+            ["/a 0", "/b 0", "/c 0", "/d/ 755", "/d/e 0", "/f 0"]
+        );
         for bad in ["../x", "a/../../x"] {
-            assert!(error(vec![tar().file(bad, b"")]).contains("leads out of the root"), "{bad}");
+            assert!(
+                error(vec![tar().file(bad, b"")]).contains("leads out of the root"),
+                "{bad}"
+            );
         }
-        assert!(error(vec![tar().pax(&[("path", &[b'x'; 256])]).file("f", b"")]).contains("longer than 255"));
+        assert!(
+            error(vec![tar().pax(&[("path", &[b'x'; 256])]).file("f", b"")])
+                .contains("longer than 255")
+        );
         let deep = "d/".repeat(DEPTH_MAX);
-        assert!(paths(vec![tar().pax(&[("path", deep.as_bytes())]).folder("d/", 0o755)]).is_ok());
+        assert!(
+            paths(vec![
+                tar().pax(&[("path", deep.as_bytes())]).folder("d/", 0o755)
+            ])
+            .is_ok()
+        );
         let deeper = "d/".repeat(DEPTH_MAX + 1);
-        assert!(error(vec![tar().pax(&[("path", deeper.as_bytes())]).folder("d/", 0o755)]).contains("1024 folders"));
+        assert!(
+            error(vec![
+                tar()
+                    .pax(&[("path", deeper.as_bytes())])
+                    .folder("d/", 0o755)
+            ])
+            .contains("1024 folders")
+        );
         let through = tar().pax(&[("path", deep.as_bytes())]).folder("d/", 0o755);
-        let through = through.pax(&[("linkpath", deep.as_bytes())]).symlink("l", "x").folder("l/more/", 0o755);
+        let through = through
+            .pax(&[("linkpath", deep.as_bytes())])
+            .symlink("l", "x")
+            .folder("l/more/", 0o755);
         assert!(error(vec![through]).contains("1024 folders"));
     }
 
     #[test]
     fn the_top_layer_says_what_a_folder_is_like() {
-        let lower = tar().pax(&[("SCHILY.xattr.user.a", b"1")]).folder("d/", 0o755);
+        let lower = tar()
+            .pax(&[("SCHILY.xattr.user.a", b"1")])
+            .folder("d/", 0o755);
         let both = merged(vec![lower, tar().folder("d/", 0o700).folder("./", 0o711)]).unwrap();
         let folder = both.tree.inode(both.tree.lookup(ROOT, b"d").unwrap().inode);
-        assert_eq!((folder.attributes.mode, folder.attributes.xattrs), (0o700, 0));
+        assert_eq!(
+            (folder.attributes.mode, folder.attributes.xattrs),
+            (0o700, 0)
+        );
         assert_eq!(both.tree.inode(ROOT).attributes.mode, 0o711);
     }
 
     #[test]
     fn a_layer_that_comes_twice_has_its_data_once() {
-        let merged = merged(vec![tar().file("a", b"1"), tar().file("b", b"2"), tar().file("a", b"1")]).unwrap();
+        let merged = merged(vec![
+            tar().file("a", b"1"),
+            tar().file("b", b"2"),
+            tar().file("a", b"1"),
+        ])
+        .unwrap();
         assert_eq!(merged.layers.len(), 2);
     }
 
@@ -424,10 +665,24 @@ mod tests {
     fn a_shell_behind_links_is_found() {
         let mut sh = TarBuilder::header("usr/bin/dash", b'0', 0);
         sh[100..108].copy_from_slice(b"0000755\0");
-        let shell = tar().raw_header(sh).symlink("bin", "usr/bin").symlink("usr/bin/sh", "../bin/dash");
-        assert!(is_executable(&merged(vec![shell]).unwrap().tree, b"/bin/sh"));
-        for none in [tar().file("bin/sh", b""), tar().symlink("bin/sh", "sh"), tar().folder("bin/sh/", 0o755), tar()] {
-            assert!(!is_executable(&merged(vec![none]).unwrap().tree, b"/bin/sh"));
+        let shell = tar()
+            .raw_header(sh)
+            .symlink("bin", "usr/bin")
+            .symlink("usr/bin/sh", "../bin/dash");
+        assert!(is_executable(
+            &merged(vec![shell]).unwrap().tree,
+            b"/bin/sh"
+        ));
+        for none in [
+            tar().file("bin/sh", b""),
+            tar().symlink("bin/sh", "sh"),
+            tar().folder("bin/sh/", 0o755),
+            tar(),
+        ] {
+            assert!(!is_executable(
+                &merged(vec![none]).unwrap().tree,
+                b"/bin/sh"
+            ));
         }
     }
 }

@@ -40,7 +40,11 @@ pub(crate) struct Attributes {
 #[derive(Clone, Debug)]
 pub(crate) enum Body {
     /// Contents: in which layer's data, from which block on, how many bytes.
-    File { layer: u32, block: u32, size: u64 },
+    File {
+        layer: u32,
+        block: u32,
+        size: u64,
+    },
     Symlink(Box<[u8]>),
     CharDevice(u32),
     BlockDevice(u32),
@@ -76,10 +80,20 @@ pub(crate) struct Tree {
 impl Tree {
     /// Only a root folder.
     pub(crate) fn new() -> Tree {
-        let root = Folder { parent: ROOT, depth: 0, names: BTreeMap::new() };
-        let attributes = Attributes { mode: 0o755, ..Attributes::default() };
+        let root = Folder {
+            parent: ROOT,
+            depth: 0,
+            names: BTreeMap::new(),
+        };
+        let attributes = Attributes {
+            mode: 0o755,
+            ..Attributes::default()
+        };
         Tree {
-            inodes: vec![Inode { attributes, body: Body::Folder(Box::new(root)) }],
+            inodes: vec![Inode {
+                attributes,
+                body: Body::Folder(Box::new(root)),
+            }],
             xattrs: vec![Box::default()],
             xattr_numbers: HashMap::new(),
         }
@@ -120,24 +134,42 @@ impl Tree {
 
     /// Adds an inode without a name.
     pub(crate) fn add(&mut self, attributes: Attributes, body: Body) -> Result<Id> {
-        ensure!(self.inodes.len() < IMAGE_ENTRIES_MAX, "the image has more than {IMAGE_ENTRIES_MAX} entries");
+        ensure!(
+            self.inodes.len() < IMAGE_ENTRIES_MAX,
+            "the image has more than {IMAGE_ENTRIES_MAX} entries"
+        );
         self.inodes.push(Inode { attributes, body });
         Ok((self.inodes.len() - 1) as Id)
     }
 
     /// Gives an inode a name; what had it before loses it.
     pub(crate) fn set(&mut self, folder: Id, name: &[u8], entry: Name) -> Result<()> {
-        let Some(folder) = self.folder_mut(folder) else { bail!("it is no folder") };
+        let Some(folder) = self.folder_mut(folder) else {
+            bail!("it is no folder")
+        };
         folder.names.insert(name.into(), entry);
         Ok(())
     }
 
     /// Makes an empty folder.
-    pub(crate) fn make_folder(&mut self, parent: Id, name: &[u8], layer: u32, attributes: Attributes) -> Result<Id> {
+    pub(crate) fn make_folder(
+        &mut self,
+        parent: Id,
+        name: &[u8],
+        layer: u32,
+        attributes: Attributes,
+    ) -> Result<Id> {
         // Paths through links could go deeper than any path is long.
         let depth = self.folder(parent).map_or(0, |folder| folder.depth + 1);
-        ensure!(depth <= DEPTH_MAX, "the path has more than {DEPTH_MAX} folders");
-        let body = Body::Folder(Box::new(Folder { parent, depth, names: BTreeMap::new() }));
+        ensure!(
+            depth <= DEPTH_MAX,
+            "the path has more than {DEPTH_MAX} folders"
+        );
+        let body = Body::Folder(Box::new(Folder {
+            parent,
+            depth,
+            names: BTreeMap::new(),
+        }));
         let inode = self.add(attributes, body)?;
         self.set(parent, name, Name { inode, layer })?;
         Ok(inode)
@@ -145,9 +177,13 @@ impl Tree {
 
     /// Takes a name away as far as layers below `layer` brought it. A folder stays when something in it stays.
     pub(crate) fn remove_lower(&mut self, folder: Id, name: &[u8], layer: u32) {
-        let Some(entry) = self.lookup(folder, name) else { return };
+        let Some(entry) = self.lookup(folder, name) else {
+            return;
+        };
         self.clear_lower(entry.inode, layer);
-        let is_empty = self.folder(entry.inode).is_none_or(|folder| folder.names.is_empty());
+        let is_empty = self
+            .folder(entry.inode)
+            .is_none_or(|folder| folder.names.is_empty());
         if entry.layer < layer
             && is_empty
             && let Some(folder) = self.folder_mut(folder)
@@ -158,12 +194,19 @@ impl Tree {
 
     /// Takes away all that layers below `layer` brought into a folder.
     pub(crate) fn clear_lower(&mut self, folder: Id, layer: u32) {
-        let Some(names) = self.folder_mut(folder).map(|folder| std::mem::take(&mut folder.names)) else { return };
+        let Some(names) = self
+            .folder_mut(folder)
+            .map(|folder| std::mem::take(&mut folder.names))
+        else {
+            return;
+        };
         // The depth of folders, and so of this recursion, has a limit.
         let mut kept = BTreeMap::new();
         for (name, entry) in names {
             self.clear_lower(entry.inode, layer);
-            let holds_more = self.folder(entry.inode).is_some_and(|folder| !folder.names.is_empty());
+            let holds_more = self
+                .folder(entry.inode)
+                .is_some_and(|folder| !folder.names.is_empty());
             if entry.layer >= layer || holds_more {
                 kept.insert(name, entry);
             }

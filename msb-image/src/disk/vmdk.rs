@@ -18,11 +18,19 @@ pub(crate) fn descriptor(manifest: &Digest, metadata_bytes: u64, layers: &[Summa
     );
     let mut extent = |bytes: u64, path: String| {
         // Writing to a string cannot fail.
-        drop(writeln!(text, "RW {} FLAT \"{path}\" 0", bytes / SECTOR_BYTES));
+        let _ = writeln!(text, "RW {} FLAT \"{path}\" 0", bytes / SECTOR_BYTES);
     };
-    extent(metadata_bytes, format!("{}{}", manifest.hex(), layout::DISK_EROFS));
+    extent(
+        metadata_bytes,
+        format!("{}{}", manifest.hex(), layout::DISK_EROFS),
+    );
     for layer in layers.iter().filter(|layer| layer.data_bytes > 0) {
-        let path = format!("../{}/{}{}", layout::LAYERS, layer.diff_id.hex(), layout::LAYER_DATA);
+        let path = format!(
+            "../{}/{}{}",
+            layout::LAYERS,
+            layer.diff_id.hex(),
+            layout::LAYER_DATA
+        );
         extent(layer.data_bytes, path);
     }
     let bytes = metadata_bytes + layers.iter().map(|layer| layer.data_bytes).sum::<u64>();
@@ -47,8 +55,16 @@ mod tests {
     #[test]
     fn layers_without_contents_have_no_extent() {
         let id = |byte| Digest::of_bytes([byte; 32]);
-        let layer = |byte, data_bytes| Summary { diff_id: id(byte), tar_bytes: 1024, data_bytes };
-        let text = descriptor(&id(0), 8192, &[layer(1, 4096), layer(2, 0), layer(3, 12288)]);
+        let layer = |byte, data_bytes| Summary {
+            diff_id: id(byte),
+            tar_bytes: 1024,
+            data_bytes,
+        };
+        let text = descriptor(
+            &id(0),
+            8192,
+            &[layer(1, 4096), layer(2, 0), layer(3, 12288)],
+        );
         let extents: Vec<&str> = text.lines().filter(|line| line.starts_with("RW")).collect();
         let hex = |byte| id(byte).hex();
         assert_eq!(

@@ -18,7 +18,10 @@ const PREFIXES: [(u8, &[u8]); 5] = [
 
 /// The entries of a file in the form of EROFS, sorted; nothing when none is kept.
 pub(crate) fn encode(xattrs: &[(Vec<u8>, Vec<u8>)]) -> Vec<u8> {
-    let mut kept: Vec<(u8, &[u8], &[u8])> = xattrs.iter().filter_map(|(name, value)| split(name, value)).collect();
+    let mut kept: Vec<(u8, &[u8], &[u8])> = xattrs
+        .iter()
+        .filter_map(|(name, value)| split(name, value))
+        .collect();
     kept.sort_unstable();
     let mut bytes = Vec::new();
     for (prefix, name, value) in kept {
@@ -35,7 +38,9 @@ fn split<'a>(name: &'a [u8], value: &'a [u8]) -> Option<(u8, &'a [u8], &'a [u8])
     if name.starts_with(b"trusted.overlay.") || value.len() > usize::from(u16::MAX) {
         return None;
     }
-    let (prefix, rest) = PREFIXES.iter().find_map(|(number, prefix)| Some((*number, name.strip_prefix(*prefix)?)))?;
+    let (prefix, rest) = PREFIXES
+        .iter()
+        .find_map(|(number, prefix)| Some((*number, name.strip_prefix(*prefix)?)))?;
     let is_acl = matches!(prefix, 2 | 3);
     (is_acl == rest.is_empty() && rest.len() <= NAME_BYTES_MAX).then_some((prefix, rest, value))
 }
@@ -56,10 +61,19 @@ mod tests {
 
     #[test]
     fn only_attributes_that_a_guest_can_have_are_kept() {
-        let dropped = ["trusted.overlay.opaque", "system.nfs4_acl", "com.apple.x", "user.", "system.posix_acl_access.x"];
+        let dropped = [
+            "trusted.overlay.opaque",
+            "system.nfs4_acl",
+            "com.apple.x",
+            "user.",
+            "system.posix_acl_access.x",
+        ];
         for name in dropped {
             assert!(encode(&[xattr(name, b"y")]).is_empty(), "{name}");
         }
-        assert_eq!(encode(&[xattr("system.posix_acl_access", b"v")]), b"\0\x02\x01\0v\0\0\0");
+        assert_eq!(
+            encode(&[xattr("system.posix_acl_access", b"v")]),
+            b"\0\x02\x01\0v\0\0\0"
+        );
     }
 }

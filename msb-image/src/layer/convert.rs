@@ -28,14 +28,28 @@ pub(crate) struct Converted {
 pub(crate) fn convert<R: Read + Send>(input: R, files: NewLayer) -> Result<Converted> {
     let (index, data) = files.files()?;
     let (recorded, unpacked) = stream::unpack(input, |chunks| {
-        let recorder =
-            Recorder { chunks, index: IndexWriter::new(index)?, data: DataWriter::new(data), entries: 0, end_mark: false };
+        let recorder = Recorder {
+            chunks,
+            index: IndexWriter::new(index)?,
+            data: DataWriter::new(data),
+            entries: 0,
+        };
         recorder.run()
     })?;
     let (_, data_bytes) = recorded.data.finish()?;
-    let summary = Summary { diff_id: unpacked.digest, tar_bytes: unpacked.bytes, data_bytes };
+    let summary = Summary {
+        diff_id: unpacked.digest,
+        tar_bytes: unpacked.bytes,
+        data_bytes,
+    };
     recorded.index.finish(summary)?;
-    Ok(Converted { summary, unpacked, entries: recorded.entries, end_mark: recorded.end_mark, files })
+    Ok(Converted {
+        summary,
+        unpacked,
+        entries: recorded.entries,
+        end_mark: recorded.end_mark,
+        files,
+    })
 }
 
 /// What is left when the tar has been read.
@@ -52,7 +66,6 @@ struct Recorder<'a> {
     index: IndexWriter,
     data: DataWriter,
     entries: u64,
-    end_mark: bool,
 }
 
 impl Recorder<'_> {
@@ -60,22 +73,38 @@ impl Recorder<'_> {
         let mut tar = TarReader::new(self);
         while let Some(entry) = tar.next()? {
             tar.source.entries += 1;
-            ensure!(tar.source.entries <= LAYER_ENTRIES_MAX, "it has more than {LAYER_ENTRIES_MAX} entries");
+            ensure!(
+                tar.source.entries <= LAYER_ENTRIES_MAX,
+                "it has more than {LAYER_ENTRIES_MAX} entries"
+            );
             if entry.size > 0 {
-                tar.source
-                    .content(&entry)
-                    .with_context(|| format!("entry '{}'", libmsb::cli::escape::escape(&entry.path)))?;
+                tar.source.content(&entry).with_context(|| {
+                    format!("entry '{}'", libmsb::cli::escape::escape(&entry.path))
+                })?;
             }
         }
         let end_mark = tar.end_mark;
         tar.source.trailer()?;
-        let Recorder { index, data, entries, .. } = tar.source;
-        Ok(Recorded { index, data, entries, end_mark })
+        let Recorder {
+            index,
+            data,
+            entries,
+            ..
+        } = tar.source;
+        Ok(Recorded {
+            index,
+            data,
+            entries,
+            end_mark,
+        })
     }
 
     fn content(&mut self, entry: &Entry) -> Result<()> {
         let block = self.data.begin()?;
-        let whole = [Piece { offset: 0, length: entry.stored }];
+        let whole = [Piece {
+            offset: 0,
+            length: entry.stored,
+        }];
         let mut end = 0;
         for piece in entry.pieces.as_deref().unwrap_or(&whole) {
             self.data.hole(piece.offset - end)?;
@@ -83,15 +112,24 @@ impl Recorder<'_> {
             end = piece.offset + piece.length;
         }
         self.data.hole(entry.size - end)?;
-        self.index.content(&Content { stored: entry.stored, block, pieces: entry.pieces.clone() })
+        self.index.content(&Content {
+            stored: entry.stored,
+            block,
+            pieces: entry.pieces.clone(),
+        })
     }
 
     fn copy(&mut self, length: u64) -> Result<()> {
         let mut left = length;
         while left > 0 {
             let available = self.chunks.available()?;
-            ensure!(!available.is_empty(), "the archive is truncated: it ends in the contents of a file");
-            let count = available.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+            ensure!(
+                !available.is_empty(),
+                "the archive is truncated: it ends in the contents of a file"
+            );
+            let count = available
+                .len()
+                .min(usize::try_from(left).unwrap_or(usize::MAX));
             self.data.write(&available[..count])?;
             self.chunks.consume(count);
             left -= count as u64;
@@ -109,7 +147,10 @@ impl Recorder<'_> {
                 return Ok(());
             }
             bytes += count as u64;
-            ensure!(bytes <= TRAILER_BYTES_MAX, "more than {TRAILER_BYTES_MAX} bytes follow the end of the archive");
+            ensure!(
+                bytes <= TRAILER_BYTES_MAX,
+                "more than {TRAILER_BYTES_MAX} bytes follow the end of the archive"
+            );
             self.index.raw(available)?;
             self.chunks.consume(count);
         }
@@ -156,7 +197,12 @@ mod tests {
     #[test]
     fn the_tar_can_be_rebuilt_byte_for_byte() {
         let (_folder, store) = store();
-        let tails: [&[u8]; 4] = [&[0; 1024], &[0; 10_240], b"", &[&[0; 1024][..], b"left over"].concat()];
+        let tails: [&[u8]; 4] = [
+            &[0; 1024],
+            &[0; 10_240],
+            b"",
+            &[&[0; 1024][..], b"left over"].concat(),
+        ];
         for tail in tails {
             let tar = sample().raw(tail).finish_without_end();
             let converted = load(&store, &tar).unwrap();
@@ -171,8 +217,13 @@ mod tests {
         let (_folder, store) = store();
         let tar = sample().finish();
         let (left, right) = tar.split_at(5_000);
-        let packed =
-            [tar.clone(), gzip(&tar), zstd(&tar), [gzip(left), gzip(right)].concat(), [zstd(left), zstd(right)].concat()];
+        let packed = [
+            tar.clone(),
+            gzip(&tar),
+            zstd(&tar),
+            [gzip(left), gzip(right)].concat(),
+            [zstd(left), zstd(right)].concat(),
+        ];
         let mut seen = Vec::new();
         for blob in packed {
             let converted = load(&store, &blob).unwrap();
@@ -193,7 +244,14 @@ mod tests {
         let gzipped = gzip(&tar);
         let mut damaged = zstd(&tar);
         damaged.pop();
-        for bad in [&tar[..9_000], &gzipped[..gzipped.len() - 4], &damaged, b"hello", b"BZh91AY&SY", &[&gzipped[..], b"rubbish"].concat()] {
+        for bad in [
+            &tar[..9_000],
+            &gzipped[..gzipped.len() - 4],
+            &damaged,
+            b"hello",
+            b"BZh91AY&SY",
+            &[&gzipped[..], b"rubbish"].concat(),
+        ] {
             assert!(load(&store, bad).is_err());
         }
         assert_eq!(std::fs::read_dir(store.layers()).unwrap().count(), 0);

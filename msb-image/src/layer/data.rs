@@ -25,12 +25,11 @@ pub(crate) struct DataWriter {
 
 impl DataWriter {
     pub(crate) fn new(file: File) -> DataWriter {
-        DataWriter { file, buffer: Vec::with_capacity(BUFFER_BYTES), position: 0 }
-    }
-
-    /// Where the next byte goes.
-    pub(crate) fn position(&self) -> u64 {
-        self.position
+        DataWriter {
+            file,
+            buffer: Vec::with_capacity(BUFFER_BYTES),
+            position: 0,
+        }
     }
 
     /// Begins a file and gives its first block.
@@ -58,7 +57,9 @@ impl DataWriter {
         if length >= HOLE_BYTES_MIN {
             self.advance(length)?;
             self.flush()?;
-            self.file.seek(SeekFrom::Start(self.position)).map_err(StoreWrite)?;
+            self.file
+                .seek(SeekFrom::Start(self.position))
+                .map_err(StoreWrite)?;
             return Ok(());
         }
         let mut left = length;

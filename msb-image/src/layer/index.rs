@@ -73,15 +73,25 @@ pub(crate) struct Content {
 impl IndexWriter {
     pub(crate) fn new(mut file: File) -> Result<IndexWriter> {
         file.write_all(&[0; HEADER_BYTES]).map_err(StoreWrite)?;
-        let hashing = Hashing { inner: BufWriter::with_capacity(256 << 10, file), hash: Sha256::new() };
+        let hashing = Hashing {
+            inner: BufWriter::with_capacity(256 << 10, file),
+            hash: Sha256::new(),
+        };
         let body = zstd::stream::write::Encoder::new(hashing, ZSTD_LEVEL).map_err(StoreWrite)?;
-        Ok(IndexWriter { body, run: Vec::with_capacity(2 * RUN_BYTES) })
+        Ok(IndexWriter {
+            body,
+            run: Vec::with_capacity(2 * RUN_BYTES),
+        })
     }
 
     /// Adds bytes of the tar.
     pub(crate) fn raw(&mut self, bytes: &[u8]) -> Result<()> {
         self.run.extend_from_slice(bytes);
-        if self.run.len() >= RUN_BYTES { self.flush_run() } else { Ok(()) }
+        if self.run.len() >= RUN_BYTES {
+            self.flush_run()
+        } else {
+            Ok(())
+        }
     }
 
     /// Notes that contents stand here.
@@ -90,7 +100,13 @@ impl IndexWriter {
         let mut record = Vec::new();
         put_number(&mut record, content.stored << 1 | 1);
         put_number(&mut record, content.block);
-        put_number(&mut record, content.pieces.as_ref().map_or(0, |pieces| pieces.len() as u64 + 1));
+        put_number(
+            &mut record,
+            content
+                .pieces
+                .as_ref()
+                .map_or(0, |pieces| pieces.len() as u64 + 1),
+        );
         for piece in content.pieces.iter().flatten() {
             put_number(&mut record, piece.offset);
             put_number(&mut record, piece.length);
@@ -103,11 +119,15 @@ impl IndexWriter {
         self.flush_run()?;
         self.write(&[0])?;
         let Hashing { inner, mut hash } = self.body.finish().map_err(StoreWrite)?;
-        let mut file = inner.into_inner().map_err(|error| StoreWrite(error.into_error()))?;
+        let mut file = inner
+            .into_inner()
+            .map_err(|error| StoreWrite(error.into_error()))?;
         let mut header = summary.header();
         hash.update(&header[..SIGNED_BYTES]);
         header[SIGNED_BYTES..].copy_from_slice(&hash.finalize());
-        file.seek(SeekFrom::Start(0)).and_then(|_| file.write_all(&header)).map_err(StoreWrite)?;
+        file.seek(SeekFrom::Start(0))
+            .and_then(|_| file.write_all(&header))
+            .map_err(StoreWrite)?;
         Ok(file)
     }
 
@@ -135,7 +155,10 @@ impl Summary {
         file.read_exact(&mut header)?;
         ensure!(&header[..8] == MAGIC, "it is no index of a layer");
         let version = u32::from_le_bytes(array(&header[8..]));
-        ensure!(version == VERSION, "its version is {version}, and this program knows {VERSION}");
+        ensure!(
+            version == VERSION,
+            "its version is {version}, and this program knows {VERSION}"
+        );
         let summary = Summary {
             diff_id: format!("sha256:{}", String::from_utf8_lossy(&header[16..80])).parse()?,
             tar_bytes: u64::from_le_bytes(array(&header[80..])),
@@ -158,16 +181,36 @@ impl Summary {
 impl IndexReader {
     /// Opens the index of a layer.
     pub(crate) fn open(path: &Path, diff_id: &Digest) -> Result<IndexReader> {
-        IndexReader::start(path, diff_id).with_context(|| format!("cannot read the index '{}'", path.display()))
+        IndexReader::start(path, diff_id)
+            .with_context(|| format!("cannot read the index '{}'", path.display()))
     }
 
     fn start(path: &Path, diff_id: &Digest) -> Result<IndexReader> {
         let mut file = File::open(path)?;
         let (summary, signed) = Summary::read(&mut file)?;
-        ensure!(summary.diff_id == *diff_id, "it belongs to layer {}", summary.diff_id);
-        let hashing = BufReader::with_capacity(256 << 10, Hashing { inner: file, hash: Sha256::new() });
-        let body = BufReader::with_capacity(128 << 10, zstd::stream::read::Decoder::with_buffer(hashing)?);
-        Ok(IndexReader { body, summary, signed, run: 0, ended: false })
+        ensure!(
+            summary.diff_id == *diff_id,
+            "it belongs to layer {}",
+            summary.diff_id
+        );
+        let hashing = BufReader::with_capacity(
+            256 << 10,
+            Hashing {
+                inner: file,
+                hash: Sha256::new(),
+            },
+        );
+        let body = BufReader::with_capacity(
+            128 << 10,
+            zstd::stream::read::Decoder::with_buffer(hashing)?,
+        );
+        Ok(IndexReader {
+            body,
+            summary,
+            signed,
+            run: 0,
+            ended: false,
+        })
     }
 
     pub(crate) fn summary(&self) -> Summary {
@@ -176,7 +219,10 @@ impl IndexReader {
 
     /// The contents that stand here.
     pub(crate) fn content(&mut self) -> Result<Content> {
-        ensure!(self.run == 0 && !self.ended, "the index is damaged: contents in a wrong place");
+        ensure!(
+            self.run == 0 && !self.ended,
+            "the index is damaged: contents in a wrong place"
+        );
         let tag = self.number()?;
         ensure!(tag & 1 == 1, "the index is damaged: contents are missing");
         self.content_of(tag >> 1)
@@ -185,12 +231,22 @@ impl IndexReader {
     fn content_of(&mut self, stored: u64) -> Result<Content> {
         let block = self.number()?;
         let count = self.number()?;
-        ensure!(count <= SPARSE_PIECES_MAX as u64 + 1, "the index is damaged: too many pieces");
+        ensure!(
+            count <= SPARSE_PIECES_MAX as u64 + 1,
+            "the index is damaged: too many pieces"
+        );
         let mut pieces = Vec::new();
         for _ in 1..count {
-            pieces.push(Piece { offset: self.number()?, length: self.number()? });
+            pieces.push(Piece {
+                offset: self.number()?,
+                length: self.number()?,
+            });
         }
-        Ok(Content { stored, block, pieces: (count > 0).then_some(pieces) })
+        Ok(Content {
+            stored,
+            block,
+            pieces: (count > 0).then_some(pieces),
+        })
     }
 
     /// Reads what is left and compares the checksum. What was read before counts only after this.
@@ -200,7 +256,11 @@ impl IndexReader {
         std::io::copy(&mut rest, &mut std::io::sink())?;
         let mut hash = rest.into_inner().hash;
         hash.update(&self.signed[..SIGNED_BYTES]);
-        ensure!(hash.finalize()[..] == self.signed[SIGNED_BYTES..], "the index of layer {} is damaged", self.summary.diff_id);
+        ensure!(
+            hash.finalize()[..] == self.signed[SIGNED_BYTES..],
+            "the index of layer {} is damaged",
+            self.summary.diff_id
+        );
         Ok(())
     }
 
@@ -208,7 +268,9 @@ impl IndexReader {
         let mut number = 0;
         for shift in (0..63).step_by(7) {
             let mut byte = [0];
-            self.body.read_exact(&mut byte).context("the index is damaged")?;
+            self.body
+                .read_exact(&mut byte)
+                .context("the index is damaged")?;
             number |= u64::from(byte[0] & 0x7f) << shift;
             if byte[0] & 0x80 == 0 {
                 return Ok(number);
@@ -224,12 +286,17 @@ impl Raw for IndexReader {
         while filled < buffer.len() && !self.ended {
             if self.run == 0 {
                 let tag = self.number()?;
-                ensure!(tag & 1 == 0, "the index is damaged: contents in a wrong place");
+                ensure!(
+                    tag & 1 == 0,
+                    "the index is damaged: contents in a wrong place"
+                );
                 (self.run, self.ended) = (tag >> 1, tag == 0);
                 continue;
             }
             let count = self.run.min((buffer.len() - filled) as u64) as usize;
-            self.body.read_exact(&mut buffer[filled..filled + count]).context("the index is damaged")?;
+            self.body
+                .read_exact(&mut buffer[filled..filled + count])
+                .context("the index is damaged")?;
             self.run -= count as u64;
             filled += count;
         }
@@ -298,11 +365,17 @@ pub(crate) fn rebuild(index: &Path, data: &Path, diff_id: &Digest) -> Result<Vec
             continue;
         }
         let content = reader.content_of(tag >> 1)?;
-        let whole = vec![Piece { offset: 0, length: content.stored }];
+        let whole = vec![Piece {
+            offset: 0,
+            length: content.stored,
+        }];
         for piece in content.pieces.unwrap_or(whole) {
             let at = tar.len();
             tar.resize(at + piece.length as usize, 0);
-            data.read_exact_at(&mut tar[at..], content.block * super::BLOCK_BYTES + piece.offset)?;
+            data.read_exact_at(
+                &mut tar[at..],
+                content.block * super::BLOCK_BYTES + piece.offset,
+            )?;
         }
     }
 }

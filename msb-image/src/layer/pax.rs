@@ -38,7 +38,8 @@ impl Attributes {
             let equals = record.iter().position(|byte| *byte == b'=');
             let equals = equals.context("a record of the extended header has no '='")?;
             let (key, value) = (&record[..equals], &record[equals + 1..]);
-            self.set(key, value).with_context(|| format!("extended header '{}'", String::from_utf8_lossy(key)))?;
+            self.set(key, value)
+                .with_context(|| format!("extended header '{}'", String::from_utf8_lossy(key)))?;
             header = rest;
         }
         Ok(())
@@ -51,7 +52,10 @@ impl Attributes {
             || self.size.is_some()
             || !self.xattrs.is_empty()
             || self.sparse.is_present();
-        ensure!(!structural, "a global extended header sets a path, a size or attributes of files");
+        ensure!(
+            !structural,
+            "a global extended header sets a path, a size or attributes of files"
+        );
         Ok(())
     }
 
@@ -76,11 +80,21 @@ impl Attributes {
     }
 
     fn set_xattr(&mut self, name: &[u8], value: &[u8]) -> Result<()> {
-        ensure!(!name.is_empty() && !name.contains(&0), "the name of the attribute is not valid");
+        ensure!(
+            !name.is_empty() && !name.contains(&0),
+            "the name of the attribute is not valid"
+        );
         self.xattrs.retain(|(other, _)| other != name);
         self.xattrs.push((name.to_vec(), value.to_vec()));
-        let bytes: usize = self.xattrs.iter().map(|(name, value)| name.len() + value.len()).sum();
-        ensure!(bytes <= XATTR_BYTES_MAX, "more than {XATTR_BYTES_MAX} bytes of extended attributes");
+        let bytes: usize = self
+            .xattrs
+            .iter()
+            .map(|(name, value)| name.len() + value.len())
+            .sum();
+        ensure!(
+            bytes <= XATTR_BYTES_MAX,
+            "more than {XATTR_BYTES_MAX} bytes of extended attributes"
+        );
         Ok(())
     }
 }
@@ -100,13 +114,18 @@ impl SparseRecords {
             b"map" => self.pieces = Some(map(value)?),
             b"numblocks" => self.pieces = self.pieces.take().or(Some(Vec::new())),
             b"offset" => {
-                ensure!(self.offset.is_none(), "two offsets without a length between them");
+                ensure!(
+                    self.offset.is_none(),
+                    "two offsets without a length between them"
+                );
                 self.offset = Some(number(value)?);
             }
             b"numbytes" => {
                 let offset = self.offset.take().context("a length without an offset")?;
                 let length = number(value)?;
-                self.pieces.get_or_insert_default().push(Piece { offset, length });
+                self.pieces
+                    .get_or_insert_default()
+                    .push(Piece { offset, length });
             }
             _ => bail!("unknown kind of sparse file"),
         }
@@ -119,9 +138,15 @@ fn split_record(header: &[u8]) -> Result<(&[u8], &[u8])> {
     let space = header.iter().take(20).position(|byte| *byte == b' ');
     let space = space.context("a record of the extended header has no length")?;
     let length = usize::try_from(number(&header[..space])?)?;
-    ensure!(length > space + 1 && length <= header.len(), "a record of the extended header has a wrong length");
+    ensure!(
+        length > space + 1 && length <= header.len(),
+        "a record of the extended header has a wrong length"
+    );
     let (record, rest) = header.split_at(length);
-    ensure!(record.last() == Some(&b'\n'), "a record of the extended header does not end where it says");
+    ensure!(
+        record.last() == Some(&b'\n'),
+        "a record of the extended header does not end where it says"
+    );
     Ok((&record[space + 1..length - 1], rest))
 }
 
@@ -136,8 +161,13 @@ fn text(value: &[u8]) -> Result<Vec<u8>> {
 
 /// A decimal number without sign or spaces.
 pub(crate) fn number(digits: &[u8]) -> Result<u64> {
-    ensure!(!digits.is_empty() && digits.iter().all(u8::is_ascii_digit), "not a decimal number");
-    let number = std::str::from_utf8(digits)?.parse::<i64>().context("number too large")?;
+    ensure!(
+        !digits.is_empty() && digits.iter().all(u8::is_ascii_digit),
+        "not a decimal number"
+    );
+    let number = std::str::from_utf8(digits)?
+        .parse::<i64>()
+        .context("number too large")?;
     Ok(number.unsigned_abs())
 }
 
@@ -149,15 +179,29 @@ fn map(value: &[u8]) -> Result<Vec<Piece>> {
     if value.is_empty() {
         return Ok(Vec::new());
     }
-    let numbers: Vec<u64> = value.split(|byte| *byte == b',').map(number).collect::<Result<_>>()?;
+    let numbers: Vec<u64> = value
+        .split(|byte| *byte == b',')
+        .map(number)
+        .collect::<Result<_>>()?;
     ensure!(numbers.len() % 2 == 0, "a map of an odd number of numbers");
-    Ok(numbers.chunks_exact(2).map(|pair| Piece { offset: pair[0], length: pair[1] }).collect())
+    Ok(numbers
+        .chunks_exact(2)
+        .map(|pair| Piece {
+            offset: pair[0],
+            length: pair[1],
+        })
+        .collect())
 }
 
 /// Seconds since 1970 with any number of digits behind the point; what is finer than nanoseconds is cut off.
 fn time(value: &[u8]) -> Result<Time> {
-    let (negative, digits) = value.strip_prefix(b"-").map_or((false, value), |digits| (true, digits));
-    let point = digits.iter().position(|byte| *byte == b'.').unwrap_or(digits.len());
+    let (negative, digits) = value
+        .strip_prefix(b"-")
+        .map_or((false, value), |digits| (true, digits));
+    let point = digits
+        .iter()
+        .position(|byte| *byte == b'.')
+        .unwrap_or(digits.len());
     let seconds = i64::try_from(number(&digits[..point])?)?;
     let fraction = digits.get(point + 1..).unwrap_or_default();
     ensure!(fraction.iter().all(u8::is_ascii_digit), "not a time");
@@ -165,8 +209,14 @@ fn time(value: &[u8]) -> Result<Time> {
     let nanos = (0..9).fold(0, |sum, at| sum * 10 + digit(at));
     Ok(match (negative, nanos) {
         (false, nanos) => Time { seconds, nanos },
-        (true, 0) => Time { seconds: -seconds, nanos },
-        (true, nanos) => Time { seconds: -seconds - 1, nanos: 1_000_000_000 - nanos },
+        (true, 0) => Time {
+            seconds: -seconds,
+            nanos,
+        },
+        (true, nanos) => Time {
+            seconds: -seconds - 1,
+            nanos: 1_000_000_000 - nanos,
+        },
     })
 }
 
@@ -187,35 +237,85 @@ mod tests {
     #[test]
     fn records_of_any_length_are_cut_where_they_say() {
         let long = vec![b'x'; 995];
-        let header = [record("path", &long), record("mtime", b"12.5"), record("uid", b"4294967295")].concat();
+        let header = [
+            record("path", &long),
+            record("mtime", b"12.5"),
+            record("uid", b"4294967295"),
+        ]
+        .concat();
         let attributes = read(&header).unwrap();
         assert_eq!(attributes.path.unwrap(), long);
-        assert_eq!(attributes.mtime.unwrap(), Time { seconds: 12, nanos: 500_000_000 });
+        assert_eq!(
+            attributes.mtime.unwrap(),
+            Time {
+                seconds: 12,
+                nanos: 500_000_000
+            }
+        );
         assert_eq!(attributes.uid, Some(u32::MAX));
     }
 
     #[test]
     fn values_may_hold_any_byte_and_the_last_record_counts() {
-        let header = [record("SCHILY.xattr.user.a", b"1\n=\0"), record("path", b"one"), record("path", b"two")].concat();
+        let header = [
+            record("SCHILY.xattr.user.a", b"1\n=\0"),
+            record("path", b"one"),
+            record("path", b"two"),
+        ]
+        .concat();
         let attributes = read(&header).unwrap();
-        assert_eq!(attributes.xattrs, [(b"user.a".to_vec(), b"1\n=\0".to_vec())]);
+        assert_eq!(
+            attributes.xattrs,
+            [(b"user.a".to_vec(), b"1\n=\0".to_vec())]
+        );
         assert_eq!(attributes.path.unwrap(), b"two");
-        assert!(read(&[record("path", b"one"), record("path", b"")].concat()).unwrap().path.is_none());
+        assert!(
+            read(&[record("path", b"one"), record("path", b"")].concat())
+                .unwrap()
+                .path
+                .is_none()
+        );
     }
 
     #[test]
     fn times_before_1970_and_finer_than_nanoseconds_are_read() {
         let parsed = |value: &[u8]| read(&record("mtime", value)).unwrap().mtime.unwrap();
-        assert_eq!(parsed(b"-1.5"), Time { seconds: -2, nanos: 500_000_000 });
-        assert_eq!(parsed(b"-3"), Time { seconds: -3, nanos: 0 });
-        assert_eq!(parsed(b"1.0000000019"), Time { seconds: 1, nanos: 1 });
+        assert_eq!(
+            parsed(b"-1.5"),
+            Time {
+                seconds: -2,
+                nanos: 500_000_000
+            }
+        );
+        assert_eq!(
+            parsed(b"-3"),
+            Time {
+                seconds: -3,
+                nanos: 0
+            }
+        );
+        assert_eq!(
+            parsed(b"1.0000000019"),
+            Time {
+                seconds: 1,
+                nanos: 1
+            }
+        );
     }
 
     #[test]
     fn broken_records_are_refused() {
         for header in [
-            &b"12 path=abc"[..], b"x path=a\n", b"-5 path\n", b"6 a=\n", b"9 path=a", b"3 \n", b"999999999999999999999 a=b\n",
-            b"8 path\n\n", b"12 size=-12\n", b"14 size=+0x12\n\n",
+            &b"12 path=abc"[..],
+            b"x path=a\n",
+            b"-5 path\n",
+            b"6 a=\n",
+            b"9 path=a",
+            b"3 \n",
+            b"999999999999999999999 a=b\n",
+            b"8 path\n\n",
+            b"12 size=-12\n",
+            b"14 size=+0x12\n\n",
         ] {
             assert!(read(header).is_err(), "{}", String::from_utf8_lossy(header));
         }
@@ -229,14 +329,23 @@ mod tests {
     fn extended_attributes_have_a_limit() {
         let value = vec![b'x'; XATTR_BYTES_MAX - 6];
         assert!(read(&record("SCHILY.xattr.user.a", &value)).is_ok());
-        let two = [record("SCHILY.xattr.user.a", &value), record("SCHILY.xattr.user.b", b"")].concat();
+        let two = [
+            record("SCHILY.xattr.user.a", &value),
+            record("SCHILY.xattr.user.b", b""),
+        ]
+        .concat();
         assert!(read(&two).is_err());
     }
 
     #[test]
     fn a_global_header_may_set_times_but_not_paths() {
         assert!(read(&record("mtime", b"1")).unwrap().check_global().is_ok());
-        assert!(read(&record("comment", b"git")).unwrap().check_global().is_ok());
+        assert!(
+            read(&record("comment", b"git"))
+                .unwrap()
+                .check_global()
+                .is_ok()
+        );
         assert!(read(&record("path", b"x")).unwrap().check_global().is_err());
         assert!(read(&record("size", b"1")).unwrap().check_global().is_err());
     }

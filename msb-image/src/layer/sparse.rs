@@ -16,20 +16,38 @@ pub(crate) struct Piece {
 /// Checks a map: ascending, without overlap, within the file, and as long as what the archive holds. Gives it without
 /// its empty pieces.
 pub(crate) fn check(pieces: Vec<Piece>, size: u64, stored: u64) -> Result<Vec<Piece>> {
-    ensure!(pieces.len() <= SPARSE_PIECES_MAX, "the sparse file has more than {SPARSE_PIECES_MAX} pieces");
+    ensure!(
+        pieces.len() <= SPARSE_PIECES_MAX,
+        "the sparse file has more than {SPARSE_PIECES_MAX} pieces"
+    );
     let (mut end, mut sum) = (0, 0);
     for piece in &pieces {
         ensure!(piece.offset >= end, "the pieces of the sparse file overlap");
-        end = piece.offset.checked_add(piece.length).context("a piece of the sparse file is too long")?;
-        ensure!(end <= size, "a piece of the sparse file lies beyond its end");
+        end = piece
+            .offset
+            .checked_add(piece.length)
+            .context("a piece of the sparse file is too long")?;
+        ensure!(
+            end <= size,
+            "a piece of the sparse file lies beyond its end"
+        );
         sum += piece.length;
     }
-    ensure!(sum == stored, "the pieces of the sparse file have {sum} bytes and the archive holds {stored}");
-    Ok(pieces.into_iter().filter(|piece| piece.length > 0).collect())
+    ensure!(
+        sum == stored,
+        "the pieces of the sparse file have {sum} bytes and the archive holds {stored}"
+    );
+    Ok(pieces
+        .into_iter()
+        .filter(|piece| piece.length > 0)
+        .collect())
 }
 
 /// The old GNU form: four pieces in the header, then blocks of 21.
-pub(crate) fn read_old_gnu<R: Raw>(tar: &mut TarReader<R>, header: &[u8; 512]) -> Result<(Vec<Piece>, u64)> {
+pub(crate) fn read_old_gnu<R: Raw>(
+    tar: &mut TarReader<R>,
+    header: &[u8; 512],
+) -> Result<(Vec<Piece>, u64)> {
     let mut pieces = Vec::new();
     read_fields(&header[386..482], &mut pieces)?;
     let size = TarReader::<R>::unsigned(&header[483..495]).context("size of the sparse file")?;
@@ -37,7 +55,10 @@ pub(crate) fn read_old_gnu<R: Raw>(tar: &mut TarReader<R>, header: &[u8; 512]) -
     while more {
         let block = tar.require_block("the map of a sparse file")?;
         read_fields(&block[..504], &mut pieces)?;
-        ensure!(pieces.len() <= SPARSE_PIECES_MAX, "the sparse file has more than {SPARSE_PIECES_MAX} pieces");
+        ensure!(
+            pieces.len() <= SPARSE_PIECES_MAX,
+            "the sparse file has more than {SPARSE_PIECES_MAX} pieces"
+        );
         more = block[504] != 0;
     }
     Ok((pieces, size))
@@ -48,8 +69,10 @@ fn read_fields(fields: &[u8], pieces: &mut Vec<Piece>) -> Result<()> {
         if field[0] == 0 {
             break;
         }
-        let offset = TarReader::<&[u8]>::unsigned(&field[..12]).context("offset in a sparse file")?;
-        let length = TarReader::<&[u8]>::unsigned(&field[12..]).context("length in a sparse file")?;
+        let offset =
+            TarReader::<&[u8]>::unsigned(&field[..12]).context("offset in a sparse file")?;
+        let length =
+            TarReader::<&[u8]>::unsigned(&field[12..]).context("length in a sparse file")?;
         pieces.push(Piece { offset, length });
     }
     Ok(())
@@ -57,13 +80,27 @@ fn read_fields(fields: &[u8], pieces: &mut Vec<Piece>) -> Result<()> {
 
 /// PAX form 1.0: the map stands before the contents, decimal numbers one a line, filled up to a block. Gives the map and how
 /// many bytes it took.
-pub(crate) fn read_map_1_0<R: Raw>(tar: &mut TarReader<R>, stored: u64) -> Result<(Vec<Piece>, u64)> {
-    let mut text = MapText { block: [0; 512], at: 512, taken: 0, stored };
+pub(crate) fn read_map_1_0<R: Raw>(
+    tar: &mut TarReader<R>,
+    stored: u64,
+) -> Result<(Vec<Piece>, u64)> {
+    let mut text = MapText {
+        block: [0; 512],
+        at: 512,
+        taken: 0,
+        stored,
+    };
     let count = text.number(tar)?;
-    ensure!(count <= SPARSE_PIECES_MAX as u64, "the sparse file has more than {SPARSE_PIECES_MAX} pieces");
+    ensure!(
+        count <= SPARSE_PIECES_MAX as u64,
+        "the sparse file has more than {SPARSE_PIECES_MAX} pieces"
+    );
     let mut pieces = Vec::new();
     for _ in 0..count {
-        pieces.push(Piece { offset: text.number(tar)?, length: text.number(tar)? });
+        pieces.push(Piece {
+            offset: text.number(tar)?,
+            length: text.number(tar)?,
+        });
     }
     Ok((pieces, text.taken))
 }
@@ -83,14 +120,20 @@ impl MapText {
                 b'\n' => return pax::number(&digits).context("map of a sparse file"),
                 digit => digits.push(digit),
             }
-            ensure!(digits.len() <= 20, "a number in the map of a sparse file is too long");
+            ensure!(
+                digits.len() <= 20,
+                "a number in the map of a sparse file is too long"
+            );
         }
     }
 
     fn byte<R: Raw>(&mut self, tar: &mut TarReader<R>) -> Result<u8> {
         if self.at == self.block.len() {
             self.taken += 512;
-            ensure!(self.taken <= self.stored, "the map of a sparse file is longer than the file");
+            ensure!(
+                self.taken <= self.stored,
+                "the map of a sparse file is longer than the file"
+            );
             self.block = tar.require_block("the map of a sparse file")?;
             self.at = 0;
         }
@@ -104,12 +147,21 @@ mod tests {
     use super::*;
 
     fn pieces(pairs: &[(u64, u64)]) -> Vec<Piece> {
-        pairs.iter().map(|(offset, length)| Piece { offset: *offset, length: *length }).collect()
+        pairs
+            .iter()
+            .map(|(offset, length)| Piece {
+                offset: *offset,
+                length: *length,
+            })
+            .collect()
     }
 
     #[test]
     fn a_good_map_loses_only_its_empty_pieces() {
-        assert_eq!(check(pieces(&[(0, 5), (10, 5), (20, 0)]), 20, 10).unwrap(), pieces(&[(0, 5), (10, 5)]));
+        assert_eq!(
+            check(pieces(&[(0, 5), (10, 5), (20, 0)]), 20, 10).unwrap(),
+            pieces(&[(0, 5), (10, 5)])
+        );
     }
 
     #[test]

@@ -95,21 +95,31 @@ type Block = [u8; 512];
 
 impl<R: Raw> TarReader<R> {
     pub(crate) fn new(source: R) -> TarReader<R> {
-        TarReader { source, position: 0, padding: 0, global: Attributes::default(), end_mark: false }
+        TarReader {
+            source,
+            position: 0,
+            padding: 0,
+            global: Attributes::default(),
+            end_mark: false,
+        }
     }
 
     /// The next entry, or `None` at the end.
     pub(crate) fn next(&mut self) -> Result<Option<Entry>> {
         self.skip_padding()?;
         let start = self.position;
-        self.next_entry().with_context(|| format!("at byte {start} of the tar"))
+        self.next_entry()
+            .with_context(|| format!("at byte {start} of the tar"))
     }
 
     fn next_entry(&mut self) -> Result<Option<Entry>> {
         let mut prefix = Prefix::default();
         loop {
             let Some(header) = self.next_header()? else {
-                ensure!(prefix.is_empty(), "the archive ends behind an extended header");
+                ensure!(
+                    prefix.is_empty(),
+                    "the archive ends behind an extended header"
+                );
                 return Ok(None);
             };
             match header[156] {
@@ -120,7 +130,10 @@ impl<R: Raw> TarReader<R> {
                     prefix.pax = Some(attributes);
                 }
                 b'g' => {
-                    ensure!(prefix.is_empty(), "a global extended header between an entry and its own");
+                    ensure!(
+                        prefix.is_empty(),
+                        "a global extended header between an entry and its own"
+                    );
                     let text = self.extension(&header, PAX_BYTES_MAX)?;
                     self.global.read(&text)?;
                     self.global.check_global()?;
@@ -141,21 +154,38 @@ impl<R: Raw> TarReader<R> {
     fn entry(&mut self, header: &Block, prefix: Prefix) -> Result<Entry> {
         let pax = prefix.pax.unwrap_or_else(|| self.global.clone());
         let sparse_name = pax.sparse.name.clone();
-        let path = sparse_name.or(pax.path.clone()).or(prefix.name).unwrap_or_else(|| name_of(header));
+        let path = sparse_name
+            .or(pax.path.clone())
+            .or(prefix.name)
+            .unwrap_or_else(|| name_of(header));
         check_name(&path, "path")?;
-        self.finish_entry(header, &path, pax, prefix.link).with_context(|| format!("entry '{}'", escape(&path)))
+        self.finish_entry(header, &path, pax, prefix.link)
+            .with_context(|| format!("entry '{}'", escape(&path)))
     }
 
-    fn finish_entry(&mut self, header: &Block, path: &[u8], pax: Attributes, link: Option<Vec<u8>>) -> Result<Entry> {
+    fn finish_entry(
+        &mut self,
+        header: &Block,
+        path: &[u8],
+        pax: Attributes,
+        link: Option<Vec<u8>>,
+    ) -> Result<Entry> {
         let kind = kind_of(header[156], path)?;
-        let link = pax.linkpath.clone().or(link).unwrap_or_else(|| until_nul(&header[157..257]).to_vec());
+        let link = pax
+            .linkpath
+            .clone()
+            .or(link)
+            .unwrap_or_else(|| until_nul(&header[157..257]).to_vec());
         if matches!(kind, Kind::HardLink | Kind::Symlink) {
             check_name(&link, "link target")?;
         }
         let (size, stored, pieces) = self.contents(header, kind, &pax)?;
         self.position += stored;
         self.padding = stored.next_multiple_of(512) - stored;
-        let header_time = Time { seconds: number(&header[136..148]).context("time")?, nanos: 0 };
+        let header_time = Time {
+            seconds: number(&header[136..148]).context("time")?,
+            nanos: 0,
+        };
         Ok(Entry {
             path: path.to_vec(),
             kind,
@@ -173,16 +203,29 @@ impl<R: Raw> TarReader<R> {
     }
 
     /// Size of the file, bytes that the archive holds of it, and the map if it is sparse.
-    fn contents(&mut self, header: &Block, kind: Kind, pax: &Attributes) -> Result<(u64, u64, Option<Vec<Piece>>)> {
+    fn contents(
+        &mut self,
+        header: &Block,
+        kind: Kind,
+        pax: &Attributes,
+    ) -> Result<(u64, u64, Option<Vec<Piece>>)> {
         if kind != Kind::File {
-            ensure!(!pax.sparse.is_present(), "a sparse file that is no regular file");
+            ensure!(
+                !pax.sparse.is_present(),
+                "a sparse file that is no regular file"
+            );
             return Ok((0, 0, None));
         }
-        let stored = pax.size.map_or_else(|| Self::unsigned(&header[124..136]).context("size"), Ok)?;
+        let stored = pax
+            .size
+            .map_or_else(|| Self::unsigned(&header[124..136]).context("size"), Ok)?;
         // Files of more than 2^62 bytes would let sums overflow; nothing that large can be stored.
         ensure!(stored < 1 << 62, "the size of the file is too large");
         let (pieces, size, stored) = if header[156] == b'S' {
-            ensure!(!pax.sparse.is_present(), "a sparse file in two forms at once");
+            ensure!(
+                !pax.sparse.is_present(),
+                "a sparse file in two forms at once"
+            );
             let (pieces, size) = sparse::read_old_gnu(self, header)?;
             (pieces, size, stored)
         } else if pax.sparse.is_present() {
@@ -203,7 +246,11 @@ impl<R: Raw> TarReader<R> {
                 Ok((pieces, size, stored - taken))
             }
             (None | Some(0), None | Some(0 | 1)) => {
-                let pieces = pax.sparse.pieces.clone().context("a sparse file without its map")?;
+                let pieces = pax
+                    .sparse
+                    .pieces
+                    .clone()
+                    .context("a sparse file without its map")?;
                 Ok((pieces, size, stored))
             }
             _ => bail!("an unknown form of sparse file"),
@@ -213,7 +260,9 @@ impl<R: Raw> TarReader<R> {
     /// The next block that is a header, or `None` at the end.
     fn next_header(&mut self) -> Result<Option<Block>> {
         self.skip_padding()?;
-        let Some(block) = self.block()? else { return Ok(None) };
+        let Some(block) = self.block()? else {
+            return Ok(None);
+        };
         if block.iter().all(|byte| *byte == 0) {
             return self.end(&block);
         }
@@ -235,7 +284,10 @@ impl<R: Raw> TarReader<R> {
     /// Contents of an entry that describes another one.
     fn extension(&mut self, header: &Block, bytes_max: u64) -> Result<Vec<u8>> {
         let size = Self::unsigned(&header[124..136]).context("size of an extended header")?;
-        ensure!(size <= bytes_max, "an extended header of {size} bytes; at most {bytes_max} are allowed");
+        ensure!(
+            size <= bytes_max,
+            "an extended header of {size} bytes; at most {bytes_max} are allowed"
+        );
         let mut bytes = vec![0; size as usize];
         self.require(&mut bytes, "an extended header")?;
         self.padding = size.next_multiple_of(512) - size;
@@ -263,7 +315,10 @@ impl<R: Raw> TarReader<R> {
                 self.position += 512;
                 Ok(Some(block))
             }
-            count => bail!("the archive is truncated: it ends after {} bytes, in a header", self.position + count as u64),
+            count => bail!(
+                "the archive is truncated: it ends after {} bytes, in a header",
+                self.position + count as u64
+            ),
         }
     }
 
@@ -280,7 +335,11 @@ impl<R: Raw> TarReader<R> {
         }
         let count = self.source.read_raw(buffer)?;
         self.position += count as u64;
-        ensure!(count == buffer.len(), "the archive is truncated: it ends after {} bytes, in {what}", self.position);
+        ensure!(
+            count == buffer.len(),
+            "the archive is truncated: it ends after {} bytes, in {what}",
+            self.position
+        );
         Ok(())
     }
 
@@ -308,7 +367,9 @@ impl Raw for &[u8] {
 
 /// Whether the block is a header of an archive, or the zeros that end an empty one.
 pub(crate) fn looks_like_tar(start: &[u8]) -> bool {
-    let Some(block) = start.first_chunk::<512>() else { return false };
+    let Some(block) = start.first_chunk::<512>() else {
+        return false;
+    };
     block.iter().all(|byte| *byte == 0) || check_checksum(block).is_ok()
 }
 
@@ -332,9 +393,15 @@ fn device_of(header: &Block, kind: Kind) -> Result<(u32, u32)> {
         return Ok((0, 0));
     }
     let part = |field: &[u8]| u32::try_from(number(field)?).context("the number does not fit");
-    let (major, minor) = (part(&header[329..337]).context("device")?, part(&header[337..345]).context("device")?);
+    let (major, minor) = (
+        part(&header[329..337]).context("device")?,
+        part(&header[337..345]).context("device")?,
+    );
     // What Linux can hold.
-    ensure!(major < 1 << 12 && minor < 1 << 20, "there is no device {major}:{minor}");
+    ensure!(
+        major < 1 << 12 && minor < 1 << 20,
+        "there is no device {major}:{minor}"
+    );
     Ok((major, minor))
 }
 
@@ -346,12 +413,20 @@ fn name_of(header: &Block) -> Vec<u8> {
         b"ustar\0" => until_nul(&header[345..500]),
         _ => b"",
     };
-    if prefix.is_empty() { name.to_vec() } else { [prefix, b"/", name].concat() }
+    if prefix.is_empty() {
+        name.to_vec()
+    } else {
+        [prefix, b"/", name].concat()
+    }
 }
 
 fn check_name(name: &[u8], what: &str) -> Result<()> {
     ensure!(!name.is_empty(), "an empty {what}");
-    ensure!(name.len() <= PATH_BYTES_MAX, "a {what} of {} bytes; at most {PATH_BYTES_MAX} are allowed", name.len());
+    ensure!(
+        name.len() <= PATH_BYTES_MAX,
+        "a {what} of {} bytes; at most {PATH_BYTES_MAX} are allowed",
+        name.len()
+    );
     Ok(())
 }
 
@@ -361,11 +436,22 @@ fn until_nul(field: &[u8]) -> &[u8] {
 
 /// Some old writers summed signed bytes.
 fn check_checksum(block: &Block) -> Result<()> {
-    let blanked = |at: usize| if (148..156).contains(&at) { b' ' } else { block[at] };
+    let blanked = |at: usize| {
+        if (148..156).contains(&at) {
+            b' '
+        } else {
+            block[at]
+        }
+    };
     let unsigned: i64 = (0..512).map(|at| i64::from(blanked(at))).sum();
-    let signed: i64 = (0..512).map(|at| i64::from(blanked(at).cast_signed())).sum();
+    let signed: i64 = (0..512)
+        .map(|at| i64::from(blanked(at).cast_signed()))
+        .sum();
     let stored = number(&block[148..156]).context("checksum of the header")?;
-    ensure!(stored == unsigned || stored == signed, "the checksum of the header is wrong");
+    ensure!(
+        stored == unsigned || stored == signed,
+        "the checksum of the header is wrong"
+    );
     Ok(())
 }
 
@@ -380,17 +466,33 @@ fn number(field: &[u8]) -> Result<i64> {
         return base_256(field);
     }
     let is_fill = |byte: &u8| matches!(byte, b' ' | 0);
-    let start = field.iter().position(|byte| !is_fill(byte)).unwrap_or(field.len());
-    let end = field.iter().rposition(|byte| !is_fill(byte)).map_or(start, |last| last + 1);
+    let start = field
+        .iter()
+        .position(|byte| !is_fill(byte))
+        .unwrap_or(field.len());
+    let end = field
+        .iter()
+        .rposition(|byte| !is_fill(byte))
+        .map_or(start, |last| last + 1);
     let digits = &field[start..end];
-    ensure!(digits.iter().all(|digit| (b'0'..=b'7').contains(digit)), "the number '{}' is not octal", escape(digits));
+    ensure!(
+        digits.iter().all(|digit| (b'0'..=b'7').contains(digit)),
+        "the number '{}' is not octal",
+        escape(digits)
+    );
     // At most twelve digits fit into a field: 36 bits.
-    Ok(digits.iter().fold(0, |sum, digit| sum << 3 | i64::from(digit - b'0')))
+    Ok(digits
+        .iter()
+        .fold(0, |sum, digit| sum << 3 | i64::from(digit - b'0')))
 }
 
 /// Two's complement, big-endian; the first bit is the mark and the second the sign.
 fn base_256(field: &[u8]) -> Result<i64> {
-    let first = if field[0] & 0x40 == 0 { field[0] & 0x7f } else { field[0] };
+    let first = if field[0] & 0x40 == 0 {
+        field[0] & 0x7f
+    } else {
+        field[0]
+    };
     let mut value = i128::from(first.cast_signed());
     for byte in &field[1..] {
         value = value << 8 | i128::from(*byte);
@@ -432,7 +534,18 @@ mod tests {
         let entries = read(&archive).unwrap();
         let kinds: Vec<Kind> = entries.iter().map(|entry| entry.kind).collect();
         use Kind::{BlockDevice, CharDevice, Fifo, File, Folder, HardLink, Symlink};
-        assert_eq!(kinds, [Folder, File, Symlink, HardLink, CharDevice, BlockDevice, Fifo]);
+        assert_eq!(
+            kinds,
+            [
+                Folder,
+                File,
+                Symlink,
+                HardLink,
+                CharDevice,
+                BlockDevice,
+                Fifo
+            ]
+        );
         assert_eq!(entries[1].size, 5);
         assert_eq!(entries[3].link, b"d/f");
         assert_eq!(entries[5].device, (259, 70_000));
@@ -441,16 +554,26 @@ mod tests {
     #[test]
     fn long_names_come_in_three_ways() {
         let long = format!("{}/{}", "d".repeat(200), "f".repeat(200));
-        let gnu = TarBuilder::new().long_name(&long).file("short", b"x").finish();
+        let gnu = TarBuilder::new()
+            .long_name(&long)
+            .file("short", b"x")
+            .finish();
         assert_eq!(read(&gnu).unwrap()[0].path, long.as_bytes());
-        let pax = TarBuilder::new().pax(&[("path", long.as_bytes())]).file("short", b"x").finish();
+        let pax = TarBuilder::new()
+            .pax(&[("path", long.as_bytes())])
+            .file("short", b"x")
+            .finish();
         assert_eq!(read(&pax).unwrap()[0].path, long.as_bytes());
         let mut header = TarBuilder::header("name", b'0', 0);
         header[345..351].copy_from_slice(b"prefix");
         let ustar = TarBuilder::new().raw_header(header).finish();
         assert_eq!(read(&ustar).unwrap()[0].path, b"prefix/name");
         // Both: PAX counts, and a name that is not UTF-8 is a name.
-        let both = TarBuilder::new().long_name("gnu").pax(&[("path", b"p\xff\xfe")]).file("short", b"x").finish();
+        let both = TarBuilder::new()
+            .long_name("gnu")
+            .pax(&[("path", b"p\xff\xfe")])
+            .file("short", b"x")
+            .finish();
         assert_eq!(read(&both).unwrap()[0].path, b"p\xff\xfe");
     }
 
@@ -459,7 +582,10 @@ mod tests {
         assert_eq!(number(b"0000644\0").unwrap(), 0o644);
         assert_eq!(number(b"   644 \0").unwrap(), 0o644);
         assert_eq!(number(&[0; 8]).unwrap(), 0);
-        assert_eq!(number(&[0x80, 0, 0, 0, 0xff, 0xff, 0xff, 0xff]).unwrap(), 0xffff_ffff);
+        assert_eq!(
+            number(&[0x80, 0, 0, 0, 0xff, 0xff, 0xff, 0xff]).unwrap(),
+            0xffff_ffff
+        );
         assert_eq!(number(&[0xff; 12]).unwrap(), -1);
         assert!(number(b"00008\0").is_err());
         assert!(number(b"-1\0\0").is_err());
@@ -480,14 +606,26 @@ mod tests {
     fn a_time_may_lie_before_1970() {
         let mut header = TarBuilder::header("f", b'0', 0);
         header[136..148].copy_from_slice(&[0xff; 12]);
-        assert_eq!(read(&TarBuilder::new().raw_header(header).finish()).unwrap()[0].mtime, Time { seconds: -1, nanos: 0 });
+        assert_eq!(
+            read(&TarBuilder::new().raw_header(header).finish()).unwrap()[0].mtime,
+            Time {
+                seconds: -1,
+                nanos: 0
+            }
+        );
     }
 
     #[test]
     fn both_checksums_are_accepted_and_wrong_ones_are_not() {
         let mut header = TarBuilder::header("n\u{fc}", b'0', 0);
         let signed: i64 = (0..512)
-            .map(|at| if (148..156).contains(&at) { 32 } else { i64::from(header[at].cast_signed()) })
+            .map(|at| {
+                if (148..156).contains(&at) {
+                    32
+                } else {
+                    i64::from(header[at].cast_signed())
+                }
+            })
             .sum();
         header[148..156].copy_from_slice(format!("{signed:06o}\0 ").as_bytes());
         assert_eq!(read(&header).unwrap().len(), 1);
@@ -498,7 +636,9 @@ mod tests {
     #[test]
     fn the_size_of_the_extended_header_is_the_size() {
         // A reader that took the header's size (0) would see the inner archive's file instead.
-        let inner = TarBuilder::new().file("smuggled", b"x").finish_without_end();
+        let inner = TarBuilder::new()
+            .file("smuggled", b"x")
+            .finish_without_end();
         let size = inner.len().to_string();
         let archive = TarBuilder::new()
             .pax(&[("size", size.as_bytes())])
@@ -506,13 +646,20 @@ mod tests {
             .raw(&inner)
             .file("next", b"")
             .finish();
-        let names: Vec<_> = read(&archive).unwrap().into_iter().map(|entry| entry.path).collect();
+        let names: Vec<_> = read(&archive)
+            .unwrap()
+            .into_iter()
+            .map(|entry| entry.path)
+            .collect();
         assert_eq!(names, [b"outer".to_vec(), b"next".to_vec()]);
     }
 
     #[test]
     fn entries_without_contents_have_none_whatever_their_size_says() {
-        let archive = TarBuilder::new().raw_header(TarBuilder::header("d", b'5', 4096)).file("f", b"x").finish();
+        let archive = TarBuilder::new()
+            .raw_header(TarBuilder::header("d", b'5', 4096))
+            .file("f", b"x")
+            .finish();
         assert_eq!(read(&archive).unwrap().len(), 2);
     }
 
@@ -525,20 +672,44 @@ mod tests {
             .file("b", b"")
             .file("c", b"")
             .finish();
-        let owners: Vec<u32> = read(&archive).unwrap().iter().map(|entry| entry.uid).collect();
+        let owners: Vec<u32> = read(&archive)
+            .unwrap()
+            .iter()
+            .map(|entry| entry.uid)
+            .collect();
         assert_eq!(owners, [7, 8, 7]);
     }
 
     #[test]
     fn sparse_files_come_in_four_forms() {
-        let expected = Some(vec![Piece { offset: 0, length: 2 }, Piece { offset: 10, length: 3 }]);
+        let expected = Some(vec![
+            Piece {
+                offset: 0,
+                length: 2,
+            },
+            Piece {
+                offset: 10,
+                length: 3,
+            },
+        ]);
         let check = |archive: Vec<u8>| {
             let entry = read(&archive).unwrap().remove(0);
-            assert_eq!((entry.size, entry.stored, &entry.pieces), (20, 5, &expected));
+            assert_eq!(
+                (entry.size, entry.stored, &entry.pieces),
+                (20, 5, &expected)
+            );
             assert_eq!(entry.path, b"sparse");
         };
-        check(TarBuilder::new().old_gnu_sparse("sparse", &[(0, 2), (10, 3), (20, 0)], 20, b"aabbb").finish());
-        let map = [("GNU.sparse.size", &b"20"[..]), ("GNU.sparse.name", b"sparse"), ("GNU.sparse.map", b"0,2,10,3,20,0")];
+        check(
+            TarBuilder::new()
+                .old_gnu_sparse("sparse", &[(0, 2), (10, 3), (20, 0)], 20, b"aabbb")
+                .finish(),
+        );
+        let map = [
+            ("GNU.sparse.size", &b"20"[..]),
+            ("GNU.sparse.name", b"sparse"),
+            ("GNU.sparse.map", b"0,2,10,3,20,0"),
+        ];
         check(TarBuilder::new().pax(&map).file("x", b"aabbb").finish());
         let pairs = [
             ("GNU.sparse.size", &b"20"[..]),
@@ -548,7 +719,12 @@ mod tests {
             ("GNU.sparse.offset", b"10"),
             ("GNU.sparse.numbytes", b"3"),
         ];
-        check(TarBuilder::new().pax(&pairs).file("sparse", b"aabbb").finish());
+        check(
+            TarBuilder::new()
+                .pax(&pairs)
+                .file("sparse", b"aabbb")
+                .finish(),
+        );
         let mut contents = b"2\n0\n2\n10\n3\n".to_vec();
         contents.resize(512, 0);
         contents.extend_from_slice(b"aabbb");
@@ -564,7 +740,10 @@ mod tests {
     #[test]
     fn an_old_sparse_file_may_have_a_long_map() {
         let pieces: Vec<(u64, u64)> = (0..60).map(|at| (at * 100, 1)).collect();
-        let archive = TarBuilder::new().old_gnu_sparse("s", &pieces, 6000, &[b'x'; 60]).file("next", b"").finish();
+        let archive = TarBuilder::new()
+            .old_gnu_sparse("s", &pieces, 6000, &[b'x'; 60])
+            .file("next", b"")
+            .finish();
         let entries = read(&archive).unwrap();
         assert_eq!(entries[0].pieces.as_ref().unwrap().len(), 60);
         assert_eq!(entries[1].path, b"next");
@@ -572,12 +751,19 @@ mod tests {
 
     #[test]
     fn a_truncated_archive_says_where_it_ends() {
-        let archive = TarBuilder::new().pax(&[("path", b"p")]).file("f", &[b'x'; 700]).finish();
+        let archive = TarBuilder::new()
+            .pax(&[("path", b"p")])
+            .file("f", &[b'x'; 700])
+            .finish();
         for end in 1..archive.len() - 1024 {
             let whole = read(&archive[..end]);
             assert!(whole.is_err(), "{end}");
         }
-        assert!(error(&archive[..700]).contains("truncated: it ends after 700 bytes"), "{}", error(&archive[..700]));
+        assert!(
+            error(&archive[..700]).contains("truncated: it ends after 700 bytes"),
+            "{}",
+            error(&archive[..700])
+        );
         assert!(error(&archive[..1024]).contains("behind an extended header"));
     }
 
@@ -594,20 +780,69 @@ mod tests {
 
     #[test]
     fn what_readers_could_understand_differently_is_refused() {
-        let two = TarBuilder::new().pax(&[("path", b"a")]).pax(&[("path", b"b")]).file("f", b"").finish();
+        let two = TarBuilder::new()
+            .pax(&[("path", b"a")])
+            .pax(&[("path", b"b")])
+            .file("f", b"")
+            .finish();
         assert!(error(&two).contains("two extended headers"));
-        assert!(error(&TarBuilder::new().raw_header(TarBuilder::header("v", b'V', 0)).finish()).contains("type 'V'"));
-        assert!(error(&TarBuilder::new().raw_header(TarBuilder::header("", b'0', 0)).finish()).contains("empty path"));
-        assert!(error(&TarBuilder::new().raw_header(TarBuilder::header("s", b'2', 0)).finish()).contains("empty link"));
+        assert!(
+            error(
+                &TarBuilder::new()
+                    .raw_header(TarBuilder::header("v", b'V', 0))
+                    .finish()
+            )
+            .contains("type 'V'")
+        );
+        assert!(
+            error(
+                &TarBuilder::new()
+                    .raw_header(TarBuilder::header("", b'0', 0))
+                    .finish()
+            )
+            .contains("empty path")
+        );
+        assert!(
+            error(
+                &TarBuilder::new()
+                    .raw_header(TarBuilder::header("s", b'2', 0))
+                    .finish()
+            )
+            .contains("empty link")
+        );
     }
 
     #[test]
     fn names_and_headers_have_limits() {
         let long = "a".repeat(PATH_BYTES_MAX);
-        assert!(read(&TarBuilder::new().pax(&[("path", long.as_bytes())]).file("f", b"").finish()).is_ok());
+        assert!(
+            read(
+                &TarBuilder::new()
+                    .pax(&[("path", long.as_bytes())])
+                    .file("f", b"")
+                    .finish()
+            )
+            .is_ok()
+        );
         let longer = "a".repeat(PATH_BYTES_MAX + 1);
-        assert!(error(&TarBuilder::new().pax(&[("path", longer.as_bytes())]).file("f", b"").finish()).contains("4095"));
+        assert!(
+            error(
+                &TarBuilder::new()
+                    .pax(&[("path", longer.as_bytes())])
+                    .file("f", b"")
+                    .finish()
+            )
+            .contains("4095")
+        );
         let huge = vec![b'x'; PAX_BYTES_MAX as usize];
-        assert!(error(&TarBuilder::new().pax(&[("comment", &huge)]).file("f", b"").finish()).contains("extended header of"));
+        assert!(
+            error(
+                &TarBuilder::new()
+                    .pax(&[("comment", &huge)])
+                    .file("f", b"")
+                    .finish()
+            )
+            .contains("extended header of")
+        );
     }
 }

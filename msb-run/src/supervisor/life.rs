@@ -489,7 +489,8 @@ impl Life {
                     self.phase = Phase::Running;
                 }
                 // The commands first: they run while the files are written.
-                self.relay.open(&mut self.machine.agent);
+                let mut notices = Vec::new();
+                self.relay.open(&mut self.machine.agent, &mut notices);
                 self.start_main()?;
                 let _ = self.machine.agent.flush();
                 self.status.state = State::Running;
@@ -500,7 +501,9 @@ impl Life {
                     let _ = log.system("sandbox started");
                 }
                 starter.tell(&Startup::Ready(self.stamps));
-                Ok(())
+                notices
+                    .into_iter()
+                    .try_for_each(|notice| self.act_on(notice, starter))
             }
         }
     }

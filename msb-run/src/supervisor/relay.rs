@@ -166,20 +166,18 @@ impl Relay {
     }
 
     /// The guest takes commands: what waited goes on.
-    pub(crate) fn open(&mut self, agent: &mut Link) {
+    pub(crate) fn open(&mut self, agent: &mut Link, notices: &mut Vec<Notice>) {
         self.open = true;
-        let waiting: Vec<_> = self
-            .clients
-            .iter_mut()
-            .flat_map(|(id, client)| {
-                client
-                    .waiting
-                    .drain(..)
-                    .map(|(stream, request)| (*id, stream, request))
-            })
-            .collect();
-        for (client, stream, request) in waiting {
-            self.forward(client, stream, request, agent);
+        let clients: Vec<ClientId> = self.clients.keys().copied().collect();
+        for id in clients {
+            let Some(client) = self.clients.get_mut(&id) else { continue };
+            for (stream, request) in std::mem::take(&mut client.waiting) {
+                self.forward(id, stream, request, agent);
+            }
+            // What came behind the request was read with it and has been waiting too.
+            if self.client_frames(id, agent, notices).is_err() {
+                self.remove_client(id, agent, notices);
+            }
         }
     }
 
@@ -256,6 +254,9 @@ impl Relay {
             let Some(client) = self.clients.get_mut(&id) else {
                 return Ok(());
             };
+            if !self.open && !client.waiting.is_empty() {
+                return Ok(());
+            }
             let Some(mut frame) = client.link.next_frame().map_err(drop)? else {
                 return Ok(());
             };
@@ -599,7 +600,7 @@ mod tests {
             let hello = Hello::of("supervisor", &[operation::EXEC, operation::STOP]);
             let mut relay = Relay::new(&hello, false).unwrap();
             let mut agent = Link::new(ours).unwrap();
-            relay.open(&mut agent);
+            relay.open(&mut agent, &mut Vec::new());
             Bench {
                 relay,
                 agent,
@@ -791,6 +792,26 @@ mod tests {
             .collect();
         assert_eq!(ended, [2, 3]);
         assert!(bench.at_agent().is_empty());
+    }
+
+    #[test]
+    fn what_a_client_sends_behind_its_request_is_not_lost_while_the_guest_boots() {
+        let mut bench = Bench::new();
+        bench.relay.open = false;
+        let (id, socket) = bench.client();
+        let request = Request::Exec(ExecRequest {
+            argv: vec!["cat".into()],
+            ..ExecRequest::default()
+        });
+        let mut out = Vec::new();
+        let message = serde_json::to_vec(&request).unwrap();
+        frame::put_message(&mut out, 1, Kind::Open, 0, &message);
+        frame::put_frame(&mut out, 1, Kind::Data, STDIN, frame::flags::END, b"x");
+        bench.send(id, &socket, &out);
+        assert!(bench.at_agent().is_empty());
+        bench.relay.open(&mut bench.agent, &mut bench.notices);
+        let kinds: Vec<Kind> = bench.at_agent().iter().map(|header| header.kind).collect();
+        assert_eq!(kinds, [Kind::Open, Kind::Data]);
     }
 
     #[test]
