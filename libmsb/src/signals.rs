@@ -32,9 +32,8 @@ impl Signals {
             return Err(io::Error::last_os_error());
         }
         // SAFETY: the descriptor was just made and belongs to nobody else.
-        Ok(Signals {
-            file: unsafe { File::from_raw_fd(descriptor) },
-        })
+        let file = unsafe { File::from_raw_fd(descriptor) };
+        Ok(Signals { file })
     }
 
     /// Waits for the next signal and gives its number.

@@ -26,8 +26,6 @@ mod init;
 mod modules;
 /// The guest's kernel file systems.
 mod mount;
-/// How often the port is written when a command writes little at a time.
-mod pace;
 /// The console port to the supervisor.
 mod port;
 /// Terminals for commands.

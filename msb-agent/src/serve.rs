@@ -22,7 +22,6 @@ use crate::boot::{self, Guest};
 use crate::console::{log, reason};
 use crate::exec::{self, Refusal};
 use crate::modules::Modules;
-use crate::pace::Pace;
 use crate::port::Port;
 use crate::session::{CreditViolation, Session, put_event, scratch};
 use crate::spawn::Spawner;
@@ -103,7 +102,6 @@ pub(crate) struct Agent {
     spawner: Spawner,
     scratch: Box<[u8]>,
     turn: usize,
-    pace: Pace,
     /// Whether processes were left when the last was reaped.
     has_children: bool,
     stopping: Option<Stopping>,
@@ -127,7 +125,6 @@ impl Agent {
             spawner: Spawner::new(),
             scratch: scratch(),
             turn: 0,
-            pace: Pace::new(),
             has_children: false,
             stopping: None,
         })
@@ -138,7 +135,6 @@ impl Agent {
         loop {
             let ready = self.wait();
             self.turn = self.turn.wrapping_add(1);
-            let before = self.port.backlog();
             if let Err(error) = self.port.write() {
                 self.lost(&reason(error));
             }
@@ -149,11 +145,9 @@ impl Agent {
             self.move_bytes(ready.sessions);
             self.end_sessions();
             self.stop_further();
-            let said = self.port.backlog().saturating_sub(before);
             if let Err(error) = self.port.write() {
                 self.lost(&reason(error));
             }
-            self.pace.rest_after(said);
         }
     }
 

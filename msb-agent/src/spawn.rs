@@ -243,9 +243,8 @@ fn execute(child: &Child<'_>) -> Refused {
         }
         // execve copies the whole environment before it looks for the file, which a long search path pays for each time.
         // SAFETY: access gets a terminated string.
-        if let Err(Errno::NOENT | Errno::NOTDIR) =
-            check(unsafe { libc::access(*program, libc::F_OK) })
-        {
+        let there = check(unsafe { libc::access(*program, libc::F_OK) });
+        if let Err(Errno::NOENT | Errno::NOTDIR) = there {
             continue;
         }
         // SAFETY: a terminated string and two arrays of such, each ended by a null pointer, all alive in the agent.

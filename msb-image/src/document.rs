@@ -96,7 +96,7 @@ impl Document {
             let says_index = kind.contains("index") || kind.contains("manifest.list");
             let says_manifest = kind.contains("manifest.v");
             ensure!(
-                !(says_index && is_manifest) && !(says_manifest && is_index),
+                !(says_index && is_manifest || says_manifest && is_index),
                 "the document is not the '{kind}' that it says"
             );
         }

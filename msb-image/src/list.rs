@@ -11,6 +11,7 @@ use serde::Serialize;
 use crate::TOOL;
 use crate::arguments::{Format, List};
 use crate::document::{Config, Document};
+use crate::load::note;
 use crate::store::{layer, read_document};
 
 /// An image as programs see it.
@@ -106,7 +107,7 @@ pub(crate) fn run(home: &Home, args: List) -> Result<()> {
         return Ok(output::print_json(&rows)?);
     }
     if rows.is_empty() {
-        eprintln!("No images. `msb image load` and `msb image import` bring some.");
+        note("No images. `msb image load` and `msb image import` bring some.");
         return Ok(());
     }
     print_table(&rows, &records)

@@ -1,5 +1,7 @@
 //! `msb image load`.
 
+use std::io::Write;
+
 use anyhow::{Context, Result, ensure};
 use libmsb::cli::error::Failure;
 use libmsb::cli::output;
@@ -145,8 +147,13 @@ pub(crate) fn report(verb: &str, loaded: &[Loaded], options: Output) -> Result<(
             output::print(&serde_json::to_string(image)?)?;
         }
         if !options.quiet {
-            eprintln!("{verb} {}", image.reference);
+            note(&format!("{verb} {}", image.reference));
         }
     }
     Ok(())
+}
+
+/// A line on standard error. Where nobody reads it there is nobody to tell, and that is no failure.
+pub(crate) fn note(line: &str) {
+    drop(std::io::stderr().write_all(format!("{line}\n").as_bytes()));
 }

@@ -14,6 +14,7 @@ use libmsb::state::{Home, layout, write};
 
 use crate::arguments::Remove;
 use crate::document::{Config, Document};
+use crate::load::note;
 use crate::store::{read_document, sweep};
 
 pub(crate) fn no_such_image(reference: &Reference) -> anyhow::Error {
@@ -54,7 +55,7 @@ pub(crate) fn run(home: &Home, args: Remove) -> Result<()> {
         forced.insert(record.manifest_digest);
         remove_file(&store.ref_path(reference))?;
         if !args.quiet {
-            eprintln!("Removed {reference}");
+            note(&format!("Removed {reference}"));
         }
     }
     write::sync_dir(&store.refs())?;
@@ -66,7 +67,7 @@ fn lock_alone(store: &Store) -> Result<Lock> {
         return Ok(lock);
     }
     if std::io::stderr().is_terminal() {
-        eprintln!("Waiting for others who use the image store");
+        note("Waiting for others who use the image store");
     }
     Lock::exclusive(&store.lock())
 }

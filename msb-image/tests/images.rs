@@ -1,5 +1,8 @@
 //! The built program on archives made here: what it stores, says and refuses.
 
+// The helpers stand outside of the test functions, which is where clippy allows it by itself.
+#![allow(clippy::unwrap_used)]
+
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};

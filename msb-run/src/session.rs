@@ -132,7 +132,7 @@ fn receive(
     stderr: &Writer,
 ) -> anyhow::Result<Option<ExecEvent>> {
     loop {
-        let incoming = match reader.next() {
+        let incoming = match reader.receive() {
             Ok(Some(incoming)) => incoming,
             Ok(None) => return Ok(None),
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {

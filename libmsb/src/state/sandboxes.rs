@@ -134,7 +134,8 @@ impl Sandboxes {
             Ok(entries) => entries,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
             Err(error) => {
-                return Err(error).with_context(|| format!("cannot list '{}'", self.root.display()));
+                return Err(error)
+                    .with_context(|| format!("cannot list '{}'", self.root.display()));
             }
         };
         let names: std::io::Result<Vec<_>> = entries

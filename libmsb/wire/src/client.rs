@@ -342,7 +342,7 @@ pub struct Reader {
 
 impl Reader {
     /// Waits for what comes next. `None` when the other side has closed the connection.
-    pub fn next(&mut self) -> io::Result<Option<Incoming>> {
+    pub fn receive(&mut self) -> io::Result<Option<Incoming>> {
         loop {
             while let Some(frame) = self.decoder.next_frame()? {
                 let (header, credit) = (frame.header, frame.credit());
@@ -483,7 +483,7 @@ mod tests {
             .socket
             .set_read_timeout(Some(Duration::from_millis(200)))
             .unwrap();
-        assert!(reader.next().is_err());
+        assert!(reader.receive().is_err());
         drop(reader);
         assert_eq!(
             writer.join().unwrap().unwrap_err().kind(),
@@ -507,7 +507,7 @@ mod tests {
             .unwrap()
             .open(&exec())
             .unwrap();
-        let error = std::iter::from_fn(|| Some(call.reader.next()))
+        let error = std::iter::from_fn(|| Some(call.reader.receive()))
             .find_map(Result::err)
             .unwrap();
         assert_eq!(error.kind(), io::ErrorKind::InvalidData);

@@ -183,7 +183,10 @@ fn map(value: &[u8]) -> Result<Vec<Piece>> {
         .split(|byte| *byte == b',')
         .map(number)
         .collect::<Result<_>>()?;
-    ensure!(numbers.len() % 2 == 0, "a map of an odd number of numbers");
+    ensure!(
+        numbers.len().is_multiple_of(2),
+        "a map of an odd number of numbers"
+    );
     Ok(numbers
         .chunks_exact(2)
         .map(|pair| Piece {

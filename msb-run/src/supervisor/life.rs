@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
-use libmsb::cli::error::Failure;
+use libmsb::cli::error::{Failure, print_warning};
 use libmsb::machine::{SERIAL_ROOT, SERIAL_UPPER};
 use libmsb::signals::{Signals, signal};
 use libmsb::state::status::{Reason, State, Status};
@@ -24,7 +24,7 @@ use super::machine::Machine;
 use super::relay::{ClientId, Notice, Own, Relay, Violation};
 use super::rotate::{Bounds, RotatedFile};
 use super::socket::Socket;
-use super::{Aborted, Setup, Starter, last_words, start_machine};
+use super::{Aborted, Setup, Starter, TOOL, last_words, start_machine};
 use crate::startup::{Stamps, Startup, monotonic_ns};
 
 const PROGRAM: &str = concat!("msb-supervisor ", env!("CARGO_PKG_VERSION"));
@@ -190,7 +190,7 @@ impl Life {
             self.act_on(notice, starter)?;
         }
         self.write_out(&mut Vec::new());
-        self.check_deadline(starter)
+        self.check_deadline()
     }
 
     fn wait(&self) -> anyhow::Result<Vec<(Source, PollFlags)>> {
@@ -496,7 +496,7 @@ impl Life {
                 self.status.state = State::Running;
                 self.status.since = jiff::Timestamp::now();
                 self.status.kernel = Some(kernel);
-                self.setup.sandbox.set_status(&self.status)?;
+                self.write_status();
                 if let Some(log) = &mut self.log {
                     let _ = log.system("sandbox started");
                 }
@@ -505,6 +505,13 @@ impl Life {
                     .into_iter()
                     .try_for_each(|notice| self.act_on(notice, starter))
             }
+        }
+    }
+
+    /// The file informs others; a full disk must not end the sandbox.
+    fn write_status(&self) {
+        if let Err(error) = self.setup.sandbox.set_status(&self.status) {
+            print_warning(TOOL, &libmsb::cli::error::message(&error));
         }
     }
 
@@ -562,8 +569,7 @@ impl Life {
         self.phase = Phase::Stopping { deadline };
         self.ending = Some(reason);
         self.status.state = State::Stopping;
-        // The file only informs; the end does not wait for a full disk.
-        let _ = self.setup.sandbox.set_status(&self.status);
+        self.write_status();
         if self
             .relay
             .request(Own::Shutdown, &Request::Shutdown, &mut self.machine.agent)
@@ -582,7 +588,7 @@ impl Life {
         }
     }
 
-    fn check_deadline(&mut self, starter: &mut Starter) -> anyhow::Result<()> {
+    fn check_deadline(&mut self) -> anyhow::Result<()> {
         match self.phase {
             Phase::Stopping { deadline } if deadline <= Instant::now() => {
                 let reason = self.ending.unwrap_or(Reason::StopRequested);
@@ -590,14 +596,14 @@ impl Life {
                     .then(|| "the guest did not shut down in time and was killed".to_owned());
                 self.finish(reason, message);
             }
-            Phase::Booting { deadline } if deadline <= Instant::now() => self.boot_hung(starter)?,
+            Phase::Booting { deadline } if deadline <= Instant::now() => self.boot_hung()?,
             _ => {}
         }
         Ok(())
     }
 
     /// The guest says nothing: perhaps the engine knows another way.
-    fn boot_hung(&mut self, _starter: &mut Starter) -> anyhow::Result<()> {
+    fn boot_hung(&mut self) -> anyhow::Result<()> {
         self.machine.kill();
         let attempt = self.attempt + 1;
         let machine = BOOT_TIMEOUTS

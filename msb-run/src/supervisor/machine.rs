@@ -37,7 +37,6 @@ pub(crate) fn start(
     attempt: u32,
     mut wanted: Wanted,
     held: &[BorrowedFd<'_>],
-    log: Stdio,
 ) -> anyhow::Result<Option<Machine>> {
     let (agent, agent_theirs) = UnixStream::pair().context("cannot make a socket for the agent")?;
     let (console, console_theirs) =
@@ -62,10 +61,7 @@ pub(crate) fn start(
     inherited.extend_from_slice(held);
     let mut command = tools::command("msb-vmm")?;
     command.arg(format!("/proc/self/fd/{}", plan.as_raw_fd()));
-    command
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(log);
+    command.stdin(Stdio::null()).stdout(Stdio::null());
     let child = spawn_with(&mut command, &inherited).context("cannot start msb-vmm")?;
     let pidfd =
         pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).context("cannot watch msb-vmm")?;

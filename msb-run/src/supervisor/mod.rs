@@ -17,14 +17,12 @@ pub(crate) use args::SupervisorArgs;
 pub(crate) use machine::spawn_with;
 
 use std::fs::{File, OpenOptions};
-use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::process::Stdio;
 
 use anyhow::Context;
 use libmsb::cli::args::SandboxName;
-use libmsb::cli::error::Failure;
+use libmsb::cli::error::{Failure, print_error};
 use libmsb::jsonl;
 use libmsb::machine::{Disk, Format, SERIAL_ROOT, SERIAL_UPPER};
 use libmsb::reference::Reference;
@@ -36,6 +34,8 @@ use libmsb::state::{Home, layout};
 
 use crate::engine::{self, Descriptors, Wanted, upper};
 use crate::startup::Startup;
+
+const TOOL: &str = "msb-supervisor";
 
 /// Whether and to whom the sandbox is attached, and who waits for the start.
 #[derive(Debug, Default)]
@@ -74,6 +74,7 @@ pub(crate) fn run(args: SupervisorArgs) -> anyhow::Result<()> {
     let (name, lock, mut starter) = args.take()?;
     let home = Home::from_env()?;
     let sandbox = home.sandboxes().named(&name);
+    redirect_errors(&sandbox);
     let life = prepare(home, &sandbox, lock).and_then(|setup| life::begin(setup, &mut starter));
     match life {
         Ok(life) => life.live(starter),
@@ -169,18 +170,21 @@ pub(crate) fn wanted(setup: &Setup) -> Wanted {
     }
 }
 
+/// What goes wrong from here on, in this process and in that of the machine, is told in a file.
+fn redirect_errors(sandbox: &Sandbox) {
+    let path = sandbox.path(layout::SUPERVISOR_LOG);
+    if let Ok(log) = OpenOptions::new().append(true).create(true).open(path) {
+        let _ = rustix::stdio::dup2_stderr(&log);
+    }
+}
+
 /// Starts the machine; see [`machine::start`].
 pub(crate) fn start_machine(
     setup: &Setup,
     attempt: u32,
 ) -> anyhow::Result<Option<machine::Machine>> {
-    let log = OpenOptions::new()
-        .append(true)
-        .create(true)
-        .open(setup.sandbox.path(layout::SUPERVISOR_LOG));
-    let log = log.map_or_else(|_| Stdio::null(), Stdio::from);
     let held = [setup.lock.as_fd(), setup.upper.as_fd()];
-    machine::start(setup.engine.as_ref(), attempt, wanted(setup), &held, log)
+    machine::start(setup.engine.as_ref(), attempt, wanted(setup), &held)
 }
 
 /// The sandbox never came to life: its folder says so, or goes.
@@ -198,11 +202,7 @@ pub(crate) fn give_up(sandbox: &Sandbox, error: &anyhow::Error) {
     };
     if let Err(error) = left {
         // The lock will be free: whoever looks sees that nothing lives here.
-        let _ = writeln!(
-            std::io::stderr(),
-            "msb-supervisor: {}",
-            libmsb::cli::error::message(&error)
-        );
+        print_error(TOOL, &libmsb::cli::error::message(&error));
     }
 }
 

@@ -170,7 +170,9 @@ impl Relay {
         self.open = true;
         let clients: Vec<ClientId> = self.clients.keys().copied().collect();
         for id in clients {
-            let Some(client) = self.clients.get_mut(&id) else { continue };
+            let Some(client) = self.clients.get_mut(&id) else {
+                continue;
+            };
             for (stream, request) in std::mem::take(&mut client.waiting) {
                 self.forward(id, stream, request, agent);
             }
@@ -455,12 +457,12 @@ impl Relay {
             }
         }
         match route.owner {
-            Owner::Client(client) => self.to_client(client, frame, notices),
-            Owner::Supervisor(own) => self.to_supervisor(own, frame, out, notices),
+            Owner::Client(client) => self.pass_to_client(client, frame, notices),
+            Owner::Supervisor(own) => self.pass_to_supervisor(own, frame, out, notices),
         }
     }
 
-    fn to_client(
+    fn pass_to_client(
         &mut self,
         client: Option<(ClientId, u32)>,
         mut frame: Frame<'_>,
@@ -492,7 +494,7 @@ impl Relay {
         Ok(())
     }
 
-    fn to_supervisor(
+    fn pass_to_supervisor(
         &mut self,
         own: Own,
         frame: Frame<'_>,
@@ -648,7 +650,7 @@ mod tests {
             headers(&self.agent_end)
         }
 
-        fn from_agent(&mut self, bytes: &[u8]) -> Result<(), Violation> {
+        fn agent_sends(&mut self, bytes: &[u8]) -> Result<(), Violation> {
             let mut decoder = Decoder::new();
             let mut source = bytes;
             decoder.fill(&mut source).unwrap();
@@ -695,7 +697,7 @@ mod tests {
         assert_ne!(opened[0], opened[1]);
         let mut out = Vec::new();
         frame::put_data(&mut out, opened[1], STDOUT, b"for two");
-        bench.from_agent(&out).unwrap();
+        bench.agent_sends(&out).unwrap();
         let kinds = |headers: Vec<Header>| {
             headers
                 .iter()
@@ -731,8 +733,8 @@ mod tests {
         let mut out = Vec::new();
         frame::put_data(&mut out, stream, STDOUT, b"late");
         frame::put_message(&mut out, stream, Kind::Event, frame::flags::END, b"{}");
-        bench.from_agent(&out).unwrap();
-        assert!(bench.from_agent(&out).is_err(), "the stream is over");
+        bench.agent_sends(&out).unwrap();
+        assert!(bench.agent_sends(&out).is_err(), "the stream is over");
     }
 
     #[test]
@@ -745,9 +747,9 @@ mod tests {
         let mut out = Vec::new();
         frame::put_data(&mut out, stream, STDOUT, &part);
         for _ in 0..WINDOW_BYTES as usize / part.len() {
-            bench.from_agent(&out).unwrap();
+            bench.agent_sends(&out).unwrap();
         }
-        assert!(bench.from_agent(&out).is_err());
+        assert!(bench.agent_sends(&out).is_err());
     }
 
     #[test]

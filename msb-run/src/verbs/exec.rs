@@ -37,7 +37,7 @@ pub(crate) fn run(args: ExecArgs) -> anyhow::Result<u8> {
         argv.push(Text::from("/bin/sh"));
     }
     let tty = args.connected.is_tty();
-    let mut request = args.connected.request(argv.clone(), tty);
+    let mut request = args.connected.request(argv, tty);
     request.env.extend(
         args.connected
             .env()?
@@ -46,5 +46,5 @@ pub(crate) fn run(args: ExecArgs) -> anyhow::Result<u8> {
     );
     let connection = connect(&home, &args.name)?;
     let (outcome, _) = session::run(connection, request, Streams::take(tty)?)?;
-    tell_end(TOOL, &argv[0], &outcome)
+    tell_end(TOOL, &outcome)
 }

@@ -13,6 +13,7 @@ pub(crate) mod stop;
 
 use std::ffi::OsString;
 use std::io::IsTerminal;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use libmsb::cli::args::{EnvVar, SandboxName, parse_env};
@@ -26,6 +27,9 @@ use msb_wire::text::Text;
 
 use crate::session::Outcome;
 use crate::terminal::window_size;
+
+/// Time for a sandbox that has begun to start to listen.
+const SOCKET_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What we call ourselves to a supervisor.
 const PROGRAM: &str = concat!("msb-run ", env!("CARGO_PKG_VERSION"));
@@ -94,7 +98,7 @@ fn terminal_env() -> Vec<Text> {
 }
 
 /// Tells how a command ended, where there is something to tell, and gives the exit code.
-pub(crate) fn tell_end(tool: &str, program: &Text, outcome: &Outcome) -> anyhow::Result<u8> {
+pub(crate) fn tell_end(tool: &str, outcome: &Outcome) -> anyhow::Result<u8> {
     if outcome.output_closed {
         // As if SIGPIPE had ended the command here.
         return Ok(exit::of_signal(13));
@@ -106,14 +110,7 @@ pub(crate) fn tell_end(tool: &str, program: &Text, outcome: &Outcome) -> anyhow:
         return Err(Failure::failed("the sandbox ended before the command did").into());
     };
     if let ExecEvent::Failed { message, .. } = event {
-        print_error(
-            tool,
-            &format!(
-                "cannot run '{}' in the guest: {}",
-                escape(program.as_bytes()),
-                escape(message)
-            ),
-        );
+        print_error(tool, &format!("in the guest: {}", escape(message)));
     }
     Ok(event
         .exit_code()
@@ -123,13 +120,23 @@ pub(crate) fn tell_end(tool: &str, program: &Text, outcome: &Outcome) -> anyhow:
 /// Connects to a sandbox that must be there and running.
 pub(crate) fn connect(home: &Home, name: &SandboxName) -> anyhow::Result<Connection> {
     let sandbox = home.sandboxes().find(name)?;
-    match Connection::connect(&home.agent_socket(name), PROGRAM) {
-        Err(ClientError::Connect(_)) if !sandbox.is_alive()? => Err(Failure::wrong_state(format!(
-            "the sandbox '{name}' is not running"
-        ))
-        .hint(format!("start it: msb run --name {name} IMAGE"))
-        .into()),
-        result => Ok(result?),
+    let socket = home.agent_socket(name);
+    let deadline = Instant::now() + SOCKET_TIMEOUT;
+    loop {
+        match Connection::connect(&socket, PROGRAM) {
+            Err(ClientError::Connect(_)) if !sandbox.is_alive()? => {
+                return Err(
+                    Failure::wrong_state(format!("the sandbox '{name}' is not running"))
+                        .hint(format!("start it: msb run --name {name} IMAGE"))
+                        .into(),
+                );
+            }
+            // It is just starting: the lock is taken a moment before the socket is there.
+            Err(ClientError::Connect(_)) if Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            result => return Ok(result?),
+        }
     }
 }
 

@@ -30,6 +30,11 @@ use crate::startup::{Stamps, monotonic_ns};
 
 const TOOL: &str = "msb-run";
 
+/// Virtual processors when nobody says how many; the reference's default.
+const CPUS: u8 = 1;
+/// Memory when nobody says how much, in MiB; the reference's default.
+const MEMORY_MIB: u32 = 512;
+
 /// Time that a sandbox which is just stopping is waited for.
 const STOPPING_TIMEOUT: Duration = Duration::from_secs(15);
 
@@ -55,12 +60,12 @@ pub(crate) struct RunArgs {
     detach: bool,
     #[command(flatten)]
     connected: CommandArgs,
-    /// Virtual processors
-    #[arg(short, long, default_value = "1", value_parser = parse_cpus, value_name = "N")]
-    cpus: u8,
-    /// Memory: MiB, or with a unit (512M, 1.5G)
-    #[arg(short, long, default_value = "512M", value_parser = parse_memory, value_name = "SIZE")]
-    memory: u32,
+    /// Virtual processors (default: 1)
+    #[arg(short, long, value_parser = parse_cpus, value_name = "N")]
+    cpus: Option<u8>,
+    /// Memory: MiB, or with a unit, as 1.5G (default: 512M)
+    #[arg(short, long, value_parser = parse_memory, value_name = "SIZE")]
+    memory: Option<u32>,
     /// Host name in the guest (default: the sandbox's name)
     #[arg(short = 'H', long)]
     hostname: Option<String>,
@@ -78,8 +83,8 @@ pub(crate) struct RunArgs {
 impl RunArgs {
     fn choices(&self) -> Result<Choices, Failure> {
         Ok(Choices {
-            cpus: u32::from(self.cpus),
-            memory_mib: self.memory,
+            cpus: u32::from(self.cpus.unwrap_or(CPUS)),
+            memory_mib: self.memory.unwrap_or(MEMORY_MIB),
             env: self.connected.env()?,
             workdir: self.connected.workdir.clone(),
             user: self.connected.user.clone(),
@@ -116,12 +121,12 @@ pub(crate) fn run(args: RunArgs) -> anyhow::Result<u8> {
     }
     let request = ExecRequest {
         main: true,
-        ..request(&args, &taken, argv.clone(), tty)?
+        ..request(&args, &taken, argv, tty)?
     };
     let streams = Streams::take(tty)?;
     let image_ns = monotonic_ns();
     let launched = launch(&name, taken.lock, true)?;
-    let (code, stamps) = attach(launched, request, streams, &argv)?;
+    let (code, stamps) = attach(launched, request, streams)?;
     if args.time {
         let end_ns = monotonic_ns();
         tell_times(&Times {
@@ -142,7 +147,6 @@ fn take(home: &Home, args: &RunArgs) -> anyhow::Result<Taken> {
             return take_existing(sandbox, args);
         }
     }
-    home.prepare()?;
     let images = home.images();
     let choices = args.choices()?;
     // Held until the sandbox, which pins the image, is there.
@@ -155,6 +159,7 @@ fn take(home: &Home, args: &RunArgs) -> anyhow::Result<Taken> {
     let ephemeral = args.name.is_none();
     let name = args.name.clone().map_or_else(SandboxName::random, Ok)?;
     let spec = plan::spec(&name, ephemeral, &image, choices)?;
+    home.prepare()?;
     let (sandbox, lock) = home.sandboxes().create(&name, &spec, |folder| {
         if ephemeral {
             return Ok(());
@@ -208,7 +213,10 @@ fn take_existing(sandbox: Sandbox, args: &RunArgs) -> anyhow::Result<Taken> {
 }
 
 fn changes_what_it_is(args: &RunArgs) -> bool {
-    args.cpus != 1 || args.memory != 512 || args.hostname.is_some() || !args.label.is_empty()
+    args.cpus.is_some()
+        || args.memory.is_some()
+        || args.hostname.is_some()
+        || !args.label.is_empty()
 }
 
 fn wait_while_stopping(sandbox: &Sandbox) -> anyhow::Result<()> {
@@ -273,7 +281,6 @@ fn attach(
     mut launched: Launched,
     request: ExecRequest,
     streams: Streams,
-    argv: &[Text],
 ) -> anyhow::Result<(u8, Option<Stamps>)> {
     let session = (|| {
         let client = launched
@@ -289,12 +296,11 @@ fn attach(
     };
     if outcome.interrupted_by.is_none() {
         // The supervisor closes the connection when the sandbox has come to its end.
-        while matches!(reader.next(), Ok(Some(_))) {}
+        while matches!(reader.receive(), Ok(Some(_))) {}
     }
     drop(reader);
     let gone = launched.wait_until_gone()?;
-    let program = argv.first().cloned().unwrap_or_default();
-    match (tell_end(TOOL, &program, &outcome), gone.error) {
+    match (tell_end(TOOL, &outcome), gone.error) {
         (Ok(code), Some(error)) if outcome.event.is_some() => {
             print_error(TOOL, &libmsb::cli::error::message(&error));
             Ok((code, gone.stamps))

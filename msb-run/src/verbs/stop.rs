@@ -63,7 +63,7 @@ pub(crate) fn stop(home: &Home, name: &SandboxName, timeout: Duration) -> anyhow
     });
     let mut call = connection.open(&request)?;
     let mut answer = None;
-    while let Ok(Some(incoming)) = call.reader.next() {
+    while let Ok(Some(incoming)) = call.reader.receive() {
         if let Incoming::Event {
             message,
             last: true,

@@ -143,7 +143,14 @@ fn drive(number: usize, disk: &Disk) -> OsString {
         (false, true) => "cache=unsafe,discard=unmap",
         (false, false) => "cache=writeback,discard=unmap",
     };
-    let mut value = format!("if=none,id=disk{number},format={format},{access},file=").into_bytes();
+    // An error of the host's disk is one of the guest's disk; by default QEMU would stop the guest when the host is full.
+    let errors = if disk.read_only {
+        ""
+    } else {
+        "werror=report,rerror=report,"
+    };
+    let mut value =
+        format!("if=none,id=disk{number},format={format},{access},{errors}file=").into_bytes();
     value.extend_from_slice(&escaped(disk.path.as_os_str()));
     OsString::from_vec(value)
 }
