@@ -9,7 +9,7 @@ fn run(home: &Home, args: &[&str]) -> Outcome {
 #[test]
 fn an_images_entrypoint_command_user_and_directory_are_used() {
     let home = Home::with(&["configured.docker.tar"]);
-    let image = "msb-test/configured:v1";
+    let image = "localhost/msb-test/configured:v1";
     run(&home, &[image]).is(0, "entry cmd\n", "");
     run(&home, &[image, "--", "one", "two"]).is(0, "entry one two\n", "");
     run(
@@ -259,10 +259,14 @@ fn labels_are_kept_and_listed() {
     ])
     .done();
     let list = home.list();
-    assert_eq!(
-        list[0]["labels"],
-        serde_json::json!({"team": "ml", "gpu": ""})
-    );
+    assert_eq!(list[0]["labels"]["team"], "ml");
+    assert_eq!(list[0]["labels"]["gpu"], "");
+    // The image's own are there as well, as in docker.
+    assert_eq!(list[0]["labels"]["purpose"], "test");
+    home.run(["ls", "-q", "--label", "team=ml", "--label", "gpu"])
+        .is(0, "x\n", "");
+    home.run(["ls", "-q", "--label", "team=other"])
+        .is(0, "", "");
     assert_eq!(list[0]["image"], "docker.io/library/busybox:test");
     home.run(["stop", "x"]).done();
 }

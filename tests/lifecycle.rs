@@ -208,7 +208,7 @@ fn a_stop_flushes_what_was_written() {
     assert!(output.status.success(), "{output:?}");
     let mut look = home.program("debugfs");
     let output = look
-        .args(["-R", "ls -p /upper"])
+        .args(["-R", "ls -p /root"])
         .arg(&upper)
         .output()
         .unwrap();

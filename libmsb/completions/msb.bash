@@ -1,12 +1,17 @@
 # bash completion of msb. Commands come from `msb --list-commands`, options from the programs themselves,
 # names from the state directory: nothing here has to be kept in step.
 
+_msb_images() {
+    # As people type them: docker.io/library/alpine:latest is alpine.
+    "$1" image list --quiet | sed -e 's,^docker\.io/\(library/\)\{0,1\},,' -e 's,:latest$,,'
+}
+
 _msb_names() {
     # Names for the words after a command: sandboxes or images.
     case $2 in
         msb-exec | msb-stop | msb-rm) "$1" list --quiet ;;
-        msb-run) "$1" image list --quiet ;;
-        msb-image) [[ $3 == inspect || $3 == remove || $3 == rm ]] && "$1" image list --quiet ;;
+        msb-run) _msb_images "$1" ;;
+        msb-image) [[ $3 == inspect || $3 == remove || $3 == rm ]] && _msb_images "$1" ;;
     esac 2>/dev/null
 }
 

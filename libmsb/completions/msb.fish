@@ -17,7 +17,8 @@ function __msb_names --argument-names msb tool verb
         case 'msb-exec *' 'msb-stop *' 'msb-rm *'
             $msb list --quiet 2>/dev/null
         case 'msb-run *' 'msb-image inspect' 'msb-image remove' 'msb-image rm'
-            $msb image list --quiet 2>/dev/null
+            # As people type them: docker.io/library/alpine:latest is alpine.
+            $msb image list --quiet 2>/dev/null | string replace --regex '^docker\.io/(library/)?' '' | string replace --regex ':latest$' ''
     end
 end
 

@@ -378,7 +378,7 @@ fn with_completions(shell: &str, script: &str, of_tool: &str) -> Installation {
         );
         msb.write_program(&format!("bin/{name}"), &text);
     };
-    tool("msb-image", "alpine");
+    tool("msb-image", "docker.io/library/alpine:latest");
     tool("msb-stop", "none");
     tool("msb-ls", "web");
     msb

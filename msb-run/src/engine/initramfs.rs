@@ -16,9 +16,10 @@ use libmsb::state::write;
 use sha2::{Digest, Sha256};
 
 use super::kernel::Kernel;
+use super::module;
 
 /// Changes with the contents that this code makes.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 const MODE_FOLDER: u32 = 0o040755;
 const MODE_PROGRAM: u32 = 0o100755;
@@ -117,7 +118,8 @@ fn add_modules(archive: &mut Archive, folder: &Path, wanted: &[&str]) -> anyhow:
         }
         let contents =
             std::fs::read(&path).with_context(|| format!("cannot read '{}'", path.display()))?;
-        archive.add(&format!("modules/{name}.ko"), MODE_FILE, &contents);
+        let module = module::stripped(contents);
+        archive.add(&format!("modules/{name}.ko"), MODE_FILE, &module);
         order.push_str(&format!("{name}.ko\n"));
     }
     archive.add("modules/load", MODE_FILE, order.as_bytes());

@@ -12,6 +12,8 @@ use libmsb::machine::{Disk, Plan};
 mod initramfs;
 /// The guest's kernel.
 mod kernel;
+/// Kernel modules, without what only costs time.
+mod module;
 /// The qemu engine.
 mod qemu;
 /// The empty writable disk.

@@ -8,24 +8,28 @@ use std::os::unix::fs::FileExt;
 
 use flate2::read::ZlibDecoder;
 
-const TEMPLATE: &[u8] = include_bytes!("upper.template");
+/// Empty file systems of the sizes in MiB. Larger ones grow from the largest of these that fits.
+const TEMPLATES: [(u64, &[u8]); 2] = [
+    (4096, include_bytes!("upper-4g.template")),
+    (SIZE_MIB_MIN, include_bytes!("upper-24m.template")),
+];
 const BLOCK_BYTES: usize = 4096;
 
-/// Smallest disk, in MiB: the file system as it is in the template.
+/// Smallest disk, in MiB.
 pub(crate) const SIZE_MIB_MIN: u64 = 24;
 
 /// Writes an empty file system into an empty file, and gives the file its size.
 pub(crate) fn format(file: &File, size_mib: u64) -> io::Result<()> {
-    file.set_len(size_mib.max(SIZE_MIB_MIN) * 1024 * 1024)?;
-    let mut template = ZlibDecoder::new(TEMPLATE);
+    let size_mib = size_mib.max(SIZE_MIB_MIN);
+    file.set_len(size_mib * 1024 * 1024)?;
+    let fits = TEMPLATES.iter().find(|(mib, _)| *mib <= size_mib);
+    let mut template = ZlibDecoder::new(fits.map_or(&[][..], |(_, bytes)| bytes));
     let mut number = [0; 4];
     let mut block = [0; BLOCK_BYTES];
     while template.read(&mut number)? == number.len() {
         template.read_exact(&mut block)?;
-        file.write_all_at(
-            &block,
-            u64::from(u32::from_le_bytes(number)) * BLOCK_BYTES as u64,
-        )?;
+        let at = u64::from(u32::from_le_bytes(number)) * BLOCK_BYTES as u64;
+        file.write_all_at(&block, at)?;
     }
     Ok(())
 }
@@ -36,18 +40,21 @@ mod tests {
     use std::os::unix::fs::MetadataExt;
 
     #[test]
-    fn the_disk_is_sparse_and_has_a_file_system() {
-        let file = tempfile::tempfile().unwrap();
-        format(&file, 4096).unwrap();
-        let meta = file.metadata().unwrap();
-        assert_eq!(meta.len(), 4 << 30);
-        assert!(
-            meta.blocks() * 512 < 256 * 1024,
-            "{} bytes are allocated",
-            meta.blocks() * 512
-        );
-        let mut magic = [0; 2];
-        file.read_exact_at(&mut magic, 1024 + 56).unwrap();
-        assert_eq!(u16::from_le_bytes(magic), 0xef53);
+    fn a_disk_is_sparse_and_has_a_file_system_no_larger_than_itself() {
+        for size_mib in [24, 100, 4095, 4096, 70_000] {
+            let file = tempfile::tempfile().unwrap();
+            format(&file, size_mib).unwrap();
+            let meta = file.metadata().unwrap();
+            assert_eq!(meta.len(), size_mib << 20);
+            let allocated = meta.blocks() * 512;
+            assert!(allocated < 256 * 1024, "{allocated} bytes are allocated");
+            // Superblock at 1024: the number of blocks at 4, the magic number at 56 (kernel: ext4/super.rst).
+            let mut superblock = [0; 64];
+            file.read_exact_at(&mut superblock, 1024).unwrap();
+            assert_eq!(superblock[56..58], [0x53, 0xef]);
+            let blocks =
+                u32::from_le_bytes([superblock[4], superblock[5], superblock[6], superblock[7]]);
+            assert!(u64::from(blocks) * 4096 <= size_mib << 20);
+        }
     }
 }

@@ -34,7 +34,7 @@ const PROGRAM: &str = concat!("msb-supervisor ", env!("CARGO_PKG_VERSION"));
 const BOOT_TIMEOUTS: [Duration; 2] = [Duration::from_secs(45), Duration::from_secs(120)];
 /// Time for a guest to shut down when nobody said how long; the reference's default for `stop`.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
-/// Time for the machine to end after its guest said that all is flushed.
+/// Time for the machine to end when its guest is at its end, or its sockets are closed.
 const POWER_OFF_TIMEOUT: Duration = Duration::from_secs(2);
 /// Time for clients to take what was said to them at the end. The attached one is waited for without end.
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
@@ -579,11 +579,17 @@ impl Life {
         }
     }
 
+    /// The guest has shut down. When all is flushed and clean, there is nothing to be waited for.
     fn shut_down(&mut self, message: &[u8]) {
         if let Ok(StopEvent::Stopped { clean }) = serde_json::from_slice(message) {
             self.clean = clean;
+            let patience = if clean {
+                Duration::ZERO
+            } else {
+                POWER_OFF_TIMEOUT
+            };
             self.phase = Phase::Stopping {
-                deadline: Instant::now() + POWER_OFF_TIMEOUT,
+                deadline: Instant::now() + patience,
             };
         }
     }
