@@ -3,7 +3,7 @@
 
 _msb_images() {
     # As people type them: docker.io/library/alpine:latest is alpine.
-    "$1" image list --quiet | sed -e 's,^docker\.io/\(library/\)\{0,1\},,' -e 's,:latest$,,'
+    "$1" image list --quiet | sed -e 's|^docker\.io/||' -e 's|^library/||' -e 's|:latest$||'
 }
 
 _msb_names() {

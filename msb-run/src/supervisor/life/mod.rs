@@ -1,21 +1,21 @@
 //! The loop: from the start of the machine to its end.
 
+/// The begin.
+mod boot;
+/// The end.
+mod end;
+
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use libmsb::cli::error::{Failure, print_warning};
-use libmsb::machine::{SERIAL_ROOT, SERIAL_UPPER};
+use libmsb::cli::error::print_warning;
 use libmsb::signals::{Signals, signal};
+use libmsb::state::layout;
 use libmsb::state::status::{Reason, State, Status};
-use libmsb::state::{layout, write};
-use msb_wire::boot::{BootEvent, BootRequest, Root};
-use msb_wire::exec::{ExecEvent, ExecRequest};
-use msb_wire::frame::{self, Assembler, Kind};
+use msb_wire::frame::{Assembler, Kind};
 use msb_wire::handshake::{Hello, operation};
-use msb_wire::sandbox::{Request, StopEvent};
-use msb_wire::text::to_hex;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::exec_log::ExecLog;
@@ -24,8 +24,8 @@ use super::machine::Machine;
 use super::relay::{ClientId, Notice, Own, Relay, Violation};
 use super::rotate::{Bounds, RotatedFile};
 use super::socket::Socket;
-use super::{Aborted, Setup, Starter, TOOL, last_words, start_machine};
-use crate::startup::{Stamps, Startup, monotonic_ns};
+use super::{Aborted, Setup, Starter, TOOL, start_machine};
+use crate::startup::{Stamps, monotonic_ns};
 
 const PROGRAM: &str = concat!("msb-supervisor ", env!("CARGO_PKG_VERSION"));
 
@@ -255,7 +255,7 @@ impl Life {
     ) -> anyhow::Result<()> {
         match source {
             Source::Agent => self.read_agent(notices),
-            Source::Console => self.read_console(),
+            Source::Console => drop(self.copy_console()),
             Source::Exit => self.machine_ended(),
             Source::Listener => self.accept(),
             Source::Signals => {
@@ -330,88 +330,6 @@ impl Life {
         Ok(())
     }
 
-    /// The agent said hello: answer, and set the guest up.
-    fn greet(&mut self, message: &[u8]) -> Result<(), Violation> {
-        if std::mem::replace(&mut self.greeted, true) {
-            return Err(Violation("a second hello".to_owned()));
-        }
-        let peer: Hello = serde_json::from_slice(message)
-            .map_err(|error| Violation(format!("a hello that cannot be understood: {error}")))?;
-        peer.agree()
-            .map_err(|error| Violation(format!("a hello: {error}")))?;
-        peer.require(operation::BOOT)
-            .map_err(|error| Violation(format!("a hello: {error}")))?;
-        self.stamps.guest_agent_ns = peer.agent_start_ns.unwrap_or(0);
-        let hello = serde_json::to_vec(&Hello::of(PROGRAM, &[]))
-            .map_err(|error| Violation(error.to_string()))?;
-        let agent = &mut self.machine.agent;
-        frame::put_message(agent.queue(), frame::CONNECTION, Kind::Hello, 0, &hello);
-        let boot = self
-            .boot_request()
-            .map_err(|error| Violation(error.to_string()))?;
-        self.relay
-            .request(Own::Boot, &Request::Boot(boot), &mut self.machine.agent)
-            .map_err(|error| Violation(error.to_string()))
-    }
-
-    fn boot_request(&self) -> anyhow::Result<BootRequest> {
-        let spec = &self.setup.spec;
-        let mut entropy = [0; 32];
-        write::random(&mut entropy)?;
-        let clock = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
-        Ok(BootRequest {
-            root: Root::Overlay {
-                lower: SERIAL_ROOT.to_owned(),
-                upper: SERIAL_UPPER.to_owned(),
-            },
-            hostname: spec.hostname.clone(),
-            env: spec.env.clone(),
-            cwd: spec.workdir.clone(),
-            user: spec.user.clone(),
-            clock_unix_ns: clock.as_nanos() as u64,
-            entropy_hex: to_hex(&entropy),
-        })
-    }
-
-    /// The engine closes its sockets a moment before its process is gone.
-    fn agent_closed(&mut self) {
-        let deadline = Instant::now() + POWER_OFF_TIMEOUT;
-        while self.machine.poll_exit().is_none() && Instant::now() < deadline {
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        self.machine.kill();
-        self.machine_ended();
-    }
-
-    fn machine_ended(&mut self) {
-        if self.machine.poll_exit().is_none() {
-            return;
-        }
-        while self.console.is_some() && self.copy_console() {}
-        if let Some(reason) = self.ending {
-            return self.finish(reason, None);
-        }
-        let words = last_words(&self.setup.sandbox)
-            .map(|words| format!(": {words}"))
-            .unwrap_or_default();
-        match self.phase {
-            Phase::Booting { .. } => {
-                let message = format!("the virtual machine ended before the guest was up{words}");
-                self.finish(Reason::BootFailed, Some(message));
-            }
-            _ => self.finish(
-                Reason::VmExited,
-                Some(format!("the virtual machine ended by itself{words}")),
-            ),
-        }
-    }
-
-    fn read_console(&mut self) {
-        self.copy_console();
-    }
-
     /// Moves what the guest printed to its log. `false` when there is nothing more for now. A full disk must not stop the
     /// sandbox: then what the guest prints is lost.
     fn copy_console(&mut self) -> bool {
@@ -469,128 +387,10 @@ impl Life {
         Ok(())
     }
 
-    fn booted(&mut self, message: &[u8], starter: &mut Starter) -> anyhow::Result<()> {
-        match serde_json::from_slice(message)
-            .context("the agent's answer to the boot cannot be understood")?
-        {
-            BootEvent::Failed { stage, message } => {
-                self.finish(
-                    Reason::BootFailed,
-                    Some(format!(
-                        "the guest failed in its stage '{stage}': {message}"
-                    )),
-                );
-                Ok(())
-            }
-            BootEvent::Ready { kernel, ready_ns } => {
-                self.stamps.ready_ns = monotonic_ns();
-                self.stamps.guest_ready_ns = ready_ns;
-                if matches!(self.phase, Phase::Booting { .. }) {
-                    self.phase = Phase::Running;
-                }
-                // The commands first: they run while the files are written.
-                let mut notices = Vec::new();
-                self.relay.open(&mut self.machine.agent, &mut notices);
-                self.start_main()?;
-                let _ = self.machine.agent.flush();
-                self.status.state = State::Running;
-                self.status.since = jiff::Timestamp::now();
-                self.status.kernel = Some(kernel);
-                self.write_status();
-                if let Some(log) = &mut self.log {
-                    let _ = log.system("sandbox started");
-                }
-                starter.tell(&Startup::Ready(self.stamps));
-                notices
-                    .into_iter()
-                    .try_for_each(|notice| self.act_on(notice, starter))
-            }
-        }
-    }
-
     /// The file informs others; a full disk must not end the sandbox.
     fn write_status(&self) {
         if let Err(error) = self.setup.sandbox.set_status(&self.status) {
             print_warning(TOOL, &libmsb::cli::error::message(&error));
-        }
-    }
-
-    /// Nobody is attached: the main command, if there is one, is ours to run.
-    fn start_main(&mut self) -> anyhow::Result<()> {
-        if self.attached.is_some() || self.setup.spec.command.is_empty() {
-            return Ok(());
-        }
-        let exec = ExecRequest {
-            argv: self.setup.spec.command.clone(),
-            main: true,
-            ..ExecRequest::default()
-        };
-        self.relay
-            .request(Own::Main, &Request::Exec(exec), &mut self.machine.agent)?;
-        Ok(())
-    }
-
-    fn main_ended(&mut self, event: &ExecEvent, starter: &mut Starter) {
-        self.status.exit_code = event.exit_code();
-        if let Some(log) = &mut self.log {
-            let _ = log.end();
-            let _ = log.system(&format!(
-                "main command ended with {}",
-                event.exit_code().unwrap_or_default()
-            ));
-        }
-        if self.attached.is_some() || !self.setup.spec.lasting {
-            self.stop(Reason::Completed, STOP_TIMEOUT, starter);
-        }
-    }
-
-    /// Begins the end. A machine whose disk goes with it, and whose command has ended, needs no ceremony.
-    fn stop(&mut self, reason: Reason, timeout: Duration, starter: &mut Starter) {
-        let booting = matches!(self.phase, Phase::Booting { .. });
-        let volatile =
-            self.setup.spec.ephemeral && matches!(reason, Reason::Completed | Reason::ClientGone);
-        if timeout.is_zero() || volatile || booting {
-            if booting {
-                starter.tell(&Startup::failed(
-                    &Failure::wrong_state("it was stopped before the guest was up").into(),
-                ));
-            }
-            // What is ready for clients goes out before the machine is taken down: that takes a moment.
-            self.write_out(&mut Vec::new());
-            return self.finish(reason, None);
-        }
-        let deadline = Instant::now() + timeout;
-        if let Phase::Stopping { deadline: earlier } = self.phase {
-            self.phase = Phase::Stopping {
-                deadline: deadline.min(earlier),
-            };
-            return;
-        }
-        self.phase = Phase::Stopping { deadline };
-        self.ending = Some(reason);
-        self.status.state = State::Stopping;
-        self.write_status();
-        if self
-            .relay
-            .request(Own::Shutdown, &Request::Shutdown, &mut self.machine.agent)
-            .is_err()
-        {
-            self.finish(reason, None);
-        }
-    }
-
-    /// The guest has shut down. When all is flushed and clean, there is nothing to be waited for.
-    fn shut_down(&mut self, message: &[u8]) {
-        if let Ok(StopEvent::Stopped { clean }) = serde_json::from_slice(message) {
-            self.clean = clean;
-            let patience = if clean {
-                Duration::ZERO
-            } else {
-                POWER_OFF_TIMEOUT
-            };
-            self.phase = Phase::Stopping {
-                deadline: Instant::now() + patience,
-            };
         }
     }
 
@@ -606,133 +406,6 @@ impl Life {
             _ => {}
         }
         Ok(())
-    }
-
-    /// The guest says nothing: perhaps the engine knows another way.
-    fn boot_hung(&mut self) -> anyhow::Result<()> {
-        self.machine.kill();
-        let attempt = self.attempt + 1;
-        let machine = BOOT_TIMEOUTS
-            .get(attempt as usize)
-            .map(|_| start_machine(&self.setup, attempt))
-            .transpose()?
-            .flatten();
-        let Some(machine) = machine else {
-            self.finish(
-                Reason::BootFailed,
-                Some("the guest did not come up in time".to_owned()),
-            );
-            return Ok(());
-        };
-        self.machine = machine;
-        self.attempt = attempt;
-        self.greeted = false;
-        self.assembler = Assembler::new();
-        self.phase = Phase::Booting {
-            deadline: Instant::now() + BOOT_TIMEOUTS[attempt as usize],
-        };
-        Ok(())
-    }
-
-    fn finish(&mut self, reason: Reason, message: Option<String>) {
-        if self.end.is_none() {
-            let reason = self.ending.unwrap_or(reason);
-            self.end = Some(End {
-                reason,
-                message,
-                clean: self.clean,
-            });
-        }
-    }
-
-    /// The machine goes; the folder says how it ended, or goes too; the lock is free; and then everybody is told.
-    fn conclude(mut self, mut starter: Starter) -> anyhow::Result<()> {
-        self.machine.kill();
-        while self.console.is_some() && self.copy_console() {}
-        let end = self.end.take().unwrap_or(End {
-            reason: Reason::Other,
-            message: None,
-            clean: false,
-        });
-        let left = self.leave(&end);
-        let Life {
-            setup,
-            relay,
-            machine,
-            socket,
-            attached,
-            stoppers,
-            ..
-        } = self;
-        drop(socket);
-        drop(setup);
-        if let Some(message) = &end.message {
-            let hint =
-                "the guest's console and the supervisor's messages are in the sandbox's folder";
-            starter.tell(&Startup::failed(
-                &Failure::failed(message.clone()).hint(hint).into(),
-            ));
-        }
-        farewell(relay, machine, attached, &stoppers, &end);
-        left
-    }
-
-    fn leave(&mut self, end: &End) -> anyhow::Result<()> {
-        if let Some(log) = &mut self.log {
-            let _ = log.system("sandbox stopped");
-        }
-        if self.setup.spec.ephemeral {
-            return self.setup.sandbox.remove_held();
-        }
-        let crashed = matches!(
-            end.reason,
-            Reason::BootFailed | Reason::VmExited | Reason::AgentFailed | Reason::SupervisorFailed
-        );
-        self.status.state = if crashed {
-            State::Crashed
-        } else {
-            State::Stopped
-        };
-        self.status.since = jiff::Timestamp::now();
-        self.status.reason = Some(end.reason);
-        self.status.message = end.message.clone();
-        self.status.clean = Some(end.clean);
-        self.setup.sandbox.set_status(&self.status)
-    }
-}
-
-/// Answers those who asked for the end, and lets the clients take what is theirs.
-fn farewell(
-    mut relay: Relay,
-    mut machine: Machine,
-    attached: Option<ClientId>,
-    stoppers: &[(ClientId, u32)],
-    end: &End,
-) {
-    for (client, stream) in stoppers {
-        relay.answer_stop(*client, *stream, &StopEvent::Stopped { clean: end.clean });
-    }
-    let deadline = Instant::now() + FAREWELL_TIMEOUT;
-    loop {
-        let mut notices = Vec::new();
-        for id in relay.unflushed() {
-            relay.write_client(id, &mut machine.agent, &mut notices);
-        }
-        let unflushed = relay.unflushed();
-        let waited_for = unflushed.iter().any(|id| attached == Some(*id));
-        if unflushed.is_empty() || (!waited_for && deadline <= Instant::now()) {
-            return;
-        }
-        let mut fds: Vec<PollFd<'_>> = relay
-            .links()
-            .filter(|(id, ..)| unflushed.contains(id))
-            .map(|(_, link, _)| PollFd::from_borrowed_fd(link.as_fd(), PollFlags::OUT))
-            .collect();
-        let pause = Timespec {
-            tv_sec: 0,
-            tv_nsec: 100_000_000,
-        };
-        let _ = poll(&mut fds, Some(&pause));
     }
 }
 

@@ -1,0 +1,146 @@
+//! The begin: from the agent's hello to a guest that takes commands.
+
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::Context;
+use libmsb::machine::{SERIAL_ROOT, SERIAL_UPPER};
+use libmsb::state::status::{Reason, State};
+use libmsb::state::write;
+use msb_wire::boot::{BootEvent, BootRequest, Root};
+use msb_wire::exec::ExecRequest;
+use msb_wire::frame::{self, Assembler, Kind};
+use msb_wire::handshake::{Hello, operation};
+use msb_wire::sandbox::Request;
+use msb_wire::text::to_hex;
+
+use super::{BOOT_TIMEOUTS, Life, PROGRAM, Phase};
+use crate::startup::{Startup, monotonic_ns};
+use crate::supervisor::relay::{Own, Violation};
+use crate::supervisor::{Starter, start_machine};
+
+impl Life {
+    /// The agent said hello: answer, and set the guest up.
+    pub(super) fn greet(&mut self, message: &[u8]) -> Result<(), Violation> {
+        if std::mem::replace(&mut self.greeted, true) {
+            return Err(Violation("a second hello".to_owned()));
+        }
+        let peer: Hello = serde_json::from_slice(message)
+            .map_err(|error| Violation(format!("a hello that cannot be understood: {error}")))?;
+        peer.agree()
+            .map_err(|error| Violation(format!("a hello: {error}")))?;
+        peer.require(operation::BOOT)
+            .map_err(|error| Violation(format!("a hello: {error}")))?;
+        self.stamps.guest_agent_ns = peer.agent_start_ns.unwrap_or(0);
+        let hello = serde_json::to_vec(&Hello::of(PROGRAM, &[]))
+            .map_err(|error| Violation(error.to_string()))?;
+        let agent = &mut self.machine.agent;
+        frame::put_message(agent.queue(), frame::CONNECTION, Kind::Hello, 0, &hello);
+        let boot = self
+            .boot_request()
+            .map_err(|error| Violation(error.to_string()))?;
+        self.relay
+            .request(Own::Boot, &Request::Boot(boot), &mut self.machine.agent)
+            .map_err(|error| Violation(error.to_string()))
+    }
+
+    fn boot_request(&self) -> anyhow::Result<BootRequest> {
+        let spec = &self.setup.spec;
+        let mut entropy = [0; 32];
+        write::random(&mut entropy)?;
+        let clock = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        Ok(BootRequest {
+            root: Root::Overlay {
+                lower: SERIAL_ROOT.to_owned(),
+                upper: SERIAL_UPPER.to_owned(),
+            },
+            hostname: spec.hostname.clone(),
+            env: spec.env.clone(),
+            cwd: spec.workdir.clone(),
+            user: spec.user.clone(),
+            clock_unix_ns: clock.as_nanos() as u64,
+            entropy_hex: to_hex(&entropy),
+        })
+    }
+
+    pub(super) fn booted(&mut self, message: &[u8], starter: &mut Starter) -> anyhow::Result<()> {
+        match serde_json::from_slice(message)
+            .context("the agent's answer to the boot cannot be understood")?
+        {
+            BootEvent::Failed { stage, message } => {
+                self.finish(
+                    Reason::BootFailed,
+                    Some(format!(
+                        "the guest failed in its stage '{stage}': {message}"
+                    )),
+                );
+                Ok(())
+            }
+            BootEvent::Ready { kernel, ready_ns } => {
+                self.stamps.ready_ns = monotonic_ns();
+                self.stamps.guest_ready_ns = ready_ns;
+                if matches!(self.phase, Phase::Booting { .. }) {
+                    self.phase = Phase::Running;
+                }
+                // The commands first: they run while the files are written.
+                let mut notices = Vec::new();
+                self.relay.open(&mut self.machine.agent, &mut notices);
+                self.start_main()?;
+                let _ = self.machine.agent.flush();
+                self.status.state = State::Running;
+                self.status.since = jiff::Timestamp::now();
+                self.status.kernel = Some(kernel);
+                self.write_status();
+                if let Some(log) = &mut self.log {
+                    let _ = log.system("sandbox started");
+                }
+                starter.tell(&Startup::Ready(self.stamps));
+                notices
+                    .into_iter()
+                    .try_for_each(|notice| self.act_on(notice, starter))
+            }
+        }
+    }
+
+    /// Nobody is attached: the main command, if there is one, is ours to run.
+    fn start_main(&mut self) -> anyhow::Result<()> {
+        if self.attached.is_some() || self.setup.spec.command.is_empty() {
+            return Ok(());
+        }
+        let exec = ExecRequest {
+            argv: self.setup.spec.command.clone(),
+            main: true,
+            ..ExecRequest::default()
+        };
+        self.relay
+            .request(Own::Main, &Request::Exec(exec), &mut self.machine.agent)?;
+        Ok(())
+    }
+
+    /// The guest says nothing: perhaps the engine knows another way.
+    pub(super) fn boot_hung(&mut self) -> anyhow::Result<()> {
+        self.machine.kill();
+        let attempt = self.attempt + 1;
+        let machine = BOOT_TIMEOUTS
+            .get(attempt as usize)
+            .map(|_| start_machine(&self.setup, attempt))
+            .transpose()?
+            .flatten();
+        let Some(machine) = machine else {
+            self.finish(
+                Reason::BootFailed,
+                Some("the guest did not come up in time".to_owned()),
+            );
+            return Ok(());
+        };
+        self.machine = machine;
+        self.attempt = attempt;
+        self.greeted = false;
+        self.assembler = Assembler::new();
+        self.phase = Phase::Booting {
+            deadline: Instant::now() + BOOT_TIMEOUTS[attempt as usize],
+        };
+        Ok(())
+    }
+}

@@ -1,0 +1,251 @@
+//! The relay between the clients on the host and the agent in the guest.
+//!
+//! Every client numbers its streams as it likes; towards the agent each gets a number of its own. The relay rewrites the
+//! headers and moves payloads unparsed; it looks only into requests (one of them may be for the supervisor) and
+//! grants of credit. It keeps each stream's account, so what waits for a slow client is bounded by that
+//! client's own windows, and an agent that sends more than it may is found out. A client that goes has its streams
+//! closed.
+
+/// From the agent to the clients.
+mod downward;
+#[cfg(test)]
+mod tests;
+/// From the clients to the agent.
+mod upward;
+
+use std::collections::{BTreeMap, HashMap};
+use std::os::unix::net::UnixStream;
+
+use msb_wire::credit::ReceiveCredit;
+use msb_wire::exec::ExecEvent;
+use msb_wire::frame::{self, Assembler, CHANNELS, Kind};
+use msb_wire::handshake::Hello;
+use msb_wire::limits::CLIENTS_MAX;
+use msb_wire::sandbox::Request;
+
+use super::link::Link;
+
+/// What may wait for the agent before clients are not read any more, in bytes.
+const AGENT_QUEUE_BYTES: usize = 512 * 1024;
+
+/// Number of a client.
+pub(crate) type ClientId = u32;
+
+/// A stream towards the agent: whose it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Owner {
+    /// A client's, under its own number. `None` when the client has gone.
+    Client(Option<(ClientId, u32)>),
+    /// The supervisor's own.
+    Supervisor(Own),
+}
+
+/// Streams of the supervisor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Own {
+    /// Setting the guest up.
+    Boot,
+    /// The main command of a sandbox that no client is attached to.
+    Main,
+    /// Shutting the guest down.
+    Shutdown,
+}
+
+#[derive(Debug)]
+struct Route {
+    owner: Owner,
+    main: bool,
+    /// Bytes that the agent sent and that were not granted back, by channel.
+    outstanding: [u32; CHANNELS],
+    /// For streams of the supervisor: it uses up what comes at once.
+    used: [ReceiveCredit; CHANNELS],
+}
+
+#[derive(Debug)]
+struct Client {
+    link: Link,
+    assembler: Assembler,
+    greeted: bool,
+    /// Its numbers of open streams, and those towards the agent.
+    streams: HashMap<u32, u32>,
+    /// Its requests from before the guest was up.
+    waiting: Vec<(u32, Request)>,
+}
+
+/// What the relay has for the supervisor.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Notice {
+    /// The agent said something on one of the supervisor's streams.
+    Event {
+        /// Which.
+        own: Own,
+        /// The message, in JSON.
+        message: Vec<u8>,
+    },
+    /// The main command printed something.
+    MainOutput {
+        /// Where.
+        channel: u8,
+        /// What.
+        bytes: Vec<u8>,
+    },
+    /// The main command ended, or was never started.
+    MainEnded(ExecEvent),
+    /// A client wants the sandbox to stop.
+    Stop {
+        /// The client.
+        client: ClientId,
+        /// Its stream, on which the answer goes.
+        stream: u32,
+        /// Time for the guest to shut down.
+        timeout_ms: u64,
+    },
+    /// A client has gone.
+    Gone(ClientId),
+}
+
+/// The agent broke the protocol.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Violation(pub(crate) String);
+
+/// The relay.
+#[derive(Debug)]
+pub(crate) struct Relay {
+    hello: Vec<u8>,
+    clients: BTreeMap<ClientId, Client>,
+    routes: HashMap<u32, Route>,
+    next_client: ClientId,
+    next_stream: u32,
+    agent_assembler: Assembler,
+    /// The client whose main command makes the sandbox's life.
+    attached: Option<ClientId>,
+    log_main: bool,
+    open: bool,
+}
+
+impl Relay {
+    /// A relay that says `hello` to its clients. Requests wait until it is opened.
+    pub(crate) fn new(hello: &Hello, log_main: bool) -> serde_json::Result<Relay> {
+        let mut bytes = Vec::new();
+        frame::put_message(
+            &mut bytes,
+            frame::CONNECTION,
+            Kind::Hello,
+            0,
+            &serde_json::to_vec(hello)?,
+        );
+        Ok(Relay {
+            hello: bytes,
+            clients: BTreeMap::new(),
+            routes: HashMap::new(),
+            next_client: 1,
+            next_stream: 1,
+            agent_assembler: Assembler::new(),
+            attached: None,
+            log_main,
+            open: false,
+        })
+    }
+
+    /// Takes a client. One that is beyond the limit is closed at once.
+    pub(crate) fn add_client(&mut self, socket: UnixStream) -> Option<ClientId> {
+        if self.clients.len() >= CLIENTS_MAX {
+            return None;
+        }
+        let link = Link::new(socket).ok()?;
+        let id = self.next_client;
+        self.next_client += 1;
+        let client = Client {
+            link,
+            assembler: Assembler::new(),
+            greeted: false,
+            streams: HashMap::new(),
+            waiting: Vec::new(),
+        };
+        self.clients.insert(id, client);
+        Some(id)
+    }
+
+    /// Takes the client that the sandbox is attached to.
+    pub(crate) fn attach(&mut self, socket: UnixStream) -> Option<ClientId> {
+        self.attached = self.add_client(socket);
+        self.attached
+    }
+
+    /// The guest takes commands: what waited goes on.
+    pub(crate) fn open(&mut self, agent: &mut Link, notices: &mut Vec<Notice>) {
+        self.open = true;
+        let clients: Vec<ClientId> = self.clients.keys().copied().collect();
+        for id in clients {
+            let Some(client) = self.clients.get_mut(&id) else {
+                continue;
+            };
+            for (stream, request) in std::mem::take(&mut client.waiting) {
+                self.forward(id, stream, request, agent);
+            }
+            // What came behind the request was read with it and has been waiting too.
+            if self.client_frames(id, agent, notices).is_err() {
+                self.remove_client(id, agent, notices);
+            }
+        }
+    }
+
+    /// Opens a stream of the supervisor's own.
+    pub(crate) fn request(
+        &mut self,
+        own: Own,
+        request: &Request,
+        agent: &mut Link,
+    ) -> serde_json::Result<()> {
+        let message = serde_json::to_vec(request)?;
+        let stream = self.route(Owner::Supervisor(own), own == Own::Main);
+        frame::put_message(agent.queue(), stream, Kind::Open, 0, &message);
+        Ok(())
+    }
+
+    fn route(&mut self, owner: Owner, main: bool) -> u32 {
+        while self.next_stream == frame::CONNECTION || self.routes.contains_key(&self.next_stream) {
+            self.next_stream = self.next_stream.wrapping_add(1);
+        }
+        let stream = self.next_stream;
+        self.next_stream = self.next_stream.wrapping_add(1);
+        self.routes.insert(
+            stream,
+            Route {
+                owner,
+                main,
+                outstanding: [0; CHANNELS],
+                used: Default::default(),
+            },
+        );
+        stream
+    }
+
+    /// Whether bytes of clients may be taken: not while too much waits for the agent.
+    pub(crate) fn takes_more(&self, agent: &Link) -> bool {
+        agent.queued() < AGENT_QUEUE_BYTES
+    }
+
+    /// The clients, with their links and whether they are to be read.
+    pub(crate) fn links(&self) -> impl Iterator<Item = (ClientId, &Link, bool)> {
+        self.clients
+            .iter()
+            .map(|(id, client)| (*id, &client.link, self.open || client.waiting.is_empty()))
+    }
+
+    /// Whether anything still waits for a client.
+    pub(crate) fn is_flushed(&self, id: ClientId) -> bool {
+        self.clients
+            .get(&id)
+            .is_none_or(|client| client.link.queued() == 0)
+    }
+
+    /// Numbers of the clients for whom something waits.
+    pub(crate) fn unflushed(&self) -> Vec<ClientId> {
+        self.clients
+            .keys()
+            .copied()
+            .filter(|id| !self.is_flushed(*id))
+            .collect()
+    }
+}

@@ -1,0 +1,245 @@
+//! The relay between a bench of clients and an agent.
+
+use super::*;
+use msb_wire::exec::ExecRequest;
+use msb_wire::frame::{Decoder, Header, STDIN, STDOUT};
+use msb_wire::handshake::operation;
+use msb_wire::limits::WINDOW_BYTES;
+use std::io::{Read, Write};
+
+struct Bench {
+    relay: Relay,
+    agent: Link,
+    agent_end: UnixStream,
+    notices: Vec<Notice>,
+}
+
+impl Bench {
+    fn new() -> Bench {
+        let (ours, agent_end) = UnixStream::pair().unwrap();
+        agent_end.set_nonblocking(true).unwrap();
+        let hello = Hello::of("supervisor", &[operation::EXEC, operation::STOP]);
+        let mut relay = Relay::new(&hello, false).unwrap();
+        let mut agent = Link::new(ours).unwrap();
+        relay.open(&mut agent, &mut Vec::new());
+        Bench {
+            relay,
+            agent,
+            agent_end,
+            notices: Vec::new(),
+        }
+    }
+
+    fn client(&mut self) -> (ClientId, UnixStream) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let id = self.relay.add_client(ours).unwrap();
+        let mut out = Vec::new();
+        let hello = serde_json::to_vec(&Hello::of("client", &[])).unwrap();
+        frame::put_message(&mut out, 0, Kind::Hello, 0, &hello);
+        (&theirs).write_all(&out).unwrap();
+        self.relay
+            .read_client(id, &mut self.agent, &mut self.notices);
+        (id, theirs)
+    }
+
+    fn send(&mut self, id: ClientId, mut socket: &UnixStream, bytes: &[u8]) {
+        socket.write_all(bytes).unwrap();
+        self.relay
+            .read_client(id, &mut self.agent, &mut self.notices);
+    }
+
+    fn open(&mut self, id: ClientId, socket: &UnixStream, stream: u32) {
+        let request = Request::Exec(ExecRequest {
+            argv: vec!["x".into()],
+            ..ExecRequest::default()
+        });
+        let mut out = Vec::new();
+        frame::put_message(
+            &mut out,
+            stream,
+            Kind::Open,
+            0,
+            &serde_json::to_vec(&request).unwrap(),
+        );
+        self.send(id, socket, &out);
+    }
+
+    fn at_agent(&mut self) -> Vec<Header> {
+        self.agent.flush().unwrap();
+        headers(&self.agent_end)
+    }
+
+    fn agent_sends(&mut self, bytes: &[u8]) -> Result<(), Violation> {
+        let mut decoder = Decoder::new();
+        let mut source = bytes;
+        decoder.fill(&mut source).unwrap();
+        let mut out = Vec::new();
+        while let Some(frame) = decoder.next_frame().unwrap() {
+            self.relay.agent_frame(frame, &mut out, &mut self.notices)?;
+        }
+        Ok(())
+    }
+
+    fn at_client(&mut self, id: ClientId, socket: &UnixStream) -> Vec<Header> {
+        self.relay
+            .write_client(id, &mut self.agent, &mut self.notices);
+        headers(socket)
+    }
+}
+
+fn headers(mut socket: &UnixStream) -> Vec<Header> {
+    socket.set_nonblocking(true).unwrap();
+    let mut bytes = Vec::new();
+    let _ = socket.read_to_end(&mut bytes);
+    let (mut decoder, mut source, mut all) = (Decoder::new(), &bytes[..], Vec::new());
+    while decoder.fill(&mut source).unwrap() > 0 {
+        while let Some(frame) = decoder.next_frame().unwrap() {
+            all.push(frame.header);
+        }
+    }
+    all
+}
+
+#[test]
+fn streams_of_two_clients_with_the_same_number_stay_apart() {
+    let mut bench = Bench::new();
+    let (one, one_socket) = bench.client();
+    let (two, two_socket) = bench.client();
+    bench.open(one, &one_socket, 1);
+    bench.open(two, &two_socket, 1);
+    let opened: Vec<u32> = bench
+        .at_agent()
+        .iter()
+        .map(|header| header.stream)
+        .collect();
+    assert_eq!(opened.len(), 2);
+    assert_ne!(opened[0], opened[1]);
+    let mut out = Vec::new();
+    frame::put_data(&mut out, opened[1], STDOUT, b"for two");
+    bench.agent_sends(&out).unwrap();
+    let kinds = |headers: Vec<Header>| {
+        headers
+            .iter()
+            .map(|h| (h.kind, h.stream))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(kinds(bench.at_client(one, &one_socket)), [(Kind::Hello, 0)]);
+    assert_eq!(
+        kinds(bench.at_client(two, &two_socket)),
+        [(Kind::Hello, 0), (Kind::Data, 1)]
+    );
+}
+
+#[test]
+fn a_client_that_goes_has_its_streams_closed_and_what_still_comes_for_them_is_dropped() {
+    let mut bench = Bench::new();
+    let (id, socket) = bench.client();
+    bench.open(id, &socket, 5);
+    let stream = bench.at_agent()[0].stream;
+    drop(socket);
+    bench
+        .relay
+        .read_client(id, &mut bench.agent, &mut bench.notices);
+    assert_eq!(bench.notices, [Notice::Gone(id)]);
+    assert_eq!(
+        bench
+            .at_agent()
+            .iter()
+            .map(|h| (h.kind, h.stream))
+            .collect::<Vec<_>>(),
+        [(Kind::Close, stream)]
+    );
+    let mut out = Vec::new();
+    frame::put_data(&mut out, stream, STDOUT, b"late");
+    frame::put_message(&mut out, stream, Kind::Event, frame::flags::END, b"{}");
+    bench.agent_sends(&out).unwrap();
+    assert!(bench.agent_sends(&out).is_err(), "the stream is over");
+}
+
+#[test]
+fn an_agent_that_sends_without_credit_is_found_out() {
+    let mut bench = Bench::new();
+    let (id, socket) = bench.client();
+    bench.open(id, &socket, 1);
+    let stream = bench.at_agent()[0].stream;
+    let part = vec![0; 60 * 1024];
+    let mut out = Vec::new();
+    frame::put_data(&mut out, stream, STDOUT, &part);
+    for _ in 0..WINDOW_BYTES as usize / part.len() {
+        bench.agent_sends(&out).unwrap();
+    }
+    assert!(bench.agent_sends(&out).is_err());
+}
+
+#[test]
+fn a_client_that_grants_what_it_never_got_is_cut_off() {
+    let mut bench = Bench::new();
+    let (id, socket) = bench.client();
+    bench.open(id, &socket, 1);
+    let mut out = Vec::new();
+    frame::put_credit(&mut out, 1, STDIN, 1);
+    bench.send(id, &socket, &out);
+    assert_eq!(bench.notices, [Notice::Gone(id)]);
+}
+
+#[test]
+fn a_request_to_stop_is_for_the_supervisor_and_others_are_not_for_clients() {
+    let mut bench = Bench::new();
+    let (id, socket) = bench.client();
+    let mut out = Vec::new();
+    frame::put_message(
+        &mut out,
+        1,
+        Kind::Open,
+        0,
+        br#"{"op":"stop","timeout_ms":5}"#,
+    );
+    frame::put_message(&mut out, 2, Kind::Open, 0, br#"{"op":"shutdown"}"#);
+    frame::put_message(&mut out, 3, Kind::Open, 0, br#"{"op":"teleport"}"#);
+    bench.send(id, &socket, &out);
+    assert_eq!(
+        bench.notices,
+        [Notice::Stop {
+            client: id,
+            stream: 1,
+            timeout_ms: 5
+        }]
+    );
+    let ended: Vec<u32> = bench
+        .at_client(id, &socket)
+        .iter()
+        .filter(|h| h.kind == Kind::Event && h.ends())
+        .map(|h| h.stream)
+        .collect();
+    assert_eq!(ended, [2, 3]);
+    assert!(bench.at_agent().is_empty());
+}
+
+#[test]
+fn what_a_client_sends_behind_its_request_is_not_lost_while_the_guest_boots() {
+    let mut bench = Bench::new();
+    bench.relay.open = false;
+    let (id, socket) = bench.client();
+    let request = Request::Exec(ExecRequest {
+        argv: vec!["cat".into()],
+        ..ExecRequest::default()
+    });
+    let mut out = Vec::new();
+    let message = serde_json::to_vec(&request).unwrap();
+    frame::put_message(&mut out, 1, Kind::Open, 0, &message);
+    frame::put_frame(&mut out, 1, Kind::Data, STDIN, frame::flags::END, b"x");
+    bench.send(id, &socket, &out);
+    assert!(bench.at_agent().is_empty());
+    bench.relay.open(&mut bench.agent, &mut bench.notices);
+    let kinds: Vec<Kind> = bench.at_agent().iter().map(|header| header.kind).collect();
+    assert_eq!(kinds, [Kind::Open, Kind::Data]);
+}
+
+#[test]
+fn a_client_that_says_no_hello_or_nonsense_is_cut_off() {
+    let mut bench = Bench::new();
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let id = bench.relay.add_client(ours).unwrap();
+    bench.send(id, &theirs, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n");
+    assert_eq!(bench.notices, [Notice::Gone(id)]);
+}

@@ -1,0 +1,222 @@
+//! From the clients to the agent: requests are looked into, everything else is renumbered and passed on.
+
+use msb_wire::exec::{ExecEvent, FailureKind};
+use msb_wire::frame::{self, Header, Kind};
+use msb_wire::handshake::Hello;
+use msb_wire::limits::CLIENT_STREAMS_MAX;
+use msb_wire::sandbox::{Request, StopEvent};
+
+use super::{ClientId, Notice, Owner, Relay};
+use crate::supervisor::link::{Link, Received};
+
+impl Relay {
+    /// Reads from a client once and passes on what came.
+    pub(crate) fn read_client(
+        &mut self,
+        id: ClientId,
+        agent: &mut Link,
+        notices: &mut Vec<Notice>,
+    ) {
+        let Some(client) = self.clients.get_mut(&id) else {
+            return;
+        };
+        let received = client.link.receive();
+        if received == Received::Nothing {
+            return;
+        }
+        if received == Received::Closed || self.client_frames(id, agent, notices).is_err() {
+            self.remove_client(id, agent, notices);
+        }
+    }
+
+    /// Handles the whole frames of a client. `Err`: it broke the protocol, or cannot be served.
+    pub(super) fn client_frames(
+        &mut self,
+        id: ClientId,
+        agent: &mut Link,
+        notices: &mut Vec<Notice>,
+    ) -> Result<(), ()> {
+        loop {
+            let Some(client) = self.clients.get_mut(&id) else {
+                return Ok(());
+            };
+            if !self.open && !client.waiting.is_empty() {
+                return Ok(());
+            }
+            let Some(mut frame) = client.link.next_frame().map_err(drop)? else {
+                return Ok(());
+            };
+            let header = frame.header;
+            if header.kind.is_message() && header.kind != Kind::Control {
+                let message = client
+                    .assembler
+                    .push(&header, frame.payload())
+                    .map_err(drop)?;
+                let Some(message) = message else { continue };
+                self.client_message(id, &header, &message, agent, notices)?;
+                continue;
+            }
+            // A frame of a stream that is over by now was on its way when the end was told.
+            let Some(stream) = client.streams.get(&header.stream) else {
+                continue;
+            };
+            let Some(route) = self.routes.get_mut(stream) else {
+                continue;
+            };
+            if let Some(credit) = frame.credit() {
+                let outstanding = &mut route.outstanding[usize::from(header.channel)];
+                *outstanding = outstanding.checked_sub(credit).ok_or(())?;
+            }
+            agent.queue().extend_from_slice(frame.renumbered(*stream));
+        }
+    }
+
+    fn client_message(
+        &mut self,
+        id: ClientId,
+        header: &Header,
+        message: &[u8],
+        agent: &mut Link,
+        notices: &mut Vec<Notice>,
+    ) -> Result<(), ()> {
+        let Some(client) = self.clients.get_mut(&id) else {
+            return Ok(());
+        };
+        match header.kind {
+            Kind::Hello if !client.greeted => {
+                let hello: Hello = serde_json::from_slice(message).map_err(drop)?;
+                client.greeted = true;
+                client.link.queue().extend_from_slice(&self.hello);
+                hello.agree().map(drop).map_err(drop)
+            }
+            Kind::Open if client.greeted && !client.streams.contains_key(&header.stream) => {
+                let open = client.streams.len() + client.waiting.len();
+                match serde_json::from_slice::<Request>(message) {
+                    Ok(Request::Stop(stop)) => {
+                        notices.push(Notice::Stop {
+                            client: id,
+                            stream: header.stream,
+                            timeout_ms: stop.timeout_ms,
+                        });
+                    }
+                    Ok(request @ Request::Exec(_)) if open < CLIENT_STREAMS_MAX => {
+                        if self.open {
+                            self.forward(id, header.stream, request, agent);
+                        } else {
+                            client.waiting.push((header.stream, request));
+                        }
+                    }
+                    Ok(Request::Exec(_)) => {
+                        let message = format!(
+                            "{CLIENT_STREAMS_MAX} streams are open, and more are not served"
+                        );
+                        self.refuse(id, header.stream, FailureKind::ResourceLimit, message);
+                    }
+                    Ok(request) => {
+                        let message =
+                            format!("the operation '{}' is not for clients", request.operation());
+                        self.refuse(
+                            id,
+                            header.stream,
+                            FailureKind::UnsupportedOperation,
+                            message,
+                        );
+                    }
+                    Err(error) => {
+                        let message =
+                            format!("the supervisor does not understand the request: {error}");
+                        self.refuse(
+                            id,
+                            header.stream,
+                            FailureKind::UnsupportedOperation,
+                            message,
+                        );
+                    }
+                }
+                Ok(())
+            }
+            _ => Err(()),
+        }
+    }
+
+    pub(super) fn forward(
+        &mut self,
+        id: ClientId,
+        stream: u32,
+        request: Request,
+        agent: &mut Link,
+    ) {
+        let Request::Exec(mut exec) = request else {
+            return;
+        };
+        // Only the client that started the sandbox can make a command its main one.
+        exec.main &= self.attached == Some(id);
+        let main = exec.main;
+        let Ok(message) = serde_json::to_vec(&Request::Exec(exec)) else {
+            return;
+        };
+        let towards = self.route(Owner::Client(Some((id, stream))), main);
+        if let Some(client) = self.clients.get_mut(&id) {
+            client.streams.insert(stream, towards);
+        }
+        frame::put_message(agent.queue(), towards, Kind::Open, 0, &message);
+    }
+
+    fn refuse(&mut self, id: ClientId, stream: u32, kind: FailureKind, message: String) {
+        self.last_event(id, stream, &ExecEvent::Failed { kind, message });
+    }
+
+    /// Answers a client's request to stop.
+    pub(crate) fn answer_stop(&mut self, id: ClientId, stream: u32, event: &StopEvent) {
+        self.last_event(id, stream, event);
+    }
+
+    fn last_event(&mut self, id: ClientId, stream: u32, event: &impl serde::Serialize) {
+        let Some(client) = self.clients.get_mut(&id) else {
+            return;
+        };
+        let Ok(message) = serde_json::to_vec(event) else {
+            return;
+        };
+        frame::put_message(
+            client.link.queue(),
+            stream,
+            Kind::Event,
+            frame::flags::END,
+            &message,
+        );
+    }
+
+    /// Writes what waits for a client.
+    pub(crate) fn write_client(
+        &mut self,
+        id: ClientId,
+        agent: &mut Link,
+        notices: &mut Vec<Notice>,
+    ) {
+        let Some(client) = self.clients.get_mut(&id) else {
+            return;
+        };
+        if client.link.flush().is_err() {
+            self.remove_client(id, agent, notices);
+        }
+    }
+
+    pub(super) fn remove_client(
+        &mut self,
+        id: ClientId,
+        agent: &mut Link,
+        notices: &mut Vec<Notice>,
+    ) {
+        let Some(client) = self.clients.remove(&id) else {
+            return;
+        };
+        for stream in client.streams.into_values() {
+            if let Some(route) = self.routes.get_mut(&stream) {
+                route.owner = Owner::Client(None);
+                frame::put_frame(agent.queue(), stream, Kind::Close, 0, 0, &[]);
+            }
+        }
+        notices.push(Notice::Gone(id));
+    }
+}
