@@ -64,11 +64,6 @@ fn arguments(plan: &Plan) -> Vec<OsString> {
         "-device",
         format!("virtserialport,chardev=agent,name={PORT_AGENT}"),
     );
-    // The guest gives freed pages back to the host.
-    args.pair(
-        "-device",
-        format!("virtio-balloon-{bus},free-page-reporting=on"),
-    );
     for (number, disk) in plan.disks.iter().enumerate() {
         args.pair("-drive", drive(number, disk));
         args.pair(
