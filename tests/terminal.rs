@@ -13,7 +13,7 @@ fn a_command_on_a_terminal_has_its_size_and_learns_of_a_new_one() {
     terminal.resize(100, 30);
     terminal.wait_for("30 100\nresized");
     terminal.press("C-c");
-    terminal.wait_for("host$ ");
+    terminal.wait_for("\nhost$");
 }
 
 #[test]
@@ -42,7 +42,7 @@ fn ctrl_z_and_fg_work_in_a_shell_of_the_guest() {
     let home = Home::with_busybox();
     let terminal = Terminal::open(&home);
     terminal.enter("msb run -ti -e PS1='guest> ' busybox:test -- sh");
-    terminal.wait_for("guest> ");
+    terminal.wait_for("\nguest>");
     terminal.enter("sh -c 'echo began; sleep 1000; echo ended'");
     terminal.wait_for("\nbegan");
     terminal.press("C-z");
@@ -56,7 +56,7 @@ fn ctrl_z_and_fg_work_in_a_shell_of_the_guest() {
     terminal.enter("echo status $?");
     terminal.wait_for("status 130");
     terminal.enter("exit 9");
-    terminal.wait_for("host$ ");
+    terminal.wait_for("\nhost$");
     terminal.enter("echo code $?");
     terminal.wait_for("code 9");
 }
@@ -81,7 +81,7 @@ fn a_stopped_client_gives_the_terminal_back_and_fg_takes_it_again() {
     let home = Home::with_busybox();
     let terminal = Terminal::open(&home);
     terminal.enter("msb run -ti -e PS1='guest> ' busybox:test -- sh");
-    terminal.wait_for("guest> ");
+    terminal.wait_for("\nguest>");
     for client in home.processes() {
         if client.program == "msb-run" && client.command_line.contains("-ti") {
             client.signal(Signal::TSTP);
@@ -95,6 +95,9 @@ fn a_stopped_client_gives_the_terminal_back_and_fg_takes_it_again() {
     terminal.enter("stty size");
     terminal.wait_for("20 90");
     terminal.enter("exit 9");
+    terminal.wait_for_screen("the host's prompt again", |screen| {
+        screen.trim_end().ends_with("\nhost$")
+    });
     terminal.enter("echo \"fg code $?\"");
     terminal.wait_for("fg code 9");
 }
@@ -104,7 +107,7 @@ fn a_full_screen_program_draws_and_reads_keys() {
     let home = Home::with_busybox();
     let terminal = Terminal::open(&home);
     terminal.enter("msb run -ti -e PS1='guest> ' busybox:test -- sh");
-    terminal.wait_for("guest> ");
+    terminal.wait_for("\nguest>");
     terminal.enter("vi /tmp/note");
     terminal.wait_for_screen("an empty file in vi", |screen| {
         screen.lines().filter(|line| *line == "~").count() > 15
@@ -115,11 +118,11 @@ fn a_full_screen_program_draws_and_reads_keys() {
     // A key that comes too soon after it would be part of an escape sequence.
     terminal.wait_for("\n- /tmp/note");
     terminal.enter(":wq");
-    terminal.wait_for("guest> ");
+    terminal.wait_for("\nguest>");
     terminal.enter("clear; cat /tmp/note; echo");
     terminal.wait_for("hello, gr\u{fc}n");
     terminal.enter("exit");
-    terminal.wait_for("host$ ");
+    terminal.wait_for("\nhost$");
 }
 
 #[test]

@@ -355,18 +355,6 @@ fn a_full_disk_is_told_and_a_reader_that_has_gone_is_not() {
     assert_eq!(ran, Ran::done(""));
 }
 
-/// Whether a shell is there to try its script; if not, says so.
-fn has_shell(shell: &str) -> bool {
-    let found = Command::new(shell)
-        .args(["-c", "exit"])
-        .output()
-        .is_ok_and(|output| output.status.success());
-    if !found {
-        eprintln!("skipped: there is no {shell} here");
-    }
-    found
-}
-
 /// With tools that complete the option `--input`, and know the image `alpine` and the sandbox `web`.
 fn with_completions(shell: &str, script: &str, of_tool: &str) -> Installation {
     let msb = Installation::with_tools();
@@ -386,9 +374,6 @@ fn with_completions(shell: &str, script: &str, of_tool: &str) -> Installation {
 
 #[test]
 fn bash_completes_commands_options_and_names() {
-    if !has_shell("bash") {
-        return;
-    }
     let function = "_its_own() { COMPREPLY=($(compgen -W \"<X> ${COMP_WORDS[*]/#/--} --$COMP_CWORD-$1-$2-$3\" -- \"$2\")); }\ncomplete -F _its_own -o default TOOL";
     let msb = with_completions("bash", BASH, function);
     let complete = |words: &[&str]| {
@@ -418,9 +403,6 @@ fn bash_completes_commands_options_and_names() {
 
 #[test]
 fn fish_completes_commands_options_and_names() {
-    if !has_shell("fish") {
-        return;
-    }
     let msb = with_completions("fish", FISH, "complete -c TOOL -l input -d 'Read this'");
     let complete = |line: &str| {
         let mut fish = Command::new("fish");
@@ -450,9 +432,6 @@ fn fish_completes_commands_options_and_names() {
 
 #[test]
 fn zsh_completes_commands_options_and_names() {
-    if !has_shell("zsh") {
-        return;
-    }
     let function = "_TOOL() { _arguments '--input[Read this]' '*:word:_files' }\n\
                     if [ \"$funcstack[1]\" = _TOOL ]; then _TOOL \"$@\"; else compdef _TOOL TOOL; fi";
     let msb = with_completions("zsh", ZSH, function);
