@@ -67,7 +67,7 @@ impl Streams {
         }
         if terminal.is_some() {
             // Without raw mode to be left, the default action is right.
-            numbers.push(signal::SIGTSTP);
+            numbers.extend([signal::SIGTSTP, signal::SIGCONT]);
         }
         let signals = Signals::of(&numbers).context("cannot wait for signals")?;
         Ok(Streams {
@@ -285,7 +285,8 @@ fn forward_signals(streams: &Streams, sender: &Sender, shared: &Shared) {
     while let Ok(number) = streams.signals.wait() {
         match number {
             signal::SIGWINCH => drop(sender.control(&ExecControl::Resize(window_size()))),
-            signal::SIGTSTP => stop_ourselves(streams, sender),
+            signal::SIGTSTP => stop_ourselves(streams),
+            signal::SIGCONT => go_on(streams, sender),
             _ => {
                 endings += u32::from(matches!(
                     number,
@@ -302,13 +303,18 @@ fn forward_signals(streams: &Streams, sender: &Sender, shared: &Shared) {
     }
 }
 
-/// Ctrl-Z that was meant for us: the terminal is given back as it was, until we are to go on.
-fn stop_ourselves(streams: &Streams, sender: &Sender) {
+/// A stop that was meant for us: the terminal is given back as it was. When we are to go on, SIGCONT says so: this
+/// thread itself may run a little further before the stop takes hold of it.
+fn stop_ourselves(streams: &Streams) {
     streams
         .terminal
         .iter()
         .for_each(|terminal| terminal.suspend());
     let _ = kill_process(rustix::process::getpid(), Signal::STOP);
+}
+
+/// The terminal is ours again, perhaps with another size.
+fn go_on(streams: &Streams, sender: &Sender) {
     streams
         .terminal
         .iter()
