@@ -93,6 +93,12 @@ impl Terminal {
         self.wait_for_screen(text, |screen| screen.contains(text));
     }
 
+    /// Waits until the host's shell takes the next command.
+    #[track_caller]
+    pub(crate) fn wait_for_prompt(&self) {
+        self.wait_for_screen("the prompt", |screen| screen.trim_end().ends_with("host$"));
+    }
+
     /// Waits until the screen is as it should be.
     #[track_caller]
     pub(crate) fn wait_for_screen(&self, what: &str, is_so: impl Fn(&str) -> bool) {
