@@ -1,11 +1,10 @@
 //! Programs that are killed at any moment: what they leave is right, and nothing stays behind.
 //!
-//! strace kills a program with SIGKILL as it enters the Nth call that changes the state directory, for every N that
-//! there is. After each kill the sandboxes are listed, no process may be left, and the same is done again.
+//! strace kills a program with SIGKILL as it enters a call that changes the state directory: each such call of a
+//! run, one after the other. After each kill the sandboxes are listed, no process may be left, and the same is done again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,72 +12,95 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
-use crate::support::{Home, Random, Running, fixture, open_files, wait_until};
+use crate::support::{Home, Outcome, Random, Running, fixture, open_files, stage, wait_until};
 
 /// Calls that change what is on the disk.
 const CALLS: &str = "rename,renameat,renameat2,mkdir,mkdirat,unlink,unlinkat,rmdir,link,linkat,symlink,symlinkat,\
                      fsync,fdatasync,ftruncate";
 
-/// The last call of a run is never further away than this; a program with more changes its habits for the worse.
+/// A program with more calls changes its habits for the worse.
 const CALLS_MAX: usize = 60;
 
-/// Arguments of strace: those that kill at the Nth call, or that count calls.
-fn strace(log: &str, kill_at: Option<usize>) -> Vec<String> {
+/// One of a program's calls: the how manyth of its name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Call {
+    name: String,
+    number: usize,
+}
+
+impl std::fmt::Display for Call {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "killed at {} number {}", self.name, self.number)
+    }
+}
+
+/// Arguments of strace: they kill at a call, or list the calls.
+fn strace(home: &Home, kill_at: Option<&Call>) -> Vec<String> {
+    let log = home.folder.join("strace.log");
+    let _ = fs::remove_file(&log);
     let mut args = vec![
-        "-qq".to_owned(),
+        "-q".to_owned(),
         "-o".to_owned(),
-        log.to_owned(),
-        format!("--trace={CALLS}"),
+        log.to_str().unwrap().to_owned(),
     ];
-    if let Some(number) = kill_at {
-        args.push(format!("--inject={CALLS}:signal=KILL:when={number}"));
+    args.push(format!("--trace={CALLS}"));
+    if let Some(Call { name, number }) = kill_at {
+        args.push(format!("--inject={name}:signal=KILL:when={number}"));
     }
     args
 }
 
-/// `msb` with arguments under strace.
-fn traced(home: &Home, kill_at: Option<usize>, args: &[&str]) -> Command {
-    let log = home.folder.join("strace.log");
-    let mut command = home.program("strace");
-    command
-        .args(strace(log.to_str().unwrap(), kill_at))
-        .arg(home.prefix.join("bin/msb"))
-        .args(args);
-    command
-}
-
 /// The calls that the last traced program made.
-fn traced_calls(home: &Home) -> usize {
-    let log = fs::read_to_string(home.folder.join("strace.log")).unwrap_or_default();
-    let calls = log.lines().filter(|line| line.contains('(')).count();
-    assert!(calls <= CALLS_MAX, "{calls} calls:\n{log}");
+fn traced_calls(home: &Home) -> Vec<Call> {
+    let path = home.folder.join("strace.log");
+    // The tracer may be slower than what it traces.
+    wait_until("the end of the trace", || {
+        fs::read_to_string(&path)
+            .is_ok_and(|log| log.contains("+++ exited") || log.contains("+++ killed"))
+    });
+    let log = fs::read_to_string(&path).unwrap();
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut calls = Vec::new();
+    for name in log
+        .lines()
+        .filter_map(|line| line.split_once('('))
+        .map(|(name, _)| name)
+    {
+        let number = counts.entry(name).or_default();
+        *number += 1;
+        calls.push(Call {
+            name: name.to_owned(),
+            number: *number,
+        });
+    }
+    assert!(
+        (3..=CALLS_MAX).contains(&calls.len()),
+        "{} calls:\n{log}",
+        calls.len()
+    );
+    println!("{calls:#?}");
     calls
 }
 
-/// Puts a script in the place of the supervisor, which starts the real one under strace. `kill_at` in the test's
-/// folder holds the arguments of strace. The tracer is no parent of the supervisor, and holds none of its files.
-fn trace_the_supervisor(home: &mut Home) {
-    home.own_prefix();
-    let program = home.prefix.join("lib/msb/msb-supervisor");
-    let real = home.prefix.join("lib/msb/msb-supervisor.real");
-    fs::rename(&program, &real).unwrap();
-    let script = format!(
-        "#!/bin/bash\nexec strace -DDD $(cat {options}) bash -c 'exec -a msb-supervisor \"$0\" \"$@\"' {real} \"$@\"\n",
-        options = home.folder.join("options").display(),
-        real = real.display()
-    );
-    fs::write(&program, script).unwrap();
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+/// Runs `msb` under strace.
+fn run_traced(home: &Home, kill_at: Option<&Call>, args: &[&str]) -> Outcome {
+    let mut command = home.program("strace");
+    command
+        .args(strace(home, kill_at))
+        .arg(home.prefix.join("bin/msb"))
+        .args(args);
+    Running::start(command).finish()
 }
 
-fn set_supervisor_options(home: &Home, kill_at: Option<usize>) {
-    let log = home.folder.join("strace.log");
-    let _ = fs::remove_file(&log);
-    fs::write(
-        home.folder.join("options"),
-        strace(log.to_str().unwrap(), kill_at).join(" "),
-    )
-    .unwrap();
+/// Runs `msb`, and the supervisor that it starts under strace. The tracer is no parent of the supervisor, and holds
+/// none of its files.
+fn run_with_traced_supervisor(home: &Home, kill_at: Option<&Call>, args: &[&str]) -> Outcome {
+    let mut command: Command = home.msb(args);
+    command
+        .env("LD_PRELOAD", stage("attach.so"))
+        .env("TRACE_NAME", "msb-supervisor");
+    command.env("TRACE_OPTIONS", strace(home, kill_at).join(" "));
+    Running::start(command).finish()
 }
 
 const NAMED: [&str; 6] = ["run", "--name", "x", "busybox:test", "--", "echo"];
@@ -88,12 +110,12 @@ const NAMED: [&str; 6] = ["run", "--name", "x", "busybox:test", "--", "echo"];
 fn all_is_well(home: &Home, what: &str) {
     let left = home.leftovers();
     assert!(left.is_empty(), "{what}: processes are left: {left:#?}");
-    for (name, state) in home.sandboxes() {
-        assert!(
-            ["Created", "Stopped", "Crashed"].contains(&state.as_str()),
-            "{what}: {name} is {state}, and nothing runs"
-        );
-    }
+    // A machine that is dying has no name any more, but its disks; as long as it has, its sandbox is not over.
+    wait_until(&format!("the sandboxes are over: {what}"), || {
+        home.sandboxes()
+            .iter()
+            .all(|(_, state)| ["Created", "Stopped", "Crashed"].contains(&state.as_str()))
+    });
 }
 
 /// A run under the same name, by programs that nobody kills.
@@ -125,7 +147,7 @@ impl UpperWatch<'_> {
                 .home
                 .processes()
                 .iter()
-                .filter(|process| process.program.starts_with("qemu"))
+                .filter(|process| process.name.starts_with("qemu"))
             {
                 for file in open_files(process)
                     .into_iter()
@@ -164,17 +186,14 @@ fn watching_disks<T>(home: &Home, body: impl FnOnce() -> T) -> T {
 #[test]
 fn a_client_killed_at_any_change_of_the_disk_leaves_nothing_behind() {
     let home = Home::with_busybox();
-    let run = |kill_at| {
-        Running::start(traced(&home, kill_at, &[&NAMED[..], &["first"]].concat())).finish()
-    };
-    run(None).is(0, "first\n", "");
-    home.run(["rm", "x"]).done();
+    let args = [&NAMED[..], &["first"]].concat();
+    run_traced(&home, None, &args).is(0, "first\n", "");
     let calls = traced_calls(&home);
-    assert!(calls > 5, "{calls}");
+    home.run(["rm", "x"]).done();
     watching_disks(&home, || {
-        for number in 1..=calls {
-            let what = format!("the client killed at call {number} of {calls}");
-            let outcome = run(Some(number));
+        for call in calls {
+            let what = format!("the client {call}");
+            let outcome = run_traced(&home, Some(&call), &args);
             assert_eq!(outcome.code, 137, "{what}: {outcome:?}");
             all_is_well(&home, &what);
             a_second_run_works(&home, &what);
@@ -185,23 +204,18 @@ fn a_client_killed_at_any_change_of_the_disk_leaves_nothing_behind() {
 
 #[test]
 fn a_supervisor_killed_at_any_change_of_the_disk_leaves_nothing_behind() {
-    let mut home = Home::with_busybox();
-    trace_the_supervisor(&mut home);
-    set_supervisor_options(&home, None);
-    home.run([&NAMED[..], &["first"]].concat())
-        .is(0, "first\n", "");
-    home.run(["rm", "x"]).done();
+    let home = Home::with_busybox();
+    let args = [&NAMED[..], &["first"]].concat();
+    run_with_traced_supervisor(&home, None, &args).is(0, "first\n", "");
     let calls = traced_calls(&home);
-    assert!(calls > 0, "the supervisor changes nothing");
+    home.run(["rm", "x"]).done();
     watching_disks(&home, || {
-        for number in 1..=calls {
-            let what = format!("the supervisor killed at call {number} of {calls}");
-            set_supervisor_options(&home, Some(number));
-            let outcome = home.run([&NAMED[..], &["x"]].concat());
+        for call in calls {
+            let what = format!("the supervisor {call}");
+            let outcome = run_with_traced_supervisor(&home, Some(&call), &args);
             // Killed after the command's end it may have said how that was.
             assert!([0, 125].contains(&outcome.code), "{what}: {outcome:?}");
             all_is_well(&home, &what);
-            set_supervisor_options(&home, None);
             a_second_run_works(&home, &what);
         }
     });
@@ -209,40 +223,32 @@ fn a_supervisor_killed_at_any_change_of_the_disk_leaves_nothing_behind() {
 
 #[test]
 fn a_supervisor_of_an_unnamed_run_killed_at_any_change_of_the_disk_is_forgotten() {
-    let mut home = Home::with_busybox();
-    let run = ["run", "busybox:test", "--", "true"];
-    trace_the_supervisor(&mut home);
-    set_supervisor_options(&home, None);
-    home.run(run).is(0, "", "");
-    let calls = traced_calls(&home);
-    for number in 1..=calls {
-        let what = format!("the supervisor killed at call {number} of {calls}");
-        set_supervisor_options(&home, Some(number));
-        let outcome = home.run(run);
+    let home = Home::with_busybox();
+    let args = ["run", "busybox:test", "--", "true"];
+    run_with_traced_supervisor(&home, None, &args).is(0, "", "");
+    for call in traced_calls(&home) {
+        let what = format!("the supervisor {call}");
+        let outcome = run_with_traced_supervisor(&home, Some(&call), &args);
         assert!([0, 125].contains(&outcome.code), "{what}: {outcome:?}");
         all_is_well(&home, &what);
         assert_eq!(home.sandboxes(), [], "{what}");
     }
-    set_supervisor_options(&home, None);
-    home.run(run).is(0, "", "");
+    home.run(args).is(0, "", "");
     // What the kills have left went with the next run.
     assert_eq!(home.snapshot("sandboxes"), Vec::<String>::new());
 }
 
 #[test]
 fn a_detached_supervisor_killed_at_any_change_of_the_disk_leaves_a_sandbox_that_can_go() {
-    let mut home = Home::with_busybox();
-    trace_the_supervisor(&mut home);
-    set_supervisor_options(&home, None);
+    let home = Home::with_busybox();
     let start = ["run", "-d", "--name", "x", "busybox:test"];
-    home.run(start).done();
+    run_with_traced_supervisor(&home, None, &start).done();
     home.run(["stop", "x"]).done();
-    home.run(["rm", "x"]).done();
     let calls = traced_calls(&home);
-    for number in 1..=calls {
-        let what = format!("the supervisor killed at call {number} of {calls}");
-        set_supervisor_options(&home, Some(number));
-        home.run(start);
+    home.run(["rm", "x"]).done();
+    for call in calls {
+        let what = format!("the supervisor {call}");
+        run_with_traced_supervisor(&home, Some(&call), &start);
         home.run(["stop", "x"]);
         all_is_well(&home, &what);
         if !home.sandboxes().is_empty() {
@@ -250,7 +256,6 @@ fn a_detached_supervisor_killed_at_any_change_of_the_disk_leaves_a_sandbox_that_
         }
         assert_eq!(home.sandboxes(), [], "{what}");
     }
-    set_supervisor_options(&home, None);
     a_second_run_works(&home, "after all of them");
 }
 
@@ -275,7 +280,7 @@ fn killed_at_random_moments(program: &str, seed: u64) {
             let victims = || -> Vec<_> {
                 home.processes()
                     .into_iter()
-                    .filter(|p| p.program.starts_with(program))
+                    .filter(|p| p.name.starts_with(program))
                     .collect()
             };
             wait_until("the program to kill", || !victims().is_empty());
@@ -327,7 +332,7 @@ fn a_killed_machine_ends_the_run_with_a_reason() {
     for machine in home
         .processes()
         .iter()
-        .filter(|process| process.program.starts_with("qemu"))
+        .filter(|process| process.name.starts_with("qemu"))
     {
         machine.signal(Signal::KILL);
     }
@@ -363,21 +368,21 @@ fn a_load_killed_at_any_change_of_the_disk_leaves_a_store_that_the_next_load_com
     let archive = fixture("busybox.docker.tar");
     let args = ["load", "-q", "-i", archive.to_str().unwrap()];
     let counted = Home::new();
-    Running::start(traced(&counted, None, &args))
-        .finish()
-        .done();
-    let calls = traced_calls(&counted);
-    assert!(calls > 5, "{calls}");
-    for number in 1..=calls {
+    run_traced(&counted, None, &args).done();
+    for call in traced_calls(&counted) {
         let home = Home::new();
-        let outcome = Running::start(traced(&home, Some(number), &args)).finish();
-        assert_eq!(outcome.code, 137, "{outcome:?}");
-        // What is listed is whole.
+        let outcome = run_traced(&home, Some(&call), &args);
+        assert_eq!(outcome.code, 137, "{call}: {outcome:?}");
         let listed = home.run(["images", "-q"]).done();
         assert!(
             ["", "docker.io/library/busybox:test\n"].contains(&listed.as_str()),
-            "call {number}: {listed}"
+            "{call}: {listed}"
         );
+        if !listed.is_empty() {
+            // What is listed is whole.
+            home.run(["run", "busybox:test", "--", "echo", "whole"])
+                .is(0, "whole\n", "");
+        }
         home.run(args).done();
         assert_eq!(
             home.run(["images", "-q"]).done(),
@@ -386,26 +391,8 @@ fn a_load_killed_at_any_change_of_the_disk_leaves_a_store_that_the_next_load_com
         assert_eq!(
             home.snapshot("images").len(),
             expected,
-            "call {number}: {:#?}",
+            "{call}: {:#?}",
             home.snapshot("images")
         );
     }
-}
-
-#[test]
-fn an_image_that_was_listed_after_a_killed_load_runs() {
-    let archive = fixture("busybox.docker.tar");
-    let args = ["load", "-q", "-i", archive.to_str().unwrap()];
-    let counted = Home::new();
-    Running::start(traced(&counted, None, &args))
-        .finish()
-        .done();
-    // The last change is the one that makes the image appear, or its fsync.
-    let home = Home::new();
-    Running::start(traced(&home, Some(traced_calls(&counted)), &args)).finish();
-    if home.run(["images", "-q"]).done().is_empty() {
-        home.run(args).done();
-    }
-    home.run(["run", "busybox:test", "--", "echo", "whole"])
-        .is(0, "whole\n", "");
 }

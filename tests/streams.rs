@@ -68,10 +68,10 @@ fn watch_memory(home: &Home, done: &AtomicBool) -> HashMap<(i32, String), u64> {
     let mut peaks = HashMap::new();
     while !done.load(Ordering::Relaxed) {
         for process in home.processes() {
-            if process.program.starts_with("msb")
+            if process.name.starts_with("msb")
                 && let Some(kib) = process.peak_kib()
             {
-                peaks.insert((process.pid, process.program), kib);
+                peaks.insert((process.pid, process.name), kib);
             }
         }
         std::thread::sleep(std::time::Duration::from_millis(100));
@@ -156,7 +156,7 @@ fn the_first_line_does_not_wait_for_the_last() {
     for client in home
         .processes()
         .iter()
-        .filter(|process| process.program == "msb-run")
+        .filter(|process| process.name == "msb-run")
     {
         client.signal(rustix::process::Signal::TERM);
     }

@@ -83,7 +83,7 @@ fn a_stopped_client_gives_the_terminal_back_and_fg_takes_it_again() {
     terminal.enter("msb run -ti -e PS1='guest> ' busybox:test -- sh");
     terminal.wait_for("\nguest>");
     for client in home.processes() {
-        if client.program == "msb-run" && client.command_line.contains("-ti") {
+        if client.name == "msb-run" && client.command_line.contains("-ti") {
             client.signal(Signal::TSTP);
         }
     }

@@ -144,14 +144,6 @@ impl Home {
             .collect()
     }
 
-    /// Programs of ours with their own copy in place of the installed ones, for tests that exchange some.
-    pub(crate) fn own_prefix(&mut self) -> &Path {
-        let own = self.folder.join("prefix");
-        copy_folder(&self.prefix, &own);
-        self.prefix = own;
-        &self.prefix
-    }
-
     /// Living processes that belong to this test: any that know its folder.
     pub(crate) fn processes(&self) -> Vec<Process> {
         processes::with_text(self.folder.to_str().unwrap())
@@ -212,19 +204,4 @@ impl Drop for Home {
             assert!(left.is_empty(), "processes are left: {left:#?}");
         }
     }
-}
-
-/// Copies a folder with its links and permissions.
-fn copy_folder(from: &Path, to: &Path) {
-    let status = Command::new("cp")
-        .arg("-a")
-        .args([from, to])
-        .status()
-        .unwrap();
-    assert!(
-        status.success(),
-        "cp -a {} {}",
-        from.display(),
-        to.display()
-    );
 }

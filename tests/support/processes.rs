@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 #[derive(Clone, Debug)]
 pub(crate) struct Process {
     pub(crate) pid: i32,
-    /// Name of its program's file.
-    pub(crate) program: String,
+    /// What it calls itself: the last part of its first argument.
+    pub(crate) name: String,
     pub(crate) command_line: String,
 }
 
@@ -72,15 +72,15 @@ fn look(pid: i32, text: &str) -> Option<Process> {
     {
         return None;
     }
-    let program = fs::read_link(folder.join("exe")).unwrap_or_default();
-    let program = program
-        .file_name()
+    let name = command_line
+        .split(' ')
+        .next()
+        .and_then(|path| path.rsplit('/').next())
         .unwrap_or_default()
-        .to_string_lossy()
-        .into_owned();
+        .to_owned();
     Some(Process {
         pid,
-        program,
+        name,
         command_line,
     })
 }
