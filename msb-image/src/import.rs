@@ -32,10 +32,7 @@ fn import(home: &Home, args: &Import, reference: &Reference) -> Result<Vec<Loade
     let converted = convert(input.reader(), NewLayer::create(&store)?)?;
     check_whole(&converted)?;
     let layer = converted.summary;
-    if store::layer(&store, &layer.diff_id).is_none() {
-        converted.files.commit(&store, &layer.diff_id)?;
-    }
-    let merged = merge::merge(&store, &[layer.diff_id])?;
+    let merged = merge::merge(&[layer.diff_id], |_| converted.files.index().to_owned())?;
     check_is_root(&merged.tree)?;
     let config = config(
         &layer.diff_id,
@@ -45,6 +42,9 @@ fn import(home: &Home, args: &Import, reference: &Reference) -> Result<Vec<Loade
     let manifest = manifest_for(&config_digest, config.len() as u64, &[layer])?;
     let digest = digest_of(&manifest);
     check_pins(std::slice::from_ref(reference), &digest)?;
+    if store::layer(&store, &layer.diff_id).is_none() {
+        converted.files.commit(&store, &layer.diff_id)?;
+    }
     put_documents(&store, &config, &manifest)?;
     if !disk::is_there(&store, &digest) {
         disk::write(&store, &digest, &merged)?;

@@ -77,13 +77,20 @@ fn add(store: &Store, archive: &mut Archive<'_>, image: &Image) -> Result<Vec<Lo
     };
     let digest = digest_of(&manifest);
     check_pins(&image.references, &digest)?;
-    if !disk::is_there(store, &digest) {
+    let merged = if disk::is_there(store, &digest) {
+        None
+    } else {
         let diff_ids: Vec<Digest> = layers.iter().map(|layer| layer.diff_id).collect();
-        let merged = merge::merge(store, &diff_ids)?;
-        put_documents(store, &image.config, &manifest)?;
+        Some(merge::merge(&diff_ids, |diff_id| {
+            archive.index_path(diff_id)
+        })?)
+    };
+    // From here on nothing of the archive can be wrong any more.
+    archive.commit_layers()?;
+    put_documents(store, &image.config, &manifest)?;
+    if let Some(merged) = merged {
         disk::write(store, &digest, &merged)?;
     }
-    put_documents(store, &image.config, &manifest)?;
     put_references(store, &image.references, &digest, &config_digest, &layers)
 }
 

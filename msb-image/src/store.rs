@@ -83,6 +83,11 @@ impl NewLayer {
         Ok(new)
     }
 
+    /// Where the index is until it has a name.
+    pub(crate) fn index(&self) -> &Path {
+        &self.index
+    }
+
     /// Opens the index and the data for writing.
     pub(crate) fn files(&self) -> Result<(File, File)> {
         let open = |path: &Path| {

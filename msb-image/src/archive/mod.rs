@@ -8,6 +8,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Cursor, Read, Seek, SeekFrom};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use libmsb::cli::error::Failure;
@@ -60,6 +61,8 @@ pub(crate) struct Archive<'a> {
     file: Option<(File, Option<Meter>)>,
     document_bytes: u64,
     streamed_layers: usize,
+    /// Layers that an image needs and the store does not have yet.
+    pending: Vec<(Digest, NewLayer)>,
 }
 
 enum Member {
@@ -87,6 +90,7 @@ impl<'a> Archive<'a> {
             file: None,
             document_bytes: 0,
             streamed_layers: 0,
+            pending: Vec::new(),
         };
         let mut input = input;
         if let Some(length) = input.length {
@@ -162,7 +166,24 @@ impl<'a> Archive<'a> {
         Ok(Some(bytes))
     }
 
-    /// Brings a layer into the store.
+    /// Where the index of a layer is: in the store, or on its way there.
+    pub(crate) fn index_path(&self, diff_id: &Digest) -> PathBuf {
+        let pending = self.pending.iter().find(|(digest, _)| digest == diff_id);
+        pending.map_or_else(
+            || self.store.layer_index_path(diff_id),
+            |(_, layer)| layer.index().to_owned(),
+        )
+    }
+
+    /// Puts the layers that were asked for into the store: when it is known that the image is a good one.
+    pub(crate) fn commit_layers(&mut self) -> Result<()> {
+        for (diff_id, layer) in self.pending.drain(..) {
+            layer.commit(self.store, &diff_id)?;
+        }
+        Ok(())
+    }
+
+    /// Converts a layer and checks it, unless the store has it.
     pub(crate) fn layer(&mut self, source: &LayerSource) -> Result<Summary> {
         let label = || format!("layer '{}'", escape(&source.path));
         let path = self
@@ -203,8 +224,9 @@ impl<'a> Archive<'a> {
             &converted.summary.diff_id,
             Some(&converted.unpacked.blob),
         )?;
-        if store::layer(self.store, &source.diff_id).is_none() {
-            converted.files.commit(self.store, &source.diff_id)?;
+        let is_pending = self.pending.iter().any(|(id, _)| *id == source.diff_id);
+        if !is_pending && store::layer(self.store, &source.diff_id).is_none() {
+            self.pending.push((source.diff_id, converted.files));
         }
         Ok((converted.summary, Some(converted.unpacked.blob)))
     }

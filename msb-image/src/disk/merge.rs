@@ -10,10 +10,11 @@
 //!   stand in it. Other names beginning with `.wh..wh.` are notes of an old driver and ignored.
 //! - A hard link needs a target that is there at that moment, in this layer or a lower one.
 
+use std::path::PathBuf;
+
 use anyhow::{Context, Result, bail, ensure};
 use libmsb::cli::escape::escape;
 use libmsb::digest::Digest;
-use libmsb::state::images::Store;
 
 use super::tree::{Attributes, Body, Id, Name, ROOT, Tree};
 use crate::layer::index::{IndexReader, Summary};
@@ -33,13 +34,16 @@ pub(crate) struct Merged {
 }
 
 /// Merges the layers of an image, lowest first.
-pub(crate) fn merge(store: &Store, diff_ids: &[Digest]) -> Result<Merged> {
+pub(crate) fn merge(
+    diff_ids: &[Digest],
+    index_path: impl Fn(&Digest) -> PathBuf,
+) -> Result<Merged> {
     let mut merged = Merged {
         tree: Tree::new(),
         layers: Vec::new(),
     };
     for (number, diff_id) in diff_ids.iter().enumerate() {
-        let index = IndexReader::open(&store.layer_index_path(diff_id), diff_id)?;
+        let index = IndexReader::open(&index_path(diff_id), diff_id)?;
         let known = merged
             .layers
             .iter()
@@ -389,7 +393,7 @@ mod tests {
             converted.files.commit(&store, &converted.summary.diff_id)?;
             diff_ids.push(converted.summary.diff_id);
         }
-        merge(&store, &diff_ids)
+        merge(&diff_ids, |diff_id| store.layer_index_path(diff_id))
     }
 
     fn list(tree: &Tree, folder: Id, path: &str, paths: &mut Vec<String>) {

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::io;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use libmsb::tools;
@@ -129,11 +129,11 @@ fn subtree(program: &str) -> String {
 /// Becomes man(1) with the page of a topic, if there is one. Returns when there is not.
 pub(crate) fn become_manual(topic: &str) -> Option<io::Error> {
     let page = page_of(topic);
+    // Without man(1) the caller goes on to the program's own help.
+    let man = tools::find("man").ok()?;
     let found =
-        own_page(&page).or_else(|| is_known_to_man(&page).then(|| OsString::from(&page)))?;
-    let error = Command::new("man").arg(found).exec();
-    // No man(1): the caller goes on to the program's own help.
-    (error.kind() != io::ErrorKind::NotFound).then_some(error)
+        own_page(&page).or_else(|| is_known_to(&man, &page).then(|| OsString::from(&page)))?;
+    Some(Command::new(man).arg(found).exec())
 }
 
 /// The page of a topic: of a command that of its program; `state` is msb-state(5); `msb` is the overview.
@@ -165,8 +165,8 @@ fn own_page(page: &str) -> Option<OsString> {
         .map(PathBuf::into_os_string)
 }
 
-fn is_known_to_man(page: &str) -> bool {
-    let mut man = Command::new("man");
+fn is_known_to(man: &Path, page: &str) -> bool {
+    let mut man = Command::new(man);
     man.args(["-w", page])
         .stdin(Stdio::null())
         .stdout(Stdio::null())
