@@ -70,6 +70,8 @@ pub(crate) struct Setup {
 pub(crate) fn run(args: SupervisorArgs) -> anyhow::Result<()> {
     // A starter that already leads a session (a service manager's child) is as good.
     let _ = rustix::process::setsid();
+    // It was started through /proc/self/exe, and would be called "exe" by ps(1) and top(1).
+    let _ = rustix::thread::set_name(c"msb-supervisor");
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     let (name, lock, mut starter) = args.take()?;
     let home = Home::from_env()?;
