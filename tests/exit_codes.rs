@@ -102,6 +102,15 @@ fn run_ends_with_125_when_the_failure_is_ours() {
 }
 
 #[test]
+fn a_command_without_its_dashes_is_told_where_they_go() {
+    let outcome = Home::new().run(["run", "busybox", "uname"]);
+    assert_eq!(outcome.code, 125, "{outcome:?}");
+    let hint = "msb-run: hint: a command goes after '--', as in: msb run IMAGE -- COMMAND\n";
+    let stderr = String::from_utf8_lossy(&outcome.stderr);
+    assert!(stderr.ends_with(hint), "{stderr}");
+}
+
+#[test]
 fn run_of_an_unknown_option_is_wrong_usage() {
     let home = Home::new();
     let outcome = home.run(["run", "--no-such-option", "busybox"]);

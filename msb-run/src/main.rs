@@ -15,6 +15,7 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
 
+use clap::error::{ContextKind, ErrorKind};
 use clap::{CommandFactory, Parser};
 use libmsb::cli::{args, completions, error, exit};
 
@@ -52,10 +53,18 @@ fn verb<P: Parser + CommandFactory>(
     arguments: Vec<OsString>,
     run: impl FnOnce(P) -> anyhow::Result<u8>,
 ) -> ExitCode {
-    let parsed = match parse(name, arguments) {
+    let parsed = match parse(name, arguments.clone()) {
         Ok(parsed) => parsed,
         Err(code) if code == ExitCode::SUCCESS => return code,
-        Err(_) => return ExitCode::from(exit::COMMAND_NOT_STARTED),
+        Err(_) => {
+            if lacks_dashes::<P>(arguments) {
+                error::print_hint(
+                    name,
+                    "a command goes after '--', as in: msb run IMAGE -- COMMAND",
+                );
+            }
+            return ExitCode::from(exit::COMMAND_NOT_STARTED);
+        }
     };
     match run(parsed) {
         Ok(code) => ExitCode::from(code),
@@ -64,6 +73,15 @@ fn verb<P: Parser + CommandFactory>(
             ExitCode::from(exit::COMMAND_NOT_STARTED)
         }
     }
+}
+
+/// Whether a word too many is why the arguments were refused: with docker a command needs no `--` before it.
+fn lacks_dashes<P: Parser>(arguments: Vec<OsString>) -> bool {
+    let Err(error) = P::try_parse_from(arguments) else {
+        return false;
+    };
+    let word = error.get(ContextKind::InvalidArg).map(ToString::to_string);
+    error.kind() == ErrorKind::UnknownArgument && word.is_some_and(|word| !word.starts_with('-'))
 }
 
 fn parse<P: Parser + CommandFactory>(
