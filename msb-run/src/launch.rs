@@ -107,7 +107,7 @@ fn failure(report: Startup) -> anyhow::Error {
         Startup::Ready(_) => {
             Failure::new(Kind::Bug, "the supervisor reported success twice").into()
         }
-        Startup::Failed { message, hint, .. } => {
+        Startup::Failed { message, hint } => {
             let failure = Failure::failed(message);
             hint.map_or(failure.clone(), |hint| failure.hint(hint))
                 .into()

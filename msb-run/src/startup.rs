@@ -3,7 +3,7 @@
 
 use std::io::{self, BufRead};
 
-use libmsb::cli::error::{Failure, Kind, kind, message};
+use libmsb::cli::error::{Failure, message};
 use libmsb::jsonl;
 use serde::{Deserialize, Serialize};
 
@@ -19,8 +19,6 @@ pub(crate) enum Startup {
         message: String,
         /// What can be done about it.
         hint: Option<String>,
-        /// The exit code for it.
-        exit: u8,
     },
 }
 
@@ -46,11 +44,9 @@ impl Startup {
                 .hint_text()
                 .map(str::to_owned)
         });
-        let exit = libmsb::cli::exit::code(kind(error).unwrap_or(Kind::Failed));
         Startup::Failed {
             message: message(error),
             hint,
-            exit,
         }
     }
 
