@@ -5,12 +5,16 @@
 pub mod cli;
 /// Digests of content: `sha256:…`.
 pub mod digest;
+/// What happened to all sandboxes.
+pub mod events;
 /// One JSON object a line.
 pub mod jsonl;
 /// The plan of a virtual machine.
 pub mod machine;
 /// References to images.
 pub mod reference;
+/// Choosing sandboxes by their labels.
+pub mod selector;
 /// Signals as something to wait for.
 pub mod signals;
 /// The state directory.

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use libmsb::cli::error::print_warning;
+use libmsb::events::{Event, What};
 use libmsb::signals::{Signals, signal};
 use libmsb::state::layout;
 use libmsb::state::status::{Reason, State, Status};
@@ -28,6 +29,14 @@ use super::{Aborted, Setup, Starter, TOOL, start_machine};
 use crate::startup::{Stamps, monotonic_ns};
 
 const PROGRAM: &str = concat!("msb-supervisor ", env!("CARGO_PKG_VERSION"));
+
+/// What clients may ask: of us, or through us of the guest's agent.
+const OPERATIONS: [&str; 4] = [
+    operation::EXEC,
+    operation::PING,
+    operation::STOP,
+    operation::WAIT,
+];
 
 /// Time for a guest to say that it takes commands, by attempt. In software, on a host that does much else, a boot
 /// of two seconds takes many times that.
@@ -52,6 +61,15 @@ enum Phase {
     Booting { deadline: Instant },
     Running,
     Stopping { deadline: Instant },
+}
+
+/// When a running sandbox is to end, though nobody asked for it then.
+#[derive(Clone, Copy, Debug, Default)]
+struct Limits {
+    /// Nobody has used it for so long.
+    idle: Option<Duration>,
+    /// When it has run for as long as it may.
+    end: Option<Instant>,
 }
 
 /// How the sandbox ended.
@@ -80,6 +98,11 @@ pub(crate) struct Life {
     attached: Option<ClientId>,
     /// Clients that asked for the end: they are told when it has come.
     stoppers: Vec<(ClientId, u32)>,
+    /// Clients that want to know how it ends.
+    waiters: Vec<(ClientId, u32)>,
+    limits: Limits,
+    /// When somebody last used it.
+    used_at: Instant,
     /// Why it is stopping.
     ending: Option<Reason>,
     clean: bool,
@@ -95,7 +118,7 @@ pub(crate) fn begin(setup: Setup, starter: &mut Starter) -> Result<Life, Aborted
         let signals = Signals::of(&[signal::SIGTERM, signal::SIGINT, signal::SIGHUP])
             .context("cannot wait for signals")?;
         let socket = Socket::listen(setup.home.agent_socket(&setup.sandbox.name))?;
-        let hello = Hello::of(PROGRAM, &[operation::EXEC, operation::STOP]);
+        let hello = Hello::of(PROGRAM, &OPERATIONS);
         // Of a sandbox that goes with its command, and whose client sees all, nobody could read a log.
         let logged = !setup.spec.ephemeral || starter.client.is_none();
         let mut relay = Relay::new(&hello, logged)?;
@@ -117,6 +140,9 @@ pub(crate) fn begin(setup: Setup, starter: &mut Starter) -> Result<Life, Aborted
             ..Status::new(State::Starting)
         };
         setup.sandbox.set_status(&status)?;
+        setup
+            .sandbox
+            .record(&Event::now(What::Starting, setup.sandbox.name.as_str()));
         Ok((
             machine, started_ns, signals, socket, relay, attached, log, console, status,
         ))
@@ -147,6 +173,9 @@ pub(crate) fn begin(setup: Setup, starter: &mut Starter) -> Result<Life, Aborted
         log,
         attached,
         stoppers: Vec::new(),
+        waiters: Vec::new(),
+        limits: Limits::default(),
+        used_at: Instant::now(),
         ending: None,
         clean: false,
         end: None,
@@ -190,7 +219,10 @@ impl Life {
             self.act_on(notice, starter)?;
         }
         self.write_out(&mut Vec::new());
-        self.check_deadline()
+        if self.relay.is_in_use() {
+            self.used_at = Instant::now();
+        }
+        self.check_deadlines(starter)
     }
 
     fn wait(&self) -> anyhow::Result<Vec<(Source, PollFlags)>> {
@@ -237,7 +269,10 @@ impl Life {
     fn timeout(&self) -> Option<Timespec> {
         let deadline = match self.phase {
             Phase::Booting { deadline } | Phase::Stopping { deadline } => deadline,
-            Phase::Running => return None,
+            Phase::Running => [self.idle_deadline(), self.limits.end]
+                .into_iter()
+                .flatten()
+                .min()?,
         };
         let left = deadline.saturating_duration_since(Instant::now());
         Some(Timespec {
@@ -375,6 +410,7 @@ impl Life {
                 };
                 self.stop(reason, Duration::from_millis(timeout_ms), starter);
             }
+            Notice::Wait { client, stream } => self.waiters.push((client, stream)),
             Notice::Gone(id) if self.attached == Some(id) => {
                 self.attached = None;
                 // When the main command has ended, the client has no reason to stay.
@@ -387,6 +423,21 @@ impl Life {
         Ok(())
     }
 
+    /// A change of state, for those who look and those who listen.
+    fn enter(&mut self, state: State, event: What) {
+        self.status.state = state;
+        self.status.since = jiff::Timestamp::now();
+        self.write_status();
+        self.setup
+            .sandbox
+            .record(&Event::now(event, self.setup.sandbox.name.as_str()));
+    }
+
+    /// When it will have been idle for too long, if nobody uses it until then.
+    fn idle_deadline(&self) -> Option<Instant> {
+        self.limits.idle.map(|idle| self.used_at + idle)
+    }
+
     /// The file informs others; a full disk must not end the sandbox.
     fn write_status(&self) {
         if let Err(error) = self.setup.sandbox.set_status(&self.status) {
@@ -394,8 +445,15 @@ impl Life {
         }
     }
 
-    fn check_deadline(&mut self) -> anyhow::Result<()> {
+    fn check_deadlines(&mut self, starter: &mut Starter) -> anyhow::Result<()> {
+        let now = Instant::now();
         match self.phase {
+            Phase::Running if self.limits.end.is_some_and(|end| end <= now) => {
+                self.stop(Reason::MaxDuration, STOP_TIMEOUT, starter);
+            }
+            Phase::Running if self.idle_deadline().is_some_and(|end| end <= now) => {
+                self.stop(Reason::IdleTimeout, STOP_TIMEOUT, starter);
+            }
             Phase::Stopping { deadline } if deadline <= Instant::now() => {
                 let reason = self.ending.unwrap_or(Reason::StopRequested);
                 let message = (!self.clean)

@@ -1,0 +1,67 @@
+//! `msb start`: start sandboxes that were made or stopped, each with its own disk.
+
+use std::time::{Duration, Instant};
+
+use clap::Parser;
+use libmsb::cli::args::SandboxName;
+use libmsb::cli::error::print_warning;
+use libmsb::state::Home;
+use libmsb::state::sandboxes::Sandbox;
+use libmsb::state::status::State;
+
+use super::selection::{Selection, for_each};
+use crate::launch::launch;
+
+const TOOL: &str = "msb-start";
+
+/// Time that a sandbox which is just stopping is waited for.
+const STOPPING_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Start sandboxes that do not run
+#[derive(Debug, Parser)]
+#[command(
+    name = TOOL,
+    version,
+    after_help = "Examples:\n  msb start web worker\n  msb ls -q --stopped | msb start -"
+)]
+pub(crate) struct StartArgs {
+    #[command(flatten)]
+    selection: Selection,
+    /// Say nothing about sandboxes that run already
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+pub(crate) fn run(args: StartArgs) -> anyhow::Result<()> {
+    let home = Home::from_env()?;
+    let names = args.selection.names(TOOL, &home)?;
+    for_each(TOOL, &names, |name| {
+        if !start(&home, name)? && !args.quiet {
+            print_warning(TOOL, &format!("the sandbox '{name}' is running already"));
+        }
+        Ok(())
+    })
+}
+
+/// Starts a sandbox and waits until its guest takes commands. `false` when it runs already.
+pub(crate) fn start(home: &Home, name: &SandboxName) -> anyhow::Result<bool> {
+    let sandbox = home.sandboxes().find(name)?;
+    wait_while_stopping(&sandbox)?;
+    let Some(lock) = sandbox.try_lock()? else {
+        return Ok(false);
+    };
+    launch(name, lock, false)?.wait_until_ready()?;
+    Ok(true)
+}
+
+/// A sandbox that is on its way down is waited for: it can be started when it is there.
+pub(crate) fn wait_while_stopping(sandbox: &Sandbox) -> anyhow::Result<()> {
+    let deadline = Instant::now() + STOPPING_TIMEOUT;
+    while Instant::now() < deadline
+        && sandbox.is_alive()?
+        && sandbox.status()?.state.seen(true) == State::Stopping
+    {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
+}
