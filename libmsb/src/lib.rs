@@ -13,6 +13,8 @@ pub mod jsonl;
 pub mod machine;
 /// References to images.
 pub mod reference;
+/// For programs that use sandboxes.
+pub mod sdk;
 /// Choosing sandboxes by their labels.
 pub mod selector;
 /// Signals as something to wait for.

@@ -15,7 +15,7 @@ use super::spec::{SPEC_BYTES_MAX, Spec};
 use super::status::{Reason, STATUS_BYTES_MAX, State, Status};
 use super::{layout, write};
 use crate::cli::args::SandboxName;
-use crate::cli::error::Failure;
+use crate::cli::error::{Code, Failure};
 use crate::events::{Event, What};
 
 /// The folder of sandboxes.
@@ -215,6 +215,7 @@ impl Sandbox {
     pub fn lock(&self) -> anyhow::Result<Lock> {
         self.try_lock()?.with_context(|| {
             Failure::wrong_state(format!("the sandbox '{}' is running", self.name))
+                .code(Code::SandboxStillRunning)
                 .hint(format!("stop it first: msb stop {}", self.name))
         })
     }
@@ -293,7 +294,9 @@ impl Sandbox {
 }
 
 fn no_such_sandbox(name: &SandboxName) -> Failure {
-    Failure::not_found(format!("there is no sandbox '{name}'")).hint("`msb ls` lists them")
+    Failure::not_found(format!("there is no sandbox '{name}'"))
+        .code(Code::SandboxNotFound)
+        .hint("`msb ls` lists them")
 }
 
 fn is_dead_ephemeral(path: &Path) -> bool {
@@ -368,6 +371,7 @@ impl NewFolder {
                     "there is a sandbox '{}' already",
                     sandbox.name
                 ))
+                .code(Code::SandboxAlreadyExists)
                 .hint(format!(
                     "choose another name, or remove it: msb rm {}",
                     sandbox.name

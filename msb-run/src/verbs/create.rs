@@ -9,6 +9,7 @@ use libmsb::reference::Reference;
 use libmsb::state::Home;
 
 use super::SettingArgs;
+use super::start::BondArgs;
 use crate::launch::launch;
 use crate::make::{MakeArgs, make};
 
@@ -30,8 +31,10 @@ pub(crate) struct CreateArgs {
     #[arg(short, long)]
     name: Option<SandboxName>,
     /// Only make it
-    #[arg(long)]
+    #[arg(long, conflicts_with = "bond_fd")]
     no_start: bool,
+    #[command(flatten)]
+    bond: BondArgs,
     #[command(flatten)]
     setting: SettingArgs,
     #[command(flatten)]
@@ -49,7 +52,7 @@ pub(crate) fn run(args: CreateArgs) -> anyhow::Result<()> {
     )?;
     let name = made.sandbox.name.clone();
     if !args.no_start {
-        launch(&name, made.lock, false)?.wait_until_ready()?;
+        launch(&name, made.lock, args.bond.take()?)?.wait_until_ready()?;
     }
     if args.name.is_none() {
         output::print(&name)?;

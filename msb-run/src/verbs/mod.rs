@@ -38,12 +38,12 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use libmsb::cli::args::{EnvVar, SandboxName, parse_env, read_env_file};
-use libmsb::cli::error::{Failure, print_error};
+use libmsb::cli::error::{Code, Failure, print_error};
 use libmsb::cli::escape::escape;
 use libmsb::cli::exit;
 use libmsb::state::Home;
 use msb_wire::client::{ClientError, Connection};
-use msb_wire::exec::{ExecEvent, ExecRequest};
+use msb_wire::exec::{ExecEvent, ExecRequest, FailureKind};
 use msb_wire::text::Text;
 
 use crate::session::Outcome;
@@ -160,7 +160,14 @@ pub(crate) fn tell_end(tool: &str, outcome: &Outcome) -> anyhow::Result<u8> {
 /// The answer of a peer that does not serve what it was asked for.
 pub(crate) fn refusal(message: &[u8]) -> Failure {
     match serde_json::from_slice(message) {
-        Ok(ExecEvent::Failed { message, .. }) => Failure::failed(escape(&message).into_owned()),
+        Ok(ExecEvent::Failed { kind, message }) => {
+            let failure = Failure::failed(escape(&message).into_owned());
+            if kind == FailureKind::UnsupportedOperation {
+                failure.code(Code::UnsupportedOperation)
+            } else {
+                failure
+            }
+        }
         _ => Failure::failed("the sandbox gave an answer that cannot be understood"),
     }
 }
@@ -175,6 +182,7 @@ pub(crate) fn connect(home: &Home, name: &SandboxName) -> anyhow::Result<Connect
             Err(ClientError::Connect(_)) if !sandbox.is_alive()? => {
                 return Err(
                     Failure::wrong_state(format!("the sandbox '{name}' is not running"))
+                        .code(Code::SandboxNotRunning)
                         .hint(format!("start it: msb start {name}"))
                         .into(),
                 );

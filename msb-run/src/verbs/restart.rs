@@ -9,6 +9,7 @@ use libmsb::state::Home;
 use super::selection::{Selection, for_each};
 use super::start::start;
 use super::stop::stop;
+use crate::launch::Bond;
 
 const TOOL: &str = "msb-restart";
 
@@ -42,6 +43,6 @@ pub(crate) fn run(args: RestartArgs) -> anyhow::Result<()> {
         if home.sandboxes().find(name)?.is_alive()? {
             stop(&home, name, timeout)?;
         }
-        start(&home, name).map(drop)
+        start(&home, name, Bond::None).map(drop)
     })
 }

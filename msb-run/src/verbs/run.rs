@@ -8,7 +8,7 @@ use std::ffi::OsString;
 use anyhow::Context;
 use clap::Parser;
 use libmsb::cli::args::SandboxName;
-use libmsb::cli::error::{Failure, print_error, print_warning};
+use libmsb::cli::error::{Code, Failure, print_error, print_warning};
 use libmsb::cli::output;
 use libmsb::reference::Reference;
 use libmsb::state::Home;
@@ -21,7 +21,7 @@ use msb_wire::text::Text;
 
 use super::start::wait_while_stopping;
 use super::{CommandArgs, PROGRAM, tell_end};
-use crate::launch::{Launched, launch};
+use crate::launch::{Bond, Launched, launch};
 use crate::make::{MakeArgs, make};
 use crate::session::{self, Streams};
 use crate::startup::{Stamps, monotonic_ns};
@@ -75,7 +75,7 @@ pub(crate) fn run(args: RunArgs) -> anyhow::Result<u8> {
     let name = taken.sandbox.name.clone();
     if args.detach {
         // It is told when the guest takes commands.
-        let mut launched = launch(&name, taken.lock, false)?;
+        let mut launched = launch(&name, taken.lock, Bond::None)?;
         launched.wait_until_ready()?;
         output::print(&name)?;
         return Ok(0);
@@ -86,7 +86,7 @@ pub(crate) fn run(args: RunArgs) -> anyhow::Result<u8> {
     };
     let streams = Streams::take(tty)?;
     let image_ns = monotonic_ns();
-    let launched = launch(&name, taken.lock, true)?;
+    let launched = launch(&name, taken.lock, Bond::Client)?;
     let (code, stamps) = attach(launched, request, streams)?;
     if args.time {
         let end_ns = monotonic_ns();
@@ -131,6 +131,7 @@ fn take_existing(sandbox: Sandbox, args: &RunArgs) -> anyhow::Result<Taken> {
     wait_while_stopping(&sandbox)?;
     let lock = sandbox.try_lock()?.with_context(|| {
         Failure::wrong_state(format!("the sandbox '{name}' is running"))
+            .code(Code::SandboxStillRunning)
             .hint(format!("run a command in it: msb exec {name} -- COMMAND"))
     })?;
     let spec = sandbox.spec()?;

@@ -5,6 +5,7 @@ mod boot;
 /// The end.
 mod end;
 
+use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
@@ -96,6 +97,8 @@ pub(crate) struct Life {
     console: Option<RotatedFile>,
     log: Option<ExecLog>,
     attached: Option<ClientId>,
+    /// A pipe that is closed when nobody needs the sandbox any more.
+    bond: Option<File>,
     /// Clients that asked for the end: they are told when it has come.
     stoppers: Vec<(ClientId, u32)>,
     /// Clients that want to know how it ends.
@@ -172,6 +175,7 @@ pub(crate) fn begin(setup: Setup, starter: &mut Starter) -> Result<Life, Aborted
         console: Some(console),
         log,
         attached,
+        bond: starter.bond.take(),
         stoppers: Vec::new(),
         waiters: Vec::new(),
         limits: Limits::default(),
@@ -190,6 +194,7 @@ enum Source {
     Exit,
     Listener,
     Signals,
+    Bond,
     Client(ClientId),
 }
 
@@ -244,6 +249,9 @@ impl Life {
         if self.console.is_some() {
             sources.push((Source::Console, self.machine.console.as_fd(), PollFlags::IN));
         }
+        if let Some(bond) = &self.bond {
+            sources.push((Source::Bond, bond.as_fd(), PollFlags::IN));
+        }
         for (id, link, readable) in self.relay.links() {
             sources.push((
                 Source::Client(id),
@@ -297,6 +305,7 @@ impl Life {
                 self.signals.wait().context("cannot read a signal")?;
                 self.stop(Reason::Signal, STOP_TIMEOUT, starter);
             }
+            Source::Bond => self.read_bond(starter),
             Source::Client(id) => {
                 let gone = flags.intersects(PollFlags::HUP | PollFlags::ERR | PollFlags::RDHUP);
                 if flags.contains(PollFlags::IN) || gone {
@@ -305,6 +314,18 @@ impl Life {
             }
         }
         Ok(())
+    }
+
+    /// A byte lets the sandbox go; the end of the pipe ends it.
+    fn read_bond(&mut self, starter: &mut Starter) {
+        let mut byte = [0];
+        let bond = self.bond.take();
+        if !matches!(
+            bond.as_ref().map(|mut pipe| pipe.read(&mut byte)),
+            Some(Ok(1))
+        ) {
+            self.stop(Reason::ClientGone, STOP_TIMEOUT, starter);
+        }
     }
 
     /// Writes what waits, as far as it goes now.
