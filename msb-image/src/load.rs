@@ -65,11 +65,7 @@ fn load(home: &Home, args: &Load, tags: Vec<Reference>) -> Result<Vec<Loaded>> {
 
 /// Brings one image into the store, layers first and references last.
 fn add(store: &Store, archive: &mut Archive<'_>, image: &Image) -> Result<Vec<Loaded>> {
-    let layers: Vec<Summary> = image
-        .layers
-        .iter()
-        .map(|layer| archive.layer(layer))
-        .collect::<Result<_>>()?;
+    let layers = archive.layers(&image.layers)?;
     let config_digest = digest_of(&image.config);
     let manifest = match &image.manifest {
         Some(manifest) => manifest.clone(),
