@@ -18,7 +18,7 @@ use crate::disk::{self, merge};
 use crate::document::{manifest_for, references};
 use crate::input::Input;
 use crate::layer::index::Summary;
-use crate::store;
+use crate::store::{self, NewLayers};
 use crate::stream::digest_of;
 
 /// An image that is in the store now, as programs are told.
@@ -63,17 +63,26 @@ fn load(home: &Home, args: &Load, tags: Vec<Reference>) -> Result<Vec<Loaded>> {
     Ok(loaded)
 }
 
-/// Brings one image into the store, layers first and references last.
 fn add(store: &Store, archive: &mut Archive<'_>, image: &Image) -> Result<Vec<Loaded>> {
     let layers: Vec<Summary> = image
         .layers
         .iter()
         .map(|layer| archive.layer(layer))
         .collect::<Result<_>>()?;
+    put_image(store, image, &layers, &mut archive.new_layers)
+}
+
+/// Brings an image whose layers are converted into the store: layers first and references last.
+pub(crate) fn put_image(
+    store: &Store,
+    image: &Image,
+    layers: &[Summary],
+    new_layers: &mut NewLayers,
+) -> Result<Vec<Loaded>> {
     let config_digest = digest_of(&image.config);
     let manifest = match &image.manifest {
         Some(manifest) => manifest.clone(),
-        None => manifest_for(&config_digest, image.config.len() as u64, &layers)?,
+        None => manifest_for(&config_digest, image.config.len() as u64, layers)?,
     };
     let digest = digest_of(&manifest);
     check_pins(&image.references, &digest)?;
@@ -82,16 +91,16 @@ fn add(store: &Store, archive: &mut Archive<'_>, image: &Image) -> Result<Vec<Lo
     } else {
         let diff_ids: Vec<Digest> = layers.iter().map(|layer| layer.diff_id).collect();
         Some(merge::merge(&diff_ids, |diff_id| {
-            archive.index_path(diff_id)
+            new_layers.index_path(store, diff_id)
         })?)
     };
-    // From here on nothing of the archive can be wrong any more.
-    archive.commit_layers()?;
+    // From here on nothing of the image can be wrong any more.
+    new_layers.commit(store)?;
     put_documents(store, &image.config, &manifest)?;
     if let Some(merged) = merged {
         disk::write(store, &digest, &merged)?;
     }
-    put_references(store, &image.references, &digest, &config_digest, &layers)
+    put_references(store, &image.references, &digest, &config_digest, layers)
 }
 
 /// Stores the configuration and the manifest, in this order.

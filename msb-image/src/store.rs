@@ -120,6 +120,38 @@ impl Drop for NewLayer {
     }
 }
 
+/// Layers that an image needs and the store does not have yet. They enter it together, when the whole image is known to
+/// be good.
+#[derive(Debug, Default)]
+pub(crate) struct NewLayers(Vec<(Digest, NewLayer)>);
+
+impl NewLayers {
+    /// Keeps a layer for the store, unless it is there or among these already.
+    pub(crate) fn add(&mut self, store: &Store, diff_id: &Digest, files: NewLayer) {
+        let known = self.0.iter().any(|(digest, _)| digest == diff_id);
+        if !known && layer(store, diff_id).is_none() {
+            self.0.push((*diff_id, files));
+        }
+    }
+
+    /// Where the index of a layer is: in the store, or on its way there.
+    pub(crate) fn index_path(&self, store: &Store, diff_id: &Digest) -> PathBuf {
+        let new = self.0.iter().find(|(digest, _)| digest == diff_id);
+        new.map_or_else(
+            || store.layer_index_path(diff_id),
+            |(_, layer)| layer.index().to_owned(),
+        )
+    }
+
+    /// Puts all of them into the store.
+    pub(crate) fn commit(&mut self, store: &Store) -> Result<()> {
+        for (diff_id, layer) in self.0.drain(..) {
+            layer.commit(store, &diff_id)?;
+        }
+        Ok(())
+    }
+}
+
 /// The summary of a layer that the store has, whole as far as its sizes tell.
 pub(crate) fn layer(store: &Store, diff_id: &Digest) -> Option<Summary> {
     let (summary, _) =

@@ -8,7 +8,6 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Cursor, Read, Seek, SeekFrom};
-use std::path::PathBuf;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use libmsb::cli::error::Failure;
@@ -24,7 +23,7 @@ use crate::layer::convert::{Converted, convert};
 use crate::layer::index::Summary;
 use crate::layer::tar::{Entry, Kind, Raw, TarReader, looks_like_tar};
 use crate::limits::{ARCHIVE_ENTRIES_MAX, DOCUMENTS_BYTES_MAX, STREAMED_LAYERS_MAX};
-use crate::store::{self, NewLayer};
+use crate::store::{self, NewLayer, NewLayers};
 use crate::stream::{self, BlobFacts, HashingReader, Packing, read_head};
 
 /// docker-archive: `manifest.json` and what it names.
@@ -61,8 +60,8 @@ pub(crate) struct Archive<'a> {
     file: Option<(File, Option<Meter>)>,
     document_bytes: u64,
     streamed_layers: usize,
-    /// Layers that an image needs and the store does not have yet.
-    pending: Vec<(Digest, NewLayer)>,
+    /// Layers that images need and the store does not have yet.
+    pub(crate) new_layers: NewLayers,
 }
 
 enum Member {
@@ -90,7 +89,7 @@ impl<'a> Archive<'a> {
             file: None,
             document_bytes: 0,
             streamed_layers: 0,
-            pending: Vec::new(),
+            new_layers: NewLayers::default(),
         };
         let mut input = input;
         if let Some(length) = input.length {
@@ -166,23 +165,6 @@ impl<'a> Archive<'a> {
         Ok(Some(bytes))
     }
 
-    /// Where the index of a layer is: in the store, or on its way there.
-    pub(crate) fn index_path(&self, diff_id: &Digest) -> PathBuf {
-        let pending = self.pending.iter().find(|(digest, _)| digest == diff_id);
-        pending.map_or_else(
-            || self.store.layer_index_path(diff_id),
-            |(_, layer)| layer.index().to_owned(),
-        )
-    }
-
-    /// Puts the layers that were asked for into the store: when it is known that the image is a good one.
-    pub(crate) fn commit_layers(&mut self) -> Result<()> {
-        for (diff_id, layer) in self.pending.drain(..) {
-            layer.commit(self.store, &diff_id)?;
-        }
-        Ok(())
-    }
-
     /// Converts a layer and checks it, unless the store has it.
     pub(crate) fn layer(&mut self, source: &LayerSource) -> Result<Summary> {
         let label = || format!("layer '{}'", escape(&source.path));
@@ -224,10 +206,8 @@ impl<'a> Archive<'a> {
             &converted.summary.diff_id,
             Some(&converted.unpacked.blob),
         )?;
-        let is_pending = self.pending.iter().any(|(id, _)| *id == source.diff_id);
-        if !is_pending && store::layer(self.store, &source.diff_id).is_none() {
-            self.pending.push((source.diff_id, converted.files));
-        }
+        self.new_layers
+            .add(self.store, &source.diff_id, converted.files);
         Ok((converted.summary, Some(converted.unpacked.blob)))
     }
 
