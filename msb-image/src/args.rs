@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args as Options, Parser, Subcommand, ValueEnum};
 
+use crate::stream::Packing;
+
 /// Images of msb: load archives, import root file systems, list, inspect, remove
 #[derive(Debug, Parser)]
 #[command(
@@ -22,6 +24,7 @@ pub(crate) struct Args {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Load(Load),
+    Save(Save),
     Import(Import),
     #[command(visible_alias = "ls")]
     List(List),
@@ -47,6 +50,31 @@ pub(crate) struct Load {
     pub(crate) tags: Vec<String>,
     #[command(flatten)]
     pub(crate) output: Output,
+}
+
+/// Save images as an archive for docker, podman, skopeo and `msb image load`
+///
+/// Each layer is written byte for byte as it was loaded, so that image IDs stay what they are.
+#[derive(Debug, Options)]
+#[command(
+    after_help = "Example:\n  msb image save alpine:3.20 | ssh host msb image load\n  msb image save -o both.tar alpine:3.20 python:dev"
+)]
+pub(crate) struct Save {
+    /// The images
+    #[arg(value_name = "REF", required = true)]
+    pub(crate) references: Vec<String>,
+    /// Write the archive to this file, which appears when it is whole, not to standard output
+    #[arg(short, long, value_name = "PATH")]
+    pub(crate) output: Option<PathBuf>,
+    /// Form of the archive (docker, if none is named); json prints one JSON object for each image besides
+    #[arg(long = "format", value_name = "FORMAT")]
+    pub(crate) formats: Vec<SaveFormat>,
+    /// Compress the layers; their manifest gets another digest
+    #[arg(long, value_name = "HOW")]
+    pub(crate) compress: Option<Compression>,
+    /// Show no progress, and no names of images
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
 }
 
 /// Make an image of one layer from a tar of a root file system
@@ -112,6 +140,33 @@ pub(crate) struct Output {
     /// Show no progress, and no names of images
     #[arg(short, long)]
     pub(crate) quiet: bool,
+}
+
+/// What `save --format` takes: a form of archive, or what is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum SaveFormat {
+    /// manifest.json and index.json
+    Docker,
+    /// index.json alone
+    Oci,
+    /// Print one JSON object for each image
+    Json,
+}
+
+/// How layers are compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Compression {
+    Gzip,
+    Zstd,
+}
+
+impl From<Compression> for Packing {
+    fn from(compression: Compression) -> Packing {
+        match compression {
+            Compression::Gzip => Packing::Gzip,
+            Compression::Zstd => Packing::Zstd,
+        }
+    }
 }
 
 /// Formats for programs.

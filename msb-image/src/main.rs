@@ -36,6 +36,8 @@ mod list;
 mod load;
 /// `msb image remove`.
 mod remove;
+/// `msb image save`.
+mod save;
 /// Writing the image store.
 mod store;
 /// Compression and digests of what streams in.
@@ -63,6 +65,7 @@ fn run(command: Command) -> anyhow::Result<()> {
     let home = libmsb::state::Home::from_env()?;
     match command {
         Command::Load(args) => load::run(&home, args),
+        Command::Save(args) => save::run(&home, args),
         Command::Import(args) => import::run(&home, args),
         Command::List(args) => list::run(&home, args),
         Command::Inspect(args) => inspect::run(&home, args),

@@ -86,6 +86,11 @@ impl Store {
         self.root.join(layout::LAYERS)
     }
 
+    /// Folder of layers that were kept as they came.
+    pub fn blobs(&self) -> PathBuf {
+        self.root.join(layout::BLOBS)
+    }
+
     /// Folder of the disks.
     pub fn disks(&self) -> PathBuf {
         self.root.join(layout::DISKS)
@@ -121,6 +126,11 @@ impl Store {
         self.layers().join(diff_id.hex() + layout::LAYER_INDEX)
     }
 
+    /// A layer as it came.
+    pub fn blob_path(&self, blob: &Digest) -> PathBuf {
+        self.blobs().join(blob.hex())
+    }
+
     /// EROFS metadata of a manifest's disk.
     pub fn disk_erofs_path(&self, manifest: &Digest) -> PathBuf {
         self.disks().join(manifest.hex() + layout::DISK_EROFS)
@@ -138,6 +148,7 @@ impl Store {
             self.manifests(),
             self.configs(),
             self.layers(),
+            self.blobs(),
             self.disks(),
         ] {
             write::create_dir(&folder)?;

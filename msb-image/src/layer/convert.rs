@@ -168,7 +168,8 @@ impl Raw for Recorder<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::layer::index::{IndexReader, rebuild};
+    use crate::layer::index::IndexReader;
+    use crate::layer::rebuild::{Gaps, rebuild};
     use crate::testing::{TarBuilder, gzip, store, zstd};
     use libmsb::state::images::Store;
 
@@ -190,8 +191,13 @@ mod tests {
     }
 
     fn rebuilt(store: &Store, converted: &Converted) -> Vec<u8> {
-        let id = &converted.summary.diff_id;
-        rebuild(&store.layer_index_path(id), &store.layer_data_path(id), id).unwrap()
+        let mut tar = Vec::new();
+        let sink = |bytes: &[u8]| {
+            tar.extend_from_slice(bytes);
+            Ok(())
+        };
+        rebuild(store, &converted.summary.diff_id, Gaps::Check, sink).unwrap();
+        tar
     }
 
     #[test]

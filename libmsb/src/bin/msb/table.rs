@@ -80,6 +80,7 @@ pub(crate) const COMMANDS: &[Command] = &[
         &[],
     ),
     image("load", "Load an image archive (image load)", &["load"]),
+    image("save", "Save images as an archive (image save)", &["save"]),
     image("images", "List images (image list)", &["list"]),
     image("rmi", "Remove images (image remove)", &["remove"]),
     Command {
