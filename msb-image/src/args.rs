@@ -1,12 +1,13 @@
 //! What users type.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args as Options, Parser, Subcommand, ValueEnum};
 
 use crate::stream::Packing;
 
-/// Images of msb: load archives, import root file systems, list, inspect, remove
+/// Images of msb: load, save, import, list, inspect, tag, remove, prune, check
 #[derive(Debug, Parser)]
 #[command(
     name = "msb-image",
@@ -29,8 +30,12 @@ pub(crate) enum Command {
     #[command(visible_alias = "ls")]
     List(List),
     Inspect(Inspect),
+    Tag(Tag),
     #[command(visible_alias = "rm")]
     Remove(Remove),
+    Prune(Prune),
+    Df(Df),
+    Check(Check),
 }
 
 /// Load images from an archive of docker, podman, skopeo or buildah
@@ -80,7 +85,7 @@ pub(crate) struct Save {
 /// Make an image of one layer from a tar of a root file system
 #[derive(Debug, Options)]
 #[command(
-    after_help = "Example:\n  mmdebstrap --variant=minbase bookworm - | msb image import debian:12"
+    after_help = "Example:\n  mmdebstrap --variant=minbase bookworm - | msb image import debian:12\n  msb image import --cmd '[\"python3\"]' --env LANG=C.UTF-8 python:mine < root.tar"
 )]
 pub(crate) struct Import {
     /// Name of the new image
@@ -88,6 +93,24 @@ pub(crate) struct Import {
     /// Read the tar from this file, not from standard input
     #[arg(short, long, value_name = "PATH")]
     pub(crate) input: Option<PathBuf>,
+    /// A variable of the image, NAME=VALUE, or NAME for its value here (may be repeated)
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    pub(crate) env: Vec<OsString>,
+    /// A word of the image's command (may be repeated), or all of them as a JSON array
+    #[arg(long, value_name = "WORD", allow_hyphen_values = true)]
+    pub(crate) cmd: Vec<String>,
+    /// A word of what stands before the command (may be repeated), or all of them as a JSON array
+    #[arg(long, value_name = "WORD", allow_hyphen_values = true)]
+    pub(crate) entrypoint: Vec<String>,
+    /// Directory in which commands run
+    #[arg(short, long, value_name = "PATH")]
+    pub(crate) workdir: Option<String>,
+    /// User as whom commands run
+    #[arg(short, long, value_name = "USER[:GROUP]")]
+    pub(crate) user: Option<String>,
+    /// A label of the image (may be repeated)
+    #[arg(long = "label", value_name = "KEY[=VALUE]")]
+    pub(crate) labels: Vec<String>,
     #[command(flatten)]
     pub(crate) output: Output,
 }
@@ -114,6 +137,69 @@ pub(crate) struct Inspect {
     /// Print JSON
     #[arg(long, value_name = "FORMAT")]
     pub(crate) format: Option<Format>,
+}
+
+/// Give an image one more name
+#[derive(Debug, Options)]
+#[command(after_help = "Example:\n  msb image tag python:3.13 python:mine")]
+pub(crate) struct Tag {
+    /// The image
+    #[arg(value_name = "REF")]
+    pub(crate) source: String,
+    /// The new name; if another image has it, that one loses it
+    #[arg(value_name = "NEW")]
+    pub(crate) name: String,
+    /// Say nothing
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+}
+
+/// Remove all images that no sandbox was made from, and whatever is left over
+///
+/// Waits for loads, pulls and starts that go on. Downloads that broke off go as well.
+#[derive(Debug, Default, Options)]
+#[command(
+    after_help = "Example:\n  msb image prune --yes --filter until=720h\n  msb image prune --yes --format json"
+)]
+pub(crate) struct Prune {
+    /// Do not ask
+    #[arg(short, long)]
+    pub(crate) yes: bool,
+    /// Only images like that: until=24h, until=2026-01-31, label=KEY[=VALUE], label!=KEY[=VALUE] (may be repeated)
+    #[arg(long = "filter", value_name = "FILTER")]
+    pub(crate) filters: Vec<String>,
+    /// Keep every image that has a name; only what is left over goes
+    #[arg(long, conflicts_with = "filters")]
+    pub(crate) dangling: bool,
+    /// Print JSON
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) format: Option<Format>,
+    /// Say nothing
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+}
+
+/// Show what images take on the disk: each alone, and together with others
+#[derive(Debug, Options)]
+#[command(after_help = "Example:\n  msb image df")]
+pub(crate) struct Df {
+    /// Print JSON
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) format: Option<Format>,
+}
+
+/// Check every file of the image store against its digest
+///
+/// Each problem is printed on a line of its own; with one or more the exit code is 1.
+#[derive(Debug, Options)]
+#[command(after_help = "Example:\n  msb image check")]
+pub(crate) struct Check {
+    /// Print JSON
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) format: Option<Format>,
+    /// Print problems only
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
 }
 
 /// Remove images, and what only they need

@@ -119,20 +119,7 @@ pub(crate) fn put_references(
 ) -> Result<Vec<Loaded>> {
     let mut loaded = Vec::new();
     for reference in references {
-        let named = store
-            .record(reference)
-            .ok()
-            .flatten()
-            .map(|record| record.manifest_digest);
-        if named != Some(*digest) {
-            let record = RefRecord {
-                reference: reference.to_string(),
-                manifest_digest: *digest,
-                created_at: jiff::Timestamp::now(),
-                other: serde_json::Map::new(),
-            };
-            write::replace_json(&store.ref_path(reference), &record)?;
-        }
+        put_reference(store, reference, digest)?;
         loaded.push(Loaded {
             reference: reference.to_string(),
             digest: *digest,
@@ -142,6 +129,21 @@ pub(crate) fn put_references(
         });
     }
     Ok(loaded)
+}
+
+/// Lets a reference name a manifest. When it names it already it keeps its time.
+pub(crate) fn put_reference(store: &Store, reference: &Reference, digest: &Digest) -> Result<()> {
+    let there = store.record(reference).ok().flatten();
+    if there.is_some_and(|record| record.manifest_digest == *digest) {
+        return Ok(());
+    }
+    let record = RefRecord {
+        reference: reference.to_string(),
+        manifest_digest: *digest,
+        created_at: jiff::Timestamp::now(),
+        other: serde_json::Map::new(),
+    };
+    write::replace_json(&store.ref_path(reference), &record)
 }
 
 /// A reference that pins a digest cannot name another manifest.

@@ -2,7 +2,7 @@
 //!
 //! Order is everything: layers, configuration, manifest, disk, reference; each flushed before the next appears, so a
 //! kill at any moment leaves nothing that points to what is not there. New files have names beginning with `.new-`; a
-//! process that is killed leaves them, and [`sweep`] removes them when nobody else uses the store.
+//! process that is killed leaves them, and the next one that adds something removes them when nobody else uses the store.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
@@ -16,6 +16,7 @@ use libmsb::state::lock::Lock;
 use libmsb::state::{layout, write};
 
 use crate::error::StoreWrite;
+use crate::garbage::{Garbage, Mode};
 use crate::layer::index::Summary;
 
 /// Makes the store ready for writing and gives its lock, shared. Left-overs go first, if nobody else uses the store.
@@ -24,36 +25,12 @@ pub(crate) fn open_for_adding(home: &Home) -> Result<(Store, Lock)> {
     let store = home.images();
     store.prepare()?;
     if let Some(lock) = Lock::try_exclusive(&store.lock())? {
-        sweep(&store);
+        // Whatever stays is inert.
+        drop(Garbage::new(&store, Mode::Remove).leftovers());
         drop(lock);
     }
     let lock = Lock::shared(&store.lock())?;
     Ok((store, lock))
-}
-
-/// Removes what killed processes left. The caller holds the lock alone. Failures leave things as they are: a
-/// left-over is inert.
-pub(crate) fn sweep(store: &Store) {
-    for folder in [
-        store.layers(),
-        store.disks(),
-        store.configs(),
-        store.manifests(),
-        store.refs(),
-    ] {
-        let Ok(entries) = std::fs::read_dir(&folder) else {
-            continue;
-        };
-        for entry in entries.flatten() {
-            if entry
-                .file_name()
-                .as_encoded_bytes()
-                .starts_with(layout::NEW_PREFIX.as_bytes())
-            {
-                drop(std::fs::remove_file(entry.path()));
-            }
-        }
-    }
 }
 
 /// The two files of a layer that has no name yet. They go away with this value unless it was committed.

@@ -76,7 +76,7 @@ pub(crate) const COMMANDS: &[Command] = &[
     ),
     image(
         "image",
-        "Load, import, list, inspect and remove images",
+        "Load, save, import, list, tag, remove, prune and check images",
         &[],
     ),
     image("load", "Load an image archive (image load)", &["load"]),
