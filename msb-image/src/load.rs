@@ -64,11 +64,7 @@ fn load(home: &Home, args: &Load, tags: Vec<Reference>) -> Result<Vec<Loaded>> {
 }
 
 fn add(store: &Store, archive: &mut Archive<'_>, image: &Image) -> Result<Vec<Loaded>> {
-    let layers: Vec<Summary> = image
-        .layers
-        .iter()
-        .map(|layer| archive.layer(layer))
-        .collect::<Result<_>>()?;
+    let layers = archive.layers(&image.layers)?;
     put_image(store, image, &layers, &mut archive.new_layers)
 }
 

@@ -5,9 +5,14 @@
 //! for them. Documents are small and kept in memory. A file is read by its table of members instead, and layers
 //! that the store has are not read at all.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
+use std::fmt;
 use std::fs::File;
 use std::io::{self, Cursor, Read, Seek, SeekFrom};
+use std::os::unix::fs::FileExt;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use libmsb::cli::error::Failure;
@@ -22,7 +27,9 @@ use crate::input::{Input, Meter, decompressed};
 use crate::layer::convert::{Converted, convert};
 use crate::layer::index::Summary;
 use crate::layer::tar::{Entry, Kind, Raw, TarReader, looks_like_tar};
-use crate::limits::{ARCHIVE_ENTRIES_MAX, DOCUMENTS_BYTES_MAX, STREAMED_LAYERS_MAX};
+use crate::limits::{
+    ARCHIVE_ENTRIES_MAX, DOCUMENTS_BYTES_MAX, LAYERS_AT_ONCE, STREAMED_LAYERS_MAX,
+};
 use crate::store::{self, NewLayer, NewLayers};
 use crate::stream::{self, BlobFacts, HashingReader, Packing, read_head};
 
@@ -52,12 +59,18 @@ pub(crate) struct LayerSource {
     pub(crate) blob: Option<Descriptor>,
 }
 
+impl fmt::Display for LayerSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "layer '{}'", escape(&self.path))
+    }
+}
+
 /// An archive.
 pub(crate) struct Archive<'a> {
     store: &'a Store,
     members: HashMap<String, Member>,
     /// The file, when members can be read from it at any time.
-    file: Option<(File, Option<Meter>)>,
+    file: Option<Shelf>,
     document_bytes: u64,
     streamed_layers: usize,
     /// Layers that images need and the store does not have yet.
@@ -97,8 +110,11 @@ impl<'a> Archive<'a> {
             input.file.seek(SeekFrom::Start(0)).map_err(ArchiveRead)?;
             if looks_like_tar(&head) {
                 archive.scan(&input.file, length)?;
-                let meter = input.meter();
-                archive.file = Some((input.file, meter));
+                let meter = input.meter().map(Mutex::new);
+                archive.file = Some(Shelf {
+                    file: input.file,
+                    meter,
+                });
                 return Ok(archive);
             }
         }
@@ -142,9 +158,9 @@ impl<'a> Archive<'a> {
                     *bytes <= DOCUMENTS_BYTES_MAX,
                     "'{path}' is larger than {DOCUMENTS_BYTES_MAX} bytes"
                 );
-                let (offset, bytes) = (*offset, *bytes);
                 let mut document = Vec::new();
-                self.open_member(offset, bytes)?
+                self.shelf()?
+                    .member(*offset, *bytes)
                     .read_to_end(&mut document)
                     .map_err(ArchiveRead)?;
                 Ok(Some(document))
@@ -165,21 +181,91 @@ impl<'a> Archive<'a> {
         Ok(Some(bytes))
     }
 
-    /// Converts a layer and checks it, unless the store has it.
-    pub(crate) fn layer(&mut self, source: &LayerSource) -> Result<Summary> {
-        let label = || format!("layer '{}'", escape(&source.path));
-        let path = self
-            .find(&source.path)
-            .with_context(|| format!("{} is missing in the archive", label()))?;
+    /// Converts the layers of an image and checks them, but those that the store has.
+    pub(crate) fn layers(&mut self, sources: &[LayerSource]) -> Result<Vec<Summary>> {
+        self.convert_ahead(sources)?;
+        sources.iter().map(|source| self.layer(source)).collect()
+    }
+
+    fn layer(&mut self, source: &LayerSource) -> Result<Summary> {
+        let path = self.find_layer(source)?;
         if let Some(Member::At { .. }) = self.members.get(&path)
             && let Some(summary) = store::layer(self.store, &source.diff_id)
         {
             return Ok(summary);
         }
         let member = self.members.remove(&path).context("the layer is missing")?;
-        let (summary, blob) = self.bring(member, source).with_context(label)?;
+        let (summary, blob) = self
+            .bring(member, source)
+            .with_context(|| source.to_string())?;
         self.members.insert(path, Member::Stored(summary, blob));
         Ok(summary)
+    }
+
+    fn find_layer(&self, source: &LayerSource) -> Result<String> {
+        self.find(&source.path)
+            .with_context(|| format!("{source} is missing in the archive"))
+    }
+
+    /// Converts those that lie in a file, several at once.
+    fn convert_ahead(&mut self, sources: &[LayerSource]) -> Result<()> {
+        let mut jobs = Vec::new();
+        for source in sources {
+            let path = self.find_layer(source)?;
+            let is_new = jobs.iter().all(|job: &Job| job.path != path);
+            if let Some(Member::At { offset, bytes }) = self.members.get(&path)
+                && is_new
+                && store::layer(self.store, &source.diff_id).is_none()
+            {
+                jobs.push(Job {
+                    path,
+                    label: source.to_string(),
+                    offset: *offset,
+                    bytes: *bytes,
+                });
+            }
+        }
+        // The longest first, so that at the end no processor waits for it alone.
+        jobs.sort_by_key(|job| Reverse(job.bytes));
+        for (path, converted) in self.convert_all(&jobs)? {
+            self.members
+                .insert(path, Member::Converted(Box::new(converted)));
+        }
+        Ok(())
+    }
+
+    /// Does all jobs, or stops at the first that fails.
+    fn convert_all(&self, jobs: &[Job]) -> Result<Vec<(String, Converted)>> {
+        if jobs.is_empty() {
+            return Ok(Vec::new());
+        }
+        let shelf = self.shelf()?;
+        let next = AtomicUsize::new(0);
+        let work = || -> Result<Vec<(String, Converted)>> {
+            let mut done = Vec::new();
+            while let Some(job) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
+                let member = shelf.member(job.offset, job.bytes);
+                let converted = NewLayer::create(self.store)
+                    .and_then(|files| convert(member, files))
+                    .inspect_err(|_| next.store(jobs.len(), Ordering::Relaxed))
+                    .with_context(|| job.label.clone())?;
+                done.push((job.path.clone(), converted));
+            }
+            Ok(done)
+        };
+        std::thread::scope(|scope| {
+            let workers: Vec<_> = (0..workers().min(jobs.len()))
+                .map(|_| scope.spawn(work))
+                .collect();
+            let mut converted = Vec::new();
+            for worker in workers {
+                let done = worker
+                    .join()
+                    .map_err(|_| anyhow!("a thread that converts layers failed"))?;
+                converted.extend(done?);
+            }
+            Ok(converted)
+        })
     }
 
     fn bring(
@@ -189,10 +275,7 @@ impl<'a> Archive<'a> {
     ) -> Result<(Summary, Option<BlobFacts>)> {
         let converted = match member {
             Member::Converted(converted) => *converted,
-            Member::At { offset, bytes } => {
-                let files = NewLayer::create(self.store)?;
-                convert(self.open_member(offset, bytes)?, files)?
-            }
+            Member::At { .. } => bail!("it was not converted"),
             Member::Stored(summary, blob) => {
                 check(source, &summary.diff_id, blob.as_ref())?;
                 return Ok((summary, blob));
@@ -211,16 +294,10 @@ impl<'a> Archive<'a> {
         Ok((converted.summary, Some(converted.unpacked.blob)))
     }
 
-    fn open_member(&mut self, offset: u64, bytes: u64) -> Result<impl Read + Send + '_> {
-        let (file, meter) = self
-            .file
-            .as_mut()
-            .context("the archive cannot be read again")?;
-        file.seek(SeekFrom::Start(offset)).map_err(ArchiveRead)?;
-        Ok(MemberReader {
-            inner: file.take(bytes),
-            meter: meter.as_mut(),
-        })
+    fn shelf(&self) -> Result<&Shelf> {
+        self.file
+            .as_ref()
+            .context("the archive cannot be read again")
     }
 
     /// The path of a member, links followed.
@@ -483,17 +560,51 @@ impl Raw for StreamSource<'_> {
     }
 }
 
+/// A file whose members can be read in any order, and at the same time.
+struct Shelf {
+    file: File,
+    meter: Option<Mutex<Meter>>,
+}
+
+impl Shelf {
+    fn member(&self, offset: u64, bytes: u64) -> MemberReader<'_> {
+        MemberReader {
+            shelf: self,
+            at: offset,
+            left: bytes,
+        }
+    }
+}
+
 struct MemberReader<'a> {
-    inner: io::Take<&'a mut File>,
-    meter: Option<&'a mut Meter>,
+    shelf: &'a Shelf,
+    at: u64,
+    left: u64,
 }
 
 impl Read for MemberReader<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.inner.read(buffer)?;
-        if let Some(meter) = &mut self.meter {
+        let wanted = usize::try_from(self.left).map_or(buffer.len(), |left| left.min(buffer.len()));
+        let count = self.shelf.file.read_at(&mut buffer[..wanted], self.at)?;
+        self.at += count as u64;
+        self.left -= count as u64;
+        if let Some(Ok(mut meter)) = self.shelf.meter.as_ref().map(Mutex::lock) {
             meter.advance(count as u64);
         }
         Ok(count)
     }
+}
+
+/// A layer in a file that is to be converted.
+struct Job {
+    path: String,
+    /// For messages.
+    label: String,
+    offset: u64,
+    bytes: u64,
+}
+
+/// How many layers are converted at once.
+fn workers() -> usize {
+    std::thread::available_parallelism().map_or(1, |count| count.get().min(LAYERS_AT_ONCE))
 }
