@@ -127,6 +127,49 @@ fn what_came_compressed_keeps_its_layers_and_its_image_id() {
 }
 
 #[test]
+fn kept_blobs_are_saved_as_they_came_with_their_manifest() {
+    for archive in ["layers.oci-gzip.tar", "layers.oci-zstd.tar"] {
+        let home = Home::new();
+        let input = fixture(archive);
+        let args = ["load", "-q", "--keep-blobs", "-i", input.to_str().unwrap()];
+        home.run(args).is(0, "", "");
+        let name = home.run(["images", "-q"]).done();
+        let saved = save(&home, "saved.tar", &["--format", "oci", name.trim()]);
+        let (came, went) = (members(&home, &input), members(&home, &saved));
+        // All but the index, where the name stands.
+        assert_eq!(came.difference(&went).count(), 1, "{archive}");
+        let again = load(&saved);
+        same(&home, &again, &["manifests", "layers", "configs", "disks"]);
+        // Through a pipe, and into a store that has the layers without the blobs.
+        let script = format!("msb load -q --keep-blobs <{}", saved.display());
+        let piped = Home::new();
+        piped.shell(&script).is(0, "", "");
+        same(&home, &piped, &["manifests", "layers", "blobs", "disks"]);
+        again
+            .run(["load", "-q", "--keep-blobs", "-i", saved.to_str().unwrap()])
+            .is(0, "", "");
+        same(&home, &again, &["manifests", "layers", "blobs", "disks"]);
+        again.run(["image", "check", "-q"]).is(0, "", "");
+        // A blob that is damaged is not passed on.
+        let blobs = home.state().join("images/blobs");
+        let blob = fs::read_dir(&blobs)
+            .unwrap()
+            .next()
+            .unwrap()
+            .unwrap()
+            .path();
+        let mut bytes = fs::read(&blob).unwrap();
+        bytes[100] ^= 1;
+        fs::write(&blob, bytes).unwrap();
+        let outcome = home.run(["save", "-o", saved.to_str().unwrap(), name.trim()]);
+        assert_eq!(outcome.code, 1, "{outcome:?}");
+        assert_eq!(home.run(["image", "check", "-q"]).code, 1);
+        home.run(["rmi", "-q", name.trim()]).done();
+        assert_eq!(content(&home, "images/blobs"), Vec::<String>::new());
+    }
+}
+
+#[test]
 fn the_same_images_give_the_same_bytes() {
     let (one, two) = (Home::with_busybox(), Home::with_busybox());
     for args in [

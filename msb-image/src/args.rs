@@ -53,6 +53,9 @@ pub(crate) struct Load {
     /// Also give the first image of the archive this name (may be repeated)
     #[arg(short, long = "tag", value_name = "REF")]
     pub(crate) tags: Vec<String>,
+    /// Keep compressed layers as they came too, so that a saved image has the same manifest digest
+    #[arg(long)]
+    pub(crate) keep_blobs: bool,
     #[command(flatten)]
     pub(crate) output: Output,
 }

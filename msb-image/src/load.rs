@@ -46,7 +46,7 @@ pub(crate) fn run(home: &Home, args: Load) -> Result<()> {
 fn load(home: &Home, args: &Load, tags: Vec<Reference>) -> Result<Vec<Loaded>> {
     let input = Input::open(args.input.as_deref(), !args.output.quiet)?;
     let (store, _lock) = store::open_for_adding(home)?;
-    let mut archive = Archive::open(input, &store)?;
+    let mut archive = Archive::open(input, &store, args.keep_blobs)?;
     let mut images = archive::images(&mut archive)?;
     if let Some(first) = images.first_mut() {
         first.references.extend(tags);

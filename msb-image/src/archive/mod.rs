@@ -73,6 +73,8 @@ pub(crate) struct Archive<'a> {
     file: Option<Shelf>,
     document_bytes: u64,
     streamed_layers: usize,
+    /// Whether compressed layers are kept as they came.
+    keep_blobs: bool,
     /// Layers that images need and the store does not have yet.
     pub(crate) new_layers: NewLayers,
 }
@@ -95,13 +97,14 @@ enum Member {
 
 impl<'a> Archive<'a> {
     /// Reads a file's table of members, or the whole of a stream.
-    pub(crate) fn open(input: Input, store: &'a Store) -> Result<Archive<'a>> {
+    pub(crate) fn open(input: Input, store: &'a Store, keep_blobs: bool) -> Result<Archive<'a>> {
         let mut archive = Archive {
             store,
             members: HashMap::new(),
             file: None,
             document_bytes: 0,
             streamed_layers: 0,
+            keep_blobs,
             new_layers: NewLayers::default(),
         };
         let mut input = input;
@@ -190,7 +193,7 @@ impl<'a> Archive<'a> {
     fn layer(&mut self, source: &LayerSource) -> Result<Summary> {
         let path = self.find_layer(source)?;
         if let Some(Member::At { .. }) = self.members.get(&path)
-            && let Some(summary) = store::layer(self.store, &source.diff_id)
+            && let Some(summary) = self.stored(source)
         {
             return Ok(summary);
         }
@@ -200,6 +203,15 @@ impl<'a> Archive<'a> {
             .with_context(|| source.to_string())?;
         self.members.insert(path, Member::Stored(summary, blob));
         Ok(summary)
+    }
+
+    /// The layer in the store, unless something of it is missing there.
+    fn stored(&self, source: &LayerSource) -> Option<Summary> {
+        let summary = store::layer(self.store, &source.diff_id)?;
+        let has_blob = source.blob.as_ref().is_none_or(|blob| {
+            blob.digest == source.diff_id || self.store.blob_path(&blob.digest).exists()
+        });
+        (has_blob || !self.keep_blobs).then_some(summary)
     }
 
     fn find_layer(&self, source: &LayerSource) -> Result<String> {
@@ -215,7 +227,7 @@ impl<'a> Archive<'a> {
             let is_new = jobs.iter().all(|job: &Job| job.path != path);
             if let Some(Member::At { offset, bytes }) = self.members.get(&path)
                 && is_new
-                && store::layer(self.store, &source.diff_id).is_none()
+                && self.stored(source).is_none()
             {
                 jobs.push(Job {
                     path,
@@ -245,7 +257,7 @@ impl<'a> Archive<'a> {
             let mut done = Vec::new();
             while let Some(job) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
                 let member = shelf.member(job.offset, job.bytes);
-                let converted = NewLayer::create(self.store)
+                let converted = NewLayer::create_keeping(self.store, self.keep_blobs)
                     .and_then(|files| convert(member, files))
                     .inspect_err(|_| next.store(jobs.len(), Ordering::Relaxed))
                     .with_context(|| job.label.clone())?;
@@ -273,7 +285,7 @@ impl<'a> Archive<'a> {
         member: Member,
         source: &LayerSource,
     ) -> Result<(Summary, Option<BlobFacts>)> {
-        let converted = match member {
+        let mut converted = match member {
             Member::Converted(converted) => *converted,
             Member::At { .. } => bail!("it was not converted"),
             Member::Stored(summary, blob) => {
@@ -289,6 +301,10 @@ impl<'a> Archive<'a> {
             &converted.summary.diff_id,
             Some(&converted.unpacked.blob),
         )?;
+        if source.blob.is_none() {
+            // No manifest names the blob: nobody could ask for it.
+            converted.files.forget_blob();
+        }
         self.new_layers
             .add(self.store, &source.diff_id, converted.files);
         Ok((converted.summary, Some(converted.unpacked.blob)))
@@ -448,7 +464,9 @@ impl<'a> Archive<'a> {
             self.streamed_layers <= STREAMED_LAYERS_MAX,
             "the archive has more than {STREAMED_LAYERS_MAX} layers"
         );
-        match convert(whole, NewLayer::create(self.store)?) {
+        // What is plain is made again from its layer.
+        let keep_blobs = self.keep_blobs && packing != Packing::Plain;
+        match convert(whole, NewLayer::create_keeping(self.store, keep_blobs)?) {
             Ok(converted) => Ok(Member::Converted(Box::new(converted))),
             Err(error) if is_fatal(&error) => Err(error),
             // Perhaps nobody asks for it.
