@@ -14,6 +14,8 @@
 mod arrows;
 /// Requests that cannot be done.
 mod bad_input;
+/// Everything at once, and killed.
+mod chaos;
 /// Environment, user, directory, labels: what a command finds itself in.
 mod config;
 /// Man pages, help texts and the state directory's names say the same.
@@ -28,6 +30,12 @@ mod kill;
 mod life;
 /// Sandboxes that last: started, used, listed, stopped, removed.
 mod lifecycle;
+/// Names, room on the disk, and what goes when nobody needs it.
+mod prune;
+/// Images on their way through other programs, and to another host.
+mod roundtrip;
+/// Archives that are written.
+mod save;
 /// Standard input, output and error.
 mod streams;
 /// What the tests stand on.

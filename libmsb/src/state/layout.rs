@@ -26,6 +26,10 @@ pub const LAYERS: &str = "layers";
 pub const LAYER_DATA: &str = ".data";
 /// Suffix of everything else of a layer's tar.
 pub const LAYER_INDEX: &str = ".index";
+/// Layers as they came, compressed, named by the digits of their SHA-256: only if that was asked for.
+pub const BLOBS: &str = "blobs";
+/// Blobs on their way from a registry, whole or not.
+pub const DOWNLOADS: &str = "downloads";
 /// Disks, two files each, named by the digits of their manifest.
 pub const DISKS: &str = "disks";
 /// Suffix of a disk's EROFS metadata; the format's version is part of it.

@@ -125,10 +125,11 @@ pub(crate) const COMMANDS: &[Command] = &[
     ),
     image(
         "image",
-        "Load, import, list, inspect and remove images",
+        "Load, save, import, list, tag, remove, prune and check images",
         &[],
     ),
     image("load", "Load an image archive (image load)", &["load"]),
+    image("save", "Save images as an archive (image save)", &["save"]),
     image("images", "List images (image list)", &["list"]),
     image("rmi", "Remove images (image remove)", &["remove"]),
     Command {
