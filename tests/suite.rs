@@ -26,6 +26,10 @@ mod image_to_run;
 mod kill;
 /// Sandboxes that last: started, used, listed, stopped, removed.
 mod lifecycle;
+/// Memory, as the host sees it.
+mod memory;
+/// Guests and machines that end without being asked to.
+mod reasons;
 /// Standard input, output and error.
 mod streams;
 /// What the tests stand on.

@@ -7,8 +7,9 @@ use libmsb::cli::error::Failure;
 use libmsb::machine::{self, Accelerator, Board, PLAN_VERSION, Plan};
 use libmsb::tools;
 
+use super::initramfs::{self, Modules};
 use super::kernel::{self, Kernel};
-use super::{Engine, Wanted, initramfs};
+use super::{Engine, Wanted};
 
 const PROGRAM: &str = "qemu-system-x86_64";
 const AGENT: &str = "msb-agent";
@@ -22,6 +23,9 @@ const CMDLINE: &str = "console=ttyS0 panic=-1 reboot=t quiet no_timer_check tsc=
 
 /// Modules on the way to disks and host; those of the board come first.
 const MODULES: &[&str] = &["virtio_blk", "virtio_console", "erofs", "ext4", "overlay"];
+
+/// The guest gives memory that it has freed back through this.
+const MODULES_LATER: &[&str] = &["virtio_balloon"];
 
 /// QEMU on this host.
 #[derive(Debug)]
@@ -72,7 +76,11 @@ impl Engine for Qemu {
             Board::Q35 => "virtio_pci",
         };
         let modules: Vec<&str> = [bus].into_iter().chain(MODULES.iter().copied()).collect();
-        let initrd = initramfs::find_or_make(&self.boot_dir, &self.kernel, &self.agent, &modules)?;
+        let modules = Modules {
+            needed: &modules,
+            later: MODULES_LATER,
+        };
+        let initrd = initramfs::find_or_make(&self.boot_dir, &self.kernel, &self.agent, modules)?;
         Ok(Some(Plan {
             version: PLAN_VERSION,
             engine: machine::Engine::Qemu {
