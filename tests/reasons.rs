@@ -119,7 +119,7 @@ sleep 60";
 fn an_agent_that_dies_is_told_apart_from_other_panics() {
     ends_by(
         BREAK_AGENT,
-        "the guest's agent ended, with wait status 0x",
+        "the guest's agent ended: signal 11 killed it",
         "Crashed",
         "agent_failed",
     );

@@ -5,6 +5,7 @@ use std::ffi::OsString;
 
 use libmsb::cli::args::{EnvVar, SandboxName};
 use libmsb::cli::error::Failure;
+use libmsb::machine::EngineChoice;
 use libmsb::state::images::Image;
 use libmsb::state::spec::{SPEC_VERSION, Spec, SpecImage};
 use msb_wire::text::Text;
@@ -22,6 +23,8 @@ pub(crate) struct Choices {
     pub(crate) cpus: u32,
     /// `--memory`, in MiB.
     pub(crate) memory_mib: u32,
+    /// `--engine`.
+    pub(crate) engine: EngineChoice,
     /// `--env`.
     pub(crate) env: Vec<EnvVar>,
     /// `--workdir`.
@@ -67,6 +70,7 @@ pub(crate) fn spec(
         labels,
         cpus: choices.cpus,
         memory_mib: choices.memory_mib,
+        engine: choices.engine,
         upper_mib: UPPER_MIB,
         hostname: hostname(choices.hostname, name)?,
         env: merge_env(image_env, &choices.env),

@@ -27,7 +27,7 @@ const MODE_FILE: u32 = 0o100644;
 const MODE_CONSOLE: u32 = 0o020600;
 
 /// Modules of a RAM disk.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Modules<'a> {
     /// Those without which no guest comes up.
     pub(crate) needed: &'a [&'a str],
@@ -35,17 +35,19 @@ pub(crate) struct Modules<'a> {
     pub(crate) later: &'a [&'a str],
 }
 
-/// The RAM disk for a kernel with these modules; made if it is not there yet.
+/// The RAM disk for a kernel with these modules; made if it is not there yet, after the kernel has passed a check.
 pub(crate) fn find_or_make(
     folder: &Path,
     kernel: &Kernel,
     agent: &Path,
     modules: Modules<'_>,
+    check: impl FnOnce(&Path) -> anyhow::Result<()>,
 ) -> anyhow::Result<PathBuf> {
     let path = folder.join(format!("{}.cpio", key(kernel, agent, modules)?));
     if path.is_file() {
         return Ok(path);
     }
+    check(&kernel.image)?;
     let contents = build(kernel, agent, modules)?;
     write::create_dir(folder)?;
     write::replace(&path, &contents)?;

@@ -26,10 +26,7 @@ pub(crate) struct Kernel {
 
 /// The kernel that `MSB_KERNEL` names, else the newest one that the distribution has installed.
 pub(crate) fn find() -> anyhow::Result<Kernel> {
-    let Some(chosen) = std::env::var_os(VARIABLE)
-        .filter(|value| !value.is_empty())
-        .map(PathBuf::from)
-    else {
+    let Some(chosen) = chosen() else {
         return newest_in(Path::new(KERNELS));
     };
     let meta = std::fs::metadata(&chosen).with_context(|| {
@@ -43,6 +40,12 @@ pub(crate) fn find() -> anyhow::Result<Kernel> {
     } else {
         usable(chosen)
     }
+}
+
+/// What the user has said.
+pub(crate) fn chosen() -> Option<PathBuf> {
+    let value = std::env::var_os(VARIABLE).filter(|value| !value.is_empty());
+    value.map(PathBuf::from)
 }
 
 fn newest_in(folder: &Path) -> anyhow::Result<Kernel> {

@@ -9,10 +9,9 @@ use libmsb::tools;
 
 use super::initramfs::{self, Modules};
 use super::kernel::{self, Kernel};
-use super::{Engine, Wanted};
+use super::{Console, Engine, Wanted, agent};
 
 const PROGRAM: &str = "qemu-system-x86_64";
-const AGENT: &str = "msb-agent";
 
 /// Quiet; a panic restarts, which ends QEMU, and by a triple fault, since the other ways do not always end a microvm;
 /// and none of the kernel's work that a short-lived guest has no use for. The big security modules, which no image
@@ -44,13 +43,10 @@ impl Qemu {
             Failure::failed(format!("cannot find '{PROGRAM}' in PATH"))
                 .hint("install QEMU, on Debian: apt-get install qemu-system-x86")
         })?;
-        let agent = tools::find(AGENT).map_err(|error| {
-            Failure::failed(error.to_string()).hint("install msb as a whole: libmsb/install")
-        })?;
         Ok(Qemu {
             program,
             kernel: kernel::find()?,
-            agent,
+            agent: agent()?,
             accelerator: accelerator(),
             boot_dir,
         })
@@ -67,10 +63,22 @@ impl Engine for Qemu {
         "qemu"
     }
 
+    fn console(&self) -> Console {
+        Console::Socket
+    }
+
     fn plan(&self, wanted: &Wanted, attempt: u32) -> anyhow::Result<Option<Plan>> {
         let Some(board) = self.board(attempt) else {
             return Ok(None);
         };
+        if let Some(share) = wanted.shares.first() {
+            return Err(Failure::failed(format!(
+                "the engine qemu cannot share the folder '{}' with the guest",
+                share.path.display()
+            ))
+            .hint("the engine krun can, where hardware virtualization works: see 'msb doctor'")
+            .into());
+        }
         let bus = match board {
             Board::Microvm => "virtio_mmio",
             Board::Q35 => "virtio_pci",
@@ -80,23 +88,28 @@ impl Engine for Qemu {
             needed: &modules,
             later: MODULES_LATER,
         };
-        let initrd = initramfs::find_or_make(&self.boot_dir, &self.kernel, &self.agent, modules)?;
+        let initrd =
+            initramfs::find_or_make(&self.boot_dir, &self.kernel, &self.agent, modules, |_| {
+                Ok(())
+            })?;
         Ok(Some(Plan {
             version: PLAN_VERSION,
-            engine: machine::Engine::Qemu {
+            engine: machine::Engine::Qemu(machine::Qemu {
                 program: self.program.clone(),
                 board,
                 accelerator: self.accelerator,
                 kernel: self.kernel.image.clone(),
                 initrd,
                 cmdline: cmdline(self.accelerator),
-            },
+            }),
             cpus: wanted.cpus,
             memory_mib: wanted.memory_mib,
             disks: wanted.disks.clone(),
             agent_fd: wanted.descriptors.agent,
             console_fd: wanted.descriptors.console,
             life_fd: wanted.descriptors.life,
+            net: None,
+            shares: Vec::new(),
         }))
     }
 }

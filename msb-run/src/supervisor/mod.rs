@@ -101,7 +101,7 @@ fn prepare(home: Home, sandbox: &Sandbox, lock: Lock) -> Result<Setup, Aborted> 
             sandbox.name
         );
         let spec = sandbox.spec()?;
-        let engine = engine::choose(home.boot_dir())?;
+        let engine = engine::choose(&home, spec.engine)?;
         let reference: Reference = spec.image.reference.parse()?;
         let root_disk = home
             .images()
@@ -165,6 +165,7 @@ pub(crate) fn wanted(setup: &Setup) -> Wanted {
         cpus: setup.spec.cpus,
         memory_mib: setup.spec.memory_mib,
         disks: vec![root, upper],
+        shares: Vec::new(),
         descriptors: Descriptors {
             agent: -1,
             console: -1,

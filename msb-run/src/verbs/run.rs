@@ -11,6 +11,7 @@ use clap::Parser;
 use libmsb::cli::args::{SandboxName, parse_cpus, parse_label, parse_memory};
 use libmsb::cli::error::{Failure, print_error, print_warning};
 use libmsb::cli::output;
+use libmsb::machine::EngineChoice;
 use libmsb::reference::Reference;
 use libmsb::state::lock::Lock;
 use libmsb::state::sandboxes::Sandbox;
@@ -22,7 +23,7 @@ use msb_wire::exec::ExecRequest;
 use msb_wire::text::Text;
 
 use super::{CommandArgs, PROGRAM, tell_end};
-use crate::engine::upper;
+use crate::engine::{self, upper};
 use crate::launch::{Launched, launch};
 use crate::plan::{self, Choices};
 use crate::session::{self, Streams};
@@ -66,6 +67,9 @@ pub(crate) struct RunArgs {
     /// Memory: MiB, or with a unit, as 1.5G (default: 512M)
     #[arg(short, long, value_parser = parse_memory, value_name = "SIZE")]
     memory: Option<u32>,
+    /// What runs it: krun, qemu, or auto, which takes krun where it works (default: auto)
+    #[arg(long, value_enum, hide_possible_values = true)]
+    engine: Option<EngineChoice>,
     /// Host name in the guest (default: the sandbox's name)
     #[arg(short = 'H', long)]
     hostname: Option<String>,
@@ -85,6 +89,7 @@ impl RunArgs {
         Ok(Choices {
             cpus: u32::from(self.cpus.unwrap_or(CPUS)),
             memory_mib: self.memory.unwrap_or(MEMORY_MIB),
+            engine: engine::choice(self.engine)?,
             env: self.connected.env()?,
             workdir: self.connected.workdir.clone(),
             user: self.connected.user.clone(),
@@ -215,6 +220,7 @@ fn take_existing(sandbox: Sandbox, args: &RunArgs) -> anyhow::Result<Taken> {
 fn changes_what_it_is(args: &RunArgs) -> bool {
     args.cpus.is_some()
         || args.memory.is_some()
+        || args.engine.is_some()
         || args.hostname.is_some()
         || !args.label.is_empty()
 }
