@@ -113,10 +113,7 @@ fn build(kernel: &Kernel, agent: &Path, modules: Modules<'_>) -> anyhow::Result<
 }
 
 fn add_modules(archive: &mut Archive, folder: &Path, modules: Modules<'_>) -> anyhow::Result<()> {
-    let list = folder.join("modules.dep");
-    let text = std::fs::read_to_string(&list)
-        .with_context(|| format!("cannot read '{}'", list.display()))?;
-    let built_in = std::fs::read_to_string(folder.join("modules.builtin")).unwrap_or_default();
+    let (text, built_in) = lists(folder)?;
     let needed = load_order(&text, &built_in, modules.needed, folder)?;
     let mut later: Vec<&str> = modules
         .later
@@ -140,14 +137,7 @@ fn add_module_files(
     for file in files {
         let path = folder.join(file);
         let name = module_name(file);
-        if !file.ends_with(".ko") {
-            return Err(Failure::failed(format!(
-                "the kernel module '{}' is compressed",
-                path.display()
-            ))
-            .hint("use a kernel whose modules are plain .ko files, or that has them built in")
-            .into());
-        }
+        check_plain(&path)?;
         let contents =
             std::fs::read(&path).with_context(|| format!("cannot read '{}'", path.display()))?;
         let module = module::stripped(contents);
@@ -156,6 +146,40 @@ fn add_module_files(
     }
     archive.add(&format!("modules/{list}"), MODE_FILE, order.as_bytes());
     Ok(())
+}
+
+/// Whether a kernel has these modules, in a form that the agent can load. Writes nothing.
+pub(crate) fn check(kernel: &Kernel, wanted: &[&str]) -> anyhow::Result<()> {
+    let Some(folder) = &kernel.modules else {
+        return Ok(());
+    };
+    let (text, built_in) = lists(folder)?;
+    for file in load_order(&text, &built_in, wanted, folder)? {
+        let path = folder.join(file);
+        check_plain(&path)?;
+        std::fs::File::open(&path).with_context(|| format!("cannot read '{}'", path.display()))?;
+    }
+    Ok(())
+}
+
+fn check_plain(path: &Path) -> Result<(), Failure> {
+    if path.extension().is_some_and(|extension| extension == "ko") {
+        return Ok(());
+    }
+    Err(Failure::failed(format!(
+        "the kernel module '{}' is compressed",
+        path.display()
+    ))
+    .hint("use a kernel whose modules are plain .ko files, or that has them built in"))
+}
+
+/// What the modules need, and which ones the kernel has built in.
+fn lists(folder: &Path) -> anyhow::Result<(String, String)> {
+    let list = folder.join("modules.dep");
+    let needs = std::fs::read_to_string(&list)
+        .with_context(|| format!("cannot read '{}'", list.display()))?;
+    let built_in = std::fs::read_to_string(folder.join("modules.builtin")).unwrap_or_default();
+    Ok((needs, built_in))
 }
 
 /// Files of the wanted modules and all that they need, each after what it needs. Modules that the kernel has built in are

@@ -13,8 +13,12 @@ use libmsb::machine::{Disk, EngineChoice, Plan, Share};
 use libmsb::state::Home;
 use libmsb::tools;
 
+/// What the engines need and find on this host.
+pub(crate) mod checkup;
+/// How what is missing is installed.
+pub(crate) mod distribution;
 /// What the host offers.
-mod host;
+pub(crate) mod host;
 /// The initial RAM disk: the agent, and the modules that the kernel needs.
 mod initramfs;
 /// The guest's kernel.

@@ -1,12 +1,13 @@
 //! The qemu engine: runs everywhere, with the processor's virtualization where that works, else in software.
 
-use std::fs::OpenOptions;
 use std::path::PathBuf;
 
 use libmsb::cli::error::Failure;
 use libmsb::machine::{self, Accelerator, Board, PLAN_VERSION, Plan};
 use libmsb::tools;
 
+use super::distribution::{self, Part};
+use super::host::{self, Kvm};
 use super::initramfs::{self, Modules};
 use super::kernel::{self, Kernel};
 use super::{Console, Engine, Wanted, agent};
@@ -39,12 +40,8 @@ pub(crate) struct Qemu {
 impl Qemu {
     /// Finds QEMU, a kernel and the agent.
     pub(crate) fn find(boot_dir: PathBuf) -> anyhow::Result<Qemu> {
-        let program = tools::find(PROGRAM).map_err(|_| {
-            Failure::failed(format!("cannot find '{PROGRAM}' in PATH"))
-                .hint("install QEMU, on Debian: apt-get install qemu-system-x86")
-        })?;
         Ok(Qemu {
-            program,
+            program: program()?,
             kernel: kernel::find()?,
             agent: agent()?,
             accelerator: accelerator(),
@@ -79,11 +76,7 @@ impl Engine for Qemu {
             .hint("the engine krun can, where hardware virtualization works: see 'msb doctor'")
             .into());
         }
-        let bus = match board {
-            Board::Microvm => "virtio_mmio",
-            Board::Q35 => "virtio_pci",
-        };
-        let modules: Vec<&str> = [bus].into_iter().chain(MODULES.iter().copied()).collect();
+        let modules = needed_modules(board);
         let modules = Modules {
             needed: &modules,
             later: MODULES_LATER,
@@ -114,6 +107,29 @@ impl Engine for Qemu {
     }
 }
 
+/// The program.
+pub(crate) fn program() -> anyhow::Result<PathBuf> {
+    tools::find(PROGRAM).map_err(|_| {
+        let how = distribution::how_to_install(Part::Qemu);
+        Failure::failed(format!("cannot find '{PROGRAM}' in PATH"))
+            .hint(format!("install QEMU: {how}"))
+            .into()
+    })
+}
+
+/// Whether the modules that a guest needs can be had of this kernel.
+pub(crate) fn check_modules(kernel: &Kernel) -> anyhow::Result<()> {
+    initramfs::check(kernel, &needed_modules(Board::Microvm))
+}
+
+fn needed_modules(board: Board) -> Vec<&'static str> {
+    let bus = match board {
+        Board::Microvm => "virtio_mmio",
+        Board::Q35 => "virtio_pci",
+    };
+    [bus].into_iter().chain(MODULES.iter().copied()).collect()
+}
+
 /// In software the guest sees the host's time stamp counter; without being told its rate, the kernel measures it
 /// against an emulated timer, gives up when the host is busy, and hangs.
 fn cmdline(accelerator: Accelerator) -> String {
@@ -123,28 +139,11 @@ fn cmdline(accelerator: Accelerator) -> String {
     }
 }
 
-/// The processor's virtualization, if it is there and we may use it. An open `/dev/kvm` alone proves nothing: the module
-/// may be loaded on a processor that has none.
+/// The processor's virtualization, if a virtual machine could use it just now.
 fn accelerator() -> Accelerator {
-    let processor = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let flags = processor
-        .lines()
-        .find(|line| line.starts_with("flags"))
-        .unwrap_or_default();
-    let capable = flags
-        .split_whitespace()
-        .any(|flag| flag == "vmx" || flag == "svm");
-    let allowed = || {
-        OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open("/dev/kvm")
-            .is_ok()
-    };
-    if capable && allowed() {
-        Accelerator::Kvm
-    } else {
-        Accelerator::Tcg
+    match host::probe_kvm() {
+        Kvm::Works => Accelerator::Kvm,
+        _ => Accelerator::Tcg,
     }
 }
 

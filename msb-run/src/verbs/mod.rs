@@ -1,5 +1,7 @@
 //! What people type.
 
+/// `msb doctor`: what this host can do.
+pub(crate) mod doctor;
 /// `msb exec`: a command in a running sandbox.
 pub(crate) mod exec;
 /// `msb ls`: the sandboxes.
