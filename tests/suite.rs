@@ -16,10 +16,10 @@ mod arrows;
 mod bad_input;
 /// Environment, user, directory, labels: what a command finds itself in.
 mod config;
-/// What the doctor says of a host.
-mod doctor;
 /// Man pages, help texts and the state directory's names say the same.
 mod docs;
+/// What the doctor says of a host.
+mod doctor;
 /// What `run` and `exec` end with.
 mod exit_codes;
 /// From an archive to the tree that a guest sees.

@@ -85,6 +85,9 @@ impl Home {
             .env("HOME", &self.folder)
             .env("MSB_HOME", self.state());
         command.env("TMPDIR", &self.folder).env("LANG", "C.UTF-8");
+        // Named, so that no test depends on what the host has.
+        let engine = std::env::var_os("MSB_ENGINE").unwrap_or("qemu".into());
+        command.env("MSB_ENGINE", engine);
         command
     }
 

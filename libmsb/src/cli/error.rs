@@ -122,6 +122,11 @@ pub fn print_warning(tool: &str, message: &str) {
     print_line(tool, "warning", message);
 }
 
+/// Prints `tool: note: message`, for what is good to know and asks for nothing.
+pub fn print_note(tool: &str, message: &str) {
+    print_line(tool, "note", message);
+}
+
 /// Prints `tool: hint: message`.
 pub fn print_hint(tool: &str, message: &str) {
     print_line(tool, "hint", message);

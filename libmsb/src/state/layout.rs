@@ -7,6 +7,9 @@ pub const VERSION: &str = "version";
 /// The version of the layout.
 pub const VERSION_NUMBER: &str = "1";
 
+/// What users set: registries. Written by them only.
+pub const CONFIG: &str = "config.json";
+
 /// Folder of all that belongs to images.
 pub const IMAGES: &str = "images";
 /// One file a reference: which manifest it names.
@@ -47,6 +50,9 @@ pub const SUPERVISOR_LOG: &str = "supervisor.log";
 
 /// Folder of initial RAM disks, one for each kernel and agent, named by a digest of both.
 pub const BOOT: &str = "boot";
+
+/// What was said about the engine, so that it is said once.
+pub const ENGINE_NOTE: &str = "engine.note";
 
 /// Folder of sockets in the state directory.
 pub const RUN: &str = "run";

@@ -78,6 +78,11 @@ impl Home {
         &self.runtime
     }
 
+    /// What users set.
+    pub fn config(&self) -> PathBuf {
+        self.root.join(layout::CONFIG)
+    }
+
     /// The store of images.
     pub fn images(&self) -> images::Store {
         images::Store::at(self.root.join(layout::IMAGES))

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use libmsb::cli::error::message;
 use libmsb::machine::EngineChoice;
 
 use super::{Check, Status};
@@ -55,19 +56,19 @@ pub(super) fn checks(checkup: &Checkup) -> Vec<Check> {
 pub(super) fn why(checkup: &Checkup) -> String {
     let asked = match &checkup.choice {
         Ok(choice) => *choice,
-        Err(error) => return error.to_string(),
+        Err(error) => return message(error),
     };
     match checkup.selected() {
         Some(Selected::Krun) => "hardware virtualization works, and libkrunfw is there".to_owned(),
         Some(_) if asked == EngineChoice::Qemu => {
-            "it is the engine that MSB_ENGINE names".to_owned()
+            "it is the one that MSB_ENGINE or config.json names".to_owned()
         }
         Some(Selected::QemuKvm) => {
             "hardware virtualization works, but the engine krun lacks libkrunfw".to_owned()
         }
         Some(Selected::QemuTcg) => virtualization(&checkup.kvm),
         None if asked == EngineChoice::Krun => {
-            "MSB_ENGINE names the engine krun, which cannot be used".to_owned()
+            "MSB_ENGINE or config.json names the engine krun, which cannot be used".to_owned()
         }
         None => "neither the engine krun nor the engine qemu has all that it needs".to_owned(),
     }

@@ -107,7 +107,7 @@ pub(crate) struct Report {
 
 /// Looks at everything.
 pub(crate) fn examine(home: &Home) -> Report {
-    let checkup = Checkup::of(home.root());
+    let checkup = Checkup::of(home);
     let selected = checkup.selected();
     let mut checks = engines::checks(&checkup);
     checks.extend(programs::checks());

@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::Context;
 use libmsb::machine::EngineChoice;
+use libmsb::state::Home;
 
 use super::host::{self, Kvm};
 use super::{kernel, krunfw, qemu, vmlinux};
@@ -55,14 +56,14 @@ pub(crate) enum Selected {
 }
 
 impl Checkup {
-    /// Looks at all parts. `home` is the state directory, which may hold a libkrunfw.
-    pub(crate) fn of(home: &Path) -> Checkup {
+    /// Looks at all parts.
+    pub(crate) fn of(home: &Home) -> Checkup {
         Checkup {
             kvm: host::probe_kvm(),
-            krun_kernel: krun_kernel(home),
+            krun_kernel: krun_kernel(home.root()),
             qemu: qemu(),
             qemu_kernel: qemu_kernel(),
-            choice: super::choice(None).map_err(Into::into),
+            choice: super::choice(home, None),
         }
     }
 

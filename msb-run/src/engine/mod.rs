@@ -7,11 +7,12 @@ use std::os::fd::RawFd;
 use std::path::PathBuf;
 
 use clap::ValueEnum;
-use libmsb::cli::error::Failure;
+use libmsb::cli::error::{Failure, message};
 use libmsb::cli::escape::escape;
 use libmsb::machine::{Disk, EngineChoice, Plan, Share};
-use libmsb::state::Home;
+use libmsb::state::{Home, layout, write};
 use libmsb::tools;
+use serde::Deserialize;
 
 /// What the engines need and find on this host.
 pub(crate) mod checkup;
@@ -92,36 +93,64 @@ pub(crate) trait Engine {
     fn plan(&self, wanted: &Wanted, attempt: u32) -> anyhow::Result<Option<Plan>>;
 }
 
-/// What the user wants: on the command line, else in [`VARIABLE`], else whatever works.
-pub(crate) fn choice(typed: Option<EngineChoice>) -> Result<EngineChoice, Failure> {
-    let said = std::env::var_os(VARIABLE).filter(|value| !value.is_empty());
-    match (typed, said) {
-        (Some(choice), _) => Ok(choice),
-        (None, None) => Ok(EngineChoice::default()),
-        (None, Some(word)) => {
-            let word = word.to_string_lossy();
-            EngineChoice::from_str(&word, false).map_err(|_| {
-                Failure::usage(format!(
-                    "{VARIABLE} names no engine: '{}'",
-                    escape(word.as_ref())
-                ))
-                .hint("engines are auto, krun and qemu")
-            })
-        }
-    }
+/// Longest configuration, in bytes.
+const CONFIG_BYTES_MAX: u64 = 1024 * 1024;
+
+/// The part of the user's configuration that is about engines.
+#[derive(Debug, Default, Deserialize)]
+struct Config {
+    engine: Option<EngineChoice>,
 }
 
-/// The engine of that name; or the one for this host: libkrun where it works, else QEMU.
-pub(crate) fn choose(home: &Home, choice: EngineChoice) -> anyhow::Result<Box<dyn Engine>> {
+/// What the user wants: on the command line, else in [`VARIABLE`], else in the configuration, else whatever works.
+pub(crate) fn choice(home: &Home, typed: Option<EngineChoice>) -> anyhow::Result<EngineChoice> {
+    if let Some(choice) = typed {
+        return Ok(choice);
+    }
+    if let Some(word) = std::env::var_os(VARIABLE).filter(|value| !value.is_empty()) {
+        let word = word.to_string_lossy();
+        return EngineChoice::from_str(&word, false).map_err(|_| {
+            Failure::usage(format!(
+                "{VARIABLE} names no engine: '{}'",
+                escape(word.as_ref())
+            ))
+            .hint("engines are auto, krun and qemu")
+            .into()
+        });
+    }
+    let config: Option<Config> = write::read_json(&home.config(), CONFIG_BYTES_MAX)?;
+    Ok(config.unwrap_or_default().engine.unwrap_or_default())
+}
+
+/// The engine of that name; or the one for this host, libkrun where it works, else QEMU, with a note of why when that is
+/// not known yet.
+pub(crate) fn choose(
+    home: &Home,
+    choice: EngineChoice,
+) -> anyhow::Result<(Box<dyn Engine>, Option<String>)> {
     let krun = || Krun::find(home.root(), &home.boot_dir());
+    let qemu = || Qemu::find(home.boot_dir());
     Ok(match choice {
-        EngineChoice::Krun => Box::new(krun()?),
-        EngineChoice::Qemu => Box::new(Qemu::find(home.boot_dir())?),
+        EngineChoice::Krun => (Box::new(krun()?), None),
+        EngineChoice::Qemu => (Box::new(qemu()?), None),
         EngineChoice::Auto => match krun() {
-            Ok(krun) => Box::new(krun),
-            Err(_) => Box::new(Qemu::find(home.boot_dir())?),
+            Ok(krun) => (Box::new(krun), None),
+            Err(why) => (Box::new(qemu()?), note(home, &why)),
         },
     })
+}
+
+/// That it is QEMU, and why: once. It is kept, so that another reason is told again.
+fn note(home: &Home, why: &anyhow::Error) -> Option<String> {
+    let note = format!("the engine is qemu, not krun: {}", message(why));
+    let path = home.root().join(layout::ENGINE_NOTE);
+    let told = write::read_bounded(&path, CONFIG_BYTES_MAX).ok().flatten();
+    if told.as_deref() == Some(note.as_bytes()) {
+        return None;
+    }
+    // Where it cannot be kept it is told again.
+    let _ = write::replace(&path, note.as_bytes());
+    Some(note)
 }
 
 /// The guest's first process.

@@ -85,11 +85,11 @@ pub(crate) struct RunArgs {
 }
 
 impl RunArgs {
-    fn choices(&self) -> Result<Choices, Failure> {
+    fn choices(&self, home: &Home) -> anyhow::Result<Choices> {
         Ok(Choices {
             cpus: u32::from(self.cpus.unwrap_or(CPUS)),
             memory_mib: self.memory.unwrap_or(MEMORY_MIB),
-            engine: engine::choice(self.engine)?,
+            engine: engine::choice(home, self.engine)?,
             env: self.connected.env()?,
             workdir: self.connected.workdir.clone(),
             user: self.connected.user.clone(),
@@ -153,7 +153,7 @@ fn take(home: &Home, args: &RunArgs) -> anyhow::Result<Taken> {
         }
     }
     let images = home.images();
-    let choices = args.choices()?;
+    let choices = args.choices(home)?;
     // Held until the sandbox, which pins the image, is there.
     let in_use = if images.root().is_dir() {
         Some(Lock::shared(&images.lock())?)
