@@ -20,6 +20,8 @@ mod chaos;
 mod config;
 /// Man pages, help texts and the state directory's names say the same.
 mod docs;
+/// What the doctor says of a host.
+mod doctor;
 /// What `run` and `exec` end with.
 mod exit_codes;
 /// From an archive to the tree that a guest sees.
@@ -30,8 +32,12 @@ mod kill;
 mod life;
 /// Sandboxes that last: started, used, listed, stopped, removed.
 mod lifecycle;
+/// Memory, as the host sees it.
+mod memory;
 /// Names, room on the disk, and what goes when nobody needs it.
 mod prune;
+/// Guests and machines that end without being asked to.
+mod reasons;
 /// Images on their way through other programs, and to another host.
 mod roundtrip;
 /// Archives that are written.

@@ -2,6 +2,7 @@
 //!
 //! This is one program under several names, as links: what it does is told by the name it is called by.
 
+mod doctor;
 mod engine;
 mod launch;
 mod make;
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
         Some("msb-create") => tool("msb-create", arguments, verbs::create::run),
         Some("msb-events") => tool("msb-events", arguments, verbs::events::run),
         Some("msb-exec") => verb("msb-exec", arguments, verbs::exec::run),
+        Some("msb-doctor") => tool("msb-doctor", arguments, verbs::doctor::run),
         Some("msb-inspect") => tool("msb-inspect", arguments, verbs::inspect::run),
         Some("msb-ls") => tool("msb-ls", arguments, verbs::ls::run),
         Some("msb-modify") => tool("msb-modify", arguments, verbs::modify::run),
