@@ -18,6 +18,8 @@ mod bad_input;
 mod config;
 /// Man pages, help texts and the state directory's names say the same.
 mod docs;
+/// What the doctor says of a host.
+mod doctor;
 /// What `run` and `exec` end with.
 mod exit_codes;
 /// From an archive to the tree that a guest sees.
@@ -26,6 +28,10 @@ mod image_to_run;
 mod kill;
 /// Sandboxes that last: started, used, listed, stopped, removed.
 mod lifecycle;
+/// Memory, as the host sees it.
+mod memory;
+/// Guests and machines that end without being asked to.
+mod reasons;
 /// Standard input, output and error.
 mod streams;
 /// What the tests stand on.

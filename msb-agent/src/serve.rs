@@ -45,6 +45,10 @@ const FAREWELL: Duration = Duration::from_millis(10);
 /// Time for the host's end of the port to be opened; before that it looks as if it were gone.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
 
+/// Time between a guest that takes commands and the modules that can wait: a command that is short, or just starts, is not
+/// held up by them.
+const LATER: Duration = Duration::from_secs(1);
+
 /// Why the connection cannot go on.
 enum Broken {
     Frame(FrameError),
@@ -104,6 +108,8 @@ pub(crate) struct Agent {
     turn: usize,
     /// Whether processes were left when the last was reaped.
     has_children: bool,
+    /// When the modules that can wait are loaded.
+    later: Option<Instant>,
     stopping: Option<Stopping>,
 }
 
@@ -126,6 +132,7 @@ impl Agent {
             scratch: scratch(),
             turn: 0,
             has_children: false,
+            later: None,
             stopping: None,
         })
     }
@@ -145,6 +152,7 @@ impl Agent {
             self.move_bytes(ready.sessions);
             self.end_sessions();
             self.stop_further();
+            self.load_later();
             if let Err(error) = self.port.write() {
                 self.lost(&reason(error));
             }
@@ -197,7 +205,8 @@ impl Agent {
     }
 
     fn timeout(&self) -> Option<Timespec> {
-        let until = self.stopping.as_ref()?.until;
+        let stopping = self.stopping.as_ref().map(|stopping| stopping.until);
+        let until = [stopping, self.later].into_iter().flatten().min()?;
         Timespec::try_from(until.saturating_duration_since(Instant::now())).ok()
     }
 
@@ -288,6 +297,7 @@ impl Agent {
             Ok(Request::Boot(request)) => self.boot(stream, request),
             Ok(Request::Exec(request)) => self.exec(stream, &request),
             Ok(Request::Shutdown) => self.shut_down(stream),
+            Ok(Request::Ping) => self.put_last(stream, Ok(b"{}".to_vec())),
             Ok(Request::Stop(_)) => self.refuse(stream, unsupported(operation::STOP)),
             Err(error) => self.refuse(stream, misunderstood(message, &error)),
         }
@@ -303,6 +313,7 @@ impl Agent {
             match boot::boot(request, &self.modules) {
                 Ok(guest) => {
                     self.guest = Some(guest);
+                    self.later = Some(Instant::now() + LATER);
                     boot::ready()
                 }
                 Err(failed) => failed,
@@ -521,6 +532,13 @@ impl Agent {
         self.reap();
     }
 
+    fn load_later(&mut self) {
+        if self.later.is_some_and(|time| time <= Instant::now()) {
+            self.later = None;
+            self.modules.load_later();
+        }
+    }
+
     /// The next step of a shutdown, when it is time.
     fn stop_further(&mut self) {
         let Some(stopping) = &mut self.stopping else {
@@ -592,6 +610,7 @@ fn misunderstood(message: &[u8], error: &serde_json::Error) -> Refusal {
                 operation::BOOT,
                 operation::EXEC,
                 operation::SHUTDOWN,
+                operation::PING,
                 operation::STOP,
             ]
             .contains(&op) =>

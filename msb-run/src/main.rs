@@ -2,6 +2,7 @@
 //!
 //! This is one program under several names, as links: what it does is told by the name it is called by.
 
+mod doctor;
 mod engine;
 mod launch;
 mod plan;
@@ -27,6 +28,7 @@ fn main() -> ExitCode {
         .and_then(|name| name.to_str());
     match name {
         Some("msb-exec") => verb("msb-exec", arguments, verbs::exec::run),
+        Some("msb-doctor") => tool("msb-doctor", arguments, verbs::doctor::run),
         Some("msb-ls") => tool("msb-ls", arguments, verbs::ls::run),
         Some("msb-stop") => tool("msb-stop", arguments, verbs::stop::run),
         Some("msb-rm") => tool("msb-rm", arguments, verbs::rm::run),

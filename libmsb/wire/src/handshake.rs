@@ -20,6 +20,8 @@ pub mod operation {
     pub const EXEC: &str = "exec";
     /// Guest: end all processes, flush, power off.
     pub const SHUTDOWN: &str = "shutdown";
+    /// Guest: say that you are there.
+    pub const PING: &str = "ping";
     /// Supervisor: stop the sandbox; see [`crate::sandbox`].
     pub const STOP: &str = "stop";
 }

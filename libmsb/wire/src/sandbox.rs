@@ -16,6 +16,9 @@ pub enum Request {
     Exec(ExecRequest),
     /// End all processes, flush, power off (supervisor to agent). Answered by [`StopEvent`] before the power goes.
     Shutdown,
+    /// Say that you are there (supervisor to agent). Answered by an empty event; one that does not know it refuses, which is
+    /// an answer too.
+    Ping,
     /// Stop the sandbox (client to supervisor). Answered by [`StopEvent`] when it has stopped.
     Stop(StopRequest),
 }
@@ -27,6 +30,7 @@ impl Request {
             Request::Boot(_) => operation::BOOT,
             Request::Exec(_) => operation::EXEC,
             Request::Shutdown => operation::SHUTDOWN,
+            Request::Ping => operation::PING,
             Request::Stop(_) => operation::STOP,
         }
     }

@@ -6,6 +6,7 @@
 
 mod args;
 mod exec_log;
+mod last_line;
 mod life;
 mod link;
 mod machine;

@@ -1,5 +1,7 @@
 //! What people type.
 
+/// `msb doctor`: what this host can do.
+pub(crate) mod doctor;
 /// `msb exec`: a command in a running sandbox.
 pub(crate) mod exec;
 /// `msb ls`: the sandboxes.
@@ -17,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use libmsb::cli::args::{EnvVar, SandboxName, parse_env};
-use libmsb::cli::error::{Failure, print_error, print_hint};
+use libmsb::cli::error::{Failure, print_error, print_hint, print_warning};
 use libmsb::cli::escape::escape;
 use libmsb::cli::exit;
 use libmsb::state::Home;
@@ -109,8 +111,20 @@ pub(crate) fn tell_end(tool: &str, outcome: &Outcome) -> anyhow::Result<u8> {
     let Some(event) = &outcome.event else {
         return Err(Failure::failed("the sandbox ended before the command did").into());
     };
-    if let ExecEvent::Failed { message, .. } = event {
-        print_error(tool, &format!("in the guest: {}", escape(message)));
+    match event {
+        ExecEvent::Failed { message, .. } => {
+            print_error(tool, &format!("in the guest: {}", escape(message)));
+        }
+        ExecEvent::Exited {
+            oom_killed: true, ..
+        } => {
+            print_warning(
+                tool,
+                "the guest ran out of memory, and its kernel killed the command",
+            );
+            print_hint(tool, "give the sandbox more: msb run --memory SIZE");
+        }
+        _ => {}
     }
     Ok(event
         .exit_code()

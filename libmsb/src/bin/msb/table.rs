@@ -83,6 +83,14 @@ pub(crate) const COMMANDS: &[Command] = &[
     image("images", "List images (image list)", &["list"]),
     image("rmi", "Remove images (image remove)", &["remove"]),
     Command {
+        name: "doctor",
+        alias: None,
+        group: Group::Other,
+        about: "Say what this host can do for msb, and how to mend what it cannot",
+        program: "msb-doctor",
+        args: &[],
+    },
+    Command {
         name: HELP,
         alias: None,
         group: Group::Other,

@@ -15,6 +15,7 @@ use msb_wire::text::to_hex;
 
 use super::{BOOT_TIMEOUTS, Life, PROGRAM, Phase};
 use crate::startup::{Startup, monotonic_ns};
+use crate::supervisor::last_line::LastLine;
 use crate::supervisor::relay::{Own, Violation};
 use crate::supervisor::{Starter, start_machine};
 
@@ -137,6 +138,7 @@ impl Life {
         self.machine = machine;
         self.attempt = attempt;
         self.greeted = false;
+        self.last_line = LastLine::default();
         self.assembler = Assembler::new();
         self.phase = Phase::Booting {
             deadline: Instant::now() + BOOT_TIMEOUTS[attempt as usize],

@@ -49,6 +49,8 @@ pub(crate) enum Own {
     Main,
     /// Shutting the guest down.
     Shutdown,
+    /// Asking whether the agent is there.
+    Ping,
 }
 
 #[derive(Debug)]
