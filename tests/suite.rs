@@ -16,6 +16,8 @@ mod arrows;
 mod bad_input;
 /// Environment, user, directory, labels: what a command finds itself in.
 mod config;
+/// Files into and out of sandboxes.
+mod copy;
 /// Man pages, help texts and the state directory's names say the same.
 mod docs;
 /// What `run` and `exec` end with.
@@ -26,6 +28,8 @@ mod image_to_run;
 mod kill;
 /// Sandboxes that last: started, used, listed, stopped, removed.
 mod lifecycle;
+/// What commands printed, seen later.
+mod logs;
 /// Standard input, output and error.
 mod streams;
 /// What the tests stand on.

@@ -7,6 +7,8 @@ pub mod cli;
 pub mod digest;
 /// One JSON object a line.
 pub mod jsonl;
+/// The logs of a sandbox, for reading.
+pub mod logs;
 /// The plan of a virtual machine.
 pub mod machine;
 /// References to images.

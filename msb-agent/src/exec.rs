@@ -101,7 +101,8 @@ fn prepare<'a>(guest: &'a Guest, request: &ExecRequest) -> Result<Command<'a>, R
     })
 }
 
-fn unknown(unknown: Unknown) -> Refusal {
+/// The refusal of a user that is not there.
+pub(crate) fn unknown(unknown: Unknown) -> Refusal {
     let message = match unknown {
         Unknown::User(name) => format!("no user '{name}' in the guest's /etc/passwd"),
         Unknown::Group(name) => format!("no group '{name}' in the guest's /etc/group"),
@@ -167,8 +168,8 @@ fn start_on_pipes(
     ))
 }
 
-/// The command's end and ours.
-fn input(wanted: bool, owner: u32) -> Result<(OwnedFd, Option<OwnedFd>), Errno> {
+/// A command's standard input: its end and ours.
+pub(crate) fn input(wanted: bool, owner: u32) -> Result<(OwnedFd, Option<OwnedFd>), Errno> {
     if !wanted {
         return Ok((
             open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?,
@@ -181,8 +182,8 @@ fn input(wanted: bool, owner: u32) -> Result<(OwnedFd, Option<OwnedFd>), Errno> 
     Ok((theirs, Some(ours)))
 }
 
-/// Our end and the command's.
-fn output(owner: u32) -> Result<(OwnedFd, OwnedFd), Errno> {
+/// A pipe for output: our end and the command's.
+pub(crate) fn output(owner: u32) -> Result<(OwnedFd, OwnedFd), Errno> {
     let (ours, theirs) = pipe_with(PipeFlags::CLOEXEC)?;
     own(&theirs, owner);
     fcntl_setfl(&ours, OFlags::RDONLY | OFlags::NONBLOCK)?;
@@ -196,7 +197,8 @@ fn own(pipe: impl AsFd, owner: u32) {
     }
 }
 
-fn no_descriptors(what: &str, error: Errno) -> Refusal {
+/// A refusal, as there are too many open files.
+pub(crate) fn no_descriptors(what: &str, error: Errno) -> Refusal {
     Refusal::new(
         FailureKind::ResourceLimit,
         format!("cannot open {what}: {}", reason(error)),

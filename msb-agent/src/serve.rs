@@ -10,17 +10,18 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use msb_wire::boot::{BootEvent, BootRequest};
-use msb_wire::exec::{ExecControl, ExecEvent, ExecRequest, FailureKind};
+use msb_wire::exec::{ExecControl, ExecEvent, FailureKind};
 use msb_wire::frame::{Assembler, Decoder, FrameError, Header, Kind, STDIN, flags, put_message};
 use msb_wire::handshake::{Hello, VersionMismatch, operation};
 use msb_wire::sandbox::{Request, StopEvent};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::process::{WaitOptions, wait};
+use rustix::process::{Pid, WaitOptions, wait};
 
 use crate::boot::{self, Guest};
 use crate::console::{log, reason};
 use crate::exec::{self, Refusal};
+use crate::files;
 use crate::modules::Modules;
 use crate::port::Port;
 use crate::session::{CreditViolation, Session, put_event, scratch};
@@ -286,7 +287,12 @@ impl Agent {
     fn open(&mut self, stream: u32, message: &[u8]) {
         match serde_json::from_slice(message) {
             Ok(Request::Boot(request)) => self.boot(stream, request),
-            Ok(Request::Exec(request)) => self.exec(stream, &request),
+            Ok(Request::Exec(request)) => self.start(stream, |guest, spawner| {
+                exec::start(guest, stream, &request, spawner)
+            }),
+            Ok(Request::Files(request)) => {
+                self.start(stream, |_, spawner| files::start(stream, &request, spawner))
+            }
             Ok(Request::Shutdown) => self.shut_down(stream),
             Ok(Request::Stop(_)) => self.refuse(stream, unsupported(operation::STOP)),
             Err(error) => self.refuse(stream, misunderstood(message, &error)),
@@ -311,8 +317,13 @@ impl Agent {
         self.put_last(stream, serde_json::to_vec(&event));
     }
 
-    fn exec(&mut self, stream: u32, request: &ExecRequest) {
-        match self.try_exec(stream, request) {
+    /// Starts a command, or a process of our own that serves a stream as a command does.
+    fn start(
+        &mut self,
+        stream: u32,
+        start: impl FnOnce(&Guest, &mut Spawner) -> Result<(Session, Pid), Refusal>,
+    ) {
+        match self.try_start(start) {
             Ok((session, event)) => {
                 self.has_children = true;
                 self.sessions.insert(stream, session);
@@ -322,10 +333,9 @@ impl Agent {
         }
     }
 
-    fn try_exec(
+    fn try_start(
         &mut self,
-        stream: u32,
-        request: &ExecRequest,
+        start: impl FnOnce(&Guest, &mut Spawner) -> Result<(Session, Pid), Refusal>,
     ) -> Result<(Session, ExecEvent), Refusal> {
         let Some(guest) = &self.guest else {
             return Err(Refusal::new(FailureKind::Other, "the guest is not set up"));
@@ -340,7 +350,7 @@ impl Agent {
             let message = format!("{SESSIONS_MAX} commands are running already");
             return Err(Refusal::new(FailureKind::ResourceLimit, message));
         }
-        let (session, pid) = exec::start(guest, stream, request, &mut self.spawner)?;
+        let (session, pid) = start(guest, &mut self.spawner)?;
         Ok((
             session,
             ExecEvent::Started {
@@ -591,6 +601,7 @@ fn misunderstood(message: &[u8], error: &serde_json::Error) -> Refusal {
             if ![
                 operation::BOOT,
                 operation::EXEC,
+                operation::FILES,
                 operation::SHUTDOWN,
                 operation::STOP,
             ]

@@ -2,6 +2,7 @@
 //!
 //! This is one program under several names, as links: what it does is told by the name it is called by.
 
+mod copy;
 mod engine;
 mod launch;
 mod plan;
@@ -26,7 +27,9 @@ fn main() -> ExitCode {
         .and_then(|path| Path::new(path).file_name())
         .and_then(|name| name.to_str());
     match name {
+        Some("msb-cp") => tool("msb-cp", arguments, verbs::cp::run),
         Some("msb-exec") => verb("msb-exec", arguments, verbs::exec::run),
+        Some("msb-logs") => tool("msb-logs", arguments, verbs::logs::run),
         Some("msb-ls") => tool("msb-ls", arguments, verbs::ls::run),
         Some("msb-stop") => tool("msb-stop", arguments, verbs::stop::run),
         Some("msb-rm") => tool("msb-rm", arguments, verbs::rm::run),

@@ -18,6 +18,8 @@ pub mod operation {
     pub const BOOT: &str = "boot";
     /// Run a command; see [`crate::exec`].
     pub const EXEC: &str = "exec";
+    /// Copy files; see [`crate::file`].
+    pub const FILES: &str = "files";
     /// Guest: end all processes, flush, power off.
     pub const SHUTDOWN: &str = "shutdown";
     /// Supervisor: stop the sandbox; see [`crate::sandbox`].

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::boot::BootRequest;
 use crate::exec::ExecRequest;
+use crate::file::FilesRequest;
 use crate::handshake::operation;
 
 /// The payload of an `Open` frame.
@@ -14,6 +15,8 @@ pub enum Request {
     Boot(BootRequest),
     /// Run a command.
     Exec(ExecRequest),
+    /// Copy files.
+    Files(FilesRequest),
     /// End all processes, flush, power off (supervisor to agent). Answered by [`StopEvent`] before the power goes.
     Shutdown,
     /// Stop the sandbox (client to supervisor). Answered by [`StopEvent`] when it has stopped.
@@ -26,6 +29,7 @@ impl Request {
         match self {
             Request::Boot(_) => operation::BOOT,
             Request::Exec(_) => operation::EXEC,
+            Request::Files(_) => operation::FILES,
             Request::Shutdown => operation::SHUTDOWN,
             Request::Stop(_) => operation::STOP,
         }

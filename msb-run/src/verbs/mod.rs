@@ -1,7 +1,11 @@
 //! What people type.
 
+/// `msb cp`: files into and out of sandboxes.
+pub(crate) mod cp;
 /// `msb exec`: a command in a running sandbox.
 pub(crate) mod exec;
+/// `msb logs`: what commands printed.
+pub(crate) mod logs;
 /// `msb ls`: the sandboxes.
 pub(crate) mod ls;
 /// `msb rm`: remove sandboxes.

@@ -4,6 +4,7 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use libmsb::cli::error::Failure;
+use libmsb::logs::LAST_REMARK;
 use libmsb::state::status::{Reason, State};
 use msb_wire::exec::ExecEvent;
 use msb_wire::sandbox::{Request, StopEvent};
@@ -158,7 +159,7 @@ impl Life {
 
     fn leave(&mut self, end: &End) -> anyhow::Result<()> {
         if let Some(log) = &mut self.log {
-            let _ = log.system("sandbox stopped");
+            let _ = log.system(LAST_REMARK);
         }
         if self.setup.spec.ephemeral {
             return self.setup.sandbox.remove_held();

@@ -95,7 +95,10 @@ pub(crate) fn begin(setup: Setup, starter: &mut Starter) -> Result<Life, Aborted
         let signals = Signals::of(&[signal::SIGTERM, signal::SIGINT, signal::SIGHUP])
             .context("cannot wait for signals")?;
         let socket = Socket::listen(setup.home.agent_socket(&setup.sandbox.name))?;
-        let hello = Hello::of(PROGRAM, &[operation::EXEC, operation::STOP]);
+        let hello = Hello::of(
+            PROGRAM,
+            &[operation::EXEC, operation::FILES, operation::STOP],
+        );
         // Of a sandbox that goes with its command, and whose client sees all, nobody could read a log.
         let logged = !setup.spec.ephemeral || starter.client.is_none();
         let mut relay = Relay::new(&hello, logged)?;

@@ -99,14 +99,16 @@ impl Relay {
                             timeout_ms: stop.timeout_ms,
                         });
                     }
-                    Ok(request @ Request::Exec(_)) if open < CLIENT_STREAMS_MAX => {
+                    Ok(request @ (Request::Exec(_) | Request::Files(_)))
+                        if open < CLIENT_STREAMS_MAX =>
+                    {
                         if self.open {
                             self.forward(id, header.stream, request, agent);
                         } else {
                             client.waiting.push((header.stream, request));
                         }
                     }
-                    Ok(Request::Exec(_)) => {
+                    Ok(Request::Exec(_) | Request::Files(_)) => {
                         let message = format!(
                             "{CLIENT_STREAMS_MAX} streams are open, and more are not served"
                         );
@@ -146,13 +148,16 @@ impl Relay {
         request: Request,
         agent: &mut Link,
     ) {
-        let Request::Exec(mut exec) = request else {
-            return;
+        let mut request = request;
+        let main = match &mut request {
+            Request::Exec(exec) => {
+                // Only the client that started the sandbox can make a command its main one.
+                exec.main &= self.attached == Some(id);
+                exec.main
+            }
+            _ => false,
         };
-        // Only the client that started the sandbox can make a command its main one.
-        exec.main &= self.attached == Some(id);
-        let main = exec.main;
-        let Ok(message) = serde_json::to_vec(&Request::Exec(exec)) else {
+        let Ok(message) = serde_json::to_vec(&request) else {
             return;
         };
         let towards = self.route(Owner::Client(Some((id, stream))), main);
