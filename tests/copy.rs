@@ -3,18 +3,10 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
-use crate::support::{Home, wait_until};
-
-/// A state directory with a running sandbox `x`.
-fn running() -> Home {
-    let home = Home::with_busybox();
-    home.run(["run", "-d", "--name", "x", "busybox:test"])
-        .done();
-    home
-}
+use crate::support::{Guests, Home, wait_until};
 
 #[track_caller]
-fn in_guest(home: &Home, script: &str) -> String {
+fn in_guest(home: &Guests, script: &str) -> String {
     home.run(["exec", "x", "--", "sh", "-c", script]).done()
 }
 
@@ -28,7 +20,7 @@ const MAKE_TREE: &str = r"
 ";
 
 /// Everything that is kept of a tree, in a form that can be compared.
-fn described(home: &Home, tree: &str) -> String {
+fn described(home: &Guests, tree: &str) -> String {
     home.shell(&format!(
         "cd {tree} && find . -type l -printf '%p %y %l\\n' -o -printf '%p %y %m %n %T@ %s\\n' | sed 's/ d \\(.*\\) .*/ d \\1/' | sort
          find . -type f -exec sha256sum {{}} + | sort"
@@ -38,7 +30,7 @@ fn described(home: &Home, tree: &str) -> String {
 
 #[test]
 fn a_tree_goes_in_and_comes_out_as_it_was() {
-    let home = running();
+    let home = Guests::one();
     home.shell(MAKE_TREE).done();
     home.run(["cp", "tree", "x:/root"]).is(0, "", "");
     home.run(["cp", "x:/root/tree", "back"]).is(0, "", "");
@@ -62,7 +54,7 @@ fn a_tree_goes_in_and_comes_out_as_it_was() {
 
 #[test]
 fn where_a_copy_goes_is_decided_as_by_cp() {
-    let home = running();
+    let home = Guests::one();
     home.shell("mkdir d; echo f >f; echo g >d/g").done();
     in_guest(&home, "mkdir /root/there; echo old >/root/file");
     for (source, destination, found) in [
@@ -138,7 +130,7 @@ fn where_a_copy_goes_is_decided_as_by_cp() {
 
 #[test]
 fn archives_go_through_the_standard_streams() {
-    let home = running();
+    let home = Guests::one();
     home.shell(MAKE_TREE).done();
     home.shell("tar c tree | msb cp - x:/root && msb cp x:/root/tree - >out.tar && mkdir out && tar x -C out -f out.tar").is(0, "", "");
     // The time of an archive's entry is in whole seconds.
@@ -165,7 +157,7 @@ fn archives_go_through_the_standard_streams() {
 
 #[test]
 fn files_go_from_one_sandbox_to_another() {
-    let home = running();
+    let home = Guests::one();
     home.run(["run", "-d", "--name", "y", "busybox:test"])
         .done();
     home.shell(MAKE_TREE).done();
@@ -182,7 +174,7 @@ fn files_go_from_one_sandbox_to_another() {
 
 #[test]
 fn owners_and_special_bits_are_kept_when_asked_for() {
-    let home = running();
+    let home = Guests::one();
     in_guest(
         &home,
         "cd /root; echo x >f; chown 1000:10 f; chmod 4755 f; mkdir d; chmod 1777 d",
@@ -224,7 +216,7 @@ fn owners_and_special_bits_are_kept_when_asked_for() {
 
 #[test]
 fn what_is_neither_file_nor_folder_nor_link_is_left_out() {
-    let home = running();
+    let home = Guests::one();
     in_guest(
         &home,
         "mkdir /root/d; cd /root/d; mkfifo fifo; mknod null c 1 3; echo x >f",
@@ -248,7 +240,7 @@ fn what_is_neither_file_nor_folder_nor_link_is_left_out() {
 /// The hole of microsandbox 0.5.5, GHSA-4vq3-cjpp-v7fg: a guest's links led the copy to any file of the user.
 #[test]
 fn links_of_a_guest_lead_nowhere() {
-    let home = running();
+    let home = Guests::one();
     let canary = home.folder.join("canary");
     fs::create_dir(&canary).unwrap();
     fs::write(canary.join("bird"), "sings").unwrap();
@@ -291,7 +283,7 @@ fn links_of_a_guest_lead_nowhere() {
 
 #[test]
 fn folders_that_become_links_during_a_copy_lead_nowhere() {
-    let home = running();
+    let home = Guests::one();
     home.shell("for i in $(seq 40); do mkdir -p src/$i; for j in 1 2 3 4 5; do echo dead >src/$i/passwd$j; done; done").done();
     in_guest(
         &home,
@@ -310,7 +302,7 @@ fn folders_that_become_links_during_a_copy_lead_nowhere() {
 
 #[test]
 fn a_copy_whose_client_dies_leaves_no_half_file_and_no_process() {
-    let home = running();
+    let home = Guests::one();
     let mut copy = home.start(["cp", "-", "x:/root"]);
     home.shell("truncate -s 3000000 big; tar cf big.tar big")
         .done();
@@ -329,7 +321,7 @@ fn a_copy_whose_client_dies_leaves_no_half_file_and_no_process() {
 
 #[test]
 fn a_full_disk_ends_the_copy_and_says_so() {
-    let home = running();
+    let home = Guests::one();
     in_guest(&home, "dd if=/dev/zero of=/root/zeros bs=1M count=8");
     let full = crate::support::stage("full");
     let outcome = home.run(["cp", "x:/root/zeros", full.to_str().unwrap()]);

@@ -14,6 +14,8 @@
 mod arrows;
 /// Requests that cannot be done.
 mod bad_input;
+/// Commands with limits, in time, and as records; the clock that they see.
+mod commands;
 /// Environment, user, directory, labels: what a command finds itself in.
 mod config;
 /// Files into and out of sandboxes.

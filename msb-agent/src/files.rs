@@ -55,6 +55,7 @@ pub(crate) fn start(
         cwd: c"/",
         stdio: [theirs_in.as_fd(), theirs_out.as_fd(), nowhere.as_fd()],
         terminal: false,
+        limits: &[],
         uid: account.uid,
         gid: account.gid,
         groups: &account.groups,

@@ -25,8 +25,9 @@ const STDERR: RawFd = 2;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Operations of this agent.
-const OPERATIONS: [&str; 4] = [
+const OPERATIONS: [&str; 5] = [
     operation::BOOT,
+    operation::CLOCK,
     operation::EXEC,
     operation::FILES,
     operation::SHUTDOWN,

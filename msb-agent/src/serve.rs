@@ -13,7 +13,7 @@ use msb_wire::boot::{BootEvent, BootRequest};
 use msb_wire::exec::{ExecControl, ExecEvent, FailureKind};
 use msb_wire::frame::{Assembler, Decoder, FrameError, Header, Kind, STDIN, flags, put_message};
 use msb_wire::handshake::{Hello, VersionMismatch, operation};
-use msb_wire::sandbox::{Request, StopEvent};
+use msb_wire::sandbox::{ClockEvent, Request, StopEvent};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, WaitOptions, wait};
@@ -26,7 +26,7 @@ use crate::modules::Modules;
 use crate::port::Port;
 use crate::session::{CreditViolation, Session, put_event, scratch};
 use crate::spawn::Spawner;
-use crate::{shutdown, sys};
+use crate::{clock, shutdown, sys};
 
 /// Commands at a time.
 const SESSIONS_MAX: usize = 1024;
@@ -292,6 +292,15 @@ impl Agent {
             }),
             Ok(Request::Files(request)) => {
                 self.start(stream, |_, spawner| files::start(stream, &request, spawner))
+            }
+            Ok(Request::Clock(request)) => {
+                let event = match clock::correct(request.unix_ns) {
+                    Ok((behind_ms, stepped)) => ClockEvent::Clock { behind_ms, stepped },
+                    Err(error) => ClockEvent::Failed {
+                        message: reason(error),
+                    },
+                };
+                self.put_last(stream, serde_json::to_vec(&event));
             }
             Ok(Request::Shutdown) => self.shut_down(stream),
             Ok(Request::Stop(_)) => self.refuse(stream, unsupported(operation::STOP)),
@@ -600,6 +609,7 @@ fn misunderstood(message: &[u8], error: &serde_json::Error) -> Refusal {
         Some(op)
             if ![
                 operation::BOOT,
+                operation::CLOCK,
                 operation::EXEC,
                 operation::FILES,
                 operation::SHUTDOWN,

@@ -13,6 +13,8 @@ use crate::handshake::operation;
 pub enum Request {
     /// Set the guest up (supervisor to agent).
     Boot(BootRequest),
+    /// Set the guest's clock, if it is off (supervisor to agent). Answered by [`ClockEvent`].
+    Clock(ClockRequest),
     /// Run a command.
     Exec(ExecRequest),
     /// Copy files.
@@ -28,12 +30,38 @@ impl Request {
     pub fn operation(&self) -> &'static str {
         match self {
             Request::Boot(_) => operation::BOOT,
+            Request::Clock(_) => operation::CLOCK,
             Request::Exec(_) => operation::EXEC,
             Request::Files(_) => operation::FILES,
             Request::Shutdown => operation::SHUTDOWN,
             Request::Stop(_) => operation::STOP,
         }
     }
+}
+
+/// Tells the guest the time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClockRequest {
+    /// The host's clock, in nanoseconds since 1970.
+    pub unix_ns: u64,
+}
+
+/// The answer to the time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum ClockEvent {
+    /// The guest has taken notice.
+    Clock {
+        /// How far the guest's clock was behind, in milliseconds; negative when it was ahead.
+        behind_ms: i64,
+        /// Whether it was set.
+        stepped: bool,
+    },
+    /// It could not be set.
+    Failed {
+        /// Why.
+        message: String,
+    },
 }
 
 /// Stops a sandbox.

@@ -1,6 +1,6 @@
 //! The begin: from the agent's hello to a guest that takes commands.
 
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use anyhow::Context;
 use libmsb::machine::{SERIAL_ROOT, SERIAL_UPPER};
@@ -10,13 +10,13 @@ use msb_wire::boot::{BootEvent, BootRequest, Root};
 use msb_wire::exec::ExecRequest;
 use msb_wire::frame::{self, Assembler, Kind};
 use msb_wire::handshake::{Hello, operation};
-use msb_wire::sandbox::Request;
+use msb_wire::sandbox::{ClockRequest, Request};
 use msb_wire::text::to_hex;
 
 use super::{BOOT_TIMEOUTS, Life, PROGRAM, Phase};
 use crate::startup::{Startup, monotonic_ns};
 use crate::supervisor::relay::{Own, Violation};
-use crate::supervisor::{Starter, start_machine};
+use crate::supervisor::{Starter, clock, start_machine};
 
 impl Life {
     /// The agent said hello: answer, and set the guest up.
@@ -30,6 +30,7 @@ impl Life {
             .map_err(|error| Violation(format!("a hello: {error}")))?;
         peer.require(operation::BOOT)
             .map_err(|error| Violation(format!("a hello: {error}")))?;
+        self.tells_time = peer.require(operation::CLOCK).is_ok();
         self.stamps.guest_agent_ns = peer.agent_start_ns.unwrap_or(0);
         let hello = serde_json::to_vec(&Hello::of(PROGRAM, &[]))
             .map_err(|error| Violation(error.to_string()))?;
@@ -47,9 +48,6 @@ impl Life {
         let spec = &self.setup.spec;
         let mut entropy = [0; 32];
         write::random(&mut entropy)?;
-        let clock = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
         Ok(BootRequest {
             root: Root::Overlay {
                 lower: SERIAL_ROOT.to_owned(),
@@ -59,7 +57,7 @@ impl Life {
             env: spec.env.clone(),
             cwd: spec.workdir.clone(),
             user: spec.user.clone(),
-            clock_unix_ns: clock.as_nanos() as u64,
+            clock_unix_ns: clock::unix_ns(),
             entropy_hex: to_hex(&entropy),
         })
     }
@@ -101,6 +99,20 @@ impl Life {
                     .try_for_each(|notice| self.act_on(notice, starter))
             }
         }
+    }
+
+    /// Tells the guest the time, which it takes if it is off. One that cannot be told keeps the time that it has.
+    pub(super) fn tell_time(&mut self) {
+        if !self.tells_time || !matches!(self.phase, Phase::Running) {
+            return;
+        }
+        let request = Request::Clock(ClockRequest {
+            unix_ns: clock::unix_ns(),
+        });
+        // It is made of a number: there is no way to fail.
+        let _ = self
+            .relay
+            .request(Own::Clock, &request, &mut self.machine.agent);
     }
 
     /// Nobody is attached: the main command, if there is one, is ours to run.

@@ -20,7 +20,7 @@ impl Life {
     pub(super) fn main_ended(&mut self, event: &ExecEvent, starter: &mut Starter) {
         self.status.exit_code = event.exit_code();
         if let Some(log) = &mut self.log {
-            let _ = log.end();
+            let _ = log.end(None);
             let _ = log.system(&format!(
                 "main command ended with {}",
                 event.exit_code().unwrap_or_default()

@@ -18,6 +18,7 @@ use msb_wire::frame::{Assembler, Kind};
 use msb_wire::handshake::{Hello, operation};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use super::clock::{HostClock, went_on};
 use super::exec_log::ExecLog;
 use super::link::{Link, Received};
 use super::machine::Machine;
@@ -68,6 +69,9 @@ pub(crate) struct Life {
     machine: Machine,
     attempt: u32,
     signals: Signals,
+    clock: HostClock,
+    /// Whether the agent takes the time.
+    tells_time: bool,
     socket: Socket,
     relay: Relay,
     phase: Phase,
@@ -92,8 +96,14 @@ pub(crate) fn begin(setup: Setup, starter: &mut Starter) -> Result<Life, Aborted
         let machine =
             start_machine(&setup, 0)?.context("the engine has no way to start a machine")?;
         let started_ns = monotonic_ns();
-        let signals = Signals::of(&[signal::SIGTERM, signal::SIGINT, signal::SIGHUP])
-            .context("cannot wait for signals")?;
+        let signals = Signals::of(&[
+            signal::SIGTERM,
+            signal::SIGINT,
+            signal::SIGHUP,
+            signal::SIGCHLD,
+        ])
+        .context("cannot wait for signals")?;
+        let clock = HostClock::new().context("cannot watch the clock")?;
         let socket = Socket::listen(setup.home.agent_socket(&setup.sandbox.name))?;
         let hello = Hello::of(
             PROGRAM,
@@ -109,7 +119,7 @@ pub(crate) fn begin(setup: Setup, starter: &mut Starter) -> Result<Life, Aborted
         });
         let attached = attached.transpose()?;
         let log = logged
-            .then(|| ExecLog::open(&setup.sandbox.path(layout::EXEC_LOG), false))
+            .then(|| ExecLog::open(&setup.sandbox.path(layout::EXEC_LOG)))
             .transpose();
         let log = log.context("cannot open the log of the main command")?;
         let console = RotatedFile::open(&setup.sandbox.path(layout::CONSOLE_LOG), CONSOLE_BOUNDS);
@@ -121,19 +131,29 @@ pub(crate) fn begin(setup: Setup, starter: &mut Starter) -> Result<Life, Aborted
         };
         setup.sandbox.set_status(&status)?;
         Ok((
-            machine, started_ns, signals, socket, relay, attached, log, console, status,
+            machine,
+            started_ns,
+            (signals, clock),
+            socket,
+            relay,
+            attached,
+            log,
+            console,
+            status,
         ))
     })();
-    let (machine, machine_ns, signals, socket, relay, attached, log, console, status) = match parts
-    {
-        Ok(parts) => parts,
-        Err(error) => return Err((error, setup.lock)),
-    };
+    let (machine, machine_ns, (signals, clock), socket, relay, attached, log, console, status) =
+        match parts {
+            Ok(parts) => parts,
+            Err(error) => return Err((error, setup.lock)),
+        };
     Ok(Life {
         setup,
         machine,
         attempt: 0,
         signals,
+        clock,
+        tells_time: false,
         socket,
         relay,
         phase: Phase::Booting {
@@ -164,6 +184,7 @@ enum Source {
     Exit,
     Listener,
     Signals,
+    Clock,
     Client(ClientId),
 }
 
@@ -211,6 +232,7 @@ impl Life {
                 PollFlags::IN,
             ),
             (Source::Signals, self.signals.as_fd(), PollFlags::IN),
+            (Source::Clock, self.clock.as_fd(), PollFlags::IN),
         ];
         if self.console.is_some() {
             sources.push((Source::Console, self.machine.console.as_fd(), PollFlags::IN));
@@ -262,8 +284,17 @@ impl Life {
             Source::Exit => self.machine_ended(),
             Source::Listener => self.accept(),
             Source::Signals => {
-                self.signals.wait().context("cannot read a signal")?;
-                self.stop(Reason::Signal, STOP_TIMEOUT, starter);
+                let number = self.signals.wait().context("cannot read a signal")?;
+                if number != signal::SIGCHLD {
+                    self.stop(Reason::Signal, STOP_TIMEOUT, starter);
+                } else if went_on(self.machine.pid()) {
+                    self.tell_time();
+                }
+            }
+            Source::Clock => {
+                if self.clock.is_time().context("cannot read the clock")? {
+                    self.tell_time();
+                }
             }
             Source::Client(id) => {
                 let gone = flags.intersects(PollFlags::HUP | PollFlags::ERR | PollFlags::RDHUP);
@@ -359,10 +390,22 @@ impl Life {
                 own: Own::Shutdown,
                 message,
             } => self.shut_down(&message),
-            Notice::Event { own: Own::Main, .. } => {}
-            Notice::MainOutput { channel, bytes } => {
+            Notice::Event {
+                own: Own::Main | Own::Clock,
+                ..
+            } => {}
+            Notice::Output {
+                session,
+                tty,
+                channel,
+                bytes,
+            } => {
+                let log = self.log.as_mut();
                 // A full disk must not stop the command.
-                let _ = self.log.as_mut().map(|log| log.output(channel, &bytes));
+                let _ = log.map(|log| log.output(session.as_deref(), tty, channel, &bytes));
+            }
+            Notice::SessionEnded { session } => {
+                let _ = self.log.as_mut().map(|log| log.end(Some(&session)));
             }
             Notice::MainEnded(event) => self.main_ended(&event, starter),
             Notice::Stop {

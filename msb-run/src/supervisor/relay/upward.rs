@@ -149,18 +149,20 @@ impl Relay {
         agent: &mut Link,
     ) {
         let mut request = request;
-        let main = match &mut request {
-            Request::Exec(exec) => {
-                // Only the client that started the sandbox can make a command its main one.
-                exec.main &= self.attached == Some(id);
-                exec.main
-            }
-            _ => false,
-        };
+        let (mut main, mut tty, mut session) = (false, false, None);
+        if let Request::Exec(exec) = &mut request {
+            // Only the client that started the sandbox can make a command its main one.
+            exec.main &= self.attached == Some(id);
+            (main, tty) = (exec.main, exec.tty.is_some());
+            session = (exec.log && !main).then(session_id);
+        }
         let Ok(message) = serde_json::to_vec(&request) else {
             return;
         };
         let towards = self.route(Owner::Client(Some((id, stream))), main);
+        if let Some(route) = self.routes.get_mut(&towards) {
+            (route.tty, route.session) = (tty, session);
+        }
         if let Some(client) = self.clients.get_mut(&id) {
             client.streams.insert(stream, towards);
         }
@@ -224,4 +226,10 @@ impl Relay {
         }
         notices.push(Notice::Gone(id));
     }
+}
+
+/// A name for a session that is logged. Should there be no random bytes, it is a poor one.
+fn session_id() -> String {
+    libmsb::state::write::random_hex()
+        .map_or_else(|_| "session".to_owned(), |hex| hex[..8].to_owned())
 }
