@@ -28,6 +28,8 @@ mod exit_codes;
 mod image_to_run;
 /// Programs that are killed at any moment.
 mod kill;
+/// The life of a sandbox, verb by verb.
+mod life;
 /// Sandboxes that last: started, used, listed, stopped, removed.
 mod lifecycle;
 /// What commands printed, seen later.

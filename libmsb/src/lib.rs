@@ -5,6 +5,8 @@
 pub mod cli;
 /// Digests of content: `sha256:…`.
 pub mod digest;
+/// What happened to all sandboxes.
+pub mod events;
 /// One JSON object a line.
 pub mod jsonl;
 /// The logs of a sandbox, for reading.
@@ -13,6 +15,10 @@ pub mod logs;
 pub mod machine;
 /// References to images.
 pub mod reference;
+/// For programs that use sandboxes.
+pub mod sdk;
+/// Choosing sandboxes by their labels.
+pub mod selector;
 /// Signals as something to wait for.
 pub mod signals;
 /// The state directory.

@@ -25,11 +25,12 @@ const STDERR: RawFd = 2;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Operations of this agent.
-const OPERATIONS: [&str; 5] = [
+pub(crate) const OPERATIONS: [&str; 6] = [
     operation::BOOT,
     operation::CLOCK,
     operation::EXEC,
     operation::FILES,
+    operation::PING,
     operation::SHUTDOWN,
 ];
 

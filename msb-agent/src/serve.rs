@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use msb_wire::boot::{BootEvent, BootRequest};
 use msb_wire::exec::{ExecControl, ExecEvent, FailureKind};
 use msb_wire::frame::{Assembler, Decoder, FrameError, Header, Kind, STDIN, flags, put_message};
-use msb_wire::handshake::{Hello, VersionMismatch, operation};
-use msb_wire::sandbox::{ClockEvent, Request, StopEvent};
+use msb_wire::handshake::{Hello, VersionMismatch};
+use msb_wire::sandbox::{ClockEvent, PingEvent, Request, StopEvent};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, WaitOptions, wait};
@@ -22,6 +22,7 @@ use crate::boot::{self, Guest};
 use crate::console::{log, reason};
 use crate::exec::{self, Refusal};
 use crate::files;
+use crate::init::OPERATIONS;
 use crate::modules::Modules;
 use crate::port::Port;
 use crate::session::{CreditViolation, Session, put_event, scratch};
@@ -303,7 +304,10 @@ impl Agent {
                 self.put_last(stream, serde_json::to_vec(&event));
             }
             Ok(Request::Shutdown) => self.shut_down(stream),
-            Ok(Request::Stop(_)) => self.refuse(stream, unsupported(operation::STOP)),
+            Ok(Request::Ping) => self.put_last(stream, serde_json::to_vec(&PingEvent::Pong)),
+            Ok(request @ (Request::Stop(_) | Request::Wait)) => {
+                self.refuse(stream, unsupported(request.operation()));
+            }
             Err(error) => self.refuse(stream, misunderstood(message, &error)),
         }
     }
@@ -606,19 +610,7 @@ fn unsupported(operation: &str) -> Refusal {
 fn misunderstood(message: &[u8], error: &serde_json::Error) -> Refusal {
     let value: serde_json::Value = serde_json::from_slice(message).unwrap_or_default();
     match value.get("op").and_then(|op| op.as_str()) {
-        Some(op)
-            if ![
-                operation::BOOT,
-                operation::CLOCK,
-                operation::EXEC,
-                operation::FILES,
-                operation::SHUTDOWN,
-                operation::STOP,
-            ]
-            .contains(&op) =>
-        {
-            unsupported(op)
-        }
+        Some(op) if !OPERATIONS.contains(&op) => unsupported(op),
         _ => Refusal::new(
             FailureKind::Other,
             format!("the request cannot be read: {error}"),

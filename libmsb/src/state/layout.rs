@@ -7,6 +7,9 @@ pub const VERSION: &str = "version";
 /// The version of the layout.
 pub const VERSION_NUMBER: &str = "1";
 
+/// What happened to sandboxes, as JSON lines.
+pub const EVENTS: &str = "events.log";
+
 /// Folder of all that belongs to images.
 pub const IMAGES: &str = "images";
 /// One file a reference: which manifest it names.
@@ -34,6 +37,8 @@ pub const SANDBOXES: &str = "sandboxes";
 pub const LOCK: &str = "lock";
 /// What the sandbox should be.
 pub const SPEC: &str = "spec.json";
+/// Held by who changes the specification.
+pub const SPEC_LOCK: &str = "spec.lock";
 /// What the sandbox is.
 pub const STATUS: &str = "status.json";
 /// The writable disk: ext4, sparse.

@@ -80,7 +80,12 @@ impl Home {
 
     /// The folder of sandboxes.
     pub fn sandboxes(&self) -> sandboxes::Sandboxes {
-        sandboxes::Sandboxes::at(self.root.join(layout::SANDBOXES))
+        sandboxes::Sandboxes::at(self.root.join(layout::SANDBOXES), self.events())
+    }
+
+    /// The file that says what happened to sandboxes.
+    pub fn events(&self) -> PathBuf {
+        self.root.join(layout::EVENTS)
     }
 
     /// The folder of initial RAM disks, which are made once for each kernel and agent.

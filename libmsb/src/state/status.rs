@@ -76,9 +76,23 @@ pub enum Reason {
     AgentFailed,
     /// The supervisor could not go on.
     SupervisorFailed,
+    /// The supervisor was killed, and could not say how the sandbox ended. Whoever takes the sandbox next says so.
+    SupervisorGone,
+    /// Nobody used it for the time that was set.
+    IdleTimeout,
+    /// It lived as long as it was allowed to.
+    MaxDuration,
     /// A reason of a later version.
     #[serde(other)]
     Other,
+}
+
+impl Reason {
+    /// The word for it, as in the file.
+    pub fn word(self) -> String {
+        let json = serde_json::to_value(self).unwrap_or_default();
+        json.as_str().unwrap_or("other").to_owned()
+    }
 }
 
 /// What the supervisor last knew.

@@ -22,6 +22,10 @@ pub mod operation {
     pub const EXEC: &str = "exec";
     /// Copy files; see [`crate::file`].
     pub const FILES: &str = "files";
+    /// Guest: answer, to show that it is alive; see [`crate::sandbox`].
+    pub const PING: &str = "ping";
+    /// Supervisor: say how the sandbox ended, when it has; see [`crate::sandbox`].
+    pub const WAIT: &str = "wait";
     /// Guest: end all processes, flush, power off.
     pub const SHUTDOWN: &str = "shutdown";
     /// Supervisor: stop the sandbox; see [`crate::sandbox`].

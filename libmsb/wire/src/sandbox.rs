@@ -21,6 +21,10 @@ pub enum Request {
     Files(FilesRequest),
     /// End all processes, flush, power off (supervisor to agent). Answered by [`StopEvent`] before the power goes.
     Shutdown,
+    /// Answer at once (client to agent). Answered by [`PingEvent`].
+    Ping,
+    /// Say how the sandbox ended (client to supervisor). Answered by [`EndEvent`] when its lock is free.
+    Wait,
     /// Stop the sandbox (client to supervisor). Answered by [`StopEvent`] when it has stopped.
     Stop(StopRequest),
 }
@@ -33,6 +37,8 @@ impl Request {
             Request::Clock(_) => operation::CLOCK,
             Request::Exec(_) => operation::EXEC,
             Request::Files(_) => operation::FILES,
+            Request::Ping => operation::PING,
+            Request::Wait => operation::WAIT,
             Request::Shutdown => operation::SHUTDOWN,
             Request::Stop(_) => operation::STOP,
         }
@@ -61,6 +67,35 @@ pub enum ClockEvent {
     Failed {
         /// Why.
         message: String,
+    },
+}
+
+/// The answer to a ping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum PingEvent {
+    /// The guest is alive.
+    Pong,
+}
+
+/// The answer to a wait.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum EndEvent {
+    /// The sandbox has ended.
+    Ended {
+        /// The state that it is in now, as in `status.json`.
+        state: String,
+        /// Why it ended, as in `status.json`.
+        reason: String,
+        /// More about the reason, for people.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        message: Option<String>,
+        /// Exit code of the main command, if it ended.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        exit_code: Option<i32>,
+        /// Whether the guest's file systems were flushed and clean.
+        clean: bool,
     },
 }
 

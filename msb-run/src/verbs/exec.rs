@@ -88,6 +88,7 @@ pub(crate) fn run(args: ExecArgs) -> anyhow::Result<u8> {
     };
     request.env.extend(
         args.connected
+            .setting
             .env()?
             .iter()
             .map(|variable| Text::from(variable.to_assignment())),

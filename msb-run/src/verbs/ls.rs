@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use clap::{Parser, ValueEnum};
-use libmsb::cli::args::parse_label;
 use libmsb::cli::error::message;
 use libmsb::cli::output;
 use libmsb::cli::style::{Table, age};
 use libmsb::reference::Reference;
+use libmsb::selector::Selector;
 use libmsb::state::Home;
 use libmsb::state::sandboxes::{Entry, Seen};
 use serde::Serialize;
@@ -31,8 +31,8 @@ pub(crate) struct LsArgs {
     #[arg(long)]
     stopped: bool,
     /// Only those with this label; several must all be there
-    #[arg(long, value_name = "KEY[=VALUE]", value_parser = parse_label)]
-    label: Vec<(String, String)>,
+    #[arg(long, value_name = "KEY[=VALUE]")]
+    label: Vec<Selector>,
     /// How to print them
     #[arg(long, value_enum)]
     format: Option<Format>,
@@ -93,11 +93,7 @@ fn is_chosen(entry: &Entry, args: &LsArgs) -> bool {
     let Ok(seen) = &entry.seen else {
         return !args.running && args.label.is_empty();
     };
-    let labelled = args
-        .label
-        .iter()
-        .all(|(key, value)| seen.spec.labels.get(key) == Some(value));
-    labelled
+    Selector::all_match(&args.label, &seen.spec.labels)
         && (!args.running || seen.state.is_active())
         && (!args.stopped || !seen.state.is_active())
 }

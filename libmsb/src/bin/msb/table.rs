@@ -61,6 +61,18 @@ pub(crate) const COMMANDS: &[Command] = &[
         "msb-run",
     ),
     sandbox(
+        "create",
+        None,
+        "Make a sandbox that lasts, and start it",
+        "msb-create",
+    ),
+    sandbox(
+        "start",
+        None,
+        "Start sandboxes that do not run",
+        "msb-start",
+    ),
+    sandbox(
         "exec",
         None,
         "Run another command in a running sandbox",
@@ -79,7 +91,44 @@ pub(crate) const COMMANDS: &[Command] = &[
         "msb-logs",
     ),
     sandbox("list", Some("ls"), "List sandboxes", "msb-ls"),
+    sandbox(
+        "status",
+        Some("ps"),
+        "Show running sandboxes and their main commands",
+        "msb-ps",
+    ),
+    sandbox(
+        "inspect",
+        None,
+        "Show all that is known of a sandbox",
+        "msb-inspect",
+    ),
+    sandbox(
+        "modify",
+        None,
+        "Change what a sandbox is from its next start on",
+        "msb-modify",
+    ),
+    sandbox(
+        "ping",
+        None,
+        "Ask running sandboxes for a sign of life",
+        "msb-ping",
+    ),
+    sandbox("wait", None, "Wait until sandboxes have ended", "msb-wait"),
+    sandbox(
+        "events",
+        None,
+        "Print what happens to sandboxes, as JSON lines",
+        "msb-events",
+    ),
     sandbox("stop", None, "Stop running sandboxes", "msb-stop"),
+    sandbox(
+        "restart",
+        None,
+        "Stop sandboxes and start them again",
+        "msb-restart",
+    ),
     sandbox(
         "remove",
         Some("rm"),

@@ -4,10 +4,11 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use libmsb::cli::error::Failure;
+use libmsb::events::{Event, What};
 use libmsb::logs::LAST_REMARK;
 use libmsb::state::status::{Reason, State};
 use msb_wire::exec::ExecEvent;
-use msb_wire::sandbox::{Request, StopEvent};
+use msb_wire::sandbox::{EndEvent, Request, StopEvent};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::{End, FAREWELL_TIMEOUT, Life, POWER_OFF_TIMEOUT, Phase, STOP_TIMEOUT};
@@ -55,8 +56,7 @@ impl Life {
         }
         self.phase = Phase::Stopping { deadline };
         self.ending = Some(reason);
-        self.status.state = State::Stopping;
-        self.write_status();
+        self.enter(State::Stopping, What::Stopping);
         if self
             .relay
             .request(Own::Shutdown, &Request::Shutdown, &mut self.machine.agent)
@@ -135,13 +135,15 @@ impl Life {
             clean: false,
         });
         let left = self.leave(&end);
+        let ended = self.ended(&end);
         let Life {
             setup,
-            relay,
+            mut relay,
             machine,
             socket,
             attached,
             stoppers,
+            waiters,
             ..
         } = self;
         drop(socket);
@@ -153,7 +155,13 @@ impl Life {
                 &Failure::failed(message.clone()).hint(hint).into(),
             ));
         }
-        farewell(relay, machine, attached, &stoppers, &end);
+        for (client, stream) in stoppers {
+            relay.answer(client, stream, &StopEvent::Stopped { clean: end.clean });
+        }
+        for (client, stream) in waiters {
+            relay.answer(client, stream, &ended);
+        }
+        farewell(relay, machine, attached);
         left
     }
 
@@ -161,37 +169,54 @@ impl Life {
         if let Some(log) = &mut self.log {
             let _ = log.system(LAST_REMARK);
         }
-        if self.setup.spec.ephemeral {
-            return self.setup.sandbox.remove_held();
-        }
-        let crashed = matches!(
-            end.reason,
-            Reason::BootFailed | Reason::VmExited | Reason::AgentFailed | Reason::SupervisorFailed
-        );
-        self.status.state = if crashed {
-            State::Crashed
-        } else {
-            State::Stopped
+        let (state, what) = end.state();
+        let sandbox = &self.setup.sandbox;
+        let event = Event {
+            reason: Some(end.reason),
+            message: end.message.clone(),
+            exit_code: self.status.exit_code,
+            clean: Some(end.clean),
+            ..Event::now(what, sandbox.name.as_str())
         };
-        self.status.since = jiff::Timestamp::now();
+        if self.setup.spec.ephemeral {
+            sandbox.record(&event);
+            return sandbox.remove_held();
+        }
+        self.status.state = state;
+        self.status.since = event.t;
         self.status.reason = Some(end.reason);
         self.status.message = end.message.clone();
         self.status.clean = Some(end.clean);
-        self.setup.sandbox.set_status(&self.status)
+        let written = sandbox.set_status(&self.status);
+        sandbox.record(&event);
+        written
+    }
+
+    fn ended(&self, end: &End) -> EndEvent {
+        EndEvent::Ended {
+            state: end.state().0.word().to_owned(),
+            reason: end.reason.word(),
+            message: end.message.clone(),
+            exit_code: self.status.exit_code,
+            clean: end.clean,
+        }
     }
 }
 
-/// Answers those who asked for the end, and lets the clients take what is theirs.
-fn farewell(
-    mut relay: Relay,
-    mut machine: Machine,
-    attached: Option<ClientId>,
-    stoppers: &[(ClientId, u32)],
-    end: &End,
-) {
-    for (client, stream) in stoppers {
-        relay.answer_stop(*client, *stream, &StopEvent::Stopped { clean: end.clean });
+impl End {
+    fn state(&self) -> (State, What) {
+        match self.reason {
+            Reason::BootFailed
+            | Reason::VmExited
+            | Reason::AgentFailed
+            | Reason::SupervisorFailed => (State::Crashed, What::Crashed),
+            _ => (State::Stopped, What::Stopped),
+        }
     }
+}
+
+/// Lets the clients take what is theirs.
+fn farewell(mut relay: Relay, mut machine: Machine, attached: Option<ClientId>) {
     let deadline = Instant::now() + FAREWELL_TIMEOUT;
     loop {
         let mut notices = Vec::new();

@@ -5,12 +5,14 @@ mod boot;
 /// The end.
 mod end;
 
+use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use libmsb::cli::error::print_warning;
+use libmsb::events::{Event, What};
 use libmsb::signals::{Signals, signal};
 use libmsb::state::layout;
 use libmsb::state::status::{Reason, State, Status};
@@ -29,6 +31,15 @@ use super::{Aborted, Setup, Starter, TOOL, start_machine};
 use crate::startup::{Stamps, monotonic_ns};
 
 const PROGRAM: &str = concat!("msb-supervisor ", env!("CARGO_PKG_VERSION"));
+
+/// What clients may ask: of us, or through us of the guest's agent.
+const OPERATIONS: [&str; 5] = [
+    operation::EXEC,
+    operation::FILES,
+    operation::PING,
+    operation::STOP,
+    operation::WAIT,
+];
 
 /// Time for a guest to say that it takes commands, by attempt. In software, on a host that does much else, a boot
 /// of two seconds takes many times that.
@@ -53,6 +64,15 @@ enum Phase {
     Booting { deadline: Instant },
     Running,
     Stopping { deadline: Instant },
+}
+
+/// When a running sandbox is to end, though nobody asked for it then.
+#[derive(Clone, Copy, Debug, Default)]
+struct Limits {
+    /// Nobody has used it for so long.
+    idle: Option<Duration>,
+    /// When it has run for as long as it may.
+    end: Option<Instant>,
 }
 
 /// How the sandbox ended.
@@ -82,8 +102,15 @@ pub(crate) struct Life {
     console: Option<RotatedFile>,
     log: Option<ExecLog>,
     attached: Option<ClientId>,
+    /// A pipe that is closed when nobody needs the sandbox any more.
+    bond: Option<File>,
     /// Clients that asked for the end: they are told when it has come.
     stoppers: Vec<(ClientId, u32)>,
+    /// Clients that want to know how it ends.
+    waiters: Vec<(ClientId, u32)>,
+    limits: Limits,
+    /// When somebody last used it.
+    used_at: Instant,
     /// Why it is stopping.
     ending: Option<Reason>,
     clean: bool,
@@ -105,10 +132,7 @@ pub(crate) fn begin(setup: Setup, starter: &mut Starter) -> Result<Life, Aborted
         .context("cannot wait for signals")?;
         let clock = HostClock::new().context("cannot watch the clock")?;
         let socket = Socket::listen(setup.home.agent_socket(&setup.sandbox.name))?;
-        let hello = Hello::of(
-            PROGRAM,
-            &[operation::EXEC, operation::FILES, operation::STOP],
-        );
+        let hello = Hello::of(PROGRAM, &OPERATIONS);
         // Of a sandbox that goes with its command, and whose client sees all, nobody could read a log.
         let logged = !setup.spec.ephemeral || starter.client.is_none();
         let mut relay = Relay::new(&hello, logged)?;
@@ -130,6 +154,9 @@ pub(crate) fn begin(setup: Setup, starter: &mut Starter) -> Result<Life, Aborted
             ..Status::new(State::Starting)
         };
         setup.sandbox.set_status(&status)?;
+        setup
+            .sandbox
+            .record(&Event::now(What::Starting, setup.sandbox.name.as_str()));
         Ok((
             machine,
             started_ns,
@@ -169,7 +196,11 @@ pub(crate) fn begin(setup: Setup, starter: &mut Starter) -> Result<Life, Aborted
         console: Some(console),
         log,
         attached,
+        bond: starter.bond.take(),
         stoppers: Vec::new(),
+        waiters: Vec::new(),
+        limits: Limits::default(),
+        used_at: Instant::now(),
         ending: None,
         clean: false,
         end: None,
@@ -185,6 +216,7 @@ enum Source {
     Listener,
     Signals,
     Clock,
+    Bond,
     Client(ClientId),
 }
 
@@ -214,7 +246,10 @@ impl Life {
             self.act_on(notice, starter)?;
         }
         self.write_out(&mut Vec::new());
-        self.check_deadline()
+        if self.relay.is_in_use() {
+            self.used_at = Instant::now();
+        }
+        self.check_deadlines(starter)
     }
 
     fn wait(&self) -> anyhow::Result<Vec<(Source, PollFlags)>> {
@@ -236,6 +271,9 @@ impl Life {
         ];
         if self.console.is_some() {
             sources.push((Source::Console, self.machine.console.as_fd(), PollFlags::IN));
+        }
+        if let Some(bond) = &self.bond {
+            sources.push((Source::Bond, bond.as_fd(), PollFlags::IN));
         }
         for (id, link, readable) in self.relay.links() {
             sources.push((
@@ -262,7 +300,10 @@ impl Life {
     fn timeout(&self) -> Option<Timespec> {
         let deadline = match self.phase {
             Phase::Booting { deadline } | Phase::Stopping { deadline } => deadline,
-            Phase::Running => return None,
+            Phase::Running => [self.idle_deadline(), self.limits.end]
+                .into_iter()
+                .flatten()
+                .min()?,
         };
         let left = deadline.saturating_duration_since(Instant::now());
         Some(Timespec {
@@ -296,6 +337,7 @@ impl Life {
                     self.tell_time();
                 }
             }
+            Source::Bond => self.read_bond(starter),
             Source::Client(id) => {
                 let gone = flags.intersects(PollFlags::HUP | PollFlags::ERR | PollFlags::RDHUP);
                 if flags.contains(PollFlags::IN) || gone {
@@ -304,6 +346,18 @@ impl Life {
             }
         }
         Ok(())
+    }
+
+    /// A byte lets the sandbox go; the end of the pipe ends it.
+    fn read_bond(&mut self, starter: &mut Starter) {
+        let mut byte = [0];
+        let bond = self.bond.take();
+        if !matches!(
+            bond.as_ref().map(|mut pipe| pipe.read(&mut byte)),
+            Some(Ok(1))
+        ) {
+            self.stop(Reason::ClientGone, STOP_TIMEOUT, starter);
+        }
     }
 
     /// Writes what waits, as far as it goes now.
@@ -421,6 +475,7 @@ impl Life {
                 };
                 self.stop(reason, Duration::from_millis(timeout_ms), starter);
             }
+            Notice::Wait { client, stream } => self.waiters.push((client, stream)),
             Notice::Gone(id) if self.attached == Some(id) => {
                 self.attached = None;
                 // When the main command has ended, the client has no reason to stay.
@@ -433,6 +488,21 @@ impl Life {
         Ok(())
     }
 
+    /// A change of state, for those who look and those who listen.
+    fn enter(&mut self, state: State, event: What) {
+        self.status.state = state;
+        self.status.since = jiff::Timestamp::now();
+        self.write_status();
+        self.setup
+            .sandbox
+            .record(&Event::now(event, self.setup.sandbox.name.as_str()));
+    }
+
+    /// When it will have been idle for too long, if nobody uses it until then.
+    fn idle_deadline(&self) -> Option<Instant> {
+        self.limits.idle.map(|idle| self.used_at + idle)
+    }
+
     /// The file informs others; a full disk must not end the sandbox.
     fn write_status(&self) {
         if let Err(error) = self.setup.sandbox.set_status(&self.status) {
@@ -440,8 +510,15 @@ impl Life {
         }
     }
 
-    fn check_deadline(&mut self) -> anyhow::Result<()> {
+    fn check_deadlines(&mut self, starter: &mut Starter) -> anyhow::Result<()> {
+        let now = Instant::now();
         match self.phase {
+            Phase::Running if self.limits.end.is_some_and(|end| end <= now) => {
+                self.stop(Reason::MaxDuration, STOP_TIMEOUT, starter);
+            }
+            Phase::Running if self.idle_deadline().is_some_and(|end| end <= now) => {
+                self.stop(Reason::IdleTimeout, STOP_TIMEOUT, starter);
+            }
             Phase::Stopping { deadline } if deadline <= Instant::now() => {
                 let reason = self.ending.unwrap_or(Reason::StopRequested);
                 let message = (!self.clean)

@@ -23,6 +23,7 @@ impl Relay {
         match header.kind {
             Kind::Data => {
                 book(route, &header)?;
+                self.active = true;
                 if route.session.is_some() || (route.main && self.log_main) {
                     notices.push(Notice::Output {
                         session: route.session.clone(),
