@@ -16,8 +16,12 @@ mod arrows;
 mod bad_input;
 /// Everything at once, and killed.
 mod chaos;
+/// Commands with limits, in time, and as records; the clock that they see.
+mod commands;
 /// Environment, user, directory, labels: what a command finds itself in.
 mod config;
+/// Files into and out of sandboxes.
+mod copy;
 /// Man pages, help texts and the state directory's names say the same.
 mod docs;
 /// What the doctor says of a host.
@@ -32,6 +36,8 @@ mod kill;
 mod life;
 /// Sandboxes that last: started, used, listed, stopped, removed.
 mod lifecycle;
+/// What commands printed, seen later.
+mod logs;
 /// Memory, as the host sees it.
 mod memory;
 /// Names, room on the disk, and what goes when nobody needs it.

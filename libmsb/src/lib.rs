@@ -9,6 +9,8 @@ pub mod digest;
 pub mod events;
 /// One JSON object a line.
 pub mod jsonl;
+/// The logs of a sandbox, for reading.
+pub mod logs;
 /// The plan of a virtual machine.
 pub mod machine;
 /// References to images.

@@ -25,9 +25,11 @@ const STDERR: RawFd = 2;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Operations of this agent.
-pub(crate) const OPERATIONS: [&str; 4] = [
+pub(crate) const OPERATIONS: [&str; 6] = [
     operation::BOOT,
+    operation::CLOCK,
     operation::EXEC,
+    operation::FILES,
     operation::PING,
     operation::SHUTDOWN,
 ];

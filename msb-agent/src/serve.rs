@@ -10,23 +10,24 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use msb_wire::boot::{BootEvent, BootRequest};
-use msb_wire::exec::{ExecControl, ExecEvent, ExecRequest, FailureKind};
+use msb_wire::exec::{ExecControl, ExecEvent, FailureKind};
 use msb_wire::frame::{Assembler, Decoder, FrameError, Header, Kind, STDIN, flags, put_message};
 use msb_wire::handshake::{Hello, VersionMismatch};
-use msb_wire::sandbox::{PingEvent, Request, StopEvent};
+use msb_wire::sandbox::{ClockEvent, PingEvent, Request, StopEvent};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::process::{WaitOptions, wait};
+use rustix::process::{Pid, WaitOptions, wait};
 
 use crate::boot::{self, Guest};
 use crate::console::{log, reason};
 use crate::exec::{self, Refusal};
+use crate::files;
 use crate::init::OPERATIONS;
 use crate::modules::Modules;
 use crate::port::Port;
 use crate::session::{CreditViolation, Session, put_event, scratch};
 use crate::spawn::Spawner;
-use crate::{shutdown, sys};
+use crate::{clock, shutdown, sys};
 
 /// Commands at a time.
 const SESSIONS_MAX: usize = 1024;
@@ -296,7 +297,21 @@ impl Agent {
     fn open(&mut self, stream: u32, message: &[u8]) {
         match serde_json::from_slice(message) {
             Ok(Request::Boot(request)) => self.boot(stream, request),
-            Ok(Request::Exec(request)) => self.exec(stream, &request),
+            Ok(Request::Exec(request)) => self.start(stream, |guest, spawner| {
+                exec::start(guest, stream, &request, spawner)
+            }),
+            Ok(Request::Files(request)) => {
+                self.start(stream, |_, spawner| files::start(stream, &request, spawner))
+            }
+            Ok(Request::Clock(request)) => {
+                let event = match clock::correct(request.unix_ns) {
+                    Ok((behind_ms, stepped)) => ClockEvent::Clock { behind_ms, stepped },
+                    Err(error) => ClockEvent::Failed {
+                        message: reason(error),
+                    },
+                };
+                self.put_last(stream, serde_json::to_vec(&event));
+            }
             Ok(Request::Shutdown) => self.shut_down(stream),
             Ok(Request::Ping) => self.put_last(stream, serde_json::to_vec(&PingEvent::Pong)),
             Ok(request @ (Request::Stop(_) | Request::Wait)) => {
@@ -325,8 +340,13 @@ impl Agent {
         self.put_last(stream, serde_json::to_vec(&event));
     }
 
-    fn exec(&mut self, stream: u32, request: &ExecRequest) {
-        match self.try_exec(stream, request) {
+    /// Starts a command, or a process of our own that serves a stream as a command does.
+    fn start(
+        &mut self,
+        stream: u32,
+        start: impl FnOnce(&Guest, &mut Spawner) -> Result<(Session, Pid), Refusal>,
+    ) {
+        match self.try_start(start) {
             Ok((session, event)) => {
                 self.has_children = true;
                 self.sessions.insert(stream, session);
@@ -336,10 +356,9 @@ impl Agent {
         }
     }
 
-    fn try_exec(
+    fn try_start(
         &mut self,
-        stream: u32,
-        request: &ExecRequest,
+        start: impl FnOnce(&Guest, &mut Spawner) -> Result<(Session, Pid), Refusal>,
     ) -> Result<(Session, ExecEvent), Refusal> {
         let Some(guest) = &self.guest else {
             return Err(Refusal::new(FailureKind::Other, "the guest is not set up"));
@@ -354,7 +373,7 @@ impl Agent {
             let message = format!("{SESSIONS_MAX} commands are running already");
             return Err(Refusal::new(FailureKind::ResourceLimit, message));
         }
-        let (session, pid) = exec::start(guest, stream, request, &mut self.spawner)?;
+        let (session, pid) = start(guest, &mut self.spawner)?;
         Ok((
             session,
             ExecEvent::Started {

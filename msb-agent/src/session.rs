@@ -43,6 +43,8 @@ pub(crate) struct Session {
     started_ns: u64,
     status: Option<WaitStatus>,
     oom_killed: bool,
+    /// It is a process of our own, which tidies up and ends when its pipes are closed.
+    ends_by_itself: bool,
     terminal: Option<Rc<OwnedFd>>,
     input: Input,
     outputs: Vec<Output>,
@@ -77,9 +79,18 @@ impl Session {
             started_ns: clock::boottime_ns(),
             status: None,
             oom_killed: false,
+            ends_by_itself: false,
             terminal: None,
             input,
             outputs,
+        }
+    }
+
+    /// The same for a process of our own, which tidies up when its pipes are closed and so is not to be killed.
+    pub(crate) fn that_ends_by_itself(self) -> Session {
+        Session {
+            ends_by_itself: true,
+            ..self
         }
     }
 
@@ -99,6 +110,7 @@ impl Session {
             started_ns: clock::boottime_ns(),
             status: None,
             oom_killed: false,
+            ends_by_itself: false,
             terminal: Some(terminal),
             input,
             outputs,
@@ -196,7 +208,7 @@ impl Session {
 
     /// Ends the process group at once.
     pub(crate) fn hang_up(&self) {
-        if self.status.is_none() {
+        if self.status.is_none() && !self.ends_by_itself {
             for group in [
                 self.terminal.as_ref().and_then(pty::foreground),
                 Some(self.pid.as_raw_pid()),

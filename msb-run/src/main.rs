@@ -2,6 +2,7 @@
 //!
 //! This is one program under several names, as links: what it does is told by the name it is called by.
 
+mod copy;
 mod doctor;
 mod engine;
 mod launch;
@@ -28,11 +29,13 @@ fn main() -> ExitCode {
         .and_then(|path| Path::new(path).file_name())
         .and_then(|name| name.to_str());
     match name {
+        Some("msb-cp") => tool("msb-cp", arguments, verbs::cp::run),
         Some("msb-create") => tool("msb-create", arguments, verbs::create::run),
         Some("msb-events") => tool("msb-events", arguments, verbs::events::run),
         Some("msb-exec") => verb("msb-exec", arguments, verbs::exec::run),
         Some("msb-doctor") => tool("msb-doctor", arguments, verbs::doctor::run),
         Some("msb-inspect") => tool("msb-inspect", arguments, verbs::inspect::run),
+        Some("msb-logs") => tool("msb-logs", arguments, verbs::logs::run),
         Some("msb-ls") => tool("msb-ls", arguments, verbs::ls::run),
         Some("msb-modify") => tool("msb-modify", arguments, verbs::modify::run),
         Some("msb-ping") => tool("msb-ping", arguments, verbs::ping::run),

@@ -1,12 +1,14 @@
 //! What the tests stand on: the programs, a state directory of one's own, and exact comparisons.
 
 mod command;
+mod guests;
 mod home;
 mod processes;
 mod random;
 mod terminal;
 
 pub(crate) use command::{Outcome, Running};
+pub(crate) use guests::Guests;
 pub(crate) use home::Home;
 pub(crate) use processes::open_files;
 pub(crate) use random::Random;

@@ -29,10 +29,47 @@ pub struct ExecRequest {
     /// Whether standard input is a pipe from the client (or the terminal); else it is `/dev/null`.
     #[serde(default)]
     pub stdin: bool,
+    /// Limits of the command's resources, in place of those that it would inherit.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rlimits: Vec<Rlimit>,
+    /// For the supervisor: what it prints goes to the sandbox's log too.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub log: bool,
     /// For the supervisor: this is the sandbox's main command. When it ends, so does the sandbox.
     #[serde(default)]
     pub main: bool,
 }
+
+/// A limit as setrlimit(2) takes it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rlimit {
+    /// What is limited: the constant's name without `RLIMIT_`, in lower case.
+    pub resource: String,
+    /// The limit that counts; `None` for no limit.
+    pub soft: Option<u64>,
+    /// How far the command may raise it itself.
+    pub hard: Option<u64>,
+}
+
+/// Names of resources that a limit may have.
+pub const RESOURCES: [&str; 16] = [
+    "as",
+    "core",
+    "cpu",
+    "data",
+    "fsize",
+    "locks",
+    "memlock",
+    "msgqueue",
+    "nice",
+    "nofile",
+    "nproc",
+    "rss",
+    "rtprio",
+    "rttime",
+    "sigpending",
+    "stack",
+];
 
 /// Size of a terminal, in character cells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

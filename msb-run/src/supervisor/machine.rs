@@ -116,6 +116,11 @@ impl Machine {
         self.pidfd.as_fd()
     }
 
+    /// The process.
+    pub(crate) fn pid(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
+
     /// How the process ended, if it did.
     pub(crate) fn poll_exit(&mut self) -> Option<ExitStatus> {
         if self.exit.is_none() {

@@ -5,6 +5,7 @@
 //! be: stopped and clean, or gone. It is one loop over descriptors, in one thread, and sleeps when nothing happens.
 
 mod args;
+mod clock;
 mod exec_log;
 mod last_line;
 mod life;

@@ -1,5 +1,7 @@
 //! What people type.
 
+/// `msb cp`: files into and out of sandboxes.
+pub(crate) mod cp;
 /// `msb create`: a sandbox that lasts.
 pub(crate) mod create;
 /// `msb doctor`: what this host can do.
@@ -10,6 +12,8 @@ pub(crate) mod events;
 pub(crate) mod exec;
 /// `msb inspect`: all that is known of a sandbox.
 pub(crate) mod inspect;
+/// `msb logs`: what commands printed.
+pub(crate) mod logs;
 /// `msb ls`: the sandboxes.
 pub(crate) mod ls;
 /// `msb modify`: what a sandbox should be from its next start on.
@@ -39,13 +43,13 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use libmsb::cli::args::{EnvVar, SandboxName, parse_env, read_env_file};
+use libmsb::cli::args::{EnvVar, SandboxName, parse_duration, parse_env, read_env_file};
 use libmsb::cli::error::{Code, Failure, print_error, print_hint, print_warning};
 use libmsb::cli::escape::escape;
 use libmsb::cli::exit;
 use libmsb::state::Home;
 use msb_wire::client::{ClientError, Connection};
-use msb_wire::exec::{ExecEvent, ExecRequest, FailureKind};
+use msb_wire::exec::{ExecEvent, ExecRequest, FailureKind, RESOURCES, Rlimit};
 use msb_wire::text::Text;
 
 use crate::session::Outcome;
@@ -102,6 +106,12 @@ pub(crate) struct CommandArgs {
     /// Pass input on (always done, unless --no-stdin is given; for those who are used to typing it)
     #[arg(short, long)]
     interactive: bool,
+    /// Limit a resource of the command, as nofile=1024 or stack=8388608:unlimited
+    #[arg(long, value_name = "RESOURCE=SOFT[:HARD]", value_parser = parse_rlimit)]
+    rlimit: Vec<Rlimit>,
+    /// Kill the command when it has run for so long: in seconds or with a unit
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    timeout: Option<Duration>,
     /// Do not read input: the command sees an empty one
     #[arg(long, conflicts_with = "interactive")]
     no_stdin: bool,
@@ -114,6 +124,16 @@ impl CommandArgs {
             || (!self.no_tty && std::io::stdin().is_terminal() && std::io::stdout().is_terminal())
     }
 
+    /// Whether the command has limits of its own.
+    pub(crate) fn is_bounded(&self) -> bool {
+        self.timeout.is_some() || !self.rlimit.is_empty()
+    }
+
+    /// How long the command may run.
+    pub(crate) fn timeout(&self) -> Option<Duration> {
+        self.timeout
+    }
+
     /// The request, without variables: `exec` sends them with it, `run` has them in the sandbox.
     pub(crate) fn request(&self, argv: Vec<Text>, tty: bool) -> ExecRequest {
         ExecRequest {
@@ -123,9 +143,38 @@ impl CommandArgs {
             user: self.setting.user.clone().map(Text::from),
             tty: tty.then(window_size),
             stdin: !self.no_stdin,
+            rlimits: self.rlimit.clone(),
+            log: false,
             main: false,
         }
     }
+}
+
+fn parse_rlimit(text: &str) -> Result<Rlimit, String> {
+    let value = |text: &str| match text {
+        "unlimited" | "-1" => Ok(None),
+        _ => text
+            .parse()
+            .map(Some)
+            .map_err(|_| "a limit is a number or 'unlimited'".to_owned()),
+    };
+    let (resource, limits) = text
+        .split_once('=')
+        .ok_or("not of the form RESOURCE=SOFT[:HARD]")?;
+    let resource = resource.to_ascii_lowercase();
+    if !RESOURCES.contains(&resource.as_str()) {
+        return Err(format!("not one of {}", RESOURCES.join(", ")));
+    }
+    let (soft, hard) = limits.split_once(':').unwrap_or((limits, limits));
+    let (soft, hard) = (value(soft)?, value(hard)?);
+    if hard.is_some_and(|hard| soft.is_none_or(|soft| soft > hard)) {
+        return Err("the soft limit is above the hard one".to_owned());
+    }
+    Ok(Rlimit {
+        resource,
+        soft,
+        hard,
+    })
 }
 
 /// Programs in the guest must know what our terminal understands.
@@ -144,6 +193,10 @@ pub(crate) fn tell_end(tool: &str, outcome: &Outcome) -> anyhow::Result<u8> {
     if outcome.output_closed {
         // As if SIGPIPE had ended the command here.
         return Ok(exit::of_signal(13));
+    }
+    if outcome.timed_out {
+        print_error(tool, "the command did not end in time and was killed");
+        return Ok(exit::TIMED_OUT);
     }
     if let Some(signal) = outcome.interrupted_by {
         return Ok(exit::of_signal(signal));

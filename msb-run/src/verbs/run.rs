@@ -68,6 +68,13 @@ struct Taken {
 
 pub(crate) fn run(args: RunArgs) -> anyhow::Result<u8> {
     let begin_ns = monotonic_ns();
+    if args.detach && args.connected.is_bounded() {
+        return Err(
+            Failure::usage("--rlimit and --timeout are for a command that is waited for")
+                .hint("without --detach, or with msb exec in the running sandbox")
+                .into(),
+        );
+    }
     let home = Home::from_env()?;
     let taken = take(&home, &args)?;
     let tty = !args.detach && args.connected.is_tty();
@@ -84,7 +91,7 @@ pub(crate) fn run(args: RunArgs) -> anyhow::Result<u8> {
         main: true,
         ..request(&args, &taken, argv, tty)?
     };
-    let streams = Streams::take(tty)?;
+    let streams = Streams::take(tty)?.with_timeout(args.connected.timeout());
     let image_ns = monotonic_ns();
     let launched = launch(&name, taken.lock, Bond::Client)?;
     let (code, stamps) = attach(launched, request, streams)?;

@@ -78,6 +78,18 @@ pub(crate) const COMMANDS: &[Command] = &[
         "Run another command in a running sandbox",
         "msb-exec",
     ),
+    sandbox(
+        "copy",
+        Some("cp"),
+        "Copy files into and out of running sandboxes",
+        "msb-cp",
+    ),
+    sandbox(
+        "logs",
+        None,
+        "Show what the commands of a sandbox printed",
+        "msb-logs",
+    ),
     sandbox("list", Some("ls"), "List sandboxes", "msb-ls"),
     sandbox(
         "status",

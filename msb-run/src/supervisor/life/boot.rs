@@ -1,6 +1,6 @@
 //! The begin: from the agent's hello to a guest that takes commands.
 
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use libmsb::events::What;
@@ -11,14 +11,14 @@ use msb_wire::boot::{BootEvent, BootRequest, Root};
 use msb_wire::exec::ExecRequest;
 use msb_wire::frame::{self, Assembler, Kind};
 use msb_wire::handshake::{Hello, operation};
-use msb_wire::sandbox::Request;
+use msb_wire::sandbox::{ClockRequest, Request};
 use msb_wire::text::to_hex;
 
 use super::{BOOT_TIMEOUTS, Life, Limits, PROGRAM, Phase};
 use crate::startup::{Startup, monotonic_ns};
 use crate::supervisor::last_line::LastLine;
 use crate::supervisor::relay::{Own, Violation};
-use crate::supervisor::{Starter, start_machine};
+use crate::supervisor::{Starter, clock, start_machine};
 
 impl Life {
     /// The agent said hello: answer, and set the guest up.
@@ -32,6 +32,7 @@ impl Life {
             .map_err(|error| Violation(format!("a hello: {error}")))?;
         peer.require(operation::BOOT)
             .map_err(|error| Violation(format!("a hello: {error}")))?;
+        self.tells_time = peer.require(operation::CLOCK).is_ok();
         self.stamps.guest_agent_ns = peer.agent_start_ns.unwrap_or(0);
         self.relay.meet(peer);
         let hello = serde_json::to_vec(&Hello::of(PROGRAM, &[]))
@@ -50,9 +51,6 @@ impl Life {
         let spec = &self.setup.spec;
         let mut entropy = [0; 32];
         write::random(&mut entropy)?;
-        let clock = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
         Ok(BootRequest {
             root: Root::Overlay {
                 lower: SERIAL_ROOT.to_owned(),
@@ -62,7 +60,7 @@ impl Life {
             env: spec.env.clone(),
             cwd: spec.workdir.clone(),
             user: spec.user.clone(),
-            clock_unix_ns: clock.as_nanos() as u64,
+            clock_unix_ns: clock::unix_ns(),
             entropy_hex: to_hex(&entropy),
         })
     }
@@ -103,6 +101,20 @@ impl Life {
                     .try_for_each(|notice| self.act_on(notice, starter))
             }
         }
+    }
+
+    /// Tells the guest the time, which it takes if it is off. One that cannot be told keeps the time that it has.
+    pub(super) fn tell_time(&mut self) {
+        if !self.tells_time || !matches!(self.phase, Phase::Running) {
+            return;
+        }
+        let request = Request::Clock(ClockRequest {
+            unix_ns: clock::unix_ns(),
+        });
+        // It is made of a number: there is no way to fail.
+        let _ = self
+            .relay
+            .request(Own::Clock, &request, &mut self.machine.agent);
     }
 
     /// The times of this life begin when the guest takes commands: what was before, and earlier lives, do not count.

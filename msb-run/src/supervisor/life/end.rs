@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use libmsb::cli::error::Failure;
 use libmsb::events::{Event, What};
+use libmsb::logs::LAST_REMARK;
 use libmsb::state::status::{Reason, State};
 use msb_wire::exec::ExecEvent;
 use msb_wire::sandbox::{EndEvent, Request, StopEvent};
@@ -23,7 +24,7 @@ impl Life {
         self.status.exit_code = event.exit_code();
         self.status.oom_killed = oom_killed;
         if let Some(log) = &mut self.log {
-            let _ = log.end();
+            let _ = log.end(None);
             let why = if oom_killed {
                 ", killed since the guest had run out of memory"
             } else {
@@ -234,7 +235,7 @@ impl Life {
     fn leave(&mut self, end: &End) -> anyhow::Result<()> {
         if let Some(log) = &mut self.log {
             let why = end.reason.trouble().map(|why| format!(": {why}"));
-            let _ = log.system(&format!("sandbox stopped{}", why.unwrap_or_default()));
+            let _ = log.system(&format!("{LAST_REMARK}{}", why.unwrap_or_default()));
         }
         let (state, what) = end.state(self.status.exit_code.is_some());
         let sandbox = &self.setup.sandbox;

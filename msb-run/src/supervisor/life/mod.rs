@@ -22,6 +22,7 @@ use msb_wire::frame::{Assembler, Kind};
 use msb_wire::handshake::{Hello, operation};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use super::clock::{HostClock, went_on};
 use super::exec_log::ExecLog;
 use super::last_line::LastLine;
 use super::link::{Link, Received};
@@ -35,8 +36,9 @@ use crate::startup::{Stamps, monotonic_ns};
 const PROGRAM: &str = concat!("msb-supervisor ", env!("CARGO_PKG_VERSION"));
 
 /// What clients may ask: of us, or through us of the guest's agent.
-const OPERATIONS: [&str; 4] = [
+const OPERATIONS: [&str; 5] = [
     operation::EXEC,
+    operation::FILES,
     operation::PING,
     operation::STOP,
     operation::WAIT,
@@ -93,6 +95,9 @@ pub(crate) struct Life {
     machine: Machine,
     attempt: u32,
     signals: Signals,
+    clock: HostClock,
+    /// Whether the agent takes the time.
+    tells_time: bool,
     socket: Socket,
     relay: Relay,
     phase: Phase,
@@ -128,8 +133,14 @@ pub(crate) fn begin(setup: Setup, starter: &mut Starter) -> Result<Life, Aborted
         let machine =
             start_machine(&setup, 0)?.context("the engine has no way to start a machine")?;
         let started_ns = monotonic_ns();
-        let signals = Signals::of(&[signal::SIGTERM, signal::SIGINT, signal::SIGHUP])
-            .context("cannot wait for signals")?;
+        let signals = Signals::of(&[
+            signal::SIGTERM,
+            signal::SIGINT,
+            signal::SIGHUP,
+            signal::SIGCHLD,
+        ])
+        .context("cannot wait for signals")?;
+        let clock = HostClock::new().context("cannot watch the clock")?;
         let socket = Socket::listen(setup.home.agent_socket(&setup.sandbox.name))?;
         let hello = Hello::of(PROGRAM, &OPERATIONS);
         // Of a sandbox that goes with its command, and whose client sees all, nobody could read a log.
@@ -142,7 +153,7 @@ pub(crate) fn begin(setup: Setup, starter: &mut Starter) -> Result<Life, Aborted
         });
         let attached = attached.transpose()?;
         let log = logged
-            .then(|| ExecLog::open(&setup.sandbox.path(layout::EXEC_LOG), false))
+            .then(|| ExecLog::open(&setup.sandbox.path(layout::EXEC_LOG)))
             .transpose();
         let log = log.context("cannot open the log of the main command")?;
         let console = RotatedFile::open(&setup.sandbox.path(layout::CONSOLE_LOG), CONSOLE_BOUNDS);
@@ -157,19 +168,29 @@ pub(crate) fn begin(setup: Setup, starter: &mut Starter) -> Result<Life, Aborted
             .sandbox
             .record(&Event::now(What::Starting, setup.sandbox.name.as_str()));
         Ok((
-            machine, started_ns, signals, socket, relay, attached, log, console, status,
+            machine,
+            started_ns,
+            (signals, clock),
+            socket,
+            relay,
+            attached,
+            log,
+            console,
+            status,
         ))
     })();
-    let (machine, machine_ns, signals, socket, relay, attached, log, console, status) = match parts
-    {
-        Ok(parts) => parts,
-        Err(error) => return Err((error, setup.lock)),
-    };
+    let (machine, machine_ns, (signals, clock), socket, relay, attached, log, console, status) =
+        match parts {
+            Ok(parts) => parts,
+            Err(error) => return Err((error, setup.lock)),
+        };
     Ok(Life {
         setup,
         machine,
         attempt: 0,
         signals,
+        clock,
+        tells_time: false,
         socket,
         relay,
         phase: Phase::Booting {
@@ -206,6 +227,7 @@ enum Source {
     Exit,
     Listener,
     Signals,
+    Clock,
     Bond,
     Client(ClientId),
 }
@@ -258,6 +280,7 @@ impl Life {
                 PollFlags::IN,
             ),
             (Source::Signals, self.signals.as_fd(), PollFlags::IN),
+            (Source::Clock, self.clock.as_fd(), PollFlags::IN),
         ];
         if self.console.is_some() {
             sources.push((Source::Console, self.machine.console.as_fd(), PollFlags::IN));
@@ -316,8 +339,17 @@ impl Life {
             Source::Exit => self.machine_ended(),
             Source::Listener => self.accept(),
             Source::Signals => {
-                self.signals.wait().context("cannot read a signal")?;
-                self.stop(Reason::Signal, STOP_TIMEOUT, starter);
+                let number = self.signals.wait().context("cannot read a signal")?;
+                if number != signal::SIGCHLD {
+                    self.stop(Reason::Signal, STOP_TIMEOUT, starter);
+                } else if went_on(self.machine.pid()) {
+                    self.tell_time();
+                }
+            }
+            Source::Clock => {
+                if self.clock.is_time().context("cannot read the clock")? {
+                    self.tell_time();
+                }
             }
             Source::Bond => self.read_bond(starter),
             Source::Client(id) => {
@@ -427,14 +459,26 @@ impl Life {
                 own: Own::Shutdown,
                 message,
             } => self.shut_down(&message),
-            Notice::Event { own: Own::Main, .. } => {}
             Notice::Event { own: Own::Ping, .. } => {
                 self.pinged = None;
                 self.last_line.goes_on();
             }
-            Notice::MainOutput { channel, bytes } => {
+            Notice::Event {
+                own: Own::Main | Own::Clock,
+                ..
+            } => {}
+            Notice::Output {
+                session,
+                tty,
+                channel,
+                bytes,
+            } => {
+                let log = self.log.as_mut();
                 // A full disk must not stop the command.
-                let _ = self.log.as_mut().map(|log| log.output(channel, &bytes));
+                let _ = log.map(|log| log.output(session.as_deref(), tty, channel, &bytes));
+            }
+            Notice::SessionEnded { session } => {
+                let _ = self.log.as_mut().map(|log| log.end(Some(&session)));
             }
             Notice::MainEnded(event) => self.main_ended(&event, starter),
             Notice::Stop {

@@ -24,8 +24,10 @@ impl Relay {
             Kind::Data => {
                 book(route, &header)?;
                 self.active = true;
-                if route.main && self.log_main {
-                    notices.push(Notice::MainOutput {
+                if route.session.is_some() || (route.main && self.log_main) {
+                    notices.push(Notice::Output {
+                        session: route.session.clone(),
+                        tty: route.tty,
                         channel: header.channel,
                         bytes: frame.payload().to_vec(),
                     });
@@ -59,6 +61,11 @@ impl Relay {
             self.main_event(&header, frame.payload(), notices)?;
         }
         let last = header.kind == Kind::Event && header.ends();
+        if last {
+            let route = self.routes.get_mut(&header.stream);
+            let session = route.and_then(|route| route.session.take());
+            notices.extend(session.map(|session| Notice::SessionEnded { session }));
+        }
         if let Some((id, stream)) = client
             && let Some(client) = self.clients.get_mut(&id)
         {

@@ -47,6 +47,8 @@ pub(crate) enum Own {
     Boot,
     /// The main command of a sandbox that no client is attached to.
     Main,
+    /// Telling the guest the time.
+    Clock,
     /// Shutting the guest down.
     Shutdown,
     /// Asking whether the agent is there.
@@ -57,6 +59,10 @@ pub(crate) enum Own {
 struct Route {
     owner: Owner,
     main: bool,
+    /// Whether its output is one stream, that of a terminal.
+    tty: bool,
+    /// The id under which its output is logged, if it is and is not the main command.
+    session: Option<String>,
     /// Bytes that the agent sent and that were not granted back, by channel.
     outstanding: [u32; CHANNELS],
     /// For streams of the supervisor: it uses up what comes at once.
@@ -84,12 +90,21 @@ pub(crate) enum Notice {
         /// The message, in JSON.
         message: Vec<u8>,
     },
-    /// The main command printed something.
-    MainOutput {
+    /// A command that is logged printed something.
+    Output {
+        /// Its id; none for the main command.
+        session: Option<String>,
+        /// Whether it has a terminal.
+        tty: bool,
         /// Where.
         channel: u8,
         /// What.
         bytes: Vec<u8>,
+    },
+    /// A command that is logged, other than the main one, has ended.
+    SessionEnded {
+        /// Its id.
+        session: String,
     },
     /// The main command ended, or was never started.
     MainEnded(ExecEvent),
@@ -243,6 +258,8 @@ impl Relay {
             Route {
                 owner,
                 main,
+                tty: false,
+                session: None,
                 outstanding: [0; CHANNELS],
                 used: Default::default(),
             },

@@ -1,6 +1,6 @@
 //! From the clients to the agent: requests are looked into, everything else is renumbered and passed on.
 
-use msb_wire::exec::{ExecEvent, ExecRequest, FailureKind};
+use msb_wire::exec::{ExecEvent, FailureKind};
 use msb_wire::frame::{self, Header, Kind};
 use msb_wire::handshake::Hello;
 use msb_wire::limits::CLIENT_STREAMS_MAX;
@@ -126,10 +126,10 @@ impl Relay {
                 timeout_ms: stop.timeout_ms,
             }),
             Request::Wait => notices.push(Notice::Wait { client, stream }),
-            request @ (Request::Exec(_) | Request::Ping) => {
+            request @ (Request::Exec(_) | Request::Files(_) | Request::Ping) => {
                 self.take_request(client, stream, request, agent);
             }
-            request @ (Request::Boot(_) | Request::Shutdown) => {
+            request @ (Request::Boot(_) | Request::Clock(_) | Request::Shutdown) => {
                 let message = format!("the operation '{}' is not for clients", request.operation());
                 self.refuse(client, stream, FailureKind::UnsupportedOperation, message);
             }
@@ -163,20 +163,22 @@ impl Relay {
             let kind = FailureKind::UnsupportedOperation;
             return self.refuse(id, stream, kind, error.to_string());
         }
-        let mut main = false;
-        let request = match request {
-            Request::Exec(exec) => {
-                // Only the client that started the sandbox can make a command its main one.
-                main = exec.main && self.attached == Some(id);
-                Request::Exec(ExecRequest { main, ..exec })
-            }
-            request => request,
-        };
+        let mut request = request;
+        let (mut main, mut tty, mut session) = (false, false, None);
+        if let Request::Exec(exec) = &mut request {
+            // Only the client that started the sandbox can make a command its main one.
+            exec.main &= self.attached == Some(id);
+            (main, tty) = (exec.main, exec.tty.is_some());
+            session = (exec.log && !main).then(session_id);
+        }
         let Ok(message) = serde_json::to_vec(&request) else {
             return;
         };
         self.active = true;
         let towards = self.route(Owner::Client(Some((id, stream))), main);
+        if let Some(route) = self.routes.get_mut(&towards) {
+            (route.tty, route.session) = (tty, session);
+        }
         if let Some(client) = self.clients.get_mut(&id) {
             client.streams.insert(stream, towards);
         }
@@ -236,4 +238,10 @@ impl Relay {
         }
         notices.push(Notice::Gone(id));
     }
+}
+
+/// A name for a session that is logged. Should there be no random bytes, it is a poor one.
+fn session_id() -> String {
+    libmsb::state::write::random_hex()
+        .map_or_else(|_| "session".to_owned(), |hex| hex[..8].to_owned())
 }
