@@ -185,3 +185,39 @@ pub enum Format {
     /// A VMDK descriptor of flat extents.
     Vmdk,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn plan() -> Value {
+        json!({
+            "version": PLAN_VERSION,
+            "engine": { "name": "krun", "kernel": { "from": "library", "path": "/l", "agent": "/a" } },
+            "cpus": 1, "memory_mib": 512, "disks": [], "agent_fd": 3, "console_fd": 4, "life_fd": 5,
+        })
+    }
+
+    #[test]
+    fn a_plan_comes_back_as_it_was() {
+        let mut value = plan();
+        value["net"] = json!({ "fd": 6, "mac": [2, 0, 0, 0, 0, 1] });
+        value["shares"] = json!([{ "tag": "t", "path": "/s", "read_only": true }]);
+        let plan: Plan = serde_json::from_value(value.clone()).unwrap();
+        assert_eq!(serde_json::to_value(&plan).unwrap(), value);
+    }
+
+    #[test]
+    fn a_part_that_is_not_known_is_refused_wherever_it_stands() {
+        serde_json::from_value::<Plan>(plan()).unwrap();
+        for place in ["", "/engine", "/engine/kernel"] {
+            let mut value = plan();
+            value.pointer_mut(place).unwrap()["more"] = json!(1);
+            let error = serde_json::from_value::<Plan>(value)
+                .unwrap_err()
+                .to_string();
+            assert!(error.contains("more"), "{place}: {error}");
+        }
+    }
+}

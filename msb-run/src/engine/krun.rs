@@ -13,6 +13,9 @@ use super::{Console, Engine, Wanted, agent, host, krunfw, vmlinux};
 const CMDLINE: &str =
     "console=hvc0 panic=-1 reboot=k quiet no-kvmapf random.trust_cpu=on cryptomgr.notests audit=0";
 
+/// How often a boot is tried.
+const ATTEMPTS: u32 = 2;
+
 /// libkrun on this host.
 #[derive(Debug)]
 pub(crate) struct Krun {
@@ -63,7 +66,8 @@ impl Engine for Krun {
     }
 
     fn plan(&self, wanted: &Wanted, attempt: u32) -> anyhow::Result<Option<Plan>> {
-        if attempt > 0 {
+        // There is no other way, but the same may do when the host is less busy.
+        if attempt >= ATTEMPTS {
             return Ok(None);
         }
         Ok(Some(Plan {

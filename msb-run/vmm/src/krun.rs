@@ -336,3 +336,65 @@ fn path(path: &Path) -> anyhow::Result<CString> {
         })?,
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use libmsb::machine::{Engine, PLAN_VERSION};
+
+    #[test]
+    fn a_machine_with_more_devices_than_there_are_interrupts_is_refused() {
+        let engine = Krun {
+            kernel: KrunKernel::Library {
+                path: "/nowhere".into(),
+                agent: "/nowhere".into(),
+            },
+        };
+        let share = |number| Share {
+            tag: format!("share{number}"),
+            path: "/".into(),
+            read_only: true,
+        };
+        let plan = Plan {
+            version: PLAN_VERSION,
+            engine: Engine::Krun(engine.clone()),
+            cpus: 1,
+            memory_mib: 64,
+            disks: Vec::new(),
+            agent_fd: -1,
+            console_fd: -1,
+            life_fd: -1,
+            net: None,
+            shares: (0..=DEVICES_MAX).map(share).collect(),
+        };
+        let error = enter(&plan, &engine).unwrap_err().to_string();
+        assert!(error.ends_with("and 7 are asked for"), "{error}");
+    }
+
+    #[test]
+    fn a_library_that_is_none_and_one_without_a_kernel_are_told_apart() {
+        let refusal = |path: &str| format!("{:#}", load_library(Path::new(path)).unwrap_err());
+        assert!(refusal("/nowhere/libkrunfw.so.5").starts_with("cannot load"));
+        let other = refusal("libc.so.6");
+        assert!(other.starts_with("'libc.so.6' holds no kernel"), "{other}");
+    }
+
+    #[test]
+    fn an_answer_below_zero_is_an_error_of_the_system() {
+        assert_eq!(called("f", 3).unwrap(), 3);
+        let error = format!("{:#}", called("f", -22).unwrap_err());
+        assert!(
+            error.contains("(f)") && error.contains("Invalid argument"),
+            "{error}"
+        );
+        assert!(called("f", i32::MIN).is_err());
+    }
+
+    #[test]
+    fn what_libkrun_cannot_be_told_is_refused() {
+        use std::ffi::OsStr;
+        use std::os::unix::ffi::OsStrExt;
+        assert!(path(Path::new(OsStr::from_bytes(b"/\xff"))).is_err());
+        assert!(text("a\0b").is_err());
+    }
+}
