@@ -34,6 +34,12 @@ mod limits;
 mod list;
 /// `msb image load`.
 mod load;
+/// `msb image registry`: login, logout, list.
+mod login;
+/// `msb image pull`.
+mod pull;
+/// Registries.
+mod registry;
 /// `msb image remove`.
 mod remove;
 /// Writing the image store.
@@ -63,6 +69,8 @@ fn run(command: Command) -> anyhow::Result<()> {
     let home = libmsb::state::Home::from_env()?;
     match command {
         Command::Load(args) => load::run(&home, args),
+        Command::Pull(args) => pull::run(&home, args),
+        Command::Registry(args) => login::run(&home, args),
         Command::Import(args) => import::run(&home, args),
         Command::List(args) => list::run(&home, args),
         Command::Inspect(args) => inspect::run(&home, args),

@@ -134,6 +134,11 @@ impl NewLayers {
         }
     }
 
+    /// Keeps a layer for the store, to take the place of one that may be there.
+    pub(crate) fn replace(&mut self, diff_id: &Digest, files: NewLayer) {
+        self.0.push((*diff_id, files));
+    }
+
     /// Where the index of a layer is: in the store, or on its way there.
     pub(crate) fn index_path(&self, store: &Store, diff_id: &Digest) -> PathBuf {
         let new = self.0.iter().find(|(digest, _)| digest == diff_id);

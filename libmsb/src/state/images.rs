@@ -91,6 +91,16 @@ impl Store {
         self.root.join(layout::DISKS)
     }
 
+    /// Folder of blobs on their way. Whoever writes one holds a lock on it.
+    pub fn downloads(&self) -> PathBuf {
+        self.root.join(layout::DOWNLOADS)
+    }
+
+    /// A blob on its way.
+    pub fn download_path(&self, blob: &Digest) -> PathBuf {
+        self.downloads().join(blob.hex())
+    }
+
     /// The lock: shared by load, import and run, exclusive for removal.
     pub fn lock(&self) -> PathBuf {
         self.root.join(layout::LOCK)
@@ -139,6 +149,7 @@ impl Store {
             self.configs(),
             self.layers(),
             self.disks(),
+            self.downloads(),
         ] {
             write::create_dir(&folder)?;
         }

@@ -7,6 +7,9 @@ pub const VERSION: &str = "version";
 /// The version of the layout.
 pub const VERSION_NUMBER: &str = "1";
 
+/// What users set: registries. Written by them only.
+pub const CONFIG: &str = "config.json";
+
 /// Folder of all that belongs to images.
 pub const IMAGES: &str = "images";
 /// One file a reference: which manifest it names.
@@ -27,6 +30,9 @@ pub const DISKS: &str = "disks";
 pub const DISK_EROFS: &str = ".v1.erofs";
 /// Suffix of the descriptor that strings metadata and layers together.
 pub const DISK_VMDK: &str = ".v1.vmdk";
+
+/// Blobs on their way from a registry, named by the digits of their digest.
+pub const DOWNLOADS: &str = "downloads";
 
 /// Folder of sandboxes, one folder each.
 pub const SANDBOXES: &str = "sandboxes";

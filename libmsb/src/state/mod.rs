@@ -73,6 +73,11 @@ impl Home {
         &self.root
     }
 
+    /// What users set.
+    pub fn config(&self) -> PathBuf {
+        self.root.join(layout::CONFIG)
+    }
+
     /// The store of images.
     pub fn images(&self) -> images::Store {
         images::Store::at(self.root.join(layout::IMAGES))
