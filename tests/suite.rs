@@ -20,12 +20,16 @@ mod config;
 mod docs;
 /// What `run` and `exec` end with.
 mod exit_codes;
+/// Registries that are wrong, slow or wicked.
+mod hostile_registry;
 /// From an archive to the tree that a guest sees.
 mod image_to_run;
 /// Programs that are killed at any moment.
 mod kill;
 /// Sandboxes that last: started, used, listed, stopped, removed.
 mod lifecycle;
+/// Images from registries.
+mod registry;
 /// Standard input, output and error.
 mod streams;
 /// What the tests stand on.

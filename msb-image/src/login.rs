@@ -3,11 +3,14 @@
 use std::io::{self, BufRead, IsTerminal, Read, Write};
 
 use anyhow::{Context, Result, ensure};
-use libmsb::cli::error::{Failure, message, print_warning};
+use libmsb::cli::error::{Failure, Told, message, print_warning};
 use libmsb::cli::style::Table;
-use libmsb::cli::{escape::escape, output};
+use libmsb::cli::{escape::escape, exit, output};
 use libmsb::reference::Reference;
+use libmsb::signals::signal::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+use libmsb::signals::{Signals, unblock_all};
 use libmsb::state::Home;
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
 use serde::Serialize;
 
@@ -195,6 +198,44 @@ fn ask(question: &str, option: &str) -> Result<String> {
             .into());
     }
     drop(io::stderr().write_all(question.as_bytes()));
+    read_line()
+}
+
+/// A line from the terminal that is not shown. Whatever ends the wait, the terminal shows again what is typed.
+fn ask_password() -> Result<String> {
+    let stdin = io::stdin();
+    let Ok(before) = tcgetattr(&stdin) else {
+        return ask("Password: ", "--username");
+    };
+    let signals =
+        Signals::of(&[SIGINT, SIGTERM, SIGHUP, SIGQUIT]).context("cannot wait for signals")?;
+    let mut silent = before.clone();
+    silent.local_modes.remove(LocalModes::ECHO);
+    tcsetattr(&stdin, OptionalActions::Flush, &silent).context("cannot hide what is typed")?;
+    drop(io::stderr().write_all(b"Password: "));
+    let line = line_or_signal(&signals);
+    drop(io::stderr().write_all(b"\n"));
+    tcsetattr(&stdin, OptionalActions::Flush, &before).context("cannot set the terminal back")?;
+    unblock_all().context("cannot wait for signals")?;
+    line
+}
+
+/// What comes first: a line, or a signal, which ends the tool as it would have.
+fn line_or_signal(signals: &Signals) -> Result<String> {
+    let stdin = io::stdin();
+    let mut waited = [
+        PollFd::new(&stdin, PollFlags::IN),
+        PollFd::new(signals, PollFlags::IN),
+    ];
+    poll(&mut waited, None).context("cannot wait for the terminal")?;
+    if !waited[1].revents().is_empty() {
+        let number = signals.wait().context("cannot read signals")?;
+        return Err(Told(exit::of_signal(number)).into());
+    }
+    read_line()
+}
+
+fn read_line() -> Result<String> {
     let mut line = String::new();
     io::stdin()
         .lock()
@@ -202,24 +243,6 @@ fn ask(question: &str, option: &str) -> Result<String> {
         .read_line(&mut line)
         .context("cannot read from the terminal")?;
     Ok(line.trim_end_matches(['\r', '\n']).to_owned())
-}
-
-/// A line from the terminal that is not shown.
-fn ask_password() -> Result<String> {
-    let stdin = io::stdin();
-    let before = tcgetattr(&stdin).ok();
-    if let Some(before) = &before {
-        let mut silent = before.clone();
-        silent.local_modes.remove(LocalModes::ECHO);
-        tcsetattr(&stdin, OptionalActions::Flush, &silent).context("cannot hide what is typed")?;
-    }
-    let password = ask("Password: ", "--username");
-    if let Some(before) = &before {
-        drop(io::stderr().write_all(b"\n"));
-        tcsetattr(&stdin, OptionalActions::Flush, before)
-            .context("cannot set the terminal back")?;
-    }
-    password
 }
 
 /// A password from a pipe: all of it, but the end of its line.

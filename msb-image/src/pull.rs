@@ -379,15 +379,21 @@ impl Puller<'_> {
         let ask = |offset| self.client.blob(self.reference, &blob.digest, offset);
         let mut is_second = download.length()? == 0;
         loop {
-            let converted = download.consume(&ask, progress, &self.stop, |reader| {
-                let converted = convert(reader, NewLayer::create(self.store)?)?;
-                archive::check(
-                    source,
-                    &converted.summary.diff_id,
-                    Some(&converted.unpacked.blob),
-                )?;
-                Ok(converted)
-            });
+            let converted = download.consume(
+                &ask,
+                self.client.patience(),
+                progress,
+                &self.stop,
+                |reader| {
+                    let converted = convert(reader, NewLayer::create(self.store)?)?;
+                    archive::check(
+                        source,
+                        &converted.summary.diff_id,
+                        Some(&converted.unpacked.blob),
+                    )?;
+                    Ok(converted)
+                },
+            );
             match converted {
                 Ok(converted) => return Ok(converted),
                 Err(Failed::Underway(error)) => return Err(error),

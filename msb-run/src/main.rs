@@ -5,6 +5,7 @@
 mod engine;
 mod launch;
 mod plan;
+mod pull;
 mod session;
 mod startup;
 mod supervisor;

@@ -203,7 +203,7 @@ impl Store {
     pub fn find(&self, reference: &Reference) -> anyhow::Result<Image> {
         let Some(record) = self.record(reference)? else {
             return Err(Failure::not_found(format!("there is no image '{}'", reference.familiar()))
-                .hint("`msb images` lists what is there; `msb image load` and `msb image import` bring more")
+                .hint("`msb images` lists what is there; `msb pull`, `msb load` and `msb image import` bring more")
                 .into());
         };
         self.open(reference, &record.manifest_digest)

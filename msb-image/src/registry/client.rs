@@ -20,7 +20,7 @@ use super::connection::{BodyReader, Http, Options, Problem};
 use super::credentials::{Credentials, basic};
 use super::manifest::MANIFEST_BYTES_MAX;
 use super::proxy::is_loopback;
-use super::retry::{Trouble, persist, retry_after};
+use super::retry::{Patience, Trouble, persist, retry_after};
 use super::{DOCKER_IO, DOCKER_IO_HOST, token};
 
 /// Redirects in a row.
@@ -39,10 +39,42 @@ pub(crate) struct Client {
     registry: String,
     /// Scheme and host.
     base: String,
-    /// Whether a server of tokens may do without TLS.
-    may_be_plain: bool,
+    trust: Trust,
     credentials: Option<Credentials>,
     access: Mutex<Access>,
+}
+
+/// Who may do without TLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Trust {
+    /// Nobody.
+    Secure,
+    /// This machine, where the registry is too.
+    Loopback,
+    /// Everybody: so it was asked for.
+    Insecure,
+}
+
+impl Trust {
+    fn of(host: &str, options: &Options) -> Trust {
+        if options.insecure {
+            Trust::Insecure
+        } else if is_loopback(host_of(host)) {
+            Trust::Loopback
+        } else {
+            Trust::Secure
+        }
+    }
+
+    /// Whether an address may be used.
+    pub(crate) fn allows(self, uri: &Uri) -> bool {
+        match self {
+            _ if uri.scheme_str() == Some("https") => true,
+            Trust::Secure => false,
+            Trust::Loopback => uri.host().is_some_and(is_loopback),
+            Trust::Insecure => true,
+        }
+    }
 }
 
 /// What was learned about how to get in.
@@ -74,14 +106,14 @@ impl Client {
         } else {
             registry
         };
-        let may_be_plain = options.insecure || is_loopback(host_of(host));
-        let (base, challenge) =
-            reach(&http, host, may_be_plain).with_context(|| format!("registry '{registry}'"))?;
+        let trust = Trust::of(host, options);
+        let (base, challenge) = reach(&http, host, trust != Trust::Secure)
+            .with_context(|| format!("registry '{registry}'"))?;
         Ok(Client {
             http,
             registry: registry.to_owned(),
             base,
-            may_be_plain,
+            trust,
             credentials,
             access: Mutex::new(Access {
                 challenge,
@@ -90,9 +122,14 @@ impl Client {
         })
     }
 
+    /// How long a blob is worth trying.
+    pub(crate) fn patience(&self) -> Patience {
+        self.http.patience()
+    }
+
     /// Whether the registry takes the credentials.
     pub(crate) fn check_login(&self) -> Result<()> {
-        persist(|| {
+        persist(self.http.patience(), || {
             let response = self.get("/v2/", "", &[])?;
             drop(response);
             Ok(())
@@ -116,7 +153,8 @@ impl Client {
             let response = self.get(&path, &scope(reference), &[("accept", ACCEPT)])?;
             self.http.document(response, MANIFEST_BYTES_MAX)
         };
-        persist(get).with_context(|| format!("manifest '{wanted}' of registry '{}'", self.registry))
+        persist(self.http.patience(), get)
+            .with_context(|| format!("manifest '{wanted}' of registry '{}'", self.registry))
     }
 
     /// A blob that is a document.
@@ -131,7 +169,8 @@ impl Client {
             let response = self.get(&path, &scope(reference), &[])?;
             self.http.document(response, bytes_max)
         };
-        persist(get).with_context(|| format!("blob {digest} of registry '{}'", self.registry))
+        persist(self.http.patience(), get)
+            .with_context(|| format!("blob {digest} of registry '{}'", self.registry))
     }
 
     /// Asks once for a blob from an offset on. The registry may begin before it.
@@ -206,7 +245,7 @@ impl Client {
                     service: service.as_deref(),
                     scope,
                     credentials: credentials.as_ref(),
-                    may_be_plain: self.may_be_plain,
+                    trust: self.trust,
                 };
                 let token = token::fetch(&self.http, &request)?;
                 let value = format!("Bearer {token}");
@@ -244,10 +283,7 @@ impl Client {
             let location = header(&response, "location")
                 .context("the registry sends us on and does not say where to")?;
             uri = target(&uri, location)?;
-            if home.scheme_str() == Some("https")
-                && uri.scheme_str() != Some("https")
-                && !self.may_be_plain
-            {
+            if !self.trust.allows(&uri) {
                 return Err(Trouble::Final(anyhow!(
                     "the registry sends us on to '{}', without TLS",
                     escape(&uri.to_string())
@@ -308,7 +344,7 @@ impl Client {
 fn reach(http: &Http, host: &str, may_be_plain: bool) -> Result<(String, Challenge)> {
     let secure = format!("https://{host}");
     let mut no_tls = false;
-    let found = persist(|| {
+    let found = persist(http.patience(), || {
         ping(http, &secure).map_err(|unreached| match unreached {
             Unreached::Problem(problem) => {
                 no_tls = problem.is_no_tls();
@@ -325,7 +361,7 @@ fn reach(http: &Http, host: &str, may_be_plain: bool) -> Result<(String, Challen
         Ok(challenge) => Ok((secure, challenge)),
         Err(_) if no_tls && may_be_plain => {
             let plain = format!("http://{host}");
-            let challenge = persist(|| {
+            let challenge = persist(http.patience(), || {
                 ping(http, &plain).map_err(|unreached| match unreached {
                     Unreached::Problem(problem) => problem.trouble(false),
                     Unreached::Trouble(trouble) => trouble,
@@ -514,6 +550,19 @@ mod tests {
         assert_ne!(of("https://r.example/"), of("http://r.example/"));
         assert_ne!(of("https://r.example/"), of("https://r.example.evil/"));
         assert_ne!(of("https://r.example/"), of("https://r.example:444/"));
+    }
+
+    #[test]
+    fn without_tls_only_what_is_trusted_is_used() {
+        let allows = |trust: Trust, address: &str| trust.allows(&address.parse().unwrap());
+        assert!(allows(Trust::Secure, "https://x.example/"));
+        assert!(!allows(Trust::Secure, "http://127.0.0.1/"));
+        assert!(allows(Trust::Loopback, "http://127.0.0.1:5000/"));
+        assert!(!allows(Trust::Loopback, "http://x.example/"));
+        assert!(allows(Trust::Insecure, "http://x.example/"));
+        let host = |host: &str| Trust::of(host, &Options::default());
+        assert_eq!(host("localhost:5000"), Trust::Loopback);
+        assert_eq!(host("localhost.example:5000"), Trust::Secure);
     }
 
     #[test]

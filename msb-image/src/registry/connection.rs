@@ -13,7 +13,7 @@ use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, Body, Proxy};
 
 use super::proxy::Proxies;
-use super::retry::Trouble;
+use super::retry::{Patience, Trouble};
 
 /// Time without a byte after which a connection is given up, when nobody says another.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(30);
@@ -73,7 +73,8 @@ impl Http {
                 .max_redirects(0)
                 .max_redirects_will_error(false)
                 .max_response_header_size(HEADER_BYTES_MAX)
-                .input_buffer_size(HEADER_BYTES_MAX)
+                // What is too long must fit, to be seen as such.
+                .input_buffer_size(2 * HEADER_BYTES_MAX)
                 .timeout_connect(Some(timeout))
                 .timeout_per_read(Some(timeout))
                 .timeout_per_write(Some(timeout))
@@ -98,6 +99,11 @@ impl Http {
             proxies,
             timeout,
         })
+    }
+
+    /// How long it is worth trying.
+    pub(crate) fn patience(&self) -> Patience {
+        Patience::of(self.timeout)
     }
 
     /// Asks once. A status that is no success is no error here.

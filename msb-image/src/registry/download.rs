@@ -45,6 +45,9 @@ pub(crate) enum Failed {
     Contents(anyhow::Error),
 }
 
+/// Begins an answer at an offset of the blob, or before it.
+pub(crate) type Ask<'a> = &'a (dyn Fn(u64) -> Result<BlobBody, Trouble> + Sync);
+
 /// Who wants to know how it goes.
 pub(crate) trait Watch: Sync {
     /// So many bytes are there.
@@ -91,10 +94,11 @@ impl Download {
         drop(std::fs::remove_file(&self.path));
     }
 
-    /// Brings what is missing, while `consume` reads the blob from its beginning. `ask` begins an answer at an offset.
+    /// Brings what is missing, while `consume` reads the blob from its beginning.
     pub(crate) fn consume<T>(
         &self,
-        ask: &(dyn Fn(u64) -> Result<BlobBody, Trouble> + Sync),
+        ask: Ask<'_>,
+        patience: Patience,
         watch: &dyn Watch,
         stop: &AtomicBool,
         consume: impl FnOnce(Growing<'_>) -> Result<T>,
@@ -110,7 +114,7 @@ impl Download {
         };
         let (fetched, consumed) = std::thread::scope(|scope| {
             let fetcher = scope.spawn(|| {
-                let fetched = self.fetch(ask, watch, &shared);
+                let fetched = self.fetch(ask, patience, watch, &shared);
                 shared.end();
                 fetched
             });
@@ -140,11 +144,11 @@ impl Download {
     /// Brings what is missing, or less when nobody wants it any more.
     fn fetch(
         &self,
-        ask: &(dyn Fn(u64) -> Result<BlobBody, Trouble> + Sync),
+        ask: Ask<'_>,
+        mut patience: Patience,
         watch: &dyn Watch,
         shared: &Shared<'_>,
     ) -> Result<()> {
-        let mut patience = Patience::default();
         loop {
             let at = shared.state().ready;
             watch.is_at(at);
@@ -167,7 +171,7 @@ impl Download {
     fn attempt(
         &self,
         mut at: u64,
-        ask: &(dyn Fn(u64) -> Result<BlobBody, Trouble> + Sync),
+        ask: Ask<'_>,
         watch: &dyn Watch,
         shared: &Shared<'_>,
     ) -> Result<(), Trouble> {

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 /// Attempts in a row that bring nothing.
 pub(crate) const ATTEMPTS_MAX: u32 = 6;
-/// The first pause. Each further one is twice as long: all of them are half a minute.
-const PAUSE: Duration = Duration::from_secs(1);
+/// The first pause, as a part of the time that a connection may be silent: 1 of 30 seconds. Each further one is twice as
+/// long: all of them are half a minute.
+const PAUSE_PART: u32 = 30;
 /// The longest pause that a server may ask for.
 const PAUSE_MAX: Duration = Duration::from_secs(120);
 
@@ -45,12 +46,22 @@ impl From<anyhow::Error> for Trouble {
 }
 
 /// Counts attempts.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Patience {
     failed: u32,
+    /// The first pause.
+    pause: Duration,
 }
 
 impl Patience {
+    /// For connections that may be silent for so long.
+    pub(crate) fn of(timeout: Duration) -> Patience {
+        Patience {
+            failed: 0,
+            pause: timeout / PAUSE_PART,
+        }
+    }
+
     /// The last attempt brought something.
     pub(crate) fn renew(&mut self) {
         self.failed = 0;
@@ -61,7 +72,7 @@ impl Patience {
         self.failed += 1;
         match trouble {
             Trouble::Passing { pause, .. } if self.failed < ATTEMPTS_MAX => {
-                std::thread::sleep(pause_before(self.failed, pause));
+                std::thread::sleep(pause_before(self.failed, self.pause, pause));
                 Ok(())
             }
             trouble => Err(trouble.into_error()),
@@ -70,8 +81,10 @@ impl Patience {
 }
 
 /// Does something until it is done or patience ends.
-pub(crate) fn persist<T>(mut act: impl FnMut() -> Result<T, Trouble>) -> anyhow::Result<T> {
-    let mut patience = Patience::default();
+pub(crate) fn persist<T>(
+    mut patience: Patience,
+    mut act: impl FnMut() -> Result<T, Trouble>,
+) -> anyhow::Result<T> {
     loop {
         match act() {
             Ok(value) => return Ok(value),
@@ -80,8 +93,8 @@ pub(crate) fn persist<T>(mut act: impl FnMut() -> Result<T, Trouble>) -> anyhow:
     }
 }
 
-fn pause_before(attempt: u32, asked: Option<Duration>) -> Duration {
-    let own = PAUSE * 2_u32.saturating_pow(attempt.saturating_sub(1));
+fn pause_before(attempt: u32, first: Duration, asked: Option<Duration>) -> Duration {
+    let own = first * 2_u32.saturating_pow(attempt.saturating_sub(1));
     own.max(asked.unwrap_or_default()).min(PAUSE_MAX)
 }
 
@@ -96,7 +109,8 @@ mod tests {
 
     #[test]
     fn pauses_grow_and_the_server_may_ask_for_more_but_not_for_ever() {
-        let seconds = |attempt, asked| pause_before(attempt, asked).as_secs();
+        let first = Duration::from_secs(1);
+        let seconds = |attempt, asked| pause_before(attempt, first, asked).as_secs();
         assert_eq!([1, 2, 3, 4, 5].map(|n| seconds(n, None)), [1, 2, 4, 8, 16]);
         assert_eq!(seconds(1, retry_after(" 7 ")), 7);
         assert_eq!(seconds(1, retry_after("99999999")), 120);
@@ -107,7 +121,8 @@ mod tests {
     #[test]
     fn what_does_not_pass_is_not_tried_again() {
         let mut count = 0;
-        let result: anyhow::Result<()> = persist(|| {
+        let patience = Patience::of(Duration::from_secs(1));
+        let result: anyhow::Result<()> = persist(patience, || {
             count += 1;
             Err(Trouble::Final(anyhow::anyhow!("no")))
         });

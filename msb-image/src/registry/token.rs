@@ -6,7 +6,7 @@ use libmsb::cli::escape::escape;
 use serde::Deserialize;
 use ureq::http::Uri;
 
-use super::client::check_address;
+use super::client::{Trust, check_address};
 use super::connection::Http;
 use super::credentials::{Credentials, basic};
 use super::retry::{Trouble, retry_after};
@@ -23,13 +23,12 @@ pub(crate) struct Request<'a> {
     /// Empty: for a login only.
     pub(crate) scope: &'a str,
     pub(crate) credentials: Option<&'a Credentials>,
-    /// Whether the server may do without TLS.
-    pub(crate) may_be_plain: bool,
+    pub(crate) trust: Trust,
 }
 
 /// Asks the server once.
 pub(crate) fn fetch(http: &Http, request: &Request<'_>) -> Result<String, Trouble> {
-    let realm = check_realm(request.realm, request.may_be_plain)?;
+    let realm = check_realm(request.realm, request.trust)?;
     let response = match request.credentials {
         Some(Credentials::IdentityToken(token)) => http.post(&realm, &form(request, token)),
         other => {
@@ -80,7 +79,7 @@ fn refused(with_credentials: bool) -> Failure {
 }
 
 /// Passwords go to this address, so it must be a safe one.
-fn check_realm(realm: &str, may_be_plain: bool) -> Result<Uri, Trouble> {
+fn check_realm(realm: &str, trust: Trust) -> Result<Uri, Trouble> {
     let wrong = |why: &str| {
         Trouble::Final(anyhow!(
             "the registry names the token server '{}', {why}",
@@ -89,7 +88,7 @@ fn check_realm(realm: &str, may_be_plain: bool) -> Result<Uri, Trouble> {
     };
     let uri: Uri = realm.parse().map_err(|_| wrong("which is no address"))?;
     check_address(&uri)?;
-    if uri.scheme_str() != Some("https") && !may_be_plain {
+    if !trust.allows(&uri) {
         return Err(wrong("without TLS"));
     }
     Ok(uri)
@@ -175,7 +174,7 @@ mod tests {
             service: Some("my registry"),
             scope: "repository:a/b:pull",
             credentials: None,
-            may_be_plain: false,
+            trust: Trust::Secure,
         };
         assert_eq!(
             with_query(&request),
@@ -185,10 +184,10 @@ mod tests {
 
     #[test]
     fn passwords_do_not_go_to_a_server_without_tls() {
-        assert!(check_realm("http://auth.example/token", false).is_err());
-        assert!(check_realm("http://auth.example/token", true).is_ok());
-        assert!(check_realm("https://auth.example/token", false).is_ok());
-        assert!(check_realm("file:///x", true).is_err());
-        assert!(check_realm("https://u@auth.example/", true).is_err());
+        assert!(check_realm("http://auth.example/token", Trust::Secure).is_err());
+        assert!(check_realm("http://auth.example/token", Trust::Insecure).is_ok());
+        assert!(check_realm("https://auth.example/token", Trust::Secure).is_ok());
+        assert!(check_realm("file:///x", Trust::Insecure).is_err());
+        assert!(check_realm("https://u@auth.example/", Trust::Insecure).is_err());
     }
 }

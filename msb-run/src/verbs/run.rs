@@ -25,6 +25,7 @@ use super::{CommandArgs, PROGRAM, tell_end};
 use crate::engine::upper;
 use crate::launch::{Launched, launch};
 use crate::plan::{self, Choices};
+use crate::pull::{self, PullPolicy};
 use crate::session::{self, Streams};
 use crate::startup::{Stamps, monotonic_ns};
 
@@ -72,6 +73,9 @@ pub(crate) struct RunArgs {
     /// Program to run in place of the image's entrypoint
     #[arg(long, value_name = "PROGRAM")]
     entrypoint: Option<OsString>,
+    /// When to pull the image from its registry
+    #[arg(long, value_name = "WHEN", default_value = "if-missing")]
+    pull: PullPolicy,
     /// Label of the sandbox
     #[arg(long, value_name = "KEY[=VALUE]", value_parser = parse_label)]
     label: Vec<(String, String)>,
@@ -149,6 +153,7 @@ fn take(home: &Home, args: &RunArgs) -> anyhow::Result<Taken> {
     }
     let images = home.images();
     let choices = args.choices()?;
+    pull::bring(&images, &args.image, args.pull)?;
     // Held until the sandbox, which pins the image, is there.
     let in_use = if images.root().is_dir() {
         Some(Lock::shared(&images.lock())?)

@@ -76,12 +76,22 @@ pub(crate) const COMMANDS: &[Command] = &[
     ),
     image(
         "image",
-        "Load, import, list, inspect and remove images",
+        "Pull, load, import, list, inspect and remove images",
         &[],
+    ),
+    image(
+        "pull",
+        "Pull an image from a registry (image pull)",
+        &["pull"],
     ),
     image("load", "Load an image archive (image load)", &["load"]),
     image("images", "List images (image list)", &["list"]),
     image("rmi", "Remove images (image remove)", &["remove"]),
+    image(
+        "registry",
+        "Log in to registries and out of them (image registry)",
+        &["registry"],
+    ),
     Command {
         name: HELP,
         alias: None,
