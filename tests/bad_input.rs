@@ -288,7 +288,7 @@ fn symbolic_links_in_a_circle_are_an_image_like_any_other() {
 fn an_unknown_image_is_not_found() {
     let home = Home::with(&["configured.docker.tar"]);
     let words = ["there is no image 'nothing:latest'"];
-    refused_run(&words).is(&home, &["run", "nothing"]);
+    refused_run(&words).is(&home, &["run", "--pull", "never", "nothing"]);
     for args in [&["image", "inspect", "nothing"][..], &["rmi", "nothing"]] {
         Refusal {
             code: 3,

@@ -123,7 +123,7 @@ fn every_command_of_the_front_program_is_a_program_and_the_other_way_round() {
         .map(str::to_owned)
         .collect();
     let aliases = [
-        "copy", "load", "save", "images", "rmi", "help", "list", "remove",
+        "copy", "load", "pull", "save", "images", "rmi", "registry", "help", "list", "remove",
     ];
     for program in programs() {
         let Some(command) = program.strip_prefix("msb-") else {

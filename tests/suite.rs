@@ -28,6 +28,8 @@ mod docs;
 mod doctor;
 /// What `run` and `exec` end with.
 mod exit_codes;
+/// Registries that are wrong, slow or wicked.
+mod hostile_registry;
 /// From an archive to the tree that a guest sees.
 mod image_to_run;
 /// Programs that are killed at any moment.
@@ -44,6 +46,8 @@ mod memory;
 mod prune;
 /// Guests and machines that end without being asked to.
 mod reasons;
+/// Images from registries.
+mod registry;
 /// Images on their way through other programs, and to another host.
 mod roundtrip;
 /// Archives that are written.

@@ -7,7 +7,7 @@ use clap::{Args as Options, Parser, Subcommand, ValueEnum};
 
 use crate::stream::Packing;
 
-/// Images of msb: load, save, import, list, inspect, tag, remove, prune, check
+/// Images of msb: pull, load, save, import, list, inspect, tag, remove, prune, check
 #[derive(Debug, Parser)]
 #[command(
     name = "msb-image",
@@ -24,6 +24,7 @@ pub(crate) struct Args {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    Pull(Pull),
     Load(Load),
     Save(Save),
     Import(Import),
@@ -36,6 +37,98 @@ pub(crate) enum Command {
     Prune(Prune),
     Df(Df),
     Check(Check),
+    Registry(Registry),
+}
+
+/// Pull an image from a registry
+///
+/// What the store has is not fetched again, and a download that broke off goes on where it stopped.
+#[derive(Debug, Options)]
+#[command(
+    after_help = "Examples:\n  msb image pull alpine:3.20\n  msb image pull --ca-certs ca.pem registry.example:5000/team/app"
+)]
+pub(crate) struct Pull {
+    /// The image
+    #[arg(value_name = "REF")]
+    pub(crate) reference: String,
+    /// Take the image for this platform, not the one for this machine
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
+    pub(crate) platform: Option<String>,
+    /// Fetch everything, even what is there
+    #[arg(short, long)]
+    pub(crate) force: bool,
+    #[command(flatten)]
+    pub(crate) way: Way,
+    /// Print events as JSON, one a line
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) format: Option<Format>,
+    /// Show no progress, and no name
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+}
+
+/// How a registry is reached.
+#[derive(Clone, Debug, Options)]
+pub(crate) struct Way {
+    /// Do without TLS, or with certificates that nobody vouches for
+    #[arg(long)]
+    pub(crate) insecure: bool,
+    /// Trust the authorities in this file too (PEM)
+    #[arg(long, value_name = "PATH")]
+    pub(crate) ca_certs: Option<PathBuf>,
+}
+
+/// Log in to registries and out of them
+///
+/// Credentials are kept where Docker keeps them: in its config.json, or with the credential helpers that it names.
+#[derive(Debug, Options)]
+#[command(
+    arg_required_else_help = true,
+    after_help = "Example:\n  msb image registry login ghcr.io -u alice --password-stdin < token"
+)]
+pub(crate) struct Registry {
+    #[command(subcommand)]
+    pub(crate) command: RegistryCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum RegistryCommand {
+    Login(Login),
+    Logout(Logout),
+    #[command(visible_alias = "ls")]
+    List(Logins),
+}
+
+/// Log in: try credentials at a registry and keep them
+#[derive(Debug, Options)]
+pub(crate) struct Login {
+    /// The registry
+    #[arg(value_name = "REGISTRY", default_value = "docker.io")]
+    pub(crate) registry: String,
+    /// The user
+    #[arg(short, long, value_name = "NAME")]
+    pub(crate) username: Option<String>,
+    /// Read the password, or token, from standard input
+    #[arg(long)]
+    pub(crate) password_stdin: bool,
+    #[command(flatten)]
+    pub(crate) way: Way,
+}
+
+/// Log out: forget the credentials for a registry
+#[derive(Debug, Options)]
+pub(crate) struct Logout {
+    /// The registry
+    #[arg(value_name = "REGISTRY", default_value = "docker.io")]
+    pub(crate) registry: String,
+}
+
+/// List the registries that there are credentials for
+#[derive(Debug, Options)]
+pub(crate) struct Logins {
+    /// Print JSON
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) format: Option<Format>,
 }
 
 /// Load images from an archive of docker, podman, skopeo or buildah

@@ -31,7 +31,7 @@ pub(crate) struct Document {
 }
 
 /// What a document says of another blob.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Descriptor {
     #[serde(default)]
@@ -52,6 +52,9 @@ pub(crate) struct Platform {
     pub(crate) architecture: String,
     #[serde(default)]
     pub(crate) os: String,
+    /// A version of the architecture, as `v7` of arm.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) variant: Option<String>,
 }
 
 /// The configuration of an image.
@@ -145,7 +148,7 @@ impl Config {
     }
 
     pub(crate) fn check_platform(&self) -> Result<()> {
-        if self.platform == Platform::host() {
+        if self.platform.is_of_host() {
             return Ok(());
         }
         bail!(
@@ -169,14 +172,25 @@ impl Platform {
         Platform {
             architecture: architecture.to_owned(),
             os: "linux".to_owned(),
+            variant: None,
         }
+    }
+
+    /// Whether this machine can run it.
+    pub(crate) fn is_of_host(&self) -> bool {
+        let host = Platform::host();
+        self.os == host.os && self.architecture == host.architecture
     }
 }
 
 impl std::fmt::Display for Platform {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let shown = |text: &str| libmsb::cli::escape::escape(text).into_owned();
-        write!(f, "{}/{}", shown(&self.os), shown(&self.architecture))
+        write!(f, "{}/{}", shown(&self.os), shown(&self.architecture))?;
+        match &self.variant {
+            Some(variant) => write!(f, "/{}", shown(variant)),
+            None => Ok(()),
+        }
     }
 }
 

@@ -42,8 +42,14 @@ mod limits;
 mod list;
 /// `msb image load`.
 mod load;
+/// `msb image registry`: login, logout, list.
+mod login;
 /// `msb image prune`.
 mod prune;
+/// `msb image pull`.
+mod pull;
+/// Registries.
+mod registry;
 /// `msb image remove`.
 mod remove;
 /// `msb image save`.
@@ -80,6 +86,8 @@ fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Load(args) => load::run(&home, args),
         Command::Save(args) => save::run(&home, args),
+        Command::Pull(args) => pull::run(&home, args),
+        Command::Registry(args) => login::run(&home, args),
         Command::Import(args) => import::run(&home, args),
         Command::List(args) => list::run(&home, args),
         Command::Inspect(args) => inspect::run(&home, args),

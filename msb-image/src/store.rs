@@ -190,6 +190,11 @@ impl NewLayers {
         Some(files)
     }
 
+    /// Keeps a layer for the store, to take the place of one that may be there.
+    pub(crate) fn replace(&mut self, diff_id: &Digest, files: NewLayer) {
+        self.0.push((*diff_id, files));
+    }
+
     /// Where the index of a layer is: in the store, or on its way there.
     pub(crate) fn index_path(&self, store: &Store, diff_id: &Digest) -> PathBuf {
         self.find(diff_id).map_or_else(

@@ -8,6 +8,7 @@ mod engine;
 mod launch;
 mod make;
 mod plan;
+mod pull;
 mod session;
 mod startup;
 mod supervisor;

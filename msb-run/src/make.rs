@@ -17,6 +17,7 @@ use libmsb::state::{Home, layout};
 
 use crate::engine::{self, upper};
 use crate::plan::{self, Choices};
+use crate::pull::{self, PullPolicy};
 use crate::verbs::SettingArgs;
 use crate::verbs::stop::stop;
 
@@ -45,6 +46,9 @@ pub(crate) struct MakeArgs {
     /// Program to run in place of the image's entrypoint
     #[arg(long, value_name = "PROGRAM")]
     entrypoint: Option<OsString>,
+    /// When to pull the image from its registry
+    #[arg(long, value_name = "WHEN", default_value = "if-missing")]
+    pull: PullPolicy,
     /// Label of the sandbox
     #[arg(long, value_name = "KEY[=VALUE]", value_parser = parse_label)]
     label: Vec<(String, String)>,
@@ -128,6 +132,7 @@ pub(crate) fn make(
     let (making, setting, command) = args;
     let images = home.images();
     let choices = making.choices(home, setting, command)?;
+    pull::bring(&images, image, making.pull)?;
     // Held until the sandbox, which pins the image, is there.
     let in_use = if images.root().is_dir() {
         Some(Lock::shared(&images.lock())?)

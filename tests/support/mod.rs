@@ -5,6 +5,8 @@ mod guests;
 mod home;
 mod processes;
 mod random;
+mod registry;
+mod server;
 mod terminal;
 
 pub(crate) use command::{Outcome, Running};
@@ -12,6 +14,8 @@ pub(crate) use guests::Guests;
 pub(crate) use home::Home;
 pub(crate) use processes::open_files;
 pub(crate) use random::Random;
+pub(crate) use registry::Registry;
+pub(crate) use server::{Relay, Request, Server, answer, tunnel};
 pub(crate) use terminal::Terminal;
 
 use std::path::{Path, PathBuf};

@@ -167,9 +167,24 @@ impl fmt::Display for Failure {
 
 impl std::error::Error for Failure {}
 
+/// A failure that another program of ours has told already: only its exit code goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Told(pub u8);
+
+impl fmt::Display for Told {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("it was told why")
+    }
+}
+
+impl std::error::Error for Told {}
+
 /// Prints the error (and its hint) to standard error and gives the exit code. Prints nothing, and gives success, when
 /// the error is only that nobody reads our output any more.
 pub fn report(tool: &str, error: &anyhow::Error) -> u8 {
+    if let Some(Told(code)) = error.downcast_ref() {
+        return *code;
+    }
     if output::is_closed(error) {
         return exit::DONE;
     }

@@ -101,6 +101,11 @@ impl Store {
         self.root.join(layout::DISKS)
     }
 
+    /// A blob on its way.
+    pub fn download_path(&self, blob: &Digest) -> PathBuf {
+        self.downloads().join(blob.hex())
+    }
+
     /// The lock: shared by load, import and run, exclusive for removal.
     pub fn lock(&self) -> PathBuf {
         self.root.join(layout::LOCK)
@@ -155,6 +160,7 @@ impl Store {
             self.layers(),
             self.blobs(),
             self.disks(),
+            self.downloads(),
         ] {
             write::create_dir(&folder)?;
         }
@@ -213,7 +219,7 @@ impl Store {
     pub fn find(&self, reference: &Reference) -> anyhow::Result<Image> {
         let Some(record) = self.record(reference)? else {
             return Err(Failure::not_found(format!("there is no image '{}'", reference.familiar()))
-                .hint("`msb images` lists what is there; `msb image load` and `msb image import` bring more")
+                .hint("`msb images` lists what is there; `msb pull`, `msb load` and `msb image import` bring more")
                 .into());
         };
         self.open(reference, &record.manifest_digest)

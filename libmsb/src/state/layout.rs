@@ -28,7 +28,7 @@ pub const LAYER_DATA: &str = ".data";
 pub const LAYER_INDEX: &str = ".index";
 /// Layers as they came, compressed, named by the digits of their SHA-256: only if that was asked for.
 pub const BLOBS: &str = "blobs";
-/// Blobs on their way from a registry, whole or not.
+/// Blobs on their way from a registry, whole or not, named by the digits of their digest.
 pub const DOWNLOADS: &str = "downloads";
 /// Disks, two files each, named by the digits of their manifest.
 pub const DISKS: &str = "disks";

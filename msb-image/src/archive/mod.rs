@@ -476,7 +476,11 @@ impl<'a> Archive<'a> {
 }
 
 /// Compares what a layer is with what it must be.
-fn check(source: &LayerSource, diff_id: &Digest, blob: Option<&BlobFacts>) -> Result<()> {
+pub(crate) fn check(
+    source: &LayerSource,
+    diff_id: &Digest,
+    blob: Option<&BlobFacts>,
+) -> Result<()> {
     if let (Some(expected), Some(found)) = (&source.blob, blob) {
         let same = expected.digest == found.digest;
         ensure!(

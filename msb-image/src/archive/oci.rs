@@ -117,7 +117,7 @@ fn choose(found: Vec<Found>, missing: &[Digest]) -> Result<Vec<Found>> {
     let mut others: Vec<String> = Vec::new();
     let mut chosen: Vec<Found> = Vec::new();
     for item in found {
-        if item.platform != host {
+        if !item.platform.is_of_host() {
             others.push(item.platform.to_string());
             continue;
         }
