@@ -6,7 +6,7 @@ use std::fs;
 use crate::support::stage;
 
 /// Packages of the workspace, and which of the others each may use.
-const ARROWS: [(&str, &[&str]); 7] = [
+const ARROWS: [(&str, &[&str]); 8] = [
     ("msb-wire", &[]),
     ("libmsb", &["msb-wire"]),
     ("msb-agent", &["msb-wire"]),
@@ -14,6 +14,7 @@ const ARROWS: [(&str, &[&str]); 7] = [
     ("msb-run", &["libmsb", "msb-wire"]),
     ("msb-vmm", &["libmsb", "msb-wire"]),
     ("msb-tests", &[]),
+    ("msb-test-hello", &[]),
 ];
 
 /// What libmsb may never bring to every tool: TLS, HTTP, an async runtime, a hypervisor.

@@ -122,7 +122,7 @@ fn every_command_of_the_front_program_is_a_program_and_the_other_way_round() {
         .lines()
         .map(str::to_owned)
         .collect();
-    let aliases = ["load", "images", "rmi", "help", "list", "remove"];
+    let aliases = ["load", "save", "images", "rmi", "help", "list", "remove"];
     for program in programs() {
         let Some(command) = program.strip_prefix("msb-") else {
             continue;

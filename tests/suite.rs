@@ -14,18 +14,34 @@
 mod arrows;
 /// Requests that cannot be done.
 mod bad_input;
+/// Everything at once, and killed.
+mod chaos;
 /// Environment, user, directory, labels: what a command finds itself in.
 mod config;
 /// Man pages, help texts and the state directory's names say the same.
 mod docs;
+/// What the doctor says of a host.
+mod doctor;
 /// What `run` and `exec` end with.
 mod exit_codes;
 /// From an archive to the tree that a guest sees.
 mod image_to_run;
 /// Programs that are killed at any moment.
 mod kill;
+/// The life of a sandbox, verb by verb.
+mod life;
 /// Sandboxes that last: started, used, listed, stopped, removed.
 mod lifecycle;
+/// Memory, as the host sees it.
+mod memory;
+/// Names, room on the disk, and what goes when nobody needs it.
+mod prune;
+/// Guests and machines that end without being asked to.
+mod reasons;
+/// Images on their way through other programs, and to another host.
+mod roundtrip;
+/// Archives that are written.
+mod save;
 /// Standard input, output and error.
 mod streams;
 /// What the tests stand on.

@@ -14,7 +14,7 @@ end
 function __msb_names --argument-names msb tool verb
     # Names for the words after a command: sandboxes or images.
     switch "$tool $verb"
-        case 'msb-exec *' 'msb-stop *' 'msb-rm *'
+        case 'msb-exec *' 'msb-inspect *' 'msb-modify *' 'msb-ping *' 'msb-ps *' 'msb-restart *' 'msb-rm *' 'msb-start *' 'msb-stop *' 'msb-wait *'
             $msb list --quiet 2>/dev/null
         case 'msb-run *' 'msb-image inspect' 'msb-image remove' 'msb-image rm'
             # As people type them: docker.io/library/alpine:latest is alpine.

@@ -12,7 +12,7 @@ use crate::limits::IMAGE_LAYERS_MAX;
 
 pub(crate) const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG_TYPE: &str = "application/vnd.oci.image.config.v1+json";
-const LAYER_TYPE: &str = "application/vnd.oci.image.layer.v1.tar";
+pub(crate) const LAYER_TYPE: &str = "application/vnd.oci.image.layer.v1.tar";
 
 /// A manifest or an index. One that is both at once is refused, for its readers could not agree what it is.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -105,6 +105,16 @@ impl Document {
 }
 
 impl Descriptor {
+    pub(crate) fn new(media_type: &str, digest: Digest, size: u64) -> Descriptor {
+        Descriptor {
+            media_type: media_type.to_owned(),
+            digest,
+            size,
+            annotations: None,
+            platform: None,
+        }
+    }
+
     pub(crate) fn annotation(&self, name: &str) -> Option<&str> {
         self.annotations.as_ref()?.get(name).map(String::as_str)
     }
@@ -177,21 +187,23 @@ pub(crate) fn manifest_for(
     config_bytes: u64,
     layers: &[Summary],
 ) -> Result<Vec<u8>> {
-    let descriptor = |media_type: &str, digest: &Digest, size: u64| Descriptor {
-        media_type: media_type.to_owned(),
-        digest: *digest,
-        size,
-        annotations: None,
-        platform: None,
-    };
     let layers = layers
         .iter()
-        .map(|layer| descriptor(LAYER_TYPE, &layer.diff_id, layer.tar_bytes));
+        .map(|layer| Descriptor::new(LAYER_TYPE, layer.diff_id, layer.tar_bytes));
+    manifest_of(config, config_bytes, layers.collect())
+}
+
+/// The manifest of layers that are packed in some way.
+pub(crate) fn manifest_of(
+    config: &Digest,
+    config_bytes: u64,
+    layers: Vec<Descriptor>,
+) -> Result<Vec<u8>> {
     let document = Document {
         schema_version: 2,
         media_type: Some(MANIFEST_TYPE.to_owned()),
-        config: Some(descriptor(CONFIG_TYPE, config, config_bytes)),
-        layers: Some(layers.collect()),
+        config: Some(Descriptor::new(CONFIG_TYPE, *config, config_bytes)),
+        layers: Some(layers),
         manifests: None,
     };
     Ok(serde_json::to_vec(&document)?)

@@ -1,7 +1,7 @@
 //! Starting a supervisor.
 
 use std::io::BufReader;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
@@ -28,9 +28,19 @@ pub(crate) struct Launched {
     pub(crate) client: Option<UnixStream>,
 }
 
+/// To whom a sandbox is bound: it does not outlive that.
+#[derive(Debug)]
+pub(crate) enum Bond {
+    /// To nobody.
+    None,
+    /// To us, who run its main command.
+    Client,
+    /// To whoever holds the other end of this pipe.
+    Pipe(OwnedFd),
+}
+
 /// Starts the supervisor of a sandbox, whose lock goes over to it, and tells what it has to say about the engine.
-/// Attached, the sandbox does not outlive us.
-pub(crate) fn launch(name: &SandboxName, lock: Lock, attached: bool) -> anyhow::Result<Launched> {
+pub(crate) fn launch(name: &SandboxName, lock: Lock, bond: Bond) -> anyhow::Result<Launched> {
     // The same program under another name; through /proc it is found also when it was replaced or removed since.
     let mut command = Command::new("/proc/self/exe");
     command.arg0("msb-supervisor").arg(name.as_str());
@@ -41,7 +51,7 @@ pub(crate) fn launch(name: &SandboxName, lock: Lock, attached: bool) -> anyhow::
         .arg("--lock-fd")
         .arg(lock.as_fd().as_raw_fd().to_string());
     let mut inherited = vec![ready.as_fd(), lock.as_fd()];
-    let pair = attached
+    let pair = matches!(bond, Bond::Client)
         .then(UnixStream::pair)
         .transpose()
         .context("cannot make a socket")?;
@@ -50,6 +60,10 @@ pub(crate) fn launch(name: &SandboxName, lock: Lock, attached: bool) -> anyhow::
             .arg("--client-fd")
             .arg(theirs.as_raw_fd().to_string());
         inherited.push(theirs.as_fd());
+    }
+    if let Bond::Pipe(pipe) = &bond {
+        command.arg("--bond-fd").arg(pipe.as_raw_fd().to_string());
+        inherited.push(pipe.as_fd());
     }
     command
         .current_dir("/")

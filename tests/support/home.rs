@@ -152,6 +152,16 @@ impl Home {
         processes::with_text(self.folder.to_str().unwrap())
     }
 
+    /// The process of the one virtual machine that runs, whatever its engine.
+    #[track_caller]
+    pub(crate) fn machine(&self) -> Process {
+        let mut machines = self.processes();
+        machines
+            .retain(|process| process.name.starts_with("qemu-system") || process.name == "msb-vmm");
+        assert_eq!(machines.len(), 1, "{machines:#?}");
+        machines.remove(0)
+    }
+
     /// Waits until no process of this test is left; gives those that stay.
     pub(crate) fn leftovers(&self) -> Vec<Process> {
         let deadline = Instant::now() + GRACE;

@@ -86,6 +86,16 @@ impl Store {
         self.root.join(layout::LAYERS)
     }
 
+    /// Folder of layers that were kept as they came.
+    pub fn blobs(&self) -> PathBuf {
+        self.root.join(layout::BLOBS)
+    }
+
+    /// Folder of blobs on their way here, whole or not. Who writes one holds a lock on it.
+    pub fn downloads(&self) -> PathBuf {
+        self.root.join(layout::DOWNLOADS)
+    }
+
     /// Folder of the disks.
     pub fn disks(&self) -> PathBuf {
         self.root.join(layout::DISKS)
@@ -121,6 +131,11 @@ impl Store {
         self.layers().join(diff_id.hex() + layout::LAYER_INDEX)
     }
 
+    /// A layer as it came.
+    pub fn blob_path(&self, blob: &Digest) -> PathBuf {
+        self.blobs().join(blob.hex())
+    }
+
     /// EROFS metadata of a manifest's disk.
     pub fn disk_erofs_path(&self, manifest: &Digest) -> PathBuf {
         self.disks().join(manifest.hex() + layout::DISK_EROFS)
@@ -138,6 +153,7 @@ impl Store {
             self.manifests(),
             self.configs(),
             self.layers(),
+            self.blobs(),
             self.disks(),
         ] {
             write::create_dir(&folder)?;
@@ -147,7 +163,12 @@ impl Store {
 
     /// The record of a reference, or `None`.
     pub fn record(&self, reference: &Reference) -> anyhow::Result<Option<RefRecord>> {
-        write::read_json(&self.ref_path(reference), RECORD_BYTES_MAX)
+        self.record_at(&self.ref_path(reference))
+    }
+
+    /// The record in a file, or `None`.
+    pub fn record_at(&self, path: &Path) -> anyhow::Result<Option<RefRecord>> {
+        write::read_json(path, RECORD_BYTES_MAX)
     }
 
     /// Every record, sorted by reference. A record that cannot be read is an error that names it.
@@ -172,7 +193,7 @@ impl Store {
                 continue;
             }
             // It may have been removed since the folder was listed.
-            records.extend(write::read_json::<RefRecord>(&path, RECORD_BYTES_MAX)?);
+            records.extend(self.record_at(&path)?);
         }
         records.sort_by(|a, b| a.reference.cmp(&b.reference));
         Ok(records)

@@ -56,6 +56,12 @@ pub struct Spec {
     /// Whether the sandbox, when nobody is attached to it, outlives its main command and ends only when it is stopped.
     #[serde(default)]
     pub lasting: bool,
+    /// Nobody has used it for so many milliseconds: then it is stopped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_timeout_ms: Option<u64>,
+    /// It has run for so many milliseconds: then it is stopped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_duration_ms: Option<u64>,
     /// Fields of later versions, kept.
     #[serde(flatten)]
     pub other: serde_json::Map<String, serde_json::Value>,

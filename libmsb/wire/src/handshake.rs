@@ -18,6 +18,10 @@ pub mod operation {
     pub const BOOT: &str = "boot";
     /// Run a command; see [`crate::exec`].
     pub const EXEC: &str = "exec";
+    /// Guest: answer, to show that it is alive; see [`crate::sandbox`].
+    pub const PING: &str = "ping";
+    /// Supervisor: say how the sandbox ended, when it has; see [`crate::sandbox`].
+    pub const WAIT: &str = "wait";
     /// Guest: end all processes, flush, power off.
     pub const SHUTDOWN: &str = "shutdown";
     /// Supervisor: stop the sandbox; see [`crate::sandbox`].

@@ -16,6 +16,11 @@ pub enum Request {
     Exec(ExecRequest),
     /// End all processes, flush, power off (supervisor to agent). Answered by [`StopEvent`] before the power goes.
     Shutdown,
+    /// Answer at once (to the agent). Answered by [`PingEvent`]; one that does not know it refuses, which is a sign of life
+    /// too.
+    Ping,
+    /// Say how the sandbox ended (client to supervisor). Answered by [`EndEvent`] when its lock is free.
+    Wait,
     /// Stop the sandbox (client to supervisor). Answered by [`StopEvent`] when it has stopped.
     Stop(StopRequest),
 }
@@ -26,10 +31,41 @@ impl Request {
         match self {
             Request::Boot(_) => operation::BOOT,
             Request::Exec(_) => operation::EXEC,
+            Request::Ping => operation::PING,
+            Request::Wait => operation::WAIT,
             Request::Shutdown => operation::SHUTDOWN,
             Request::Stop(_) => operation::STOP,
         }
     }
+}
+
+/// The answer to a ping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum PingEvent {
+    /// The guest is alive.
+    Pong,
+}
+
+/// The answer to a wait.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum EndEvent {
+    /// The sandbox has ended.
+    Ended {
+        /// The state that it is in now, as in `status.json`.
+        state: String,
+        /// Why it ended, as in `status.json`.
+        reason: String,
+        /// More about the reason, for people.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        message: Option<String>,
+        /// Exit code of the main command, if it ended.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        exit_code: Option<i32>,
+        /// Whether the guest's file systems were flushed and clean.
+        clean: bool,
+    },
 }
 
 /// Stops a sandbox.

@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use libmsb::cli::error::Failure;
 
+use super::distribution::{self, Part};
+
 /// Where distributions put kernels.
 const KERNELS: &str = "/boot";
 /// Where they put a kernel's modules, in a folder named by its release.
@@ -70,11 +72,15 @@ fn newest_in(folder: &Path) -> anyhow::Result<Kernel> {
         .rev()
         .find(|release| modules_of(release).is_some());
     let Some(release) = with_modules else {
-        return Err(Failure::failed(format!("there is no kernel for the guest in '{}'", folder.display()))
-            .hint(format!(
-                "install one, on Debian: apt-get install linux-image-cloud-amd64; or name one: {VARIABLE}=/path/to/vmlinuz"
-            ))
-            .into());
+        return Err(Failure::failed(format!(
+            "there is no kernel for the guest in '{}'",
+            folder.display()
+        ))
+        .hint(format!(
+            "install one: {}; or name one: {VARIABLE}=/path/to/vmlinuz",
+            distribution::how_to_install(Part::Kernel)
+        ))
+        .into());
     };
     usable(folder.join(format!("vmlinuz-{release}")))
 }

@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 
 use libmsb::machine::{self, KrunKernel, PLAN_VERSION, Plan};
 
+use super::initramfs::{self, Modules};
 use super::kernel::{self, Kernel};
-use super::{Console, Engine, Wanted, agent, host, initramfs, krunfw, vmlinux};
+use super::{Console, Engine, Wanted, agent, host, krunfw, vmlinux};
 
 /// For a kernel of the user's; libkrunfw's gets libkrun's own. Quiet; a panic restarts, by the keyboard's controller,
 /// which is what libkrun watches; and a console that is no serial line.
@@ -46,7 +47,8 @@ fn image(path: PathBuf, agent: &Path, boot_dir: &Path) -> anyhow::Result<KrunKer
         image: path,
         modules: None,
     };
-    let initrd = initramfs::find_or_make(boot_dir, &kernel, agent, &[], vmlinux::check)?;
+    let initrd =
+        initramfs::find_or_make(boot_dir, &kernel, agent, Modules::default(), vmlinux::check)?;
     Ok(KrunKernel::Image {
         path: kernel.image,
         initrd,

@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use libmsb::cli::error::Failure;
 
+use super::distribution::{self, Part};
+
 /// A library to use.
 pub(crate) const VARIABLE: &str = "MSB_KRUNFW";
 
@@ -30,9 +32,6 @@ const FOLDERS: [&str; 8] = [
 /// The dynamic linker's list of libraries.
 const CACHE: &str = "/etc/ld.so.cache";
 
-/// What kind of system this is (os-release(5)).
-const SYSTEM: &str = "/etc/os-release";
-
 /// Offsets in the header of an ELF file (elf(5)), and what stands there in a library for x86-64.
 const TYPE_AT: usize = 16;
 const TYPE_LIBRARY: u16 = 3;
@@ -48,13 +47,12 @@ pub(crate) fn find(home: &Path) -> anyhow::Result<PathBuf> {
     }
     let found = places(home).into_iter().find(|path| path.is_file());
     let Some(path) = found else {
-        let system = std::fs::read_to_string(SYSTEM).unwrap_or_default();
         return Err(Failure::failed(format!(
             "cannot find '{NAME}', the guest's kernel for the engine krun"
         ))
         .hint(format!(
-            "{}; or name the file: {VARIABLE}=/path/to/{NAME}",
-            how_to_install(&system)
+            "install it: {}; or name the file: {VARIABLE}=/path/to/{NAME}",
+            distribution::how_to_install(Part::Krunfw)
         ))
         .into());
     };
@@ -113,61 +111,9 @@ fn check(path: &Path) -> anyhow::Result<()> {
     .into())
 }
 
-/// How to get it on a system, by its own name or that of the family that it belongs to.
-fn how_to_install(system: &str) -> &'static str {
-    let value = |key: &str| {
-        let line = system
-            .lines()
-            .find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
-        line.unwrap_or_default().trim_matches('"').to_owned()
-    };
-    let family = format!("{} {}", value("ID"), value("ID_LIKE"));
-    let known = family.split_whitespace().find_map(|id| {
-        INSTALL
-            .iter()
-            .find(|(ids, _)| ids.contains(&id))
-            .map(|(_, how)| *how)
-    });
-    known.unwrap_or("install libkrunfw 5 with the system's package manager, or with Homebrew: brew install libkrunfw")
-}
-
-/// By names of systems.
-const INSTALL: [(&[&str], &str); 6] = [
-    (
-        &["debian", "ubuntu"],
-        "install libkrunfw5: apt-get install libkrunfw5 where the release has it, else with Homebrew: brew install libkrunfw",
-    ),
-    (
-        &["fedora", "rhel", "centos"],
-        "install it: sudo dnf install libkrunfw",
-    ),
-    (&["arch"], "install it: sudo pacman -S libkrunfw"),
-    (
-        &["suse", "opensuse", "opensuse-tumbleweed"],
-        "install it: sudo zypper install libkrunfw5",
-    ),
-    (&["alpine"], "install it: sudo apk add libkrunfw"),
-    (
-        &["nixos"],
-        "install it: nix profile install nixpkgs#libkrunfw",
-    ),
-];
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn each_family_of_systems_has_its_own_command() {
-        let hint = |text: &str| how_to_install(text);
-        assert!(hint("ID=debian\nVERSION_ID=\"12\"\n").contains("apt-get install libkrunfw5"));
-        assert!(hint("NAME=x\nID=linuxmint\nID_LIKE=\"ubuntu debian\"\n").contains("apt-get"));
-        assert!(hint("ID=\"rocky\"\nID_LIKE=\"rhel centos fedora\"\n").contains("dnf"));
-        assert!(hint("ID=arch\n").contains("pacman"));
-        assert!(hint("ID=\"opensuse-leap\"\nID_LIKE=\"suse opensuse\"\n").contains("zypper"));
-        assert!(hint("ID=nixos\n").contains("nix"));
-        assert!(hint("").contains("brew"));
-    }
 
     #[test]
     fn the_linkers_list_gives_whole_paths_of_this_very_name() {

@@ -14,8 +14,12 @@ use libmsb::state::{Home, layout, write};
 use libmsb::tools;
 use serde::Deserialize;
 
+/// What the engines need and find on this host.
+pub(crate) mod checkup;
+/// How what is missing is installed.
+pub(crate) mod distribution;
 /// What the host offers.
-mod host;
+pub(crate) mod host;
 /// The initial RAM disk: the agent, and the modules that the kernel needs.
 mod initramfs;
 /// The guest's kernel.

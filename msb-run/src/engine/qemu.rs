@@ -1,14 +1,16 @@
 //! The qemu engine: runs everywhere, with the processor's virtualization where that works, else in software.
 
-use std::fs::OpenOptions;
 use std::path::PathBuf;
 
 use libmsb::cli::error::Failure;
 use libmsb::machine::{self, Accelerator, Board, PLAN_VERSION, Plan};
 use libmsb::tools;
 
+use super::distribution::{self, Part};
+use super::host::{self, Kvm};
+use super::initramfs::{self, Modules};
 use super::kernel::{self, Kernel};
-use super::{Console, Engine, Wanted, agent, initramfs};
+use super::{Console, Engine, Wanted, agent};
 
 const PROGRAM: &str = "qemu-system-x86_64";
 
@@ -21,6 +23,9 @@ const CMDLINE: &str = "console=ttyS0 panic=-1 reboot=t quiet no_timer_check tsc=
 
 /// Modules on the way to disks and host; those of the board come first.
 const MODULES: &[&str] = &["virtio_blk", "virtio_console", "erofs", "ext4", "overlay"];
+
+/// The guest gives memory that it has freed back through this.
+const MODULES_LATER: &[&str] = &["virtio_balloon"];
 
 /// QEMU on this host.
 #[derive(Debug)]
@@ -35,12 +40,8 @@ pub(crate) struct Qemu {
 impl Qemu {
     /// Finds QEMU, a kernel and the agent.
     pub(crate) fn find(boot_dir: PathBuf) -> anyhow::Result<Qemu> {
-        let program = tools::find(PROGRAM).map_err(|_| {
-            Failure::failed(format!("cannot find '{PROGRAM}' in PATH"))
-                .hint("install QEMU, on Debian: apt-get install qemu-system-x86")
-        })?;
         Ok(Qemu {
-            program,
+            program: program()?,
             kernel: kernel::find()?,
             agent: agent()?,
             accelerator: accelerator(),
@@ -75,13 +76,13 @@ impl Engine for Qemu {
             .hint("the engine krun can, where hardware virtualization works: see 'msb doctor'")
             .into());
         }
-        let bus = match board {
-            Board::Microvm => "virtio_mmio",
-            Board::Q35 => "virtio_pci",
+        let modules = needed_modules(board);
+        let modules = Modules {
+            needed: &modules,
+            later: MODULES_LATER,
         };
-        let modules: Vec<&str> = [bus].into_iter().chain(MODULES.iter().copied()).collect();
         let initrd =
-            initramfs::find_or_make(&self.boot_dir, &self.kernel, &self.agent, &modules, |_| {
+            initramfs::find_or_make(&self.boot_dir, &self.kernel, &self.agent, modules, |_| {
                 Ok(())
             })?;
         Ok(Some(Plan {
@@ -106,6 +107,29 @@ impl Engine for Qemu {
     }
 }
 
+/// The program.
+pub(crate) fn program() -> anyhow::Result<PathBuf> {
+    tools::find(PROGRAM).map_err(|_| {
+        let how = distribution::how_to_install(Part::Qemu);
+        Failure::failed(format!("cannot find '{PROGRAM}' in PATH"))
+            .hint(format!("install QEMU: {how}"))
+            .into()
+    })
+}
+
+/// Whether the modules that a guest needs can be had of this kernel.
+pub(crate) fn check_modules(kernel: &Kernel) -> anyhow::Result<()> {
+    initramfs::check(kernel, &needed_modules(Board::Microvm))
+}
+
+fn needed_modules(board: Board) -> Vec<&'static str> {
+    let bus = match board {
+        Board::Microvm => "virtio_mmio",
+        Board::Q35 => "virtio_pci",
+    };
+    [bus].into_iter().chain(MODULES.iter().copied()).collect()
+}
+
 /// In software the guest sees the host's time stamp counter; without being told its rate, the kernel measures it
 /// against an emulated timer, gives up when the host is busy, and hangs.
 fn cmdline(accelerator: Accelerator) -> String {
@@ -115,28 +139,11 @@ fn cmdline(accelerator: Accelerator) -> String {
     }
 }
 
-/// The processor's virtualization, if it is there and we may use it. An open `/dev/kvm` alone proves nothing: the module
-/// may be loaded on a processor that has none.
+/// The processor's virtualization, if a virtual machine could use it just now.
 fn accelerator() -> Accelerator {
-    let processor = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let flags = processor
-        .lines()
-        .find(|line| line.starts_with("flags"))
-        .unwrap_or_default();
-    let capable = flags
-        .split_whitespace()
-        .any(|flag| flag == "vmx" || flag == "svm");
-    let allowed = || {
-        OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open("/dev/kvm")
-            .is_ok()
-    };
-    if capable && allowed() {
-        Accelerator::Kvm
-    } else {
-        Accelerator::Tcg
+    match host::probe_kvm() {
+        Kvm::Works => Accelerator::Kvm,
+        _ => Accelerator::Tcg,
     }
 }
 

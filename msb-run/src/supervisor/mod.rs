@@ -6,6 +6,7 @@
 
 mod args;
 mod exec_log;
+mod last_line;
 mod life;
 mod link;
 mod machine;
@@ -42,6 +43,8 @@ const TOOL: &str = "msb-supervisor";
 pub(crate) struct Starter {
     /// The client without which the sandbox does not go on.
     pub(crate) client: Option<UnixStream>,
+    /// A pipe: the sandbox does not go on when its other end is closed.
+    pub(crate) bond: Option<File>,
     /// Takes a [`Startup`] line when the guest is up or cannot come up, and another when it ends badly after that.
     pub(crate) ready: Option<File>,
 }

@@ -40,6 +40,7 @@ pub(crate) fn run(args: ExecArgs) -> anyhow::Result<u8> {
     let mut request = args.connected.request(argv, tty);
     request.env.extend(
         args.connected
+            .setting
             .env()?
             .iter()
             .map(|variable| Text::from(variable.to_assignment())),

@@ -1,28 +1,51 @@
 //! What people type.
 
+/// `msb create`: a sandbox that lasts.
+pub(crate) mod create;
+/// `msb doctor`: what this host can do.
+pub(crate) mod doctor;
+/// `msb events`: what happens to sandboxes.
+pub(crate) mod events;
 /// `msb exec`: a command in a running sandbox.
 pub(crate) mod exec;
+/// `msb inspect`: all that is known of a sandbox.
+pub(crate) mod inspect;
 /// `msb ls`: the sandboxes.
 pub(crate) mod ls;
+/// `msb modify`: what a sandbox should be from its next start on.
+pub(crate) mod modify;
+/// `msb ping`: whether guests are alive.
+pub(crate) mod ping;
+/// `msb ps`: the sandboxes that run, and what runs in them.
+pub(crate) mod ps;
+/// `msb restart`: stop and start again.
+pub(crate) mod restart;
 /// `msb rm`: remove sandboxes.
 pub(crate) mod rm;
 /// `msb run`: a command in a sandbox of its own.
 pub(crate) mod run;
+/// The sandboxes that are meant: by name, by label, or named on standard input.
+mod selection;
+/// `msb start`: start sandboxes that were stopped.
+pub(crate) mod start;
 /// `msb stop`: stop sandboxes.
 pub(crate) mod stop;
+/// `msb wait`: wait for the end of sandboxes.
+pub(crate) mod wait;
 
 use std::ffi::OsString;
 use std::io::IsTerminal;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use libmsb::cli::args::{EnvVar, SandboxName, parse_env};
-use libmsb::cli::error::{Failure, print_error, print_hint};
+use libmsb::cli::args::{EnvVar, SandboxName, parse_env, read_env_file};
+use libmsb::cli::error::{Code, Failure, print_error, print_hint, print_warning};
 use libmsb::cli::escape::escape;
 use libmsb::cli::exit;
 use libmsb::state::Home;
 use msb_wire::client::{ClientError, Connection};
-use msb_wire::exec::{ExecEvent, ExecRequest};
+use msb_wire::exec::{ExecEvent, ExecRequest, FailureKind};
 use msb_wire::text::Text;
 
 use crate::session::Outcome;
@@ -34,18 +57,42 @@ const SOCKET_TIMEOUT: Duration = Duration::from_secs(5);
 /// What we call ourselves to a supervisor.
 const PROGRAM: &str = concat!("msb-run ", env!("CARGO_PKG_VERSION"));
 
-/// How a command is connected, and as whom it runs: the same for `run` and `exec`.
+/// As whom, where and with which variables commands run: the same for `run`, `create` and `exec`.
 #[derive(Debug, Args)]
-pub(crate) struct CommandArgs {
+pub(crate) struct SettingArgs {
     /// Set a variable; without a value, take that of the host
     #[arg(short, long, value_name = "NAME[=VALUE]")]
     env: Vec<OsString>,
+    /// Set the variables of a file, one a line; --env has the last word
+    #[arg(long, value_name = "FILE")]
+    env_file: Vec<PathBuf>,
     /// Directory to start in
     #[arg(short, long, value_name = "DIR")]
-    workdir: Option<OsString>,
+    pub(crate) workdir: Option<OsString>,
     /// User, and group, to run as: names or numbers of the guest
     #[arg(short, long, value_name = "USER[:GROUP]")]
-    user: Option<OsString>,
+    pub(crate) user: Option<OsString>,
+}
+
+impl SettingArgs {
+    /// The variables. Of two with one name, the later one counts.
+    pub(crate) fn env(&self) -> anyhow::Result<Vec<EnvVar>> {
+        let mut variables = Vec::new();
+        for file in &self.env_file {
+            variables.extend(read_env_file(file)?);
+        }
+        for text in &self.env {
+            variables.push(parse_env(text)?);
+        }
+        Ok(variables)
+    }
+}
+
+/// How a command is connected: the same for `run` and `exec`.
+#[derive(Debug, Args)]
+pub(crate) struct CommandArgs {
+    #[command(flatten)]
+    pub(crate) setting: SettingArgs,
     /// Run on a terminal (the default when input and output are one)
     #[arg(short, long, overrides_with = "no_tty")]
     tty: bool,
@@ -67,18 +114,13 @@ impl CommandArgs {
             || (!self.no_tty && std::io::stdin().is_terminal() && std::io::stdout().is_terminal())
     }
 
-    /// The variables.
-    pub(crate) fn env(&self) -> Result<Vec<EnvVar>, Failure> {
-        self.env.iter().map(|text| parse_env(text)).collect()
-    }
-
     /// The request, without variables: `exec` sends them with it, `run` has them in the sandbox.
     pub(crate) fn request(&self, argv: Vec<Text>, tty: bool) -> ExecRequest {
         ExecRequest {
             argv,
             env: if tty { terminal_env() } else { Vec::new() },
-            cwd: self.workdir.clone().map(Text::from),
-            user: self.user.clone().map(Text::from),
+            cwd: self.setting.workdir.clone().map(Text::from),
+            user: self.setting.user.clone().map(Text::from),
             tty: tty.then(window_size),
             stdin: !self.no_stdin,
             main: false,
@@ -109,12 +151,39 @@ pub(crate) fn tell_end(tool: &str, outcome: &Outcome) -> anyhow::Result<u8> {
     let Some(event) = &outcome.event else {
         return Err(Failure::failed("the sandbox ended before the command did").into());
     };
-    if let ExecEvent::Failed { message, .. } = event {
-        print_error(tool, &format!("in the guest: {}", escape(message)));
+    match event {
+        ExecEvent::Failed { message, .. } => {
+            print_error(tool, &format!("in the guest: {}", escape(message)));
+        }
+        ExecEvent::Exited {
+            oom_killed: true, ..
+        } => {
+            print_warning(
+                tool,
+                "the guest ran out of memory, and its kernel killed the command",
+            );
+            print_hint(tool, "give the sandbox more: msb run --memory SIZE");
+        }
+        _ => {}
     }
     Ok(event
         .exit_code()
         .unwrap_or(i32::from(exit::COMMAND_NOT_STARTED)) as u8)
+}
+
+/// The answer of a peer that does not serve what it was asked for.
+pub(crate) fn refusal(message: &[u8]) -> Failure {
+    match serde_json::from_slice(message) {
+        Ok(ExecEvent::Failed { kind, message }) => {
+            let failure = Failure::failed(escape(&message).into_owned());
+            if kind == FailureKind::UnsupportedOperation {
+                failure.code(Code::UnsupportedOperation)
+            } else {
+                failure
+            }
+        }
+        _ => Failure::failed("the sandbox gave an answer that cannot be understood"),
+    }
 }
 
 /// Connects to a sandbox that must be there and running.
@@ -127,7 +196,8 @@ pub(crate) fn connect(home: &Home, name: &SandboxName) -> anyhow::Result<Connect
             Err(ClientError::Connect(_)) if !sandbox.is_alive()? => {
                 return Err(
                     Failure::wrong_state(format!("the sandbox '{name}' is not running"))
-                        .hint(format!("start it: msb run --name {name} IMAGE"))
+                        .code(Code::SandboxNotRunning)
+                        .hint(format!("start it: msb start {name}"))
                         .into(),
                 );
             }
@@ -136,32 +206,6 @@ pub(crate) fn connect(home: &Home, name: &SandboxName) -> anyhow::Result<Connect
                 std::thread::sleep(Duration::from_millis(10));
             }
             result => return Ok(result?),
-        }
-    }
-}
-
-/// Does the same with several names; each failure is told, and the worst one is the result.
-pub(crate) fn for_each(
-    tool: &'static str,
-    names: &[SandboxName],
-    mut act: impl FnMut(&SandboxName) -> anyhow::Result<()>,
-) -> anyhow::Result<()> {
-    let [.., last] = names else { return Ok(()) };
-    let mut failed = None;
-    for name in names {
-        let Err(error) = act(name) else { continue };
-        if name == last && failed.is_none() {
-            return Err(error);
-        }
-        let text = libmsb::cli::error::message(&error);
-        print_error(tool, &text);
-        failed = Some(error);
-    }
-    match failed {
-        None => Ok(()),
-        Some(_) => {
-            print_hint(tool, "the others were done");
-            Err(Failure::failed("not all could be done").into())
         }
     }
 }

@@ -62,6 +62,11 @@ fn arguments(plan: &Plan, engine: &Qemu) -> Vec<OsString> {
         "-device",
         format!("virtserialport,chardev=agent,name={PORT_AGENT}"),
     );
+    // Memory that the guest has freed goes back to the host.
+    args.pair(
+        "-device",
+        format!("virtio-balloon-{bus},free-page-reporting=on"),
+    );
     for (number, disk) in plan.disks.iter().enumerate() {
         args.pair("-drive", drive(number, disk));
         args.pair(

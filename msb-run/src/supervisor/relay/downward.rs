@@ -23,6 +23,7 @@ impl Relay {
         match header.kind {
             Kind::Data => {
                 book(route, &header)?;
+                self.active = true;
                 if route.main && self.log_main {
                     notices.push(Notice::MainOutput {
                         channel: header.channel,

@@ -49,6 +49,8 @@ pub(crate) enum Own {
     Main,
     /// Shutting the guest down.
     Shutdown,
+    /// Asking whether the agent is there.
+    Ping,
 }
 
 #[derive(Debug)]
@@ -100,6 +102,13 @@ pub(crate) enum Notice {
         /// Time for the guest to shut down.
         timeout_ms: u64,
     },
+    /// A client wants to know how the sandbox ends.
+    Wait {
+        /// The client.
+        client: ClientId,
+        /// Its stream, on which the answer goes.
+        stream: u32,
+    },
     /// A client has gone.
     Gone(ClientId),
 }
@@ -121,6 +130,10 @@ pub(crate) struct Relay {
     attached: Option<ClientId>,
     log_main: bool,
     open: bool,
+    /// What the agent said of itself: nothing that it does not serve is asked of it.
+    agent: Hello,
+    /// Whether anything has passed since that was last asked.
+    active: bool,
 }
 
 impl Relay {
@@ -144,6 +157,8 @@ impl Relay {
             attached: None,
             log_main,
             open: false,
+            agent: Hello::of("msb-agent", &[]),
+            active: false,
         })
     }
 
@@ -170,6 +185,20 @@ impl Relay {
     pub(crate) fn attach(&mut self, socket: UnixStream) -> Option<ClientId> {
         self.attached = self.add_client(socket);
         self.attached
+    }
+
+    /// The agent has introduced itself.
+    pub(crate) fn meet(&mut self, agent: Hello) {
+        self.agent = agent;
+    }
+
+    /// Whether the sandbox is in use: a call of a client is open, or something has passed since this was last asked.
+    pub(crate) fn is_in_use(&mut self) -> bool {
+        let called = self
+            .clients
+            .values()
+            .any(|client| !client.streams.is_empty());
+        std::mem::take(&mut self.active) || called
     }
 
     /// The guest takes commands: what waited goes on.

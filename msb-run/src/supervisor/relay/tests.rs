@@ -20,6 +20,7 @@ impl Bench {
         agent_end.set_nonblocking(true).unwrap();
         let hello = Hello::of("supervisor", &[operation::EXEC, operation::STOP]);
         let mut relay = Relay::new(&hello, false).unwrap();
+        relay.meet(Hello::of("agent", &[operation::EXEC]));
         let mut agent = Link::new(ours).unwrap();
         relay.open(&mut agent, &mut Vec::new());
         Bench {
@@ -49,18 +50,17 @@ impl Bench {
     }
 
     fn open(&mut self, id: ClientId, socket: &UnixStream, stream: u32) {
-        let request = Request::Exec(ExecRequest {
+        let exec = ExecRequest {
             argv: vec!["x".into()],
             ..ExecRequest::default()
-        });
+        };
+        self.request(id, socket, stream, &Request::Exec(exec));
+    }
+
+    fn request(&mut self, id: ClientId, socket: &UnixStream, stream: u32, request: &Request) {
         let mut out = Vec::new();
-        frame::put_message(
-            &mut out,
-            stream,
-            Kind::Open,
-            0,
-            &serde_json::to_vec(&request).unwrap(),
-        );
+        let message = serde_json::to_vec(request).unwrap();
+        frame::put_message(&mut out, stream, Kind::Open, 0, &message);
         self.send(id, socket, &out);
     }
 
@@ -242,4 +242,32 @@ fn a_client_that_says_no_hello_or_nonsense_is_cut_off() {
     let id = bench.relay.add_client(ours).unwrap();
     bench.send(id, &theirs, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n");
     assert_eq!(bench.notices, [Notice::Gone(id)]);
+}
+
+#[test]
+fn what_the_agent_does_not_serve_is_refused_and_the_rest_goes_on() {
+    let mut bench = Bench::new();
+    let (id, socket) = bench.client();
+    bench.request(id, &socket, 5, &Request::Ping);
+    assert!(bench.at_agent().is_empty());
+    bench.open(id, &socket, 6);
+    assert_eq!(bench.at_agent().len(), 1);
+    bench.relay.meet(Hello::of("agent", &[operation::PING]));
+    bench.request(id, &socket, 7, &Request::Ping);
+    assert_eq!(bench.at_agent().len(), 1);
+}
+
+#[test]
+fn a_sandbox_is_in_use_while_a_call_is_open_and_when_something_has_passed() {
+    let mut bench = Bench::new();
+    assert!(!bench.relay.is_in_use());
+    let (id, socket) = bench.client();
+    assert!(!bench.relay.is_in_use(), "a connection alone is no use");
+    bench.open(id, &socket, 5);
+    assert!(bench.relay.is_in_use() && bench.relay.is_in_use());
+    drop(socket);
+    bench
+        .relay
+        .read_client(id, &mut bench.agent, &mut bench.notices);
+    assert!(!bench.relay.is_in_use());
 }
