@@ -16,8 +16,9 @@ use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 /// Where the kernel offers the processor's virtualization.
 const DEVICE: &str = "/dev/kvm";
 
-/// Time for a virtual machine to execute one instruction. It takes a thousandth of that.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Time for a virtual machine to execute one instruction: a few milliseconds, but on a host that is itself emulated, and
+/// busy, they become seconds.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// One page of memory for the guest, at this address.
 const PAGE_BYTES: usize = 4096;
