@@ -26,6 +26,8 @@ mod copy;
 mod docs;
 /// What the doctor says of a host.
 mod doctor;
+/// Which engine runs a sandbox.
+mod engines;
 /// What `run` and `exec` end with.
 mod exit_codes;
 /// Registries that are wrong, slow or wicked.

@@ -12,7 +12,7 @@ mod terminal;
 pub(crate) use command::{Outcome, Running};
 pub(crate) use guests::Guests;
 pub(crate) use home::Home;
-pub(crate) use processes::open_files;
+pub(crate) use processes::{Process, open_files};
 pub(crate) use random::Random;
 pub(crate) use registry::Registry;
 pub(crate) use server::{Relay, Request, Server, answer, tunnel};
