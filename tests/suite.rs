@@ -20,6 +20,8 @@ mod config;
 mod docs;
 /// What `run` and `exec` end with.
 mod exit_codes;
+/// Archives that mean harm.
+mod hostile;
 /// From an archive to the tree that a guest sees.
 mod image_to_run;
 /// Programs that are killed at any moment.
@@ -30,5 +32,7 @@ mod lifecycle;
 mod streams;
 /// What the tests stand on.
 mod support;
+/// Archives that other readers of tar are tested with.
+mod tar_readers;
 /// A person before a terminal.
 mod terminal;

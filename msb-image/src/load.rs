@@ -64,7 +64,7 @@ fn load(home: &Home, args: &Load, tags: Vec<Reference>) -> Result<Vec<Loaded>> {
 }
 
 /// Brings one image into the store, layers first and references last.
-fn add(store: &Store, archive: &mut Archive<'_>, image: &Image) -> Result<Vec<Loaded>> {
+pub(crate) fn add(store: &Store, archive: &mut Archive<'_>, image: &Image) -> Result<Vec<Loaded>> {
     let layers = archive.layers(&image.layers)?;
     let config_digest = digest_of(&image.config);
     let manifest = match &image.manifest {
@@ -81,7 +81,7 @@ fn add(store: &Store, archive: &mut Archive<'_>, image: &Image) -> Result<Vec<Lo
             archive.index_path(diff_id)
         })?)
     };
-    // From here on nothing of the archive can be wrong any more.
+    // From here on nothing of the archive can be wrong any more: the disk is planned.
     archive.commit_layers()?;
     put_documents(store, &image.config, &manifest)?;
     if let Some(merged) = merged {

@@ -4,6 +4,12 @@
 //! ([`disk`]), and all of it is kept in the store of the state directory ([`store`]). An untrusted archive never becomes
 //! files on the host.
 
+#![cfg_attr(
+    fuzzing,
+    no_main,
+    allow(dead_code, reason = "the fuzzer has a main of its own")
+)]
+
 use std::process::ExitCode;
 
 use clap::CommandFactory;
@@ -20,6 +26,15 @@ mod disk;
 mod document;
 /// Errors that must be told apart.
 mod error;
+/// Doors for any bytes.
+#[cfg(any(test, fuzzing))]
+#[allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by a panic"
+)]
+mod fuzz;
 /// `msb image import`.
 mod import;
 /// Where archives come from: a file or standard input, with progress.
@@ -40,7 +55,9 @@ mod remove;
 mod store;
 /// Compression and digests of what streams in.
 mod stream;
-#[cfg(test)]
+/// Archives for tests.
+#[cfg(any(test, fuzzing))]
+#[allow(clippy::unwrap_used, reason = "a test fails by a panic")]
 mod testing;
 
 use arguments::{Args, Command};

@@ -114,6 +114,12 @@ impl IndexWriter {
         self.write(&record)
     }
 
+    /// Writes bytes that are no record, perhaps.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn put_body(&mut self, bytes: &[u8]) -> Result<()> {
+        self.write(bytes)
+    }
+
     /// Ends the index and gives its file.
     pub(crate) fn finish(mut self, summary: Summary) -> Result<File> {
         self.flush_run()?;
@@ -346,7 +352,7 @@ fn array<const N: usize>(bytes: &[u8]) -> [u8; N] {
 }
 
 /// Rebuilds the tar of a layer from its two files.
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 pub(crate) fn rebuild(index: &Path, data: &Path, diff_id: &Digest) -> Result<Vec<u8>> {
     use std::os::unix::fs::FileExt;
     let mut reader = IndexReader::open(index, diff_id)?;
