@@ -1,12 +1,16 @@
 //! What the tests stand on: the programs, a state directory of one's own, and exact comparisons.
 
 mod command;
+/// Reading the disks of images.
+pub(crate) mod erofs;
 mod guests;
 mod home;
 mod processes;
 mod random;
 mod registry;
 mod server;
+/// Writing archives.
+pub(crate) mod tar;
 mod terminal;
 
 pub(crate) use command::{Outcome, Running};
