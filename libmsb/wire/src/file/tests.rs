@@ -118,7 +118,8 @@ fn a_tree_arrives_as_it_was() {
 
     let mut out = Vec::new();
     let mut writer = RecordWriter::new(&mut out);
-    assert!(send::tree(&source, send::Options::default(), &mut writer).unwrap());
+    let sent = send::tree(&source, send::Options::default(), &mut writer);
+    assert_eq!(sent.unwrap(), send::Sent::All);
     assert_eq!(take(to.path(), &out[..]).unwrap(), Vec::<String>::new());
 
     let tree = to.path().join("tree");
