@@ -23,7 +23,7 @@ const CALLS_MAX: usize = 60;
 
 /// One of a program's calls: the how manyth of its name.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Call {
+pub(crate) struct Call {
     name: String,
     number: usize,
 }
@@ -51,7 +51,7 @@ fn strace(home: &Home, kill_at: Option<&Call>) -> Vec<String> {
 }
 
 /// The calls that the last traced program made.
-fn traced_calls(home: &Home) -> Vec<Call> {
+pub(crate) fn traced_calls(home: &Home) -> Vec<Call> {
     let path = home.folder.join("strace.log");
     // The tracer may be slower than what it traces.
     wait_until("the end of the trace", || {
@@ -83,7 +83,7 @@ fn traced_calls(home: &Home) -> Vec<Call> {
 }
 
 /// Runs `msb` under strace.
-fn run_traced(home: &Home, kill_at: Option<&Call>, args: &[&str]) -> Outcome {
+pub(crate) fn run_traced(home: &Home, kill_at: Option<&Call>, args: &[&str]) -> Outcome {
     let mut command = home.program("strace");
     command
         .args(strace(home, kill_at))

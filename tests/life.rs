@@ -367,7 +367,15 @@ fn replace_removes_the_sandbox_of_that_name_first() {
         .done();
     create(&home, "web", &["--replace"]);
     home.run(["exec", "web", "--", "ls", "/root"]).is(0, "", "");
-    let missing = home.run(["create", "--name", "web", "--replace", "nope:1"]);
+    let missing = home.run([
+        "create",
+        "--name",
+        "web",
+        "--replace",
+        "--pull",
+        "never",
+        "nope:1",
+    ]);
     assert_eq!(missing.code, 3);
     home.run(["exec", "web", "--", "true"]).is(0, "", "");
     create(&home, "web", &["--replace-with-timeout", "0", "--no-start"]);

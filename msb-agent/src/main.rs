@@ -28,6 +28,8 @@ mod init;
 mod modules;
 /// The guest's kernel file systems.
 mod mount;
+/// Whom the kernel killed for lack of memory.
+mod oom;
 /// The console port to the supervisor.
 mod port;
 /// Terminals for commands.

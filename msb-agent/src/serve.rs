@@ -47,6 +47,10 @@ const FAREWELL: Duration = Duration::from_millis(10);
 /// Time for the host's end of the port to be opened; before that it looks as if it were gone.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
 
+/// Time between a guest that takes commands and the modules that can wait: a command that is short, or just starts, is not
+/// held up by them.
+const LATER: Duration = Duration::from_secs(1);
+
 /// Why the connection cannot go on.
 enum Broken {
     Frame(FrameError),
@@ -106,6 +110,8 @@ pub(crate) struct Agent {
     turn: usize,
     /// Whether processes were left when the last was reaped.
     has_children: bool,
+    /// When the modules that can wait are loaded.
+    later: Option<Instant>,
     stopping: Option<Stopping>,
 }
 
@@ -128,6 +134,7 @@ impl Agent {
             scratch: scratch(),
             turn: 0,
             has_children: false,
+            later: None,
             stopping: None,
         })
     }
@@ -147,6 +154,7 @@ impl Agent {
             self.move_bytes(ready.sessions);
             self.end_sessions();
             self.stop_further();
+            self.load_later();
             if let Err(error) = self.port.write() {
                 self.lost(&reason(error));
             }
@@ -199,7 +207,8 @@ impl Agent {
     }
 
     fn timeout(&self) -> Option<Timespec> {
-        let until = self.stopping.as_ref()?.until;
+        let stopping = self.stopping.as_ref().map(|stopping| stopping.until);
+        let until = [stopping, self.later].into_iter().flatten().min()?;
         Timespec::try_from(until.saturating_duration_since(Instant::now())).ok()
     }
 
@@ -322,6 +331,7 @@ impl Agent {
             match boot::boot(request, &self.modules) {
                 Ok(guest) => {
                     self.guest = Some(guest);
+                    self.later = Some(Instant::now() + LATER);
                     boot::ready()
                 }
                 Err(failed) => failed,
@@ -542,6 +552,13 @@ impl Agent {
             until: Instant::now() + TERM_PATIENCE,
         });
         self.reap();
+    }
+
+    fn load_later(&mut self) {
+        if self.later.is_some_and(|time| time <= Instant::now()) {
+            self.later = None;
+            self.modules.load_later();
+        }
     }
 
     /// The next step of a shutdown, when it is time.

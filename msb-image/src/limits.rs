@@ -39,6 +39,8 @@ pub(crate) const ARCHIVE_ENTRIES_MAX: usize = 100_000;
 pub(crate) const DOCUMENTS_BYTES_MAX: u64 = 16 << 20;
 /// Layers converted from one stream before it is known which are needed. Each holds two open files.
 pub(crate) const STREAMED_LAYERS_MAX: usize = 400;
+/// Layers of a file that are converted at the same time, if there are as many processors: each takes up to 10 MiB.
+pub(crate) const LAYERS_AT_ONCE: usize = 4;
 /// Layers of one image.
 pub(crate) const IMAGE_LAYERS_MAX: usize = 500;
 /// Entries of one image, all layers merged.

@@ -1,12 +1,12 @@
-//! Bytes on their way in: which compression they have, taken off in a thread of its own, hashed on both sides.
+//! Bytes on their way in: which compression they have, taken off, hashed on both sides.
 //!
-//! One thread reads, hashes and decodes, the other hashes the result and uses it: on two cores that halves the time.
-//! Between them go buffers, a few of them and always the same ones, so memory is bounded.
+//! A row of threads: one reads and hashes, one decodes if there is something to decode, and the caller's hashes the result
+//! and uses it. Decoding is the longest part by far, so that thread does nothing else. Between two of them go buffers, a few
+//! and always the same ones, so memory is bounded.
 
-use std::cell::Cell;
-use std::io::{self, Cursor, Read};
-use std::rc::Rc;
+use std::io::{self, BufRead, Cursor, Read};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::thread::ScopedJoinHandle;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use libmsb::digest::Digest;
@@ -61,15 +61,12 @@ pub(crate) struct BlobFacts {
     pub(crate) bytes: u64,
 }
 
-/// Unpacked bytes, from the decoding thread.
-pub(crate) struct Chunks {
-    receiver: Receiver<Result<Vec<u8>>>,
-    recycle: Sender<Vec<u8>>,
-    current: Vec<u8>,
-    at: usize,
-    ended: bool,
-    hash: Option<Sha256>,
-    bytes: u64,
+/// Facts of both sides.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Unpacked {
+    pub(crate) blob: BlobFacts,
+    pub(crate) digest: Digest,
+    pub(crate) bytes: u64,
 }
 
 /// Reads and unpacks the whole input while `consume` uses what comes out. What `consume` leaves is read all the same, so
@@ -83,11 +80,49 @@ pub(crate) fn unpack<R: Read + Send, T>(
         bail!("{}", describe_unknown(&head))
     };
     let input = Cursor::new(head).chain(input);
+    std::thread::scope(|scope| {
+        let (out, packed) = link(None);
+        let feeder = scope.spawn(move || out.feed(input));
+        let (decoder, mut chunks) = if packing == Packing::Plain {
+            // The digest of a plain tar is taken once, by the thread that reads.
+            (None, packed)
+        } else {
+            let (out, chunks) = link(Some(Sha256::new()));
+            (
+                Some(scope.spawn(move || out.decode(packed, packing))),
+                chunks,
+            )
+        };
+        let consumed = consume(&mut chunks).and_then(|value| Ok((value, chunks.drain()?)));
+        // A thread that waits for room must see that nobody listens any more.
+        let hash = chunks.close();
+        let decoded = decoder.map_or(Ok(()), join);
+        let blob = join(feeder);
+        // The last in the row was told of what went wrong before it.
+        let (value, bytes) = consumed?;
+        decoded?;
+        let blob = blob?;
+        let digest = hash.map_or(blob.digest, |hash| Digest::of_bytes(hash.finalize().into()));
+        let unpacked = Unpacked {
+            blob,
+            digest,
+            bytes,
+        };
+        Ok((value, unpacked))
+    })
+}
+
+fn join<T>(thread: ScopedJoinHandle<'_, Result<T>>) -> Result<T> {
+    thread
+        .join()
+        .map_err(|_| anyhow!("a thread that reads the data failed"))?
+}
+
+/// Two ends of a way for bytes from one thread to the next.
+fn link(hash: Option<Sha256>) -> (Out, Chunks) {
     let (sender, receiver) = sync_channel(CHUNKS_IN_FLIGHT);
     let (recycle, recycled) = channel();
-    // The digest of a plain tar is taken once, by the thread that reads.
-    let hash = (packing != Packing::Plain).then(Sha256::new);
-    let mut chunks = Chunks {
+    let chunks = Chunks {
         receiver,
         recycle,
         current: Vec::new(),
@@ -96,73 +131,64 @@ pub(crate) fn unpack<R: Read + Send, T>(
         hash,
         bytes: 0,
     };
-    std::thread::scope(|scope| {
-        let decoder = scope.spawn(move || Decoder { sender, recycled }.run(input, packing));
-        let consumed = consume(&mut chunks).and_then(|value| Ok((value, chunks.drain()?)));
-        // A decoder that waits for room must see that nobody listens any more.
-        drop(chunks.receiver);
-        let blob = decoder
-            .join()
-            .map_err(|_| anyhow!("the decoding thread failed"))?;
-        let (value, bytes) = consumed?;
-        let blob = blob?;
-        let digest = chunks
-            .hash
-            .map_or(blob.digest, |hash| Digest::of_bytes(hash.finalize().into()));
-        Ok((
-            value,
-            Unpacked {
-                blob,
-                digest,
-                bytes,
-            },
-        ))
-    })
+    (Out { sender, recycled }, chunks)
 }
 
-/// Facts of both sides.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Unpacked {
-    pub(crate) blob: BlobFacts,
-    pub(crate) digest: Digest,
-    pub(crate) bytes: u64,
-}
-
-struct Decoder {
+/// The end that bytes go into.
+struct Out {
     sender: SyncSender<Result<Vec<u8>>>,
     recycled: Receiver<Vec<u8>>,
 }
 
-impl Decoder {
-    fn run<R: Read>(self, input: R, packing: Packing) -> Result<BlobFacts> {
-        let mut input = io::BufReader::with_capacity(CHUNK_BYTES, HashingReader::new(input));
-        let packed = input.get_ref().bytes.clone();
-        let outcome = match packing {
-            Packing::Plain => self.pump(&mut input, &packed),
-            Packing::Gzip => {
-                let mut gzip = flate2::bufread::MultiGzDecoder::new(input);
-                let outcome = self.pump(&mut gzip, &packed);
-                input = gzip.into_inner();
-                outcome
-            }
-            Packing::Zstd => {
-                let mut zstd = zstd::stream::read::Decoder::with_buffer(input)?;
-                zstd.window_log_max(ZSTD_WINDOW_LOG_MAX)?;
-                let outcome = self.pump(&mut zstd, &packed);
-                input = zstd.finish();
-                outcome
-            }
-        };
-        if let Err(error) = outcome {
-            // The consumer tells it; if it is gone it has an error of its own.
-            drop(self.sender.send(Err(error)));
-            bail!("the data could not be unpacked");
-        }
-        Ok(input.into_inner().facts())
+/// The end where they come out.
+pub(crate) struct Chunks {
+    receiver: Receiver<Result<Vec<u8>>>,
+    recycle: Sender<Vec<u8>>,
+    current: Vec<u8>,
+    at: usize,
+    ended: bool,
+    hash: Option<Sha256>,
+    /// Bytes that came so far.
+    bytes: u64,
+}
+
+impl Out {
+    /// Sends the whole input on as it is.
+    fn feed(self, input: impl Read) -> Result<BlobFacts> {
+        let mut input = HashingReader::new(input);
+        self.tell(self.pump(&mut input, |_, bytes| check_tar_bytes(bytes)))?;
+        Ok(input.facts())
     }
 
-    /// Unpacks everything. `packed` counts what was read for it.
-    fn pump(&self, decoder: &mut dyn Read, packed: &Cell<u64>) -> Result<()> {
+    /// Sends on what the packed bytes hold.
+    fn decode(self, packed: Chunks, packing: Packing) -> Result<()> {
+        let outcome = if packing == Packing::Zstd {
+            self.zstd(packed)
+        } else {
+            self.gzip(packed)
+        };
+        self.tell(outcome)
+    }
+
+    fn gzip(&self, packed: Chunks) -> Result<()> {
+        let mut gzip = flate2::bufread::MultiGzDecoder::new(packed);
+        self.pump(&mut gzip, |gzip, bytes| {
+            check_expansion(bytes, gzip.get_ref().bytes)
+        })?;
+        gzip.into_inner().drain().map(drop)
+    }
+
+    fn zstd(&self, packed: Chunks) -> Result<()> {
+        let mut zstd = zstd::stream::read::Decoder::with_buffer(packed)?;
+        zstd.window_log_max(ZSTD_WINDOW_LOG_MAX)?;
+        self.pump(&mut zstd, |zstd, bytes| {
+            check_expansion(bytes, zstd.get_ref().bytes)
+        })?;
+        zstd.finish().drain().map(drop)
+    }
+
+    /// Reads to the end. After each buffer `check` is given the bytes so far.
+    fn pump<R: Read>(&self, reader: &mut R, check: impl Fn(&R, u64) -> Result<()>) -> Result<()> {
         let mut total = 0;
         loop {
             let mut chunk = self
@@ -170,25 +196,38 @@ impl Decoder {
                 .try_recv()
                 .unwrap_or_else(|_| vec![0; CHUNK_BYTES]);
             chunk.resize(CHUNK_BYTES, 0);
-            let filled = fill(decoder, &mut chunk).context("the data is damaged or cut off")?;
+            let filled = fill(reader, &mut chunk).context("the data is damaged or cut off")?;
             if filled == 0 {
                 return Ok(());
             }
             chunk.truncate(filled);
             total += filled as u64;
-            check_expansion(total, packed.get())?;
+            check(reader, total)?;
             if self.sender.send(Ok(chunk)).is_err() {
                 bail!("nobody wants the data any more");
             }
         }
     }
+
+    /// Passes a failure on to whoever waits for bytes; if it is gone it has an error of its own.
+    fn tell(&self, outcome: Result<()>) -> Result<()> {
+        outcome.or_else(|error| {
+            drop(self.sender.send(Err(error)));
+            bail!("the data could not be unpacked")
+        })
+    }
+}
+
+fn check_tar_bytes(bytes: u64) -> Result<()> {
+    ensure!(
+        bytes <= LAYER_TAR_BYTES_MAX,
+        "it has more than {LAYER_TAR_BYTES_MAX} bytes"
+    );
+    Ok(())
 }
 
 fn check_expansion(unpacked: u64, packed: u64) -> Result<()> {
-    ensure!(
-        unpacked <= LAYER_TAR_BYTES_MAX,
-        "it has more than {LAYER_TAR_BYTES_MAX} bytes unpacked"
-    );
+    check_tar_bytes(unpacked)?;
     ensure!(
         unpacked <= EXPANSION_FREE_BYTES || unpacked / EXPANSION_RATIO_MAX <= packed,
         "it expands to more than {EXPANSION_RATIO_MAX} times its size"
@@ -243,6 +282,7 @@ impl Chunks {
         self.at = (self.at + count).min(self.current.len());
     }
 
+    /// Reads what is left; gives how many bytes came in all.
     fn drain(&mut self) -> Result<u64> {
         loop {
             let count = self.available()?.len();
@@ -251,6 +291,32 @@ impl Chunks {
             }
             self.consume(count);
         }
+    }
+
+    /// Lets the other end know that no more is wanted.
+    fn close(self) -> Option<Sha256> {
+        self.hash
+    }
+}
+
+impl BufRead for Chunks {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        self.available()
+            .map_err(|error| error.downcast().unwrap_or_else(io::Error::other))
+    }
+
+    fn consume(&mut self, count: usize) {
+        Chunks::consume(self, count);
+    }
+}
+
+impl Read for Chunks {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let available = self.fill_buf()?;
+        let count = available.len().min(buffer.len());
+        buffer[..count].copy_from_slice(&available[..count]);
+        Chunks::consume(self, count);
+        Ok(count)
     }
 }
 
@@ -275,7 +341,7 @@ impl Raw for Chunks {
 pub(crate) struct HashingReader<R> {
     inner: R,
     hash: Sha256,
-    bytes: Rc<Cell<u64>>,
+    bytes: u64,
 }
 
 impl<R: Read> HashingReader<R> {
@@ -283,14 +349,14 @@ impl<R: Read> HashingReader<R> {
         HashingReader {
             inner,
             hash: Sha256::new(),
-            bytes: Rc::default(),
+            bytes: 0,
         }
     }
 
     pub(crate) fn facts(self) -> BlobFacts {
         BlobFacts {
             digest: Digest::of_bytes(self.hash.finalize().into()),
-            bytes: self.bytes.get(),
+            bytes: self.bytes,
         }
     }
 }
@@ -299,7 +365,7 @@ impl<R: Read> Read for HashingReader<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.inner.read(buffer)?;
         self.hash.update(&buffer[..count]);
-        self.bytes.set(self.bytes.get() + count as u64);
+        self.bytes += count as u64;
         Ok(count)
     }
 }

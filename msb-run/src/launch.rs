@@ -8,17 +8,22 @@ use std::process::{Child, Command, Stdio};
 
 use anyhow::Context;
 use libmsb::cli::args::SandboxName;
-use libmsb::cli::error::{Failure, Kind};
+use libmsb::cli::error::{Failure, Kind, print_note};
 use libmsb::state::lock::Lock;
 
 use crate::startup::{Stamps, Startup};
 use crate::supervisor::spawn_with;
+
+/// In whose name the engine's notes are told.
+const PROGRAM: &str = "msb-run";
 
 /// A supervisor that was started.
 #[derive(Debug)]
 pub(crate) struct Launched {
     child: Child,
     reports: BufReader<std::fs::File>,
+    /// A report that was read and not used.
+    pending: Option<Startup>,
     /// Our connection, if the sandbox is attached to us.
     pub(crate) client: Option<UnixStream>,
 }
@@ -34,7 +39,7 @@ pub(crate) enum Bond {
     Pipe(OwnedFd),
 }
 
-/// Starts the supervisor of a sandbox, whose lock goes over to it.
+/// Starts the supervisor of a sandbox, whose lock goes over to it, and tells what it has to say about the engine.
 pub(crate) fn launch(name: &SandboxName, lock: Lock, bond: Bond) -> anyhow::Result<Launched> {
     // The same program under another name; through /proc it is found also when it was replaced or removed since.
     let mut command = Command::new("/proc/self/exe");
@@ -66,11 +71,21 @@ pub(crate) fn launch(name: &SandboxName, lock: Lock, bond: Bond) -> anyhow::Resu
         .stdout(Stdio::null())
         .stderr(Stdio::null());
     let child = spawn_with(&mut command, &inherited).context("cannot start the supervisor")?;
-    Ok(Launched {
+    // What only the child should hold would keep the reports from ending.
+    drop(ready);
+    let mut launched = Launched {
         child,
         reports: BufReader::new(reports.into()),
+        pending: None,
         client: pair.map(|(ours, _)| ours),
-    })
+    };
+    match launched.next_report()? {
+        Some(Startup::Prepared { note }) => {
+            note.iter().for_each(|note| print_note(PROGRAM, note));
+        }
+        other => launched.pending = other,
+    }
+    Ok(launched)
 }
 
 impl Launched {
@@ -104,6 +119,9 @@ impl Launched {
     }
 
     fn next_report(&mut self) -> anyhow::Result<Option<Startup>> {
+        if let Some(report) = self.pending.take() {
+            return Ok(Some(report));
+        }
         Startup::read(&mut self.reports).context("cannot understand the supervisor")
     }
 }
@@ -119,7 +137,7 @@ pub(crate) struct Gone {
 
 fn failure(report: Startup) -> anyhow::Error {
     match report {
-        Startup::Ready(_) => {
+        Startup::Ready(_) | Startup::Prepared { .. } => {
             Failure::new(Kind::Bug, "the supervisor reported success twice").into()
         }
         Startup::Failed { message, hint } => {

@@ -3,10 +3,12 @@
 //! This is one program under several names, as links: what it does is told by the name it is called by.
 
 mod copy;
+mod doctor;
 mod engine;
 mod launch;
 mod make;
 mod plan;
+mod pull;
 mod session;
 mod startup;
 mod supervisor;
@@ -32,6 +34,7 @@ fn main() -> ExitCode {
         Some("msb-create") => tool("msb-create", arguments, verbs::create::run),
         Some("msb-events") => tool("msb-events", arguments, verbs::events::run),
         Some("msb-exec") => verb("msb-exec", arguments, verbs::exec::run),
+        Some("msb-doctor") => tool("msb-doctor", arguments, verbs::doctor::run),
         Some("msb-inspect") => tool("msb-inspect", arguments, verbs::inspect::run),
         Some("msb-logs") => tool("msb-logs", arguments, verbs::logs::run),
         Some("msb-ls") => tool("msb-ls", arguments, verbs::ls::run),

@@ -7,6 +7,7 @@ use anyhow::Context;
 use clap::Args;
 use libmsb::cli::args::{SandboxName, parse_cpus, parse_duration, parse_label, parse_memory};
 use libmsb::cli::error::Failure;
+use libmsb::machine::EngineChoice;
 use libmsb::reference::Reference;
 use libmsb::state::images::Image;
 use libmsb::state::lock::Lock;
@@ -14,8 +15,9 @@ use libmsb::state::sandboxes::Sandbox;
 use libmsb::state::spec::Spec;
 use libmsb::state::{Home, layout};
 
-use crate::engine::upper;
+use crate::engine::{self, upper};
 use crate::plan::{self, Choices};
+use crate::pull::{self, PullPolicy};
 use crate::verbs::SettingArgs;
 use crate::verbs::stop::stop;
 
@@ -35,12 +37,18 @@ pub(crate) struct MakeArgs {
     /// Memory: MiB, or with a unit, as 1.5G (default: 512M)
     #[arg(short, long, value_parser = parse_memory, value_name = "SIZE")]
     memory: Option<u32>,
+    /// What runs it: krun, qemu, or auto, which takes krun where it works (default: auto)
+    #[arg(long, value_enum, hide_possible_values = true)]
+    engine: Option<EngineChoice>,
     /// Host name in the guest (default: the sandbox's name)
     #[arg(short = 'H', long)]
     hostname: Option<String>,
     /// Program to run in place of the image's entrypoint
     #[arg(long, value_name = "PROGRAM")]
     entrypoint: Option<OsString>,
+    /// When to pull the image from its registry
+    #[arg(long, value_name = "WHEN", default_value = "if-missing")]
+    pull: PullPolicy,
     /// Label of the sandbox
     #[arg(long, value_name = "KEY[=VALUE]", value_parser = parse_label)]
     label: Vec<(String, String)>,
@@ -69,16 +77,23 @@ impl MakeArgs {
     pub(crate) fn is_given(&self) -> bool {
         self.cpus.is_some()
             || self.memory.is_some()
+            || self.engine.is_some()
             || self.hostname.is_some()
             || !self.label.is_empty()
             || self.idle_timeout.is_some()
             || self.max_duration.is_some()
     }
 
-    fn choices(&self, setting: &SettingArgs, command: &[OsString]) -> anyhow::Result<Choices> {
+    fn choices(
+        &self,
+        home: &Home,
+        setting: &SettingArgs,
+        command: &[OsString],
+    ) -> anyhow::Result<Choices> {
         Ok(Choices {
             cpus: u32::from(self.cpus.unwrap_or(CPUS)),
             memory_mib: self.memory.unwrap_or(MEMORY_MIB),
+            engine: engine::choice(home, self.engine)?,
             env: setting.env()?,
             workdir: setting.workdir.clone(),
             user: setting.user.clone(),
@@ -116,7 +131,8 @@ pub(crate) fn make(
 ) -> anyhow::Result<Made> {
     let (making, setting, command) = args;
     let images = home.images();
-    let choices = making.choices(setting, command)?;
+    let choices = making.choices(home, setting, command)?;
+    pull::bring(&images, image, making.pull)?;
     // Held until the sandbox, which pins the image, is there.
     let in_use = if images.root().is_dir() {
         Some(Lock::shared(&images.lock())?)

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use libmsb::cli::args::{EnvVar, SandboxName};
 use libmsb::cli::error::Failure;
+use libmsb::machine::EngineChoice;
 use libmsb::state::images::Image;
 use libmsb::state::spec::{SPEC_VERSION, Spec, SpecImage};
 use msb_wire::text::Text;
@@ -24,6 +25,8 @@ pub(crate) struct Choices {
     pub(crate) cpus: u32,
     /// `--memory`, in MiB.
     pub(crate) memory_mib: u32,
+    /// `--engine`.
+    pub(crate) engine: EngineChoice,
     /// `--env`.
     pub(crate) env: Vec<EnvVar>,
     /// `--workdir`.
@@ -73,6 +76,7 @@ pub(crate) fn spec(
         labels,
         cpus: choices.cpus,
         memory_mib: choices.memory_mib,
+        engine: choices.engine,
         upper_mib: UPPER_MIB,
         hostname: hostname(choices.hostname, name)?,
         env: merge_env(

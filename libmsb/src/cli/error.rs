@@ -167,9 +167,24 @@ impl fmt::Display for Failure {
 
 impl std::error::Error for Failure {}
 
+/// A failure that another program of ours has told already: only its exit code goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Told(pub u8);
+
+impl fmt::Display for Told {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("it was told why")
+    }
+}
+
+impl std::error::Error for Told {}
+
 /// Prints the error (and its hint) to standard error and gives the exit code. Prints nothing, and gives success, when
 /// the error is only that nobody reads our output any more.
 pub fn report(tool: &str, error: &anyhow::Error) -> u8 {
+    if let Some(Told(code)) = error.downcast_ref() {
+        return *code;
+    }
     if output::is_closed(error) {
         return exit::DONE;
     }
@@ -205,6 +220,11 @@ pub fn print_error(tool: &str, message: &str) {
 /// Prints `tool: warning: message`.
 pub fn print_warning(tool: &str, message: &str) {
     print_line(tool, "warning", message);
+}
+
+/// Prints `tool: note: message`, for what is good to know and asks for nothing.
+pub fn print_note(tool: &str, message: &str) {
+    print_line(tool, "note", message);
 }
 
 /// Prints `tool: hint: message`.

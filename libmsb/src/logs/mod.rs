@@ -104,7 +104,7 @@ pub struct Reader {
     ending: bool,
 }
 
-/// The last remark of a supervisor in the log.
+/// How the last remark of a supervisor in the log begins; a reason may follow.
 pub const LAST_REMARK: &str = "sandbox stopped";
 
 impl Reader {
@@ -147,8 +147,8 @@ impl Reader {
         while let Some(line) = self.exec.next_line()? {
             // What a power cut or a full disk has left of a line is not worth losing the others for.
             let Some(entry) = parse(&line) else { continue };
-            self.ending = entry.source == Source::System
-                && entry.data.trim_ascii_end() == LAST_REMARK.as_bytes();
+            self.ending =
+                entry.source == Source::System && entry.data.starts_with(LAST_REMARK.as_bytes());
             if self.sources.contains(&entry.source) {
                 return Ok(Some(entry));
             }
@@ -227,6 +227,7 @@ fn parse(line: &[u8]) -> Option<Entry> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::state::sandboxes::Sandboxes;
 
     #[test]
     fn portions_are_read_byte_for_byte_and_broken_lines_are_passed_over() {
@@ -237,12 +238,11 @@ mod tests {
             "{\"t\":\"2026-11-23T14:05:09.121Z\",\"s\":\"later\",\"d\":\"\"}\n",
             "{\"t\":\"2026-11-23T14:05:09.121Z\",\"s\":\"stderr\",\"d\":\"//4=\",\"e\":\"b64\",\"id\":\"7\"}\n",
         );
-        std::fs::write(folder.path().join(layout::EXEC_LOG), log).unwrap();
-        std::fs::write(folder.path().join(layout::CONSOLE_LOG), "Linux\n").unwrap();
-        let sandbox = Sandbox {
-            name: "x".parse().unwrap(),
-            dir: folder.path().to_owned(),
-        };
+        let sandboxes = Sandboxes::at(folder.path().to_owned(), folder.path().join("events"));
+        let sandbox = sandboxes.named(&"x".parse().unwrap());
+        std::fs::create_dir(&sandbox.dir).unwrap();
+        std::fs::write(sandbox.path(layout::EXEC_LOG), log).unwrap();
+        std::fs::write(sandbox.path(layout::CONSOLE_LOG), "Linux\n").unwrap();
         let mut reader = Reader::open(&sandbox, &Source::ALL, None).unwrap();
         let mut entries = Vec::new();
         while let Some(entry) = reader.next_entry().unwrap() {

@@ -9,6 +9,8 @@ pub const VERSION_NUMBER: &str = "1";
 
 /// What happened to sandboxes, as JSON lines.
 pub const EVENTS: &str = "events.log";
+/// What users set: registries. Written by them only.
+pub const CONFIG: &str = "config.json";
 
 /// Folder of all that belongs to images.
 pub const IMAGES: &str = "images";
@@ -24,6 +26,10 @@ pub const LAYERS: &str = "layers";
 pub const LAYER_DATA: &str = ".data";
 /// Suffix of everything else of a layer's tar.
 pub const LAYER_INDEX: &str = ".index";
+/// Layers as they came, compressed, named by the digits of their SHA-256: only if that was asked for.
+pub const BLOBS: &str = "blobs";
+/// Blobs on their way from a registry, whole or not, named by the digits of their digest.
+pub const DOWNLOADS: &str = "downloads";
 /// Disks, two files each, named by the digits of their manifest.
 pub const DISKS: &str = "disks";
 /// Suffix of a disk's EROFS metadata; the format's version is part of it.
@@ -52,6 +58,9 @@ pub const SUPERVISOR_LOG: &str = "supervisor.log";
 
 /// Folder of initial RAM disks, one for each kernel and agent, named by a digest of both.
 pub const BOOT: &str = "boot";
+
+/// What was said about the engine, so that it is said once.
+pub const ENGINE_NOTE: &str = "engine.note";
 
 /// Folder of sockets in the state directory.
 pub const RUN: &str = "run";

@@ -6,6 +6,7 @@ use msb_wire::text::Text;
 use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
+use crate::machine::EngineChoice;
 
 /// The version of the file's form.
 pub const SPEC_VERSION: u32 = 1;
@@ -33,6 +34,9 @@ pub struct Spec {
     pub cpus: u32,
     /// Memory of the guest, in MiB.
     pub memory_mib: u32,
+    /// What runs it.
+    #[serde(default)]
+    pub engine: EngineChoice,
     /// Size of the writable disk, in MiB. It is sparse: what is not written takes no room.
     pub upper_mib: u64,
     /// Host name of the guest.

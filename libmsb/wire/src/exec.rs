@@ -110,6 +110,10 @@ pub enum ExecEvent {
         /// The signal that killed it.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         signal: Option<i32>,
+        /// The guest had run out of memory, and its kernel killed the command, or one that it waited for and whose end it
+        /// passed on as 128 + 9.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        oom_killed: bool,
     },
     /// Last: it was never started.
     Failed {
@@ -183,7 +187,15 @@ mod tests {
 
     #[test]
     fn ends_map_to_the_exit_codes_of_a_shell() {
-        let exited = |code, signal| ExecEvent::Exited { code, signal }.exit_code();
+        let exited = |code, signal| {
+            let oom_killed = false;
+            ExecEvent::Exited {
+                code,
+                signal,
+                oom_killed,
+            }
+            .exit_code()
+        };
         assert_eq!(exited(Some(3), None), Some(3));
         assert_eq!(exited(None, Some(9)), Some(137));
         let failed = |kind| {
@@ -197,6 +209,18 @@ mod tests {
         assert_eq!(failed(FailureKind::NotExecutable), Some(126));
         assert_eq!(failed(FailureKind::UserNotFound), Some(125));
         assert_eq!(ExecEvent::StdinClosed.exit_code(), None);
+    }
+
+    #[test]
+    fn the_end_of_an_older_agents_command_is_not_one_for_lack_of_memory() {
+        let end = ExecEvent::Exited {
+            code: None,
+            signal: Some(9),
+            oom_killed: false,
+        };
+        let json = r#"{"type":"exited","signal":9}"#;
+        assert_eq!(serde_json::from_str::<ExecEvent>(json).unwrap(), end);
+        assert_eq!(serde_json::to_string(&end).unwrap(), json);
     }
 
     #[test]

@@ -21,7 +21,8 @@ pub enum Request {
     Files(FilesRequest),
     /// End all processes, flush, power off (supervisor to agent). Answered by [`StopEvent`] before the power goes.
     Shutdown,
-    /// Answer at once (client to agent). Answered by [`PingEvent`].
+    /// Answer at once (to the agent). Answered by [`PingEvent`]; one that does not know it refuses, which is a sign of life
+    /// too.
     Ping,
     /// Say how the sandbox ended (client to supervisor). Answered by [`EndEvent`] when its lock is free.
     Wait,

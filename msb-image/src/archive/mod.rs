@@ -5,10 +5,14 @@
 //! for them. Documents are small and kept in memory. A file is read by its table of members instead, and layers
 //! that the store has are not read at all.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
+use std::fmt;
 use std::fs::File;
 use std::io::{self, Cursor, Read, Seek, SeekFrom};
-use std::path::PathBuf;
+use std::os::unix::fs::FileExt;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use libmsb::cli::error::Failure;
@@ -23,8 +27,10 @@ use crate::input::{Input, Meter, decompressed};
 use crate::layer::convert::{Converted, convert};
 use crate::layer::index::Summary;
 use crate::layer::tar::{Entry, Kind, Raw, TarReader, looks_like_tar};
-use crate::limits::{ARCHIVE_ENTRIES_MAX, DOCUMENTS_BYTES_MAX, STREAMED_LAYERS_MAX};
-use crate::store::{self, NewLayer};
+use crate::limits::{
+    ARCHIVE_ENTRIES_MAX, DOCUMENTS_BYTES_MAX, LAYERS_AT_ONCE, STREAMED_LAYERS_MAX,
+};
+use crate::store::{self, NewLayer, NewLayers};
 use crate::stream::{self, BlobFacts, HashingReader, Packing, read_head};
 
 /// docker-archive: `manifest.json` and what it names.
@@ -53,16 +59,24 @@ pub(crate) struct LayerSource {
     pub(crate) blob: Option<Descriptor>,
 }
 
+impl fmt::Display for LayerSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "layer '{}'", escape(&self.path))
+    }
+}
+
 /// An archive.
 pub(crate) struct Archive<'a> {
     store: &'a Store,
     members: HashMap<String, Member>,
     /// The file, when members can be read from it at any time.
-    file: Option<(File, Option<Meter>)>,
+    file: Option<Shelf>,
     document_bytes: u64,
     streamed_layers: usize,
-    /// Layers that an image needs and the store does not have yet.
-    pending: Vec<(Digest, NewLayer)>,
+    /// Whether compressed layers are kept as they came.
+    keep_blobs: bool,
+    /// Layers that images need and the store does not have yet.
+    pub(crate) new_layers: NewLayers,
 }
 
 enum Member {
@@ -83,14 +97,15 @@ enum Member {
 
 impl<'a> Archive<'a> {
     /// Reads a file's table of members, or the whole of a stream.
-    pub(crate) fn open(input: Input, store: &'a Store) -> Result<Archive<'a>> {
+    pub(crate) fn open(input: Input, store: &'a Store, keep_blobs: bool) -> Result<Archive<'a>> {
         let mut archive = Archive {
             store,
             members: HashMap::new(),
             file: None,
             document_bytes: 0,
             streamed_layers: 0,
-            pending: Vec::new(),
+            keep_blobs,
+            new_layers: NewLayers::default(),
         };
         let mut input = input;
         if let Some(length) = input.length {
@@ -98,8 +113,11 @@ impl<'a> Archive<'a> {
             input.file.seek(SeekFrom::Start(0)).map_err(ArchiveRead)?;
             if looks_like_tar(&head) {
                 archive.scan(&input.file, length)?;
-                let meter = input.meter();
-                archive.file = Some((input.file, meter));
+                let meter = input.meter().map(Mutex::new);
+                archive.file = Some(Shelf {
+                    file: input.file,
+                    meter,
+                });
                 return Ok(archive);
             }
         }
@@ -143,9 +161,9 @@ impl<'a> Archive<'a> {
                     *bytes <= DOCUMENTS_BYTES_MAX,
                     "'{path}' is larger than {DOCUMENTS_BYTES_MAX} bytes"
                 );
-                let (offset, bytes) = (*offset, *bytes);
                 let mut document = Vec::new();
-                self.open_member(offset, bytes)?
+                self.shelf()?
+                    .member(*offset, *bytes)
                     .read_to_end(&mut document)
                     .map_err(ArchiveRead)?;
                 Ok(Some(document))
@@ -166,38 +184,100 @@ impl<'a> Archive<'a> {
         Ok(Some(bytes))
     }
 
-    /// Where the index of a layer is: in the store, or on its way there.
-    pub(crate) fn index_path(&self, diff_id: &Digest) -> PathBuf {
-        let pending = self.pending.iter().find(|(digest, _)| digest == diff_id);
-        pending.map_or_else(
-            || self.store.layer_index_path(diff_id),
-            |(_, layer)| layer.index().to_owned(),
-        )
+    /// Converts the layers of an image and checks them, but those that the store has.
+    pub(crate) fn layers(&mut self, sources: &[LayerSource]) -> Result<Vec<Summary>> {
+        self.convert_ahead(sources)?;
+        sources.iter().map(|source| self.layer(source)).collect()
     }
 
-    /// Puts the layers that were asked for into the store: when it is known that the image is a good one.
-    pub(crate) fn commit_layers(&mut self) -> Result<()> {
-        for (diff_id, layer) in self.pending.drain(..) {
-            layer.commit(self.store, &diff_id)?;
-        }
-        Ok(())
-    }
-
-    /// Converts a layer and checks it, unless the store has it.
-    pub(crate) fn layer(&mut self, source: &LayerSource) -> Result<Summary> {
-        let label = || format!("layer '{}'", escape(&source.path));
-        let path = self
-            .find(&source.path)
-            .with_context(|| format!("{} is missing in the archive", label()))?;
+    fn layer(&mut self, source: &LayerSource) -> Result<Summary> {
+        let path = self.find_layer(source)?;
         if let Some(Member::At { .. }) = self.members.get(&path)
-            && let Some(summary) = store::layer(self.store, &source.diff_id)
+            && let Some(summary) = self.stored(source)
         {
             return Ok(summary);
         }
         let member = self.members.remove(&path).context("the layer is missing")?;
-        let (summary, blob) = self.bring(member, source).with_context(label)?;
+        let (summary, blob) = self
+            .bring(member, source)
+            .with_context(|| source.to_string())?;
         self.members.insert(path, Member::Stored(summary, blob));
         Ok(summary)
+    }
+
+    /// The layer in the store, unless something of it is missing there.
+    fn stored(&self, source: &LayerSource) -> Option<Summary> {
+        let summary = store::layer(self.store, &source.diff_id)?;
+        let has_blob = source.blob.as_ref().is_none_or(|blob| {
+            blob.digest == source.diff_id || self.store.blob_path(&blob.digest).exists()
+        });
+        (has_blob || !self.keep_blobs).then_some(summary)
+    }
+
+    fn find_layer(&self, source: &LayerSource) -> Result<String> {
+        self.find(&source.path)
+            .with_context(|| format!("{source} is missing in the archive"))
+    }
+
+    /// Converts those that lie in a file, several at once.
+    fn convert_ahead(&mut self, sources: &[LayerSource]) -> Result<()> {
+        let mut jobs = Vec::new();
+        for source in sources {
+            let path = self.find_layer(source)?;
+            let is_new = jobs.iter().all(|job: &Job| job.path != path);
+            if let Some(Member::At { offset, bytes }) = self.members.get(&path)
+                && is_new
+                && self.stored(source).is_none()
+            {
+                jobs.push(Job {
+                    path,
+                    label: source.to_string(),
+                    offset: *offset,
+                    bytes: *bytes,
+                });
+            }
+        }
+        // The longest first, so that at the end no processor waits for it alone.
+        jobs.sort_by_key(|job| Reverse(job.bytes));
+        for (path, converted) in self.convert_all(&jobs)? {
+            self.members
+                .insert(path, Member::Converted(Box::new(converted)));
+        }
+        Ok(())
+    }
+
+    /// Does all jobs, or stops at the first that fails.
+    fn convert_all(&self, jobs: &[Job]) -> Result<Vec<(String, Converted)>> {
+        if jobs.is_empty() {
+            return Ok(Vec::new());
+        }
+        let shelf = self.shelf()?;
+        let next = AtomicUsize::new(0);
+        let work = || -> Result<Vec<(String, Converted)>> {
+            let mut done = Vec::new();
+            while let Some(job) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
+                let member = shelf.member(job.offset, job.bytes);
+                let converted = NewLayer::create_keeping(self.store, self.keep_blobs)
+                    .and_then(|files| convert(member, files))
+                    .inspect_err(|_| next.store(jobs.len(), Ordering::Relaxed))
+                    .with_context(|| job.label.clone())?;
+                done.push((job.path.clone(), converted));
+            }
+            Ok(done)
+        };
+        std::thread::scope(|scope| {
+            let workers: Vec<_> = (0..workers().min(jobs.len()))
+                .map(|_| scope.spawn(work))
+                .collect();
+            let mut converted = Vec::new();
+            for worker in workers {
+                let done = worker
+                    .join()
+                    .map_err(|_| anyhow!("a thread that converts layers failed"))?;
+                converted.extend(done?);
+            }
+            Ok(converted)
+        })
     }
 
     fn bring(
@@ -205,12 +285,9 @@ impl<'a> Archive<'a> {
         member: Member,
         source: &LayerSource,
     ) -> Result<(Summary, Option<BlobFacts>)> {
-        let converted = match member {
+        let mut converted = match member {
             Member::Converted(converted) => *converted,
-            Member::At { offset, bytes } => {
-                let files = NewLayer::create(self.store)?;
-                convert(self.open_member(offset, bytes)?, files)?
-            }
+            Member::At { .. } => bail!("it was not converted"),
             Member::Stored(summary, blob) => {
                 check(source, &summary.diff_id, blob.as_ref())?;
                 return Ok((summary, blob));
@@ -224,23 +301,19 @@ impl<'a> Archive<'a> {
             &converted.summary.diff_id,
             Some(&converted.unpacked.blob),
         )?;
-        let is_pending = self.pending.iter().any(|(id, _)| *id == source.diff_id);
-        if !is_pending && store::layer(self.store, &source.diff_id).is_none() {
-            self.pending.push((source.diff_id, converted.files));
+        if source.blob.is_none() {
+            // No manifest names the blob: nobody could ask for it.
+            converted.files.forget_blob();
         }
+        self.new_layers
+            .add(self.store, &source.diff_id, converted.files);
         Ok((converted.summary, Some(converted.unpacked.blob)))
     }
 
-    fn open_member(&mut self, offset: u64, bytes: u64) -> Result<impl Read + Send + '_> {
-        let (file, meter) = self
-            .file
-            .as_mut()
-            .context("the archive cannot be read again")?;
-        file.seek(SeekFrom::Start(offset)).map_err(ArchiveRead)?;
-        Ok(MemberReader {
-            inner: file.take(bytes),
-            meter: meter.as_mut(),
-        })
+    fn shelf(&self) -> Result<&Shelf> {
+        self.file
+            .as_ref()
+            .context("the archive cannot be read again")
     }
 
     /// The path of a member, links followed.
@@ -391,7 +464,9 @@ impl<'a> Archive<'a> {
             self.streamed_layers <= STREAMED_LAYERS_MAX,
             "the archive has more than {STREAMED_LAYERS_MAX} layers"
         );
-        match convert(whole, NewLayer::create(self.store)?) {
+        // What is plain is made again from its layer.
+        let keep_blobs = self.keep_blobs && packing != Packing::Plain;
+        match convert(whole, NewLayer::create_keeping(self.store, keep_blobs)?) {
             Ok(converted) => Ok(Member::Converted(Box::new(converted))),
             Err(error) if is_fatal(&error) => Err(error),
             // Perhaps nobody asks for it.
@@ -401,7 +476,11 @@ impl<'a> Archive<'a> {
 }
 
 /// Compares what a layer is with what it must be.
-fn check(source: &LayerSource, diff_id: &Digest, blob: Option<&BlobFacts>) -> Result<()> {
+pub(crate) fn check(
+    source: &LayerSource,
+    diff_id: &Digest,
+    blob: Option<&BlobFacts>,
+) -> Result<()> {
     if let (Some(expected), Some(found)) = (&source.blob, blob) {
         let same = expected.digest == found.digest;
         ensure!(
@@ -503,17 +582,51 @@ impl Raw for StreamSource<'_> {
     }
 }
 
+/// A file whose members can be read in any order, and at the same time.
+struct Shelf {
+    file: File,
+    meter: Option<Mutex<Meter>>,
+}
+
+impl Shelf {
+    fn member(&self, offset: u64, bytes: u64) -> MemberReader<'_> {
+        MemberReader {
+            shelf: self,
+            at: offset,
+            left: bytes,
+        }
+    }
+}
+
 struct MemberReader<'a> {
-    inner: io::Take<&'a mut File>,
-    meter: Option<&'a mut Meter>,
+    shelf: &'a Shelf,
+    at: u64,
+    left: u64,
 }
 
 impl Read for MemberReader<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.inner.read(buffer)?;
-        if let Some(meter) = &mut self.meter {
+        let wanted = usize::try_from(self.left).map_or(buffer.len(), |left| left.min(buffer.len()));
+        let count = self.shelf.file.read_at(&mut buffer[..wanted], self.at)?;
+        self.at += count as u64;
+        self.left -= count as u64;
+        if let Some(Ok(mut meter)) = self.shelf.meter.as_ref().map(Mutex::lock) {
             meter.advance(count as u64);
         }
         Ok(count)
     }
+}
+
+/// A layer in a file that is to be converted.
+struct Job {
+    path: String,
+    /// For messages.
+    label: String,
+    offset: u64,
+    bytes: u64,
+}
+
+/// How many layers are converted at once.
+fn workers() -> usize {
+    std::thread::available_parallelism().map_or(1, |count| count.get().min(LAYERS_AT_ONCE))
 }

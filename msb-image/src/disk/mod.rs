@@ -11,9 +11,10 @@ pub(crate) mod vmdk;
 /// Extended attributes in the form of EROFS.
 mod xattr;
 
-use std::io::BufWriter;
+use std::fs::File;
+use std::io::{self, BufReader, BufWriter, Read, Write};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use libmsb::digest::Digest;
 use libmsb::state::images::Store;
 use libmsb::state::write::NewFile;
@@ -30,6 +31,53 @@ pub(crate) fn is_there(store: &Store, manifest: &Digest) -> bool {
 
 /// Writes both files of a disk, the descriptor last.
 pub(crate) fn write(store: &Store, manifest: &Digest, merged: &Merged) -> Result<()> {
+    let plan = plan(merged)?;
+    let erofs = NewFile::create(&store.disk_erofs_path(manifest))?;
+    let mut writer = BufWriter::with_capacity(1 << 20, &erofs.file);
+    plan.write(&merged.tree, uuid_of(merged), &mut writer)
+        .map_err(StoreWrite)?;
+    writer
+        .into_inner()
+        .map_err(|error| StoreWrite(error.into_error()))?;
+    erofs.commit()?;
+    let text = descriptor(&plan, manifest, merged);
+    libmsb::state::write::replace(&store.disk_vmdk_path(manifest), text.as_bytes())
+}
+
+/// Compares both files of a disk with what [`write`] would write.
+pub(crate) fn compare(store: &Store, manifest: &Digest, merged: &Merged) -> Result<()> {
+    let plan = plan(merged)?;
+    let path = store.disk_erofs_path(manifest);
+    let cannot = || format!("cannot read '{}'", path.display());
+    let file = File::open(&path).with_context(cannot)?;
+    let bytes = file.metadata().with_context(cannot)?.len();
+    let mut there = Comparing {
+        file: BufReader::with_capacity(1 << 20, file),
+        compared: 0,
+    };
+    let mut writer = BufWriter::with_capacity(1 << 20, &mut there);
+    plan.write(&merged.tree, uuid_of(merged), &mut writer)
+        .and_then(|()| writer.flush())
+        .with_context(|| format!("'{}' is not what the layers give", path.display()))?;
+    drop(writer);
+    ensure!(
+        there.compared == bytes,
+        "'{}' is longer than what the layers give",
+        path.display()
+    );
+    let path = store.disk_vmdk_path(manifest);
+    let found =
+        std::fs::read(&path).with_context(|| format!("cannot read '{}'", path.display()))?;
+    ensure!(
+        found == descriptor(&plan, manifest, merged).as_bytes(),
+        "'{}' is not what the layers give",
+        path.display()
+    );
+    Ok(())
+}
+
+/// Lays out the metadata of a disk, which must not become too large.
+fn plan(merged: &Merged) -> Result<erofs::Plan> {
     let data_blocks: Vec<u64> = merged
         .layers
         .iter()
@@ -51,22 +99,41 @@ pub(crate) fn write(store: &Store, manifest: &Digest, merged: &Merged) -> Result
         largest <= EXTENT_BYTES_MAX,
         "the image is too large: one of its layers has {largest} bytes of files"
     );
+    Ok(plan)
+}
 
-    let erofs = NewFile::create(&store.disk_erofs_path(manifest))?;
-    let mut writer = BufWriter::with_capacity(1 << 20, &erofs.file);
-    plan.write(&merged.tree, uuid_of(merged), &mut writer)
-        .map_err(StoreWrite)?;
-    writer
-        .into_inner()
-        .map_err(|error| StoreWrite(error.into_error()))?;
-    erofs.commit()?;
-
-    let text = vmdk::descriptor(
+fn descriptor(plan: &erofs::Plan, manifest: &Digest, merged: &Merged) -> String {
+    vmdk::descriptor(
         manifest,
         plan.metadata_blocks() * BLOCK_BYTES,
         &merged.layers,
-    );
-    libmsb::state::write::replace(&store.disk_vmdk_path(manifest), text.as_bytes())
+    )
+}
+
+/// Takes what is written only if the file has the same there.
+struct Comparing {
+    file: BufReader<File>,
+    compared: u64,
+}
+
+impl Write for Comparing {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut there = vec![0; bytes.len()];
+        self.file.read_exact(&mut there)?;
+        if there != bytes {
+            return Err(io::Error::other(format!(
+                "it differs within {} bytes after {}",
+                bytes.len(),
+                self.compared
+            )));
+        }
+        self.compared += bytes.len() as u64;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Made of the layers, so that the same layers give the same bytes.

@@ -62,6 +62,15 @@ pub(crate) struct IndexReader {
     ended: bool,
 }
 
+/// A part of the tar, as the index has them in order.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// So many bytes, which [`Raw`] gives.
+    Raw(u64),
+    /// Contents of a file, which lie in the data file.
+    Content(Content),
+}
+
 /// Contents of a file, as the index has them.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Content {
@@ -217,6 +226,17 @@ impl IndexReader {
         self.summary
     }
 
+    /// What comes next, or `None` at the end. The bytes of the part before must have been read.
+    pub(crate) fn part(&mut self) -> Result<Option<Part>> {
+        ensure!(self.run == 0, "the index was not read in order");
+        let tag = self.number()?;
+        if tag & 1 == 1 {
+            return Ok(Some(Part::Content(self.content_of(tag >> 1)?)));
+        }
+        (self.run, self.ended) = (tag >> 1, tag == 0);
+        Ok((!self.ended).then_some(Part::Raw(self.run)))
+    }
+
     /// The contents that stand here.
     pub(crate) fn content(&mut self) -> Result<Content> {
         ensure!(
@@ -343,39 +363,4 @@ fn array<const N: usize>(bytes: &[u8]) -> [u8; N] {
     let mut array = [0; N];
     array.copy_from_slice(&bytes[..N]);
     array
-}
-
-/// Rebuilds the tar of a layer from its two files.
-#[cfg(test)]
-pub(crate) fn rebuild(index: &Path, data: &Path, diff_id: &Digest) -> Result<Vec<u8>> {
-    use std::os::unix::fs::FileExt;
-    let mut reader = IndexReader::open(index, diff_id)?;
-    let data = File::open(data)?;
-    let mut tar = Vec::new();
-    loop {
-        let tag = reader.number()?;
-        if tag == 0 {
-            reader.finish()?;
-            return Ok(tar);
-        }
-        let start = tar.len();
-        if tag & 1 == 0 {
-            tar.resize(start + (tag >> 1) as usize, 0);
-            reader.body.read_exact(&mut tar[start..])?;
-            continue;
-        }
-        let content = reader.content_of(tag >> 1)?;
-        let whole = vec![Piece {
-            offset: 0,
-            length: content.stored,
-        }];
-        for piece in content.pieces.unwrap_or(whole) {
-            let at = tar.len();
-            tar.resize(at + piece.length as usize, 0);
-            data.read_exact_at(
-                &mut tar[at..],
-                content.block * super::BLOCK_BYTES + piece.offset,
-            )?;
-        }
-    }
 }

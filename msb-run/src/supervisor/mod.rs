@@ -7,6 +7,7 @@
 mod args;
 mod clock;
 mod exec_log;
+mod last_line;
 mod life;
 mod link;
 mod machine;
@@ -80,7 +81,10 @@ pub(crate) fn run(args: SupervisorArgs) -> anyhow::Result<()> {
     let home = Home::from_env()?;
     let sandbox = home.sandboxes().named(&name);
     redirect_errors(&sandbox);
-    let life = prepare(home, &sandbox, lock).and_then(|setup| life::begin(setup, &mut starter));
+    let life = prepare(home, &sandbox, lock).and_then(|(setup, note)| {
+        starter.tell(&Startup::Prepared { note });
+        life::begin(setup, &mut starter)
+    });
     match life {
         Ok(life) => life.live(starter),
         Err((error, lock)) => {
@@ -95,7 +99,8 @@ pub(crate) fn run(args: SupervisorArgs) -> anyhow::Result<()> {
 /// An error, and the lock that must be held until the sandbox's folder says so.
 pub(crate) type Aborted = (anyhow::Error, Lock);
 
-fn prepare(home: Home, sandbox: &Sandbox, lock: Lock) -> Result<Setup, Aborted> {
+/// Gives also what people should know about the engine.
+fn prepare(home: Home, sandbox: &Sandbox, lock: Lock) -> Result<(Setup, Option<String>), Aborted> {
     let found = (|| {
         anyhow::ensure!(
             lock.is_of(&sandbox.path(layout::LOCK)),
@@ -103,25 +108,28 @@ fn prepare(home: Home, sandbox: &Sandbox, lock: Lock) -> Result<Setup, Aborted> 
             sandbox.name
         );
         let spec = sandbox.spec()?;
-        let engine = engine::choose(home.boot_dir())?;
+        let (engine, note) = engine::choose(&home, spec.engine)?;
         let reference: Reference = spec.image.reference.parse()?;
         let root_disk = home
             .images()
             .open(&reference, &spec.image.manifest_digest)?
             .disk;
         let upper = open_upper(sandbox, &spec)?;
-        Ok((spec, engine, root_disk, upper))
+        Ok((spec, engine, note, root_disk, upper))
     })();
     match found {
-        Ok((spec, engine, root_disk, upper)) => Ok(Setup {
-            home,
-            sandbox: sandbox.clone(),
-            spec,
-            lock,
-            engine,
-            root_disk,
-            upper,
-        }),
+        Ok((spec, engine, note, root_disk, upper)) => {
+            let setup = Setup {
+                home,
+                sandbox: sandbox.clone(),
+                spec,
+                lock,
+                engine,
+                root_disk,
+                upper,
+            };
+            Ok((setup, note))
+        }
         Err(error) => Err((error, lock)),
     }
 }
@@ -167,6 +175,7 @@ pub(crate) fn wanted(setup: &Setup) -> Wanted {
         cpus: setup.spec.cpus,
         memory_mib: setup.spec.memory_mib,
         disks: vec![root, upper],
+        shares: Vec::new(),
         descriptors: Descriptors {
             agent: -1,
             console: -1,

@@ -4,6 +4,8 @@
 pub(crate) mod cp;
 /// `msb create`: a sandbox that lasts.
 pub(crate) mod create;
+/// `msb doctor`: what this host can do.
+pub(crate) mod doctor;
 /// `msb events`: what happens to sandboxes.
 pub(crate) mod events;
 /// `msb exec`: a command in a running sandbox.
@@ -42,7 +44,7 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use libmsb::cli::args::{EnvVar, SandboxName, parse_duration, parse_env, read_env_file};
-use libmsb::cli::error::{Code, Failure, print_error};
+use libmsb::cli::error::{Code, Failure, print_error, print_hint, print_warning};
 use libmsb::cli::escape::escape;
 use libmsb::cli::exit;
 use libmsb::state::Home;
@@ -202,8 +204,20 @@ pub(crate) fn tell_end(tool: &str, outcome: &Outcome) -> anyhow::Result<u8> {
     let Some(event) = &outcome.event else {
         return Err(Failure::failed("the sandbox ended before the command did").into());
     };
-    if let ExecEvent::Failed { message, .. } = event {
-        print_error(tool, &format!("in the guest: {}", escape(message)));
+    match event {
+        ExecEvent::Failed { message, .. } => {
+            print_error(tool, &format!("in the guest: {}", escape(message)));
+        }
+        ExecEvent::Exited {
+            oom_killed: true, ..
+        } => {
+            print_warning(
+                tool,
+                "the guest ran out of memory, and its kernel killed the command",
+            );
+            print_hint(tool, "give the sandbox more: msb run --memory SIZE");
+        }
+        _ => {}
     }
     Ok(event
         .exit_code()

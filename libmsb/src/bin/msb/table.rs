@@ -137,12 +137,31 @@ pub(crate) const COMMANDS: &[Command] = &[
     ),
     image(
         "image",
-        "Load, import, list, inspect and remove images",
+        "Pull, load, save, import, list, tag, remove, prune and check images",
         &[],
     ),
+    image(
+        "pull",
+        "Pull an image from a registry (image pull)",
+        &["pull"],
+    ),
     image("load", "Load an image archive (image load)", &["load"]),
+    image("save", "Save images as an archive (image save)", &["save"]),
     image("images", "List images (image list)", &["list"]),
     image("rmi", "Remove images (image remove)", &["remove"]),
+    image(
+        "registry",
+        "Log in to registries and out of them (image registry)",
+        &["registry"],
+    ),
+    Command {
+        name: "doctor",
+        alias: None,
+        group: Group::Other,
+        about: "Say what this host can do for msb, and how to mend what it cannot",
+        program: "msb-doctor",
+        args: &[],
+    },
     Command {
         name: HELP,
         alias: None,

@@ -16,6 +16,7 @@ use msb_wire::text::to_hex;
 
 use super::{BOOT_TIMEOUTS, Life, Limits, PROGRAM, Phase};
 use crate::startup::{Startup, monotonic_ns};
+use crate::supervisor::last_line::LastLine;
 use crate::supervisor::relay::{Own, Violation};
 use crate::supervisor::{Starter, clock, start_machine};
 
@@ -162,6 +163,7 @@ impl Life {
         self.machine = machine;
         self.attempt = attempt;
         self.greeted = false;
+        self.last_line = LastLine::default();
         self.assembler = Assembler::new();
         self.phase = Phase::Booting {
             deadline: Instant::now() + BOOT_TIMEOUTS[attempt as usize],

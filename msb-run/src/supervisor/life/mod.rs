@@ -4,6 +4,8 @@
 mod boot;
 /// The end.
 mod end;
+/// How a machine that ended by itself came to that.
+mod outcome;
 
 use std::fs::File;
 use std::io::Read;
@@ -22,6 +24,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::clock::{HostClock, went_on};
 use super::exec_log::ExecLog;
+use super::last_line::LastLine;
 use super::link::{Link, Received};
 use super::machine::Machine;
 use super::relay::{ClientId, Notice, Own, Relay, Violation};
@@ -50,6 +53,9 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 const POWER_OFF_TIMEOUT: Duration = Duration::from_secs(2);
 /// Time for clients to take what was said to them at the end. The attached one is waited for without end.
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
+/// Time for the agent to say that it is there, when the console says that the guest has ended and the machine has not. A
+/// host that is very busy must not make it look silent.
+const PING_TIMEOUT: Duration = Duration::from_secs(5);
 /// What is kept of the console.
 const CONSOLE_BOUNDS: Bounds = Bounds {
     file_bytes: 1024 * 1024,
@@ -100,6 +106,10 @@ pub(crate) struct Life {
     greeted: bool,
     assembler: Assembler,
     console: Option<RotatedFile>,
+    /// What the guest said last of itself.
+    last_line: LastLine,
+    /// The agent was asked whether it is there, and must answer until then.
+    pinged: Option<Instant>,
     log: Option<ExecLog>,
     attached: Option<ClientId>,
     /// A pipe that is closed when nobody needs the sandbox any more.
@@ -194,6 +204,8 @@ pub(crate) fn begin(setup: Setup, starter: &mut Starter) -> Result<Life, Aborted
         greeted: false,
         assembler: Assembler::new(),
         console: Some(console),
+        last_line: LastLine::default(),
+        pinged: None,
         log,
         attached,
         bond: starter.bond.take(),
@@ -245,6 +257,7 @@ impl Life {
         for notice in notices {
             self.act_on(notice, starter)?;
         }
+        self.ping_if_suspect();
         self.write_out(&mut Vec::new());
         if self.relay.is_in_use() {
             self.used_at = Instant::now();
@@ -298,13 +311,14 @@ impl Life {
     }
 
     fn timeout(&self) -> Option<Timespec> {
-        let deadline = match self.phase {
-            Phase::Booting { deadline } | Phase::Stopping { deadline } => deadline,
+        let phase = match self.phase {
+            Phase::Booting { deadline } | Phase::Stopping { deadline } => Some(deadline),
             Phase::Running => [self.idle_deadline(), self.limits.end]
                 .into_iter()
                 .flatten()
-                .min()?,
+                .min(),
         };
+        let deadline = [phase, self.pinged].into_iter().flatten().min()?;
         let left = deadline.saturating_duration_since(Instant::now());
         Some(Timespec {
             tv_sec: left.as_secs() as i64,
@@ -426,6 +440,7 @@ impl Life {
             Ok(0) => self.console = None,
             Ok(count) => {
                 let _ = self.console.as_mut().map(|log| log.append(&bytes[..count]));
+                self.last_line.follow(&bytes[..count]);
                 return true;
             }
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
@@ -444,6 +459,10 @@ impl Life {
                 own: Own::Shutdown,
                 message,
             } => self.shut_down(&message),
+            Notice::Event { own: Own::Ping, .. } => {
+                self.pinged = None;
+                self.last_line.goes_on();
+            }
             Notice::Event {
                 own: Own::Main | Own::Clock,
                 ..
@@ -526,6 +545,12 @@ impl Life {
                 self.finish(reason, message);
             }
             Phase::Booting { deadline } if deadline <= Instant::now() => self.boot_hung()?,
+            _ if self
+                .pinged
+                .is_some_and(|deadline| deadline <= Instant::now()) =>
+            {
+                self.fell_silent()
+            }
             _ => {}
         }
         Ok(())

@@ -55,6 +55,8 @@ pub(crate) enum Own {
     Clock,
     /// Shutting the guest down.
     Shutdown,
+    /// Asking whether the agent is there.
+    Ping,
 }
 
 #[derive(Debug)]
