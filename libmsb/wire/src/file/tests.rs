@@ -419,7 +419,7 @@ fn no_lie_leaves_the_destination() {
     fs::create_dir(&outside).unwrap();
     fs::write(outside.join("canary"), "sings").unwrap();
     let mut taken = 0;
-    for seed in 0..3000 {
+    for seed in 0..1000 {
         let mut dice = Dice(seed);
         let mut records = vec![root()];
         let mut depth = 1;
@@ -449,7 +449,7 @@ fn no_lie_leaves_the_destination() {
         }
     }
     // Many of them are in order, so that there is something to be seen.
-    assert!(taken > 500, "{taken}");
+    assert!(taken > 200, "{taken}");
     let left = fs::read_dir(to.path().join("tree")).unwrap();
     assert!(
         left.flatten()
