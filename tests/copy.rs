@@ -46,10 +46,15 @@ fn a_tree_goes_in_and_comes_out_as_it_was() {
         "cd /root/tree; stat -c '%u %g' . one link; du -k sparse | cut -f 1",
     );
     assert_eq!(owners, "0 0\n0 0\n0 0\n4\n");
-    // Once more, over what is there.
+    // Once more, over what is there. Folders that are there stay as they are, but for what happens in them.
     home.run(["cp", "tree/.", "x:/root/tree"]).is(0, "", "");
     home.run(["copy", "x:/root/tree/.", "back"]).is(0, "", "");
-    assert_eq!(described_once, described(&home, "back"));
+    let files = |tree: &str| -> Vec<String> {
+        let described = described(&home, tree);
+        let files = described.lines().filter(|line| !line.contains(" d "));
+        files.map(str::to_owned).collect()
+    };
+    assert_eq!(files("tree"), files("back"));
 }
 
 #[test]
@@ -258,7 +263,7 @@ fn links_of_a_guest_lead_nowhere() {
     outcome.is(
         1,
         "",
-        "msb-cp: error: cannot make the folder 'out/folder': a symbolic link is in its place\n\
+        "msb-cp: error: cannot make the folder 'out/folder': something that is no folder is in its place\n\
          msb-cp: error: not everything was copied\n",
     );
     assert_eq!(fs::read_to_string(canary.join("bird")).unwrap(), "sings");

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use msb_wire::client::Connection;
 use msb_wire::file::receive::{self, Attributes, CopyError, Destination, Keep};
 use msb_wire::file::record::{Record, RecordReader, RecordWriter, Severity, is_name};
-use msb_wire::file::send;
+use msb_wire::file::send::{self, Sent};
 use msb_wire::file::{Direction, FilesRequest};
 use msb_wire::text::Text;
 
@@ -141,7 +141,13 @@ fn into_guest(
                 xattrs: options.xattrs,
             };
             let call = guest::open(connection, put)?;
-            guest::give(call, report, |out, _| Ok(send::tree(&host, options, out)?))
+            guest::give(call, report, |out, _| {
+                match send::tree(&host, options, out)? {
+                    Sent::All => Ok(true),
+                    Sent::Part => Ok(false),
+                    Sent::Nothing(why) => Err(CopyError::new(why).into()),
+                }
+            })
         }
         _ => {
             put.into_folder = true;

@@ -53,12 +53,23 @@ pub struct Options {
     pub xattrs: bool,
 }
 
-/// Sends what is at a path, to the last record. Gives whether all of it could be read; the error is that of the sink.
+/// What was sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Sent {
+    /// All of it.
+    All,
+    /// What could be read.
+    Part,
+    /// Nothing, and why.
+    Nothing(String),
+}
+
+/// Sends what is at a path, to the last record. The error is that of the sink.
 pub fn tree<W: Write>(
     path: &Path,
     options: Options,
     out: &mut RecordWriter<W>,
-) -> io::Result<bool> {
+) -> io::Result<Sent> {
     let mut sender = Sender {
         out,
         options,
@@ -68,18 +79,22 @@ pub fn tree<W: Write>(
         scratch: vec![0; DATA_BYTES_MAX + 1],
         complete: true,
     };
-    let complete = match sender.root()? {
+    let sent = match sender.root()? {
         Ok(()) => {
             sender.out.put(&Record::Done)?;
-            sender.complete
+            if sender.complete {
+                Sent::All
+            } else {
+                Sent::Part
+            }
         }
         Err(why) => {
-            sender.out.put(&Record::Failed(why))?;
-            false
+            sender.out.put(&Record::Failed(why.clone()))?;
+            Sent::Nothing(why)
         }
     };
     sender.out.flush()?;
-    Ok(complete)
+    Ok(sent)
 }
 
 /// Device and number of a file: what makes it one file under several names.

@@ -118,7 +118,8 @@ fn a_tree_arrives_as_it_was() {
 
     let mut out = Vec::new();
     let mut writer = RecordWriter::new(&mut out);
-    assert!(send::tree(&source, send::Options::default(), &mut writer).unwrap());
+    let sent = send::tree(&source, send::Options::default(), &mut writer);
+    assert_eq!(sent.unwrap(), send::Sent::All);
     assert_eq!(take(to.path(), &out[..]).unwrap(), Vec::<String>::new());
 
     let tree = to.path().join("tree");
@@ -418,7 +419,7 @@ fn no_lie_leaves_the_destination() {
     fs::create_dir(&outside).unwrap();
     fs::write(outside.join("canary"), "sings").unwrap();
     let mut taken = 0;
-    for seed in 0..3000 {
+    for seed in 0..1000 {
         let mut dice = Dice(seed);
         let mut records = vec![root()];
         let mut depth = 1;
@@ -448,7 +449,7 @@ fn no_lie_leaves_the_destination() {
         }
     }
     // Many of them are in order, so that there is something to be seen.
-    assert!(taken > 500, "{taken}");
+    assert!(taken > 200, "{taken}");
     let left = fs::read_dir(to.path().join("tree")).unwrap();
     assert!(
         left.flatten()

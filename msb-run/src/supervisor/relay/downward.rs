@@ -3,7 +3,7 @@
 use msb_wire::frame::{self, Frame, Header, Kind};
 use msb_wire::limits::WINDOW_BYTES;
 
-use super::{ClientId, Notice, Own, Owner, Relay, Route, Violation};
+use super::{CLIENT_QUEUE_BYTES_MAX, ClientId, Notice, Own, Owner, Relay, Route, Violation};
 
 impl Relay {
     /// Passes on a frame of the agent.
@@ -73,6 +73,9 @@ impl Relay {
                 .link
                 .queue()
                 .extend_from_slice(frame.renumbered(stream));
+            if client.link.queued() > CLIENT_QUEUE_BYTES_MAX {
+                return Err(Violation("more than a client can take".to_owned()));
+            }
             if last {
                 client.streams.remove(&stream);
             }

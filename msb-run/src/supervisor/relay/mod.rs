@@ -20,13 +20,17 @@ use msb_wire::credit::ReceiveCredit;
 use msb_wire::exec::ExecEvent;
 use msb_wire::frame::{self, Assembler, CHANNELS, Kind};
 use msb_wire::handshake::Hello;
-use msb_wire::limits::CLIENTS_MAX;
+use msb_wire::limits::{CLIENT_STREAMS_MAX, CLIENTS_MAX, WINDOW_BYTES};
 use msb_wire::sandbox::Request;
 
 use super::link::Link;
 
 /// What may wait for the agent before clients are not read any more, in bytes.
 const AGENT_QUEUE_BYTES: usize = 512 * 1024;
+
+/// What may wait for a client, in bytes: all its windows, and as much again for messages, which have none. Beyond it an
+/// agent floods a client that does not read.
+const CLIENT_QUEUE_BYTES_MAX: usize = 2 * CLIENT_STREAMS_MAX * CHANNELS * WINDOW_BYTES as usize;
 
 /// Number of a client.
 pub(crate) type ClientId = u32;

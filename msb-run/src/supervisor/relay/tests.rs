@@ -271,3 +271,141 @@ fn a_sandbox_is_in_use_while_a_call_is_open_and_when_something_has_passed() {
         .read_client(id, &mut bench.agent, &mut bench.notices);
     assert!(!bench.relay.is_in_use());
 }
+
+#[test]
+fn an_agent_that_floods_a_client_which_does_not_read_is_found_out() {
+    let mut bench = Bench::new();
+    let (id, socket) = bench.client();
+    bench.open(id, &socket, 5);
+    let stream = bench.at_agent()[0].stream;
+    let mut out = Vec::new();
+    frame::put_frame(&mut out, stream, Kind::Event, 0, 0, &[b' '; 60_000]);
+    let sent = (0..2 * CLIENT_QUEUE_BYTES_MAX / out.len())
+        .take_while(|_| bench.agent_sends(&out).is_ok())
+        .count();
+    let bytes = sent * out.len();
+    assert!(
+        (CLIENT_QUEUE_BYTES_MAX / 2..=CLIENT_QUEUE_BYTES_MAX).contains(&bytes),
+        "{bytes}"
+    );
+}
+
+/// Numbers that look random and are the same each time (SplitMix64).
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, sides: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut value = self.0;
+        value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((value ^ (value >> 31)) % sides as u64) as usize
+    }
+}
+
+/// A frame with a header that is well formed as a rule, and a payload that need not be.
+fn any_frame(dice: &mut Dice, kinds: &[Kind], streams: &[u32]) -> Vec<u8> {
+    let kind = kinds[dice.roll(kinds.len())];
+    let stream = streams[dice.roll(streams.len())];
+    let has_channel = matches!(kind, Kind::Data | Kind::Credit);
+    let channel = if has_channel {
+        dice.roll(CHANNELS) as u8
+    } else {
+        0
+    };
+    let flag = [0, 0, frame::flags::END, frame::flags::MORE][dice.roll(4)];
+    let payload = match (kind, dice.roll(4)) {
+        (Kind::Credit, _) => (dice.roll(1 << 17) as u32).to_be_bytes().to_vec(),
+        (Kind::Data, 0) => vec![0; dice.roll(60_000)],
+        (Kind::Data, _) => vec![0; dice.roll(300)],
+        (Kind::Close, _) => Vec::new(),
+        (_, 0) => br#"{"type":"exited","code":0}"#.to_vec(),
+        (_, 1) => br#"{"type":"started","pid":1}"#.to_vec(),
+        (_, 2) => br#"{"op":"exec","argv":["x"]}"#.to_vec(),
+        _ => vec![dice.roll(256) as u8; dice.roll(50)],
+    };
+    let mut out = Vec::new();
+    frame::put_frame(&mut out, stream, kind, channel, flag, &payload);
+    if dice.roll(40) == 0 {
+        let at = dice.roll(out.len());
+        out[at] = dice.roll(256) as u8;
+    }
+    out
+}
+
+/// Takes what an agent sent, as the supervisor does; an error is the end of the sandbox.
+fn hostile_agent(bench: &mut Bench, bytes: &[u8]) -> Result<(), String> {
+    let mut decoder = Decoder::new();
+    decoder.fill(&mut &bytes[..]).unwrap();
+    let mut out = Vec::new();
+    while let Some(frame) = decoder.next_frame().map_err(|error| error.to_string())? {
+        let taken = bench.relay.agent_frame(frame, &mut out, &mut bench.notices);
+        taken.map_err(|Violation(what)| what)?;
+    }
+    Ok(())
+}
+
+/// No frame of either side breaks the relay, and what each may make it keep has a bound. The agent of one client's
+/// sandbox lies; a client lies to the other's cost.
+#[test]
+fn liars_on_both_sides_end_their_own_connection_and_nothing_else() {
+    let agents = [
+        Kind::Data,
+        Kind::Data,
+        Kind::Event,
+        Kind::Credit,
+        Kind::Hello,
+        Kind::Close,
+    ];
+    let clients = [
+        Kind::Data,
+        Kind::Credit,
+        Kind::Control,
+        Kind::Close,
+        Kind::Open,
+        Kind::Hello,
+    ];
+    let (mut found_out, mut cut_off) = (0, 0);
+    for seed in 0..400 {
+        let mut dice = Dice(seed);
+        let mut bench = Bench::new();
+        let (honest, honest_socket) = bench.client();
+        let (liar, liar_socket) = bench.client();
+        for stream in 1..4 {
+            bench.open(honest, &honest_socket, stream);
+            bench.open(liar, &liar_socket, stream);
+        }
+        let opened: Vec<u32> = bench
+            .at_agent()
+            .iter()
+            .map(|header| header.stream)
+            .collect();
+        // Streams that are open, as a rule; and one that is not.
+        let towards: Vec<u32> = opened
+            .iter()
+            .copied()
+            .cycle()
+            .take(40)
+            .chain([99])
+            .collect();
+        let own = [1, 2, 3, 4, 0];
+        for _ in 0..60 {
+            let frame = any_frame(&mut dice, &agents, &towards);
+            if hostile_agent(&mut bench, &frame).is_err() {
+                found_out += 1;
+                break;
+            }
+            let frame = any_frame(&mut dice, &clients, &own);
+            let there = bench.relay.clients.contains_key(&liar);
+            if there && (&liar_socket).write_all(&frame).is_ok() {
+                bench
+                    .relay
+                    .read_client(liar, &mut bench.agent, &mut bench.notices);
+            }
+            assert!(bench.relay.clients.contains_key(&honest), "seed {seed}");
+            assert!(bench.agent.queued() < 8 * 1024 * 1024, "seed {seed}");
+        }
+        cut_off += usize::from(!bench.relay.clients.contains_key(&liar));
+    }
+    assert!(found_out > 100 && cut_off > 100, "{found_out} {cut_off}");
+}
