@@ -48,7 +48,10 @@ fn is_consistent(outcome: &Outcome, report: &Value) {
     assert_eq!(said, expected);
     for check in checks {
         let wrong = check["status"] == "warning" || check["status"] == "problem";
-        assert!(!wrong || check["mend"].is_string(), "no way out of {check:#}");
+        assert!(
+            !wrong || check["mend"].is_string(),
+            "no way out of {check:#}"
+        );
     }
 }
 
