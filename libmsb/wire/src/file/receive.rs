@@ -58,6 +58,9 @@ pub struct Destination {
     shown: PathBuf,
 }
 
+/// A file that was made, and its name if it needs one.
+type Created = (OwnedFd, Option<Vec<u8>>);
+
 impl Destination {
     /// Opens the place that a path names, which is trusted and resolved as any. If it is a folder, the tree goes below
     /// it under `name`, or without a name becomes part of it. If it is not there, the tree becomes what the path says.
@@ -297,8 +300,8 @@ impl Receiver<'_> {
         self.finish_if_whole()
     }
 
-    /// A new file in the current folder, and its name if it needs one.
-    fn create(&mut self) -> Result<Option<(OwnedFd, Option<Vec<u8>>)>, Errno> {
+    /// A new file in the current folder.
+    fn create(&mut self) -> Result<Option<Created>, Errno> {
         if self.current().is_none() {
             return Ok(None);
         }
