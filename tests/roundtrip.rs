@@ -37,9 +37,10 @@ fn with_tools(home: &Home, script: &str) -> String {
         storage.display()
     );
     let outcome = home.shell(&format!("{settings}{script}"));
-    // Files of other users within the storage can only be removed as it was made.
+    // Files of other users can only be removed as they were made. What podman leaves behind holds the view of them.
     let tidy = format!(
-        "[ ! -d {0} ] || podman unshare rm -rf {0}",
+        "export XDG_RUNTIME_DIR=$PWD; [ ! -d {0} ] || podman unshare rm -rf {0}\n\
+         for file in $(find $PWD -name pause.pid); do kill $(cat $file); rm $file; done",
         storage.display()
     );
     home.shell(&tidy).done();
