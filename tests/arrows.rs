@@ -6,7 +6,7 @@ use std::fs;
 use crate::support::stage;
 
 /// Packages of the workspace, and which of the others each may use.
-const ARROWS: [(&str, &[&str]); 7] = [
+const ARROWS: [(&str, &[&str]); 8] = [
     ("msb-wire", &[]),
     ("libmsb", &["msb-wire"]),
     ("msb-agent", &["msb-wire"]),
@@ -14,6 +14,7 @@ const ARROWS: [(&str, &[&str]); 7] = [
     ("msb-run", &["libmsb", "msb-wire"]),
     ("msb-vmm", &["libmsb", "msb-wire"]),
     ("msb-tests", &[]),
+    ("msb-test-hello", &[]),
 ];
 
 /// What libmsb may never bring to every tool: TLS, HTTP, an async runtime, a hypervisor.
@@ -28,8 +29,9 @@ const NOT_IN_LIBMSB: [&str; 8] = [
     "libkrun",
 ];
 
-/// Packages in Cargo.lock. Each one is somebody to trust; raise it with a reason.
-const CRATES_MAX: usize = 150;
+/// Packages in Cargo.lock. Each one is somebody to trust; raise it with a reason. libkrun brings 90, a quarter of them for
+/// other systems than Linux, and all of them to msb-vmm alone.
+const CRATES_MAX: usize = 200;
 
 fn metadata() -> serde_json::Value {
     serde_json::from_slice(&fs::read(stage("metadata.json")).unwrap()).unwrap()

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use crate::support::{Home, Outcome, Running, fixture, stage};
+use crate::support::{Home, Outcome, Running, fixture, full_disk};
 
 /// An archive made of files; each name with its content.
 fn archive(home: &Home, name: &str, files: &[(&str, Vec<u8>)]) -> String {
@@ -288,7 +288,7 @@ fn symbolic_links_in_a_circle_are_an_image_like_any_other() {
 fn an_unknown_image_is_not_found() {
     let home = Home::with(&["configured.docker.tar"]);
     let words = ["there is no image 'nothing:latest'"];
-    refused_run(&words).is(&home, &["run", "nothing"]);
+    refused_run(&words).is(&home, &["run", "--pull", "never", "nothing"]);
     for args in [&["image", "inspect", "nothing"][..], &["rmi", "nothing"]] {
         Refusal {
             code: 3,
@@ -384,7 +384,7 @@ fn a_home_that_cannot_be_written_is_said() {
 #[test]
 fn a_full_disk_is_said_and_leaves_nothing_half_done() {
     let home = Home::new();
-    let full = stage("full");
+    let (_guard, full) = full_disk();
     let state = full.join("state");
     let input = fixture("busybox.docker.tar");
     let load = |archive: &Path| {

@@ -122,7 +122,9 @@ fn every_command_of_the_front_program_is_a_program_and_the_other_way_round() {
         .lines()
         .map(str::to_owned)
         .collect();
-    let aliases = ["load", "images", "rmi", "help", "list", "remove"];
+    let aliases = [
+        "copy", "load", "pull", "save", "images", "rmi", "registry", "help", "list", "remove",
+    ];
     for program in programs() {
         let Some(command) = program.strip_prefix("msb-") else {
             continue;

@@ -95,7 +95,7 @@ fn run_ends_with_125_when_the_failure_is_ours() {
         NO_USER,
     );
     not_started(
-        &home.run(["run", "no-such-image"]),
+        &home.run(["run", "--pull", "never", "no-such-image"]),
         125,
         "there is no image 'no-such-image:latest'\n",
     );

@@ -190,7 +190,7 @@ fn stop_of_a_stopped_sandbox_and_of_none_say_so() {
     home.run(["exec", "x", "--", "true"]).is(
         125,
         "",
-        "msb-exec: error: the sandbox 'x' is not running\nmsb-exec: hint: start it: msb run --name x IMAGE\n",
+        "msb-exec: error: the sandbox 'x' is not running\nmsb-exec: hint: start it: msb start x\n",
     );
 }
 

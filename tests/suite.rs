@@ -14,20 +14,48 @@
 mod arrows;
 /// Requests that cannot be done.
 mod bad_input;
+/// Everything at once, and killed.
+mod chaos;
+/// Commands with limits, in time, and as records; the clock that they see.
+mod commands;
 /// Environment, user, directory, labels: what a command finds itself in.
 mod config;
+/// Files into and out of sandboxes.
+mod copy;
 /// Man pages, help texts and the state directory's names say the same.
 mod docs;
+/// What the doctor says of a host.
+mod doctor;
+/// Which engine runs a sandbox.
+mod engines;
 /// What `run` and `exec` end with.
 mod exit_codes;
 /// Archives that mean harm.
 mod hostile;
+/// Registries that are wrong, slow or wicked.
+mod hostile_registry;
 /// From an archive to the tree that a guest sees.
 mod image_to_run;
 /// Programs that are killed at any moment.
 mod kill;
+/// The life of a sandbox, verb by verb.
+mod life;
 /// Sandboxes that last: started, used, listed, stopped, removed.
 mod lifecycle;
+/// What commands printed, seen later.
+mod logs;
+/// Memory, as the host sees it.
+mod memory;
+/// Names, room on the disk, and what goes when nobody needs it.
+mod prune;
+/// Guests and machines that end without being asked to.
+mod reasons;
+/// Images from registries.
+mod registry;
+/// Images on their way through other programs, and to another host.
+mod roundtrip;
+/// Archives that are written.
+mod save;
 /// Standard input, output and error.
 mod streams;
 /// What the tests stand on.

@@ -14,8 +14,10 @@ end
 function __msb_names --argument-names msb tool verb
     # Names for the words after a command: sandboxes or images.
     switch "$tool $verb"
-        case 'msb-exec *' 'msb-stop *' 'msb-rm *'
+        case 'msb-exec *' 'msb-inspect *' 'msb-logs *' 'msb-modify *' 'msb-ping *' 'msb-ps *' 'msb-restart *' 'msb-rm *' 'msb-start *' 'msb-stop *' 'msb-wait *'
             $msb list --quiet 2>/dev/null
+        case 'msb-cp *'
+            $msb list --quiet 2>/dev/null | string replace --regex '$' ':/'
         case 'msb-run *' 'msb-image inspect' 'msb-image remove' 'msb-image rm'
             # As people type them: docker.io/library/alpine:latest is alpine.
             $msb image list --quiet 2>/dev/null | string replace --regex '^docker\.io/(library/)?' '' | string replace --regex ':latest$' ''

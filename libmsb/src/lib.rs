@@ -5,12 +5,20 @@
 pub mod cli;
 /// Digests of content: `sha256:…`.
 pub mod digest;
+/// What happened to all sandboxes.
+pub mod events;
 /// One JSON object a line.
 pub mod jsonl;
+/// The logs of a sandbox, for reading.
+pub mod logs;
 /// The plan of a virtual machine.
 pub mod machine;
 /// References to images.
 pub mod reference;
+/// For programs that use sandboxes.
+pub mod sdk;
+/// Choosing sandboxes by their labels.
+pub mod selector;
 /// Signals as something to wait for.
 pub mod signals;
 /// The state directory.

@@ -35,26 +35,104 @@ pub struct Plan {
     pub disks: Vec<Disk>,
     /// A connected stream socket: the other side of the port [`PORT_AGENT`].
     pub agent_fd: i32,
-    /// A connected stream socket that takes what the guest's kernel prints.
+    /// Takes what the guest's kernel prints: for QEMU a connected stream socket, for libkrun the writing end of a pipe.
     pub console_fd: i32,
     /// The reading end of a pipe whose writing end the supervisor holds: closed when it is gone.
     pub life_fd: i32,
+    /// The network, if the machine has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub net: Option<Net>,
+    /// Folders of the host that the guest may mount.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shares: Vec<Share>,
+}
+
+/// A network device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Net {
+    /// A connected stream socket with Ethernet frames, each after its length: four bytes, big-endian.
+    pub fd: i32,
+    /// The guest's hardware address.
+    pub mac: [u8; 6],
+}
+
+/// A folder of the host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Share {
+    /// The tag by which the guest mounts it with virtiofs, at most 36 bytes.
+    pub tag: String,
+    /// The folder.
+    pub path: PathBuf,
+    /// Whether the guest may only read.
+    pub read_only: bool,
 }
 
 /// What runs the machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "name", rename_all = "snake_case", deny_unknown_fields)]
+#[serde(tag = "name", rename_all = "snake_case")]
 pub enum Engine {
     /// QEMU, by exec.
-    Qemu {
-        /// The program.
-        program: PathBuf,
-        /// The board.
-        board: Board,
-        /// Hardware virtualization or emulation.
-        accelerator: Accelerator,
-        /// The guest's kernel.
-        kernel: PathBuf,
+    Qemu(Qemu),
+    /// libkrun, in the process of msb-vmm itself.
+    Krun(Krun),
+}
+
+/// How QEMU runs the machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Qemu {
+    /// The program.
+    pub program: PathBuf,
+    /// The board.
+    pub board: Board,
+    /// Hardware virtualization or emulation.
+    pub accelerator: Accelerator,
+    /// The guest's kernel.
+    pub kernel: PathBuf,
+    /// The initial RAM disk.
+    pub initrd: PathBuf,
+    /// The kernel's command line.
+    pub cmdline: String,
+}
+
+/// How libkrun runs the machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Krun {
+    /// Where the guest's kernel comes from.
+    pub kernel: KrunKernel,
+}
+
+/// Which engine is wanted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum EngineChoice {
+    /// libkrun where it works, else QEMU.
+    #[default]
+    Auto,
+    /// libkrun.
+    Krun,
+    /// QEMU.
+    Qemu,
+}
+
+/// The guest's kernel for libkrun.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "from", rename_all = "snake_case", deny_unknown_fields)]
+pub enum KrunKernel {
+    /// libkrunfw: a kernel as a shared library. It takes no initial RAM disk.
+    Library {
+        /// The library.
+        path: PathBuf,
+        /// The agent, which becomes the first process.
+        agent: PathBuf,
+    },
+    /// A file.
+    Image {
+        /// An uncompressed vmlinux.
+        path: PathBuf,
         /// The initial RAM disk.
         initrd: PathBuf,
         /// The kernel's command line.
@@ -106,4 +184,40 @@ pub enum Format {
     Raw,
     /// A VMDK descriptor of flat extents.
     Vmdk,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn plan() -> Value {
+        json!({
+            "version": PLAN_VERSION,
+            "engine": { "name": "krun", "kernel": { "from": "library", "path": "/l", "agent": "/a" } },
+            "cpus": 1, "memory_mib": 512, "disks": [], "agent_fd": 3, "console_fd": 4, "life_fd": 5,
+        })
+    }
+
+    #[test]
+    fn a_plan_comes_back_as_it_was() {
+        let mut value = plan();
+        value["net"] = json!({ "fd": 6, "mac": [2, 0, 0, 0, 0, 1] });
+        value["shares"] = json!([{ "tag": "t", "path": "/s", "read_only": true }]);
+        let plan: Plan = serde_json::from_value(value.clone()).unwrap();
+        assert_eq!(serde_json::to_value(&plan).unwrap(), value);
+    }
+
+    #[test]
+    fn a_part_that_is_not_known_is_refused_wherever_it_stands() {
+        serde_json::from_value::<Plan>(plan()).unwrap();
+        for place in ["", "/engine", "/engine/kernel"] {
+            let mut value = plan();
+            value.pointer_mut(place).unwrap()["more"] = json!(1);
+            let error = serde_json::from_value::<Plan>(value)
+                .unwrap_err()
+                .to_string();
+            assert!(error.contains("more"), "{place}: {error}");
+        }
+    }
 }

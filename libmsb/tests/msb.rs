@@ -54,7 +54,7 @@ impl Installation {
     /// With stand-ins for all tools.
     fn with_tools() -> Installation {
         let installation = Installation::new();
-        for tool in ["run", "exec", "ls", "stop", "rm", "image"] {
+        for tool in ["run", "exec", "ls", "stop", "rm", "doctor", "image"] {
             installation.write_program(&format!("bin/msb-{tool}"), ECHO);
         }
         installation.write_program("lib/msb/msb-vmm", ECHO);

@@ -16,6 +16,22 @@ pub(crate) fn boottime_ns() -> u64 {
     .unwrap_or(0)
 }
 
+/// How far the clock may be off before it is set: programs do not like jumps.
+const TOLERANCE_MS: i64 = 100;
+
+/// Sets the time of day if it is off. Gives how far it was behind, in milliseconds, and whether it was set.
+pub(crate) fn correct(unix_ns: u64) -> Result<(i64, bool), Errno> {
+    let now = clock_gettime(ClockId::Realtime);
+    let now_ns = i128::from(now.tv_sec) * i128::from(NANOSECONDS) + i128::from(now.tv_nsec);
+    let behind_ms = (i128::from(unix_ns) - now_ns) / 1_000_000;
+    let behind_ms = i64::try_from(behind_ms).unwrap_or(i64::MAX);
+    let is_off = behind_ms.abs() > TOLERANCE_MS;
+    if is_off {
+        set(unix_ns)?;
+    }
+    Ok((behind_ms, is_off))
+}
+
 /// Sets the time of day. 0 means that the host did not say.
 pub(crate) fn set(unix_ns: u64) -> Result<(), Errno> {
     let Ok(ns) = i64::try_from(unix_ns) else {

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use msb_wire::exec::{ExecRequest, FailureKind, WindowSize};
+use msb_wire::exec::{ExecRequest, FailureKind, Rlimit, WindowSize};
 use msb_wire::frame::{STDERR, STDOUT};
 use msb_wire::text::Text;
 use rustix::fs::{Mode, OFlags, Uid, fchown, fcntl_setfl, open};
@@ -47,6 +47,7 @@ struct Command<'a> {
     argv: Vec<CString>,
     env: Vec<Cow<'a, CStr>>,
     cwd: CString,
+    limits: Vec<(u32, libc::rlimit64)>,
     account: Account,
 }
 
@@ -97,16 +98,58 @@ fn prepare<'a>(guest: &'a Guest, request: &ExecRequest) -> Result<Command<'a>, R
         argv: all(request.argv.iter().map(|text| text.0.clone()).collect()).ok_or_else(nul)?,
         env: env.into_strings(),
         cwd: terminated(cwd.unwrap_or(b"/").to_vec()).ok_or_else(nul)?,
+        limits: request
+            .rlimits
+            .iter()
+            .map(limit)
+            .collect::<Result<_, _>>()?,
         account,
     })
 }
 
-fn unknown(unknown: Unknown) -> Refusal {
+/// The refusal of a user that is not there.
+pub(crate) fn unknown(unknown: Unknown) -> Refusal {
     let message = match unknown {
         Unknown::User(name) => format!("no user '{name}' in the guest's /etc/passwd"),
         Unknown::Group(name) => format!("no group '{name}' in the guest's /etc/group"),
     };
     Refusal::new(FailureKind::UserNotFound, message)
+}
+
+/// Resources by name, and their numbers.
+const RESOURCE_NUMBERS: [(&str, u32); 16] = [
+    ("as", libc::RLIMIT_AS),
+    ("core", libc::RLIMIT_CORE),
+    ("cpu", libc::RLIMIT_CPU),
+    ("data", libc::RLIMIT_DATA),
+    ("fsize", libc::RLIMIT_FSIZE),
+    ("locks", libc::RLIMIT_LOCKS),
+    ("memlock", libc::RLIMIT_MEMLOCK),
+    ("msgqueue", libc::RLIMIT_MSGQUEUE),
+    ("nice", libc::RLIMIT_NICE),
+    ("nofile", libc::RLIMIT_NOFILE),
+    ("nproc", libc::RLIMIT_NPROC),
+    ("rss", libc::RLIMIT_RSS),
+    ("rtprio", libc::RLIMIT_RTPRIO),
+    ("rttime", libc::RLIMIT_RTTIME),
+    ("sigpending", libc::RLIMIT_SIGPENDING),
+    ("stack", libc::RLIMIT_STACK),
+];
+
+fn limit(wanted: &Rlimit) -> Result<(u32, libc::rlimit64), Refusal> {
+    let known = RESOURCE_NUMBERS
+        .iter()
+        .find(|(name, _)| *name == wanted.resource);
+    let (_, number) = known.ok_or_else(|| {
+        let message = format!("there is no limit '{}'", wanted.resource);
+        Refusal::new(FailureKind::BadArgs, message)
+    })?;
+    let value = |limit: Option<u64>| limit.unwrap_or(libc::RLIM64_INFINITY);
+    let limit = libc::rlimit64 {
+        rlim_cur: value(wanted.soft),
+        rlim_max: value(wanted.hard),
+    };
+    Ok((*number, limit))
 }
 
 /// The paths that a name may mean. An empty part of a search path is the current directory.
@@ -167,8 +210,8 @@ fn start_on_pipes(
     ))
 }
 
-/// The command's end and ours.
-fn input(wanted: bool, owner: u32) -> Result<(OwnedFd, Option<OwnedFd>), Errno> {
+/// A command's standard input: its end and ours.
+pub(crate) fn input(wanted: bool, owner: u32) -> Result<(OwnedFd, Option<OwnedFd>), Errno> {
     if !wanted {
         return Ok((
             open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?,
@@ -181,8 +224,8 @@ fn input(wanted: bool, owner: u32) -> Result<(OwnedFd, Option<OwnedFd>), Errno> 
     Ok((theirs, Some(ours)))
 }
 
-/// Our end and the command's.
-fn output(owner: u32) -> Result<(OwnedFd, OwnedFd), Errno> {
+/// A pipe for output: our end and the command's.
+pub(crate) fn output(owner: u32) -> Result<(OwnedFd, OwnedFd), Errno> {
     let (ours, theirs) = pipe_with(PipeFlags::CLOEXEC)?;
     own(&theirs, owner);
     fcntl_setfl(&ours, OFlags::RDONLY | OFlags::NONBLOCK)?;
@@ -196,7 +239,8 @@ fn own(pipe: impl AsFd, owner: u32) {
     }
 }
 
-fn no_descriptors(what: &str, error: Errno) -> Refusal {
+/// A refusal, as there are too many open files.
+pub(crate) fn no_descriptors(what: &str, error: Errno) -> Refusal {
     Refusal::new(
         FailureKind::ResourceLimit,
         format!("cannot open {what}: {}", reason(error)),
@@ -216,6 +260,7 @@ fn spawn(
         cwd: &command.cwd,
         stdio: stdio.map(|fd| fd.as_fd()),
         terminal,
+        limits: &command.limits,
         uid: command.account.uid,
         gid: command.account.gid,
         groups: &command.account.groups,
@@ -235,6 +280,10 @@ fn explain(command: &Command<'_>, refused: Refused) -> Refusal {
         Step::Prepare => Refusal::new(
             kind_of(refused.error),
             format!("cannot prepare a process: {why}"),
+        ),
+        Step::Limits => Refusal::new(
+            FailureKind::BadArgs,
+            format!("cannot set a limit of resources: {why}"),
         ),
         Step::User => {
             let Account { uid, gid, .. } = command.account;

@@ -25,7 +25,14 @@ const STDERR: RawFd = 2;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Operations of this agent.
-const OPERATIONS: [&str; 3] = [operation::BOOT, operation::EXEC, operation::SHUTDOWN];
+pub(crate) const OPERATIONS: [&str; 6] = [
+    operation::BOOT,
+    operation::CLOCK,
+    operation::EXEC,
+    operation::FILES,
+    operation::PING,
+    operation::SHUTDOWN,
+];
 
 /// The life of the first process.
 pub(crate) fn run(start_ns: u64) -> ! {

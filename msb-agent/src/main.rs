@@ -18,6 +18,8 @@ mod disk;
 mod env;
 /// From a request to a running command.
 mod exec;
+/// Copies into the guest and out of it.
+mod files;
 /// Host name, `/etc/hosts`, loopback, limits: who the guest is.
 mod identity;
 /// From the first instruction to the loop.
@@ -26,6 +28,8 @@ mod init;
 mod modules;
 /// The guest's kernel file systems.
 mod mount;
+/// Whom the kernel killed for lack of memory.
+mod oom;
 /// The console port to the supervisor.
 mod port;
 /// Terminals for commands.
@@ -67,6 +71,7 @@ fn live() -> std::ffi::c_int {
 fn explain() -> std::ffi::c_int {
     match std::env::args().nth(1).as_deref() {
         Some("--version" | "-V") => println!("msb-agent {}", env!("CARGO_PKG_VERSION")),
+        Some(files::ARGUMENT) => return files::serve(std::env::args().nth(2).as_deref()),
         Some("--help" | "-h") => {
             println!("usage: msb-agent\n\nThe first process of a sandbox; see msb-agent(8).")
         }

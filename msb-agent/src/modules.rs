@@ -3,6 +3,9 @@
 //! `/modules/load` names one file of `/modules` a line, in the order of loading. A kernel with everything built in comes
 //! without it. A module that fails may not be needed at all, so that is told on the console and remembered for the
 //! message of whatever fails later.
+//!
+//! `/modules/later` names those that the guest does well without for a while: they are loaded when it is up, so that no
+//! boot waits for them. By then the initramfs is out of reach, so they are opened before.
 
 use std::fs::{self, File};
 use std::io;
@@ -19,20 +22,35 @@ const DIRECTORY: &str = "/modules";
 pub(crate) struct Modules {
     names: Vec<String>,
     next: usize,
+    later: Vec<(String, File)>,
     failures: Vec<String>,
 }
 
 impl Modules {
     /// Reads the list.
     pub(crate) fn listed() -> Modules {
-        let path = format!("{DIRECTORY}/load");
         let mut modules = Modules::default();
-        match fs::read_to_string(&path) {
-            Ok(list) => modules.names = names(&list),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => modules.note(format!("cannot read '{path}': {}", reason(error))),
+        modules.names = modules.list("load");
+        for name in modules.list("later") {
+            let path = format!("{DIRECTORY}/{name}");
+            match File::open(&path) {
+                Ok(file) => modules.later.push((name, file)),
+                Err(error) => modules.note(format!("cannot open '{path}': {}", reason(error))),
+            }
+            // The initramfs is memory, and this frees it when the file is closed.
+            let _ = fs::remove_file(&path);
         }
         modules
+    }
+
+    fn list(&mut self, file: &str) -> Vec<String> {
+        let path = format!("{DIRECTORY}/{file}");
+        match fs::read_to_string(&path) {
+            Ok(list) => return names(&list),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => self.note(format!("cannot read '{path}': {}", reason(error))),
+        }
+        Vec::new()
     }
 
     /// Loads the next one. `false` when there is none.
@@ -42,7 +60,8 @@ impl Modules {
         };
         self.next += 1;
         let path = format!("{DIRECTORY}/{name}");
-        if let Err(error) = load(&path) {
+        let loaded = File::open(&path).and_then(|file| load(&file));
+        if let Err(error) = loaded {
             self.note(format!(
                 "cannot load the kernel module '{name}': {}",
                 reason(error)
@@ -51,6 +70,16 @@ impl Modules {
         // The initramfs is memory, and the file is of no more use.
         let _ = fs::remove_file(&path);
         true
+    }
+
+    /// Loads those that can wait.
+    pub(crate) fn load_later(&mut self) {
+        for (name, file) in std::mem::take(&mut self.later) {
+            if let Err(error) = load(&file) {
+                let error = reason(error);
+                log(&format!("cannot load the kernel module '{name}': {error}"));
+            }
+        }
     }
 
     /// What failed, to be put behind another message; empty when nothing did.
@@ -68,9 +97,8 @@ impl Modules {
     }
 }
 
-fn load(path: &str) -> io::Result<()> {
-    let file = File::open(path)?;
-    match finit_module(&file, c"", 0) {
+fn load(file: &File) -> io::Result<()> {
+    match finit_module(file, c"", 0) {
         Ok(()) | Err(Errno::EXIST) => Ok(()),
         Err(error) => Err(error.into()),
     }

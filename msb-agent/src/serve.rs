@@ -10,22 +10,24 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use msb_wire::boot::{BootEvent, BootRequest};
-use msb_wire::exec::{ExecControl, ExecEvent, ExecRequest, FailureKind};
+use msb_wire::exec::{ExecControl, ExecEvent, FailureKind};
 use msb_wire::frame::{Assembler, Decoder, FrameError, Header, Kind, STDIN, flags, put_message};
-use msb_wire::handshake::{Hello, VersionMismatch, operation};
-use msb_wire::sandbox::{Request, StopEvent};
+use msb_wire::handshake::{Hello, VersionMismatch};
+use msb_wire::sandbox::{ClockEvent, PingEvent, Request, StopEvent};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::process::{WaitOptions, wait};
+use rustix::process::{Pid, WaitOptions, wait};
 
 use crate::boot::{self, Guest};
 use crate::console::{log, reason};
 use crate::exec::{self, Refusal};
+use crate::files;
+use crate::init::OPERATIONS;
 use crate::modules::Modules;
 use crate::port::Port;
 use crate::session::{CreditViolation, Session, put_event, scratch};
 use crate::spawn::Spawner;
-use crate::{shutdown, sys};
+use crate::{clock, shutdown, sys};
 
 /// Commands at a time.
 const SESSIONS_MAX: usize = 1024;
@@ -44,6 +46,10 @@ const FAREWELL: Duration = Duration::from_millis(10);
 
 /// Time for the host's end of the port to be opened; before that it looks as if it were gone.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Time between a guest that takes commands and the modules that can wait: a command that is short, or just starts, is not
+/// held up by them.
+const LATER: Duration = Duration::from_secs(1);
 
 /// Why the connection cannot go on.
 enum Broken {
@@ -104,6 +110,8 @@ pub(crate) struct Agent {
     turn: usize,
     /// Whether processes were left when the last was reaped.
     has_children: bool,
+    /// When the modules that can wait are loaded.
+    later: Option<Instant>,
     stopping: Option<Stopping>,
 }
 
@@ -126,6 +134,7 @@ impl Agent {
             scratch: scratch(),
             turn: 0,
             has_children: false,
+            later: None,
             stopping: None,
         })
     }
@@ -145,6 +154,7 @@ impl Agent {
             self.move_bytes(ready.sessions);
             self.end_sessions();
             self.stop_further();
+            self.load_later();
             if let Err(error) = self.port.write() {
                 self.lost(&reason(error));
             }
@@ -197,7 +207,8 @@ impl Agent {
     }
 
     fn timeout(&self) -> Option<Timespec> {
-        let until = self.stopping.as_ref()?.until;
+        let stopping = self.stopping.as_ref().map(|stopping| stopping.until);
+        let until = [stopping, self.later].into_iter().flatten().min()?;
         Timespec::try_from(until.saturating_duration_since(Instant::now())).ok()
     }
 
@@ -286,9 +297,26 @@ impl Agent {
     fn open(&mut self, stream: u32, message: &[u8]) {
         match serde_json::from_slice(message) {
             Ok(Request::Boot(request)) => self.boot(stream, request),
-            Ok(Request::Exec(request)) => self.exec(stream, &request),
+            Ok(Request::Exec(request)) => self.start(stream, |guest, spawner| {
+                exec::start(guest, stream, &request, spawner)
+            }),
+            Ok(Request::Files(request)) => {
+                self.start(stream, |_, spawner| files::start(stream, &request, spawner))
+            }
+            Ok(Request::Clock(request)) => {
+                let event = match clock::correct(request.unix_ns) {
+                    Ok((behind_ms, stepped)) => ClockEvent::Clock { behind_ms, stepped },
+                    Err(error) => ClockEvent::Failed {
+                        message: reason(error),
+                    },
+                };
+                self.put_last(stream, serde_json::to_vec(&event));
+            }
             Ok(Request::Shutdown) => self.shut_down(stream),
-            Ok(Request::Stop(_)) => self.refuse(stream, unsupported(operation::STOP)),
+            Ok(Request::Ping) => self.put_last(stream, serde_json::to_vec(&PingEvent::Pong)),
+            Ok(request @ (Request::Stop(_) | Request::Wait)) => {
+                self.refuse(stream, unsupported(request.operation()));
+            }
             Err(error) => self.refuse(stream, misunderstood(message, &error)),
         }
     }
@@ -303,6 +331,7 @@ impl Agent {
             match boot::boot(request, &self.modules) {
                 Ok(guest) => {
                     self.guest = Some(guest);
+                    self.later = Some(Instant::now() + LATER);
                     boot::ready()
                 }
                 Err(failed) => failed,
@@ -311,8 +340,13 @@ impl Agent {
         self.put_last(stream, serde_json::to_vec(&event));
     }
 
-    fn exec(&mut self, stream: u32, request: &ExecRequest) {
-        match self.try_exec(stream, request) {
+    /// Starts a command, or a process of our own that serves a stream as a command does.
+    fn start(
+        &mut self,
+        stream: u32,
+        start: impl FnOnce(&Guest, &mut Spawner) -> Result<(Session, Pid), Refusal>,
+    ) {
+        match self.try_start(start) {
             Ok((session, event)) => {
                 self.has_children = true;
                 self.sessions.insert(stream, session);
@@ -322,10 +356,9 @@ impl Agent {
         }
     }
 
-    fn try_exec(
+    fn try_start(
         &mut self,
-        stream: u32,
-        request: &ExecRequest,
+        start: impl FnOnce(&Guest, &mut Spawner) -> Result<(Session, Pid), Refusal>,
     ) -> Result<(Session, ExecEvent), Refusal> {
         let Some(guest) = &self.guest else {
             return Err(Refusal::new(FailureKind::Other, "the guest is not set up"));
@@ -340,7 +373,7 @@ impl Agent {
             let message = format!("{SESSIONS_MAX} commands are running already");
             return Err(Refusal::new(FailureKind::ResourceLimit, message));
         }
-        let (session, pid) = exec::start(guest, stream, request, &mut self.spawner)?;
+        let (session, pid) = start(guest, &mut self.spawner)?;
         Ok((
             session,
             ExecEvent::Started {
@@ -521,6 +554,13 @@ impl Agent {
         self.reap();
     }
 
+    fn load_later(&mut self) {
+        if self.later.is_some_and(|time| time <= Instant::now()) {
+            self.later = None;
+            self.modules.load_later();
+        }
+    }
+
     /// The next step of a shutdown, when it is time.
     fn stop_further(&mut self) {
         let Some(stopping) = &mut self.stopping else {
@@ -587,17 +627,7 @@ fn unsupported(operation: &str) -> Refusal {
 fn misunderstood(message: &[u8], error: &serde_json::Error) -> Refusal {
     let value: serde_json::Value = serde_json::from_slice(message).unwrap_or_default();
     match value.get("op").and_then(|op| op.as_str()) {
-        Some(op)
-            if ![
-                operation::BOOT,
-                operation::EXEC,
-                operation::SHUTDOWN,
-                operation::STOP,
-            ]
-            .contains(&op) =>
-        {
-            unsupported(op)
-        }
+        Some(op) if !OPERATIONS.contains(&op) => unsupported(op),
         _ => Refusal::new(
             FailureKind::Other,
             format!("the request cannot be read: {error}"),

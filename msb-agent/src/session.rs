@@ -17,7 +17,7 @@ use rustix::io::Errno;
 use rustix::pipe::fcntl_setpipe_size;
 use rustix::process::{Pid, WaitStatus};
 
-use crate::{pty, sys};
+use crate::{clock, oom, pty, sys};
 
 /// After the end of a command: bytes that are still read from its terminal. More than a terminal can hold.
 const TERMINAL_REST_BYTES: usize = 1024 * 1024;
@@ -28,6 +28,9 @@ const PIPE_BYTES: usize = 1024 * 1024;
 /// Bytes on a channel after which its pipe grows: a command with little to say is not to pay for it.
 const PIPE_GROWS_AFTER_BYTES: usize = 128 * 1024;
 
+/// The exit status by which a command passes on that its own was killed: 128 + SIGKILL.
+const KILLED: i32 = 137;
+
 /// The host broke the protocol on this stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct CreditViolation;
@@ -36,7 +39,12 @@ pub(crate) struct CreditViolation;
 pub(crate) struct Session {
     stream: u32,
     pid: Pid,
+    /// When it was started, since the kernel's start.
+    started_ns: u64,
     status: Option<WaitStatus>,
+    oom_killed: bool,
+    /// It is a process of our own, which tidies up and ends when its pipes are closed.
+    ends_by_itself: bool,
     terminal: Option<Rc<OwnedFd>>,
     input: Input,
     outputs: Vec<Output>,
@@ -68,10 +76,21 @@ impl Session {
         Session {
             stream,
             pid,
+            started_ns: clock::boottime_ns(),
             status: None,
+            oom_killed: false,
+            ends_by_itself: false,
             terminal: None,
             input,
             outputs,
+        }
+    }
+
+    /// The same for a process of our own, which tidies up when its pipes are closed and so is not to be killed.
+    pub(crate) fn that_ends_by_itself(self) -> Session {
+        Session {
+            ends_by_itself: true,
+            ..self
         }
     }
 
@@ -88,7 +107,10 @@ impl Session {
         Session {
             stream,
             pid,
+            started_ns: clock::boottime_ns(),
             status: None,
+            oom_killed: false,
+            ends_by_itself: false,
             terminal: Some(terminal),
             input,
             outputs,
@@ -186,7 +208,7 @@ impl Session {
 
     /// Ends the process group at once.
     pub(crate) fn hang_up(&self) {
-        if self.status.is_none() {
+        if self.status.is_none() && !self.ends_by_itself {
             for group in [
                 self.terminal.as_ref().and_then(pty::foreground),
                 Some(self.pid.as_raw_pid()),
@@ -201,6 +223,12 @@ impl Session {
     /// The command has ended. What lies in its pipes now is all that it wrote.
     pub(crate) fn ended(&mut self, status: WaitStatus) {
         self.status = Some(status);
+        self.oom_killed = match (status.terminating_signal(), status.exit_status()) {
+            (Some(libc::SIGKILL), _) => oom::took(Some(self.pid), self.started_ns),
+            // A shell says so of a command that it ran.
+            (_, Some(KILLED)) => oom::took(None, self.started_ns),
+            _ => false,
+        };
         self.input.fd = None;
         for output in &mut self.outputs {
             let Some(fd) = &output.fd else { continue };
@@ -263,6 +291,7 @@ impl Session {
         Some(ExecEvent::Exited {
             code: status.exit_status(),
             signal: status.terminating_signal(),
+            oom_killed: self.oom_killed,
         })
     }
 }

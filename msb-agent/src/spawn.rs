@@ -29,6 +29,8 @@ pub(crate) struct Plan<'a> {
     pub(crate) stdio: [BorrowedFd<'a>; 3],
     /// Whether descriptor 0 is to be the controlling terminal.
     pub(crate) terminal: bool,
+    /// Limits, by resource.
+    pub(crate) limits: &'a [(u32, libc::rlimit64)],
     /// User number.
     pub(crate) uid: u32,
     /// Group number.
@@ -44,6 +46,8 @@ pub(crate) enum Step {
     Fork,
     /// Session, terminal, descriptors.
     Prepare,
+    /// Limits of resources.
+    Limits,
     /// User and groups.
     User,
     /// Working directory.
@@ -164,6 +168,10 @@ fn become_program(child: &Child<'_>) -> Refused {
     // As root first, since a directory may be closed to the user that the image starts its command in, as docker does;
     // then as the user, for directories that are closed to root (on network file systems).
     let entered = enter(child.plan.cwd);
+    // As root still, who may raise them.
+    if let Err(error) = set_limits(child.plan) {
+        return refused(Step::Limits, error);
+    }
     if let Err(error) = change_user(child.plan) {
         return refused(Step::User, error);
     }
@@ -215,6 +223,24 @@ fn prepare(child: &Child<'_>) -> Result<(), Errno> {
 fn enter(cwd: &CStr) -> Result<(), Errno> {
     // SAFETY: chdir gets a terminated string and changes this process only (no CLONE_FS).
     check(unsafe { libc::chdir(cwd.as_ptr()) })
+}
+
+fn set_limits(plan: &Plan<'_>) -> Result<(), Errno> {
+    let ours: libc::pid_t = 0;
+    let nothing = ptr::null_mut::<libc::rlimit64>();
+    for (resource, limit) in plan.limits {
+        // SAFETY: prlimit64 reads one whole rlimit64, which lives in the agent; 0 is this process; nothing is asked back.
+        check(unsafe {
+            libc::syscall(
+                libc::SYS_prlimit64,
+                ours,
+                *resource,
+                ptr::from_ref(limit),
+                nothing,
+            )
+        } as c_int)?;
+    }
+    Ok(())
 }
 
 /// By bare system calls: those of the C library would try to change the agent's threads as well.
@@ -302,6 +328,7 @@ mod tests {
             cwd,
             stdio,
             terminal: false,
+            limits: &[],
             uid: user.0,
             gid: user.1,
             groups: &[],

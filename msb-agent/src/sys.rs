@@ -36,6 +36,12 @@ pub(crate) fn child_signals() -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// From now on a write into a pipe that nobody reads is an error, and no more the end of this process.
+pub(crate) fn ignore_broken_pipes() {
+    // SAFETY: SIG_IGN is no function; nothing of ours runs in a handler.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+}
+
 /// Sends a signal to every process but this one and the kernel's.
 pub(crate) fn kill_all(signal: libc::c_int) {
     // SAFETY: kill takes plain numbers. It fails when there is no process, which is fine.

@@ -12,7 +12,7 @@ use crate::limits::{IMAGE_LAYERS_MAX, REFERENCES_MAX};
 
 pub(crate) const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG_TYPE: &str = "application/vnd.oci.image.config.v1+json";
-const LAYER_TYPE: &str = "application/vnd.oci.image.layer.v1.tar";
+pub(crate) const LAYER_TYPE: &str = "application/vnd.oci.image.layer.v1.tar";
 
 /// A manifest or an index. One that is both at once is refused, for its readers could not agree what it is.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -31,7 +31,7 @@ pub(crate) struct Document {
 }
 
 /// What a document says of another blob.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Descriptor {
     #[serde(default)]
@@ -52,6 +52,9 @@ pub(crate) struct Platform {
     pub(crate) architecture: String,
     #[serde(default)]
     pub(crate) os: String,
+    /// A version of the architecture, as `v7` of arm.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) variant: Option<String>,
 }
 
 /// The configuration of an image.
@@ -105,6 +108,16 @@ impl Document {
 }
 
 impl Descriptor {
+    pub(crate) fn new(media_type: &str, digest: Digest, size: u64) -> Descriptor {
+        Descriptor {
+            media_type: media_type.to_owned(),
+            digest,
+            size,
+            annotations: None,
+            platform: None,
+        }
+    }
+
     pub(crate) fn annotation(&self, name: &str) -> Option<&str> {
         self.annotations.as_ref()?.get(name).map(String::as_str)
     }
@@ -135,7 +148,7 @@ impl Config {
     }
 
     pub(crate) fn check_platform(&self) -> Result<()> {
-        if self.platform == Platform::host() {
+        if self.platform.is_of_host() {
             return Ok(());
         }
         bail!(
@@ -159,14 +172,25 @@ impl Platform {
         Platform {
             architecture: architecture.to_owned(),
             os: "linux".to_owned(),
+            variant: None,
         }
+    }
+
+    /// Whether this machine can run it.
+    pub(crate) fn is_of_host(&self) -> bool {
+        let host = Platform::host();
+        self.os == host.os && self.architecture == host.architecture
     }
 }
 
 impl std::fmt::Display for Platform {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let shown = |text: &str| libmsb::cli::escape::escape(text).into_owned();
-        write!(f, "{}/{}", shown(&self.os), shown(&self.architecture))
+        write!(f, "{}/{}", shown(&self.os), shown(&self.architecture))?;
+        match &self.variant {
+            Some(variant) => write!(f, "/{}", shown(variant)),
+            None => Ok(()),
+        }
     }
 }
 
@@ -177,21 +201,23 @@ pub(crate) fn manifest_for(
     config_bytes: u64,
     layers: &[Summary],
 ) -> Result<Vec<u8>> {
-    let descriptor = |media_type: &str, digest: &Digest, size: u64| Descriptor {
-        media_type: media_type.to_owned(),
-        digest: *digest,
-        size,
-        annotations: None,
-        platform: None,
-    };
     let layers = layers
         .iter()
-        .map(|layer| descriptor(LAYER_TYPE, &layer.diff_id, layer.tar_bytes));
+        .map(|layer| Descriptor::new(LAYER_TYPE, layer.diff_id, layer.tar_bytes));
+    manifest_of(config, config_bytes, layers.collect())
+}
+
+/// The manifest of layers that are packed in some way.
+pub(crate) fn manifest_of(
+    config: &Digest,
+    config_bytes: u64,
+    layers: Vec<Descriptor>,
+) -> Result<Vec<u8>> {
     let document = Document {
         schema_version: 2,
         media_type: Some(MANIFEST_TYPE.to_owned()),
-        config: Some(descriptor(CONFIG_TYPE, config, config_bytes)),
-        layers: Some(layers.collect()),
+        config: Some(Descriptor::new(CONFIG_TYPE, *config, config_bytes)),
+        layers: Some(layers),
         manifests: None,
     };
     Ok(serde_json::to_vec(&document)?)

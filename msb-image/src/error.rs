@@ -37,7 +37,14 @@ impl std::error::Error for ArchiveRead {
 
 /// Whether the error ends everything, and is no fault of one layer.
 pub(crate) fn is_fatal(error: &anyhow::Error) -> bool {
+    // A reader can only pass on errors of input and output, with ours inside.
+    let inside = |cause: &(dyn std::error::Error + 'static)| {
+        cause
+            .downcast_ref::<io::Error>()
+            .and_then(io::Error::get_ref)
+            .is_some_and(|inner| inner.is::<StoreWrite>())
+    };
     error
         .chain()
-        .any(|cause| cause.is::<StoreWrite>() || cause.is::<ArchiveRead>())
+        .any(|cause| cause.is::<StoreWrite>() || cause.is::<ArchiveRead>() || inside(cause))
 }

@@ -213,7 +213,7 @@ fn load_archive(bytes: &[u8], streamed: bool, store: &Store) -> Result<()> {
     file.write_all(bytes)?;
     file.rewind()?;
     let length = (!streamed).then_some(bytes.len() as u64);
-    let mut archive = Archive::open(Input::of(file, length), store)?;
+    let mut archive = Archive::open(Input::of(file, length), store, false)?;
     let images = archive::images(&mut archive)?;
     ensure!(images.len() == 1, "several images may come in part");
     images

@@ -1,7 +1,12 @@
 //! `msb image import`: a root file system becomes an image of one layer.
 
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+
 use anyhow::{Context, Result, ensure};
+use libmsb::cli::args::{parse_env, parse_label};
 use libmsb::cli::error::Failure;
+use libmsb::cli::escape::escape;
 use libmsb::digest::Digest;
 use libmsb::reference::Reference;
 use libmsb::state::Home;
@@ -9,7 +14,7 @@ use serde_json::json;
 
 use crate::arguments::Import;
 use crate::disk::{self, merge};
-use crate::document::{Platform, manifest_for};
+use crate::document::{Config, Platform, manifest_for};
 use crate::input::Input;
 use crate::layer::convert::{Converted, convert};
 use crate::load::{Loaded, check_pins, put_documents, put_references, report};
@@ -22,11 +27,17 @@ const SHELL: &str = "/bin/sh";
 pub(crate) fn run(home: &Home, args: Import) -> Result<()> {
     let reference: Reference = args.name.parse()?;
     let label = || format!("cannot import '{reference}'");
-    let imported = import(home, &args, &reference).with_context(label)?;
+    let choices = Choices::of(&args)?;
+    let imported = import(home, &args, &reference, choices).with_context(label)?;
     report("Imported", &imported, args.output)
 }
 
-fn import(home: &Home, args: &Import, reference: &Reference) -> Result<Vec<Loaded>> {
+fn import(
+    home: &Home,
+    args: &Import,
+    reference: &Reference,
+    choices: Choices,
+) -> Result<Vec<Loaded>> {
     let input = Input::open(args.input.as_deref(), !args.output.quiet)?;
     let (store, _lock) = store::open_for_adding(home)?;
     let converted = convert(input.reader(), NewLayer::create(&store)?)?;
@@ -34,10 +45,9 @@ fn import(home: &Home, args: &Import, reference: &Reference) -> Result<Vec<Loade
     let layer = converted.summary;
     let merged = merge::merge(&[layer.diff_id], |_| converted.files.index().to_owned())?;
     check_is_root(&merged.tree)?;
-    let config = config(
-        &layer.diff_id,
-        merge::is_executable(&merged.tree, SHELL.as_bytes()),
-    )?;
+    let has_shell = merge::is_executable(&merged.tree, SHELL.as_bytes());
+    let config = config(&layer.diff_id, &choices, has_shell)?;
+    Config::parse(&config)?;
     let config_digest = digest_of(&config);
     let manifest = manifest_for(&config_digest, config.len() as u64, &[layer])?;
     let digest = digest_of(&manifest);
@@ -82,13 +92,100 @@ fn check_is_root(tree: &disk::tree::Tree) -> Result<()> {
     Ok(())
 }
 
-/// The same tree gives the same image: no time is noted, unless SOURCE_DATE_EPOCH says which.
-fn config(diff_id: &Digest, has_shell: bool) -> Result<Vec<u8>> {
-    let platform = Platform::host();
-    let mut process = json!({ "Env": [PATH] });
-    if has_shell {
-        process["Cmd"] = json!([SHELL]);
+/// What the image is told about its commands.
+#[derive(Debug)]
+struct Choices {
+    env: Vec<String>,
+    cmd: Option<Vec<String>>,
+    entrypoint: Option<Vec<String>>,
+    workdir: Option<String>,
+    user: Option<String>,
+    labels: BTreeMap<String, String>,
+}
+
+impl Choices {
+    fn of(args: &Import) -> Result<Choices> {
+        let labels = args.labels.iter().map(|label| parse_label(label));
+        let workdir = args.workdir.clone();
+        if let Some(path) = workdir.as_ref().filter(|path| !path.starts_with('/')) {
+            return Err(
+                Failure::usage(format!("the directory '{path}' does not begin with '/'")).into(),
+            );
+        }
+        Ok(Choices {
+            env: env(&args.env)?,
+            cmd: words("--cmd", &args.cmd)?,
+            entrypoint: words("--entrypoint", &args.entrypoint)?,
+            workdir,
+            user: args.user.clone(),
+            labels: labels.collect::<Result<_, _>>()?,
+        })
     }
+}
+
+/// Variables in their order; of one name the last. There is always a PATH.
+fn env(texts: &[OsString]) -> Result<Vec<String>> {
+    let mut variables: Vec<String> = vec![PATH.to_owned()];
+    for text in texts {
+        let assignment = parse_env(text)?.to_assignment();
+        let assignment = assignment.into_string().map_err(|text| {
+            let shown = escape(text.as_encoded_bytes()).into_owned();
+            Failure::usage(format!("'{shown}' is not UTF-8, which images must be"))
+        })?;
+        let name = |variable: &str| variable.split('=').next().map(str::to_owned);
+        match variables
+            .iter_mut()
+            .find(|there| name(there) == name(&assignment))
+        {
+            Some(there) => *there = assignment,
+            None => variables.push(assignment),
+        }
+    }
+    Ok(variables)
+}
+
+/// Words as they were given one by one, or as one JSON array.
+fn words(option: &str, texts: &[String]) -> Result<Option<Vec<String>>> {
+    let words = match texts {
+        [] => return Ok(None),
+        [text] if text.starts_with('[') => serde_json::from_str(text).map_err(|_| {
+            Failure::usage(format!("'{}' is no JSON array of words", escape(text))).hint(format!(
+                "write {option} '[\"one\", \"two\"]', or {option} one {option} two"
+            ))
+        })?,
+        texts => texts.to_vec(),
+    };
+    Ok(Some(words))
+}
+
+/// The same tree gives the same image: no time is noted, unless SOURCE_DATE_EPOCH says which.
+fn config(diff_id: &Digest, choices: &Choices, has_shell: bool) -> Result<Vec<u8>> {
+    let platform = Platform::host();
+    let mut process = json!({ "Env": choices.env });
+    let mut set = |name: &str, value: Option<serde_json::Value>| {
+        if let Some(value) = value {
+            process[name] = value;
+        }
+    };
+    // Whoever chose what stands before the command wants no shell behind it.
+    let shell = (has_shell && choices.entrypoint.is_none()).then(|| json!([SHELL]));
+    set(
+        "Cmd",
+        choices.cmd.as_ref().map(|words| json!(words)).or(shell),
+    );
+    set(
+        "Entrypoint",
+        choices.entrypoint.as_ref().map(|words| json!(words)),
+    );
+    set(
+        "WorkingDir",
+        choices.workdir.as_ref().map(|path| json!(path)),
+    );
+    set("User", choices.user.as_ref().map(|user| json!(user)));
+    set(
+        "Labels",
+        (!choices.labels.is_empty()).then(|| json!(choices.labels)),
+    );
     let mut config = json!({
         "architecture": platform.architecture,
         "os": platform.os,

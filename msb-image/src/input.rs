@@ -123,6 +123,15 @@ pub(crate) struct Meter {
 }
 
 impl Meter {
+    /// A meter for so many bytes, if it is wanted and somebody can see it.
+    pub(crate) fn start(total: u64, wanted: bool) -> Option<Meter> {
+        (wanted && io::stderr().is_terminal()).then(|| Meter {
+            total: Some(total),
+            done: 0,
+            drawn: Instant::now(),
+        })
+    }
+
     pub(crate) fn advance(&mut self, bytes: u64) {
         self.done += bytes;
         if self.drawn.elapsed() < REDRAW {

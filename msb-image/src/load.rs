@@ -18,7 +18,7 @@ use crate::disk::{self, merge};
 use crate::document::{manifest_for, references};
 use crate::input::Input;
 use crate::layer::index::Summary;
-use crate::store;
+use crate::store::{self, NewLayers};
 use crate::stream::digest_of;
 
 /// An image that is in the store now, as programs are told.
@@ -46,7 +46,7 @@ pub(crate) fn run(home: &Home, args: Load) -> Result<()> {
 fn load(home: &Home, args: &Load, tags: Vec<Reference>) -> Result<Vec<Loaded>> {
     let input = Input::open(args.input.as_deref(), !args.output.quiet)?;
     let (store, _lock) = store::open_for_adding(home)?;
-    let mut archive = Archive::open(input, &store)?;
+    let mut archive = Archive::open(input, &store, args.keep_blobs)?;
     let mut images = archive::images(&mut archive)?;
     if let Some(first) = images.first_mut() {
         first.references.extend(tags);
@@ -66,10 +66,20 @@ fn load(home: &Home, args: &Load, tags: Vec<Reference>) -> Result<Vec<Loaded>> {
 /// Brings one image into the store, layers first and references last.
 pub(crate) fn add(store: &Store, archive: &mut Archive<'_>, image: &Image) -> Result<Vec<Loaded>> {
     let layers = archive.layers(&image.layers)?;
+    put_image(store, image, &layers, &mut archive.new_layers)
+}
+
+/// Brings an image whose layers are converted into the store: layers first and references last.
+pub(crate) fn put_image(
+    store: &Store,
+    image: &Image,
+    layers: &[Summary],
+    new_layers: &mut NewLayers,
+) -> Result<Vec<Loaded>> {
     let config_digest = digest_of(&image.config);
     let manifest = match &image.manifest {
         Some(manifest) => manifest.clone(),
-        None => manifest_for(&config_digest, image.config.len() as u64, &layers)?,
+        None => manifest_for(&config_digest, image.config.len() as u64, layers)?,
     };
     let digest = digest_of(&manifest);
     check_pins(&image.references, &digest)?;
@@ -78,16 +88,16 @@ pub(crate) fn add(store: &Store, archive: &mut Archive<'_>, image: &Image) -> Re
     } else {
         let diff_ids: Vec<Digest> = layers.iter().map(|layer| layer.diff_id).collect();
         Some(merge::merge(&diff_ids, |diff_id| {
-            archive.index_path(diff_id)
+            new_layers.index_path(store, diff_id)
         })?)
     };
-    // From here on nothing of the archive can be wrong any more: the disk is planned.
-    archive.commit_layers()?;
+    // From here on nothing of the image can be wrong any more: the disk is planned.
+    new_layers.commit(store)?;
     put_documents(store, &image.config, &manifest)?;
     if let Some(merged) = merged {
         disk::write(store, &digest, &merged)?;
     }
-    put_references(store, &image.references, &digest, &config_digest, &layers)
+    put_references(store, &image.references, &digest, &config_digest, layers)
 }
 
 /// Stores the configuration and the manifest, in this order.
@@ -106,20 +116,7 @@ pub(crate) fn put_references(
 ) -> Result<Vec<Loaded>> {
     let mut loaded = Vec::new();
     for reference in references {
-        let named = store
-            .record(reference)
-            .ok()
-            .flatten()
-            .map(|record| record.manifest_digest);
-        if named != Some(*digest) {
-            let record = RefRecord {
-                reference: reference.to_string(),
-                manifest_digest: *digest,
-                created_at: jiff::Timestamp::now(),
-                other: serde_json::Map::new(),
-            };
-            write::replace_json(&store.ref_path(reference), &record)?;
-        }
+        put_reference(store, reference, digest)?;
         loaded.push(Loaded {
             reference: reference.to_string(),
             digest: *digest,
@@ -129,6 +126,21 @@ pub(crate) fn put_references(
         });
     }
     Ok(loaded)
+}
+
+/// Lets a reference name a manifest. When it names it already it keeps its time.
+pub(crate) fn put_reference(store: &Store, reference: &Reference, digest: &Digest) -> Result<()> {
+    let there = store.record(reference).ok().flatten();
+    if there.is_some_and(|record| record.manifest_digest == *digest) {
+        return Ok(());
+    }
+    let record = RefRecord {
+        reference: reference.to_string(),
+        manifest_digest: *digest,
+        created_at: jiff::Timestamp::now(),
+        other: serde_json::Map::new(),
+    };
+    write::replace_json(&store.ref_path(reference), &record)
 }
 
 /// A reference that pins a digest cannot name another manifest.

@@ -2,7 +2,7 @@
 //!
 //! Order is everything: layers, configuration, manifest, disk, reference; each flushed before the next appears, so a
 //! kill at any moment leaves nothing that points to what is not there. New files have names beginning with `.new-`; a
-//! process that is killed leaves them, and [`sweep`] removes them when nobody else uses the store.
+//! process that is killed leaves them, and the next one that adds something removes them when nobody else uses the store.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
@@ -16,6 +16,7 @@ use libmsb::state::lock::Lock;
 use libmsb::state::{layout, write};
 
 use crate::error::StoreWrite;
+use crate::garbage::{Garbage, Mode};
 use crate::layer::index::Summary;
 
 /// Makes the store ready for writing and gives its lock, shared. Left-overs go first, if nobody else uses the store.
@@ -24,43 +25,31 @@ pub(crate) fn open_for_adding(home: &Home) -> Result<(Store, Lock)> {
     let store = home.images();
     store.prepare()?;
     if let Some(lock) = Lock::try_exclusive(&store.lock())? {
-        sweep(&store);
+        // Whatever stays is inert.
+        drop(Garbage::new(&store, Mode::Remove).leftovers());
         drop(lock);
     }
     let lock = Lock::shared(&store.lock())?;
     Ok((store, lock))
 }
 
-/// Removes what killed processes left. The caller holds the lock alone. Failures leave things as they are: a
-/// left-over is inert.
-pub(crate) fn sweep(store: &Store) {
-    for folder in [
-        store.layers(),
-        store.disks(),
-        store.configs(),
-        store.manifests(),
-        store.refs(),
-    ] {
-        let Ok(entries) = std::fs::read_dir(&folder) else {
-            continue;
-        };
-        for entry in entries.flatten() {
-            if entry
-                .file_name()
-                .as_encoded_bytes()
-                .starts_with(layout::NEW_PREFIX.as_bytes())
-            {
-                drop(std::fs::remove_file(entry.path()));
-            }
-        }
-    }
-}
-
-/// The two files of a layer that has no name yet. They go away with this value unless it was committed.
+/// The two files of a layer that has no name yet, and perhaps the blob as it came. They go away with this value unless it
+/// was committed.
 #[derive(Debug)]
 pub(crate) struct NewLayer {
     index: PathBuf,
     data: PathBuf,
+    blob: Option<NewBlob>,
+    /// Whether the store has the layer, and only the blob is new.
+    is_known: bool,
+}
+
+/// A layer as it came, compressed.
+#[derive(Debug)]
+struct NewBlob {
+    path: PathBuf,
+    /// Not known before all of it is there.
+    digest: Option<Digest>,
 }
 
 impl NewLayer {
@@ -71,14 +60,23 @@ impl NewLayer {
         let new = NewLayer {
             index: path(layout::LAYER_INDEX),
             data: path(layout::LAYER_DATA),
+            blob: None,
+            is_known: false,
         };
         for path in [&new.index, &new.data] {
-            OpenOptions::new()
-                .write(true)
-                .create_new(true)
-                .mode(0o600)
-                .open(path)
-                .map_err(StoreWrite)?;
+            create(path)?;
+        }
+        Ok(new)
+    }
+
+    /// Makes them, and a third one for the blob if that is to be kept.
+    pub(crate) fn create_keeping(store: &Store, keep_blobs: bool) -> Result<NewLayer> {
+        let mut new = NewLayer::create(store)?;
+        if keep_blobs {
+            let name = format!("{}{}", layout::NEW_PREFIX, write::random_hex()?);
+            let path = store.blobs().join(name);
+            create(&path)?;
+            new.blob = Some(NewBlob { path, digest: None });
         }
         Ok(new)
     }
@@ -90,25 +88,48 @@ impl NewLayer {
 
     /// Opens the index and the data for writing.
     pub(crate) fn files(&self) -> Result<(File, File)> {
-        let open = |path: &Path| {
-            OpenOptions::new()
-                .write(true)
-                .open(path)
-                .map_err(StoreWrite)
-        };
         Ok((open(&self.index)?, open(&self.data)?))
+    }
+
+    /// Opens the file for the blob, if that is to be kept.
+    pub(crate) fn blob_file(&self) -> Result<Option<File>> {
+        self.blob.as_ref().map(|blob| open(&blob.path)).transpose()
+    }
+
+    /// The blob is whole. One that is the tar itself need not be kept.
+    pub(crate) fn blob_is(&mut self, digest: &Digest, diff_id: &Digest) {
+        if digest == diff_id {
+            self.forget_blob();
+        } else if let Some(blob) = &mut self.blob {
+            blob.digest = Some(*digest);
+        }
+    }
+
+    /// The blob is not to be kept.
+    pub(crate) fn forget_blob(&mut self) {
+        if let Some(blob) = self.blob.take() {
+            drop(std::fs::remove_file(blob.path));
+        }
     }
 
     /// Flushes both and gives them their names, the data first: a layer is there when its index is.
     pub(crate) fn commit(&self, store: &Store, diff_id: &Digest) -> Result<()> {
-        for path in [&self.data, &self.index] {
-            File::open(path)
-                .and_then(|file| file.sync_data())
-                .map_err(StoreWrite)?;
+        if let Some((blob, digest)) = self.whole_blob() {
+            name(blob, &store.blob_path(&digest))?;
+            write::sync_dir(&store.blobs())?;
         }
-        std::fs::rename(&self.data, store.layer_data_path(diff_id)).map_err(StoreWrite)?;
+        if self.is_known {
+            return Ok(());
+        }
+        flush(&self.index)?;
+        name(&self.data, &store.layer_data_path(diff_id))?;
         std::fs::rename(&self.index, store.layer_index_path(diff_id)).map_err(StoreWrite)?;
         write::sync_dir(&store.layers())
+    }
+
+    fn whole_blob(&self) -> Option<(&Path, Digest)> {
+        let blob = self.blob.as_ref()?;
+        Some((&blob.path, blob.digest?))
     }
 }
 
@@ -117,6 +138,77 @@ impl Drop for NewLayer {
         // After a commit they have other names.
         drop(std::fs::remove_file(&self.index));
         drop(std::fs::remove_file(&self.data));
+        self.forget_blob();
+    }
+}
+
+fn create(path: &Path) -> Result<()> {
+    OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(StoreWrite)?;
+    Ok(())
+}
+
+fn open(path: &Path) -> Result<File> {
+    Ok(OpenOptions::new()
+        .write(true)
+        .open(path)
+        .map_err(StoreWrite)?)
+}
+
+fn flush(path: &Path) -> Result<()> {
+    Ok(File::open(path)
+        .and_then(|file| file.sync_data())
+        .map_err(StoreWrite)?)
+}
+
+fn name(new: &Path, path: &Path) -> Result<()> {
+    flush(new)?;
+    Ok(std::fs::rename(new, path).map_err(StoreWrite)?)
+}
+
+/// Layers that an image needs and the store does not have yet. They enter it together, when the whole image is known to
+/// be good.
+#[derive(Debug, Default)]
+pub(crate) struct NewLayers(Vec<(Digest, NewLayer)>);
+
+impl NewLayers {
+    /// Keeps a layer for the store, unless it is there or among these already; and its blob, if that is kept.
+    pub(crate) fn add(&mut self, store: &Store, diff_id: &Digest, mut files: NewLayer) {
+        files.is_known = self.find(diff_id).is_some() || layer(store, diff_id).is_some();
+        if !files.is_known || files.whole_blob().is_some() {
+            self.0.push((*diff_id, files));
+        }
+    }
+
+    fn find(&self, diff_id: &Digest) -> Option<&NewLayer> {
+        let mut new = self.0.iter();
+        let (_, files) = new.find(|(digest, files)| digest == diff_id && !files.is_known)?;
+        Some(files)
+    }
+
+    /// Keeps a layer for the store, to take the place of one that may be there.
+    pub(crate) fn replace(&mut self, diff_id: &Digest, files: NewLayer) {
+        self.0.push((*diff_id, files));
+    }
+
+    /// Where the index of a layer is: in the store, or on its way there.
+    pub(crate) fn index_path(&self, store: &Store, diff_id: &Digest) -> PathBuf {
+        self.find(diff_id).map_or_else(
+            || store.layer_index_path(diff_id),
+            |layer| layer.index().to_owned(),
+        )
+    }
+
+    /// Puts all of them into the store.
+    pub(crate) fn commit(&mut self, store: &Store) -> Result<()> {
+        for (diff_id, layer) in self.0.drain(..) {
+            layer.commit(store, &diff_id)?;
+        }
+        Ok(())
     }
 }
 

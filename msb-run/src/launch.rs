@@ -1,30 +1,46 @@
 //! Starting a supervisor.
 
 use std::io::BufReader;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 
 use anyhow::Context;
 use libmsb::cli::args::SandboxName;
-use libmsb::cli::error::{Failure, Kind};
+use libmsb::cli::error::{Failure, Kind, print_note};
 use libmsb::state::lock::Lock;
 
 use crate::startup::{Stamps, Startup};
 use crate::supervisor::spawn_with;
+
+/// In whose name the engine's notes are told.
+const PROGRAM: &str = "msb-run";
 
 /// A supervisor that was started.
 #[derive(Debug)]
 pub(crate) struct Launched {
     child: Child,
     reports: BufReader<std::fs::File>,
+    /// A report that was read and not used.
+    pending: Option<Startup>,
     /// Our connection, if the sandbox is attached to us.
     pub(crate) client: Option<UnixStream>,
 }
 
-/// Starts the supervisor of a sandbox, whose lock goes over to it. Attached, the sandbox does not outlive us.
-pub(crate) fn launch(name: &SandboxName, lock: Lock, attached: bool) -> anyhow::Result<Launched> {
+/// To whom a sandbox is bound: it does not outlive that.
+#[derive(Debug)]
+pub(crate) enum Bond {
+    /// To nobody.
+    None,
+    /// To us, who run its main command.
+    Client,
+    /// To whoever holds the other end of this pipe.
+    Pipe(OwnedFd),
+}
+
+/// Starts the supervisor of a sandbox, whose lock goes over to it, and tells what it has to say about the engine.
+pub(crate) fn launch(name: &SandboxName, lock: Lock, bond: Bond) -> anyhow::Result<Launched> {
     // The same program under another name; through /proc it is found also when it was replaced or removed since.
     let mut command = Command::new("/proc/self/exe");
     command.arg0("msb-supervisor").arg(name.as_str());
@@ -35,7 +51,7 @@ pub(crate) fn launch(name: &SandboxName, lock: Lock, attached: bool) -> anyhow::
         .arg("--lock-fd")
         .arg(lock.as_fd().as_raw_fd().to_string());
     let mut inherited = vec![ready.as_fd(), lock.as_fd()];
-    let pair = attached
+    let pair = matches!(bond, Bond::Client)
         .then(UnixStream::pair)
         .transpose()
         .context("cannot make a socket")?;
@@ -45,17 +61,31 @@ pub(crate) fn launch(name: &SandboxName, lock: Lock, attached: bool) -> anyhow::
             .arg(theirs.as_raw_fd().to_string());
         inherited.push(theirs.as_fd());
     }
+    if let Bond::Pipe(pipe) = &bond {
+        command.arg("--bond-fd").arg(pipe.as_raw_fd().to_string());
+        inherited.push(pipe.as_fd());
+    }
     command
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null());
     let child = spawn_with(&mut command, &inherited).context("cannot start the supervisor")?;
-    Ok(Launched {
+    // What only the child should hold would keep the reports from ending.
+    drop(ready);
+    let mut launched = Launched {
         child,
         reports: BufReader::new(reports.into()),
+        pending: None,
         client: pair.map(|(ours, _)| ours),
-    })
+    };
+    match launched.next_report()? {
+        Some(Startup::Prepared { note }) => {
+            note.iter().for_each(|note| print_note(PROGRAM, note));
+        }
+        other => launched.pending = other,
+    }
+    Ok(launched)
 }
 
 impl Launched {
@@ -89,6 +119,9 @@ impl Launched {
     }
 
     fn next_report(&mut self) -> anyhow::Result<Option<Startup>> {
+        if let Some(report) = self.pending.take() {
+            return Ok(Some(report));
+        }
         Startup::read(&mut self.reports).context("cannot understand the supervisor")
     }
 }
@@ -104,7 +137,7 @@ pub(crate) struct Gone {
 
 fn failure(report: Startup) -> anyhow::Error {
     match report {
-        Startup::Ready(_) => {
+        Startup::Ready(_) | Startup::Prepared { .. } => {
             Failure::new(Kind::Bug, "the supervisor reported success twice").into()
         }
         Startup::Failed { message, hint } => {

@@ -2,9 +2,13 @@
 //!
 //! This is one program under several names, as links: what it does is told by the name it is called by.
 
+mod copy;
+mod doctor;
 mod engine;
 mod launch;
+mod make;
 mod plan;
+mod pull;
 mod session;
 mod startup;
 mod supervisor;
@@ -26,10 +30,22 @@ fn main() -> ExitCode {
         .and_then(|path| Path::new(path).file_name())
         .and_then(|name| name.to_str());
     match name {
+        Some("msb-cp") => tool("msb-cp", arguments, verbs::cp::run),
+        Some("msb-create") => tool("msb-create", arguments, verbs::create::run),
+        Some("msb-events") => tool("msb-events", arguments, verbs::events::run),
         Some("msb-exec") => verb("msb-exec", arguments, verbs::exec::run),
+        Some("msb-doctor") => tool("msb-doctor", arguments, verbs::doctor::run),
+        Some("msb-inspect") => tool("msb-inspect", arguments, verbs::inspect::run),
+        Some("msb-logs") => tool("msb-logs", arguments, verbs::logs::run),
         Some("msb-ls") => tool("msb-ls", arguments, verbs::ls::run),
-        Some("msb-stop") => tool("msb-stop", arguments, verbs::stop::run),
+        Some("msb-modify") => tool("msb-modify", arguments, verbs::modify::run),
+        Some("msb-ping") => tool("msb-ping", arguments, verbs::ping::run),
+        Some("msb-ps") => tool("msb-ps", arguments, verbs::ps::run),
+        Some("msb-restart") => tool("msb-restart", arguments, verbs::restart::run),
         Some("msb-rm") => tool("msb-rm", arguments, verbs::rm::run),
+        Some("msb-start") => tool("msb-start", arguments, verbs::start::run),
+        Some("msb-stop") => tool("msb-stop", arguments, verbs::stop::run),
+        Some("msb-wait") => tool("msb-wait", arguments, verbs::wait::run),
         Some("msb-supervisor") => tool("msb-supervisor", arguments, supervisor::run),
         _ => verb("msb-run", arguments, verbs::run::run),
     }

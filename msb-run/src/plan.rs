@@ -2,9 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt;
+use std::time::Duration;
 
 use libmsb::cli::args::{EnvVar, SandboxName};
 use libmsb::cli::error::Failure;
+use libmsb::machine::EngineChoice;
 use libmsb::state::images::Image;
 use libmsb::state::spec::{SPEC_VERSION, Spec, SpecImage};
 use msb_wire::text::Text;
@@ -22,6 +25,8 @@ pub(crate) struct Choices {
     pub(crate) cpus: u32,
     /// `--memory`, in MiB.
     pub(crate) memory_mib: u32,
+    /// `--engine`.
+    pub(crate) engine: EngineChoice,
     /// `--env`.
     pub(crate) env: Vec<EnvVar>,
     /// `--workdir`.
@@ -34,6 +39,10 @@ pub(crate) struct Choices {
     pub(crate) entrypoint: Option<OsString>,
     /// `--label`.
     pub(crate) labels: BTreeMap<String, String>,
+    /// `--idle-timeout`.
+    pub(crate) idle_timeout: Option<Duration>,
+    /// `--max-duration`.
+    pub(crate) max_duration: Option<Duration>,
     /// What stands after `--`.
     pub(crate) command: Vec<OsString>,
 }
@@ -67,9 +76,13 @@ pub(crate) fn spec(
         labels,
         cpus: choices.cpus,
         memory_mib: choices.memory_mib,
+        engine: choices.engine,
         upper_mib: UPPER_MIB,
         hostname: hostname(choices.hostname, name)?,
-        env: merge_env(image_env, &choices.env),
+        env: merge_env(
+            image_env.into_iter().map(Text::from).collect(),
+            &choices.env,
+        ),
         workdir: choices
             .workdir
             .map(Text::from)
@@ -85,8 +98,15 @@ pub(crate) fn spec(
             config.cmd().clone().unwrap_or_default(),
         ),
         lasting,
+        idle_timeout_ms: choices.idle_timeout.map(milliseconds),
+        max_duration_ms: choices.max_duration.map(milliseconds),
         other: serde_json::Map::new(),
     })
+}
+
+/// As the specification has times.
+pub(crate) fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Docker writes an empty string where nothing was said.
@@ -98,7 +118,7 @@ fn given(value: &Option<String>) -> Option<Text> {
 }
 
 /// A name that is too long for a host is cut; one that the user chose is refused.
-fn hostname(chosen: Option<String>, name: &SandboxName) -> Result<String, Failure> {
+pub(crate) fn hostname(chosen: Option<String>, name: &SandboxName) -> Result<String, Failure> {
     let Some(chosen) = chosen else {
         return Ok(name.as_str().chars().take(HOSTNAME_BYTES_MAX).collect());
     };
@@ -115,15 +135,23 @@ fn hostname(chosen: Option<String>, name: &SandboxName) -> Result<String, Failur
     Ok(chosen)
 }
 
-/// The image's variables, then the user's; by name, the later one counts.
-fn merge_env(image: Vec<String>, user: &[EnvVar]) -> Vec<Text> {
+/// Takes variables away.
+pub(crate) fn remove_env(env: &mut Vec<Text>, names: &[OsString]) {
+    env.retain(|assignment| {
+        let bytes = assignment.as_bytes();
+        let name = bytes.split(|byte| *byte == b'=').next();
+        !names.iter().any(|gone| Some(gone.as_bytes()) == name)
+    });
+}
+
+/// The variables that are there, then the user's; by name, the later one counts.
+pub(crate) fn merge_env(there: Vec<Text>, user: &[EnvVar]) -> Vec<Text> {
     let mut merged: Vec<(Vec<u8>, Text)> = Vec::new();
     let mut places = std::collections::HashMap::new();
-    let image = image.into_iter().map(Text::from);
     let user = user
         .iter()
         .map(|variable| Text::from(variable.to_assignment()));
-    for assignment in image.chain(user) {
+    for assignment in there.into_iter().chain(user) {
         let bytes = assignment.as_bytes();
         let Some(end) = bytes
             .iter()
@@ -208,7 +236,7 @@ mod tests {
 
     #[test]
     fn the_users_variables_take_the_place_of_the_images() {
-        let image = ["A=1", "B=2", "broken", "=x"].map(str::to_owned).to_vec();
+        let image = ["A=1", "B=2", "broken", "=x"].map(Text::from).to_vec();
         let user = [
             EnvVar {
                 name: "A".into(),

@@ -6,8 +6,9 @@
 
 use std::io::{self, Read, Write};
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use anyhow::Context;
 use libmsb::signals::{Signals, signal};
@@ -35,6 +36,12 @@ const FORWARDED: &[i32] = &[
 /// So many requests to end, and we go without waiting for the command.
 const PATIENCE: u32 = 3;
 
+/// Time for a command to end after SIGKILL.
+const KILL_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Time for the guest to say so.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(10);
+
 /// How a session ended.
 #[derive(Debug)]
 pub(crate) struct Outcome {
@@ -44,6 +51,8 @@ pub(crate) struct Outcome {
     pub(crate) interrupted_by: Option<i32>,
     /// Whether nobody reads our output any more.
     pub(crate) output_closed: bool,
+    /// Whether it was killed since it did not end in time.
+    pub(crate) timed_out: bool,
 }
 
 /// What a session needs of this process, taken before anything is started.
@@ -51,6 +60,28 @@ pub(crate) struct Outcome {
 pub(crate) struct Streams {
     terminal: Option<Arc<RawTerminal>>,
     signals: Signals,
+    timeout: Option<Duration>,
+    captured: Option<Arc<Captured>>,
+}
+
+/// What a command printed, kept in place of being passed on.
+#[derive(Debug, Default)]
+pub(crate) struct Captured {
+    /// Standard output.
+    pub(crate) stdout: Mutex<Vec<u8>>,
+    /// Standard error.
+    pub(crate) stderr: Mutex<Vec<u8>>,
+}
+
+impl Captured {
+    fn append(&self, channel: u8, bytes: &[u8]) {
+        let kept = match channel {
+            STDERR => &self.stderr,
+            _ => &self.stdout,
+        };
+        let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.extend_from_slice(bytes);
+    }
 }
 
 impl Streams {
@@ -73,7 +104,22 @@ impl Streams {
         Ok(Streams {
             terminal: terminal.map(Arc::new),
             signals,
+            timeout: None,
+            captured: None,
         })
+    }
+
+    /// The command is killed when it has run for so long.
+    pub(crate) fn with_timeout(self, timeout: Option<Duration>) -> Streams {
+        Streams { timeout, ..self }
+    }
+
+    /// What the command prints is kept in place of being passed on.
+    pub(crate) fn captured(self, captured: Arc<Captured>) -> Streams {
+        Streams {
+            captured: Some(captured),
+            ..self
+        }
     }
 }
 
@@ -84,6 +130,7 @@ struct Shared {
     stdin_closed: AtomicBool,
     output_closed: AtomicBool,
     interrupted_by: AtomicI32,
+    timed_out: AtomicBool,
 }
 
 /// Runs a command to its end, or to that of the connection.
@@ -97,6 +144,7 @@ pub(crate) fn run(
     let (mut reader, sender) = (call.reader, call.sender);
     let shared = Arc::new(Shared::default());
     let terminal = streams.terminal.clone();
+    let (timeout, captured) = (streams.timeout, streams.captured.clone());
     spawn("signals", {
         let (sender, shared) = (sender.clone(), Arc::clone(&shared));
         move || forward_signals(&streams, &sender, &shared)
@@ -105,9 +153,16 @@ pub(crate) fn run(
         let (sender, shared) = (sender.clone(), Arc::clone(&shared));
         spawn("stdin", move || pump_input(&sender, &shared))?;
     }
-    let stdout = Writer::start(STDOUT, &sender, &shared)?;
-    let stderr = Writer::start(STDERR, &sender, &shared)?;
-    let event = receive(&mut reader, &shared, &stdout, &stderr);
+    let stdout = Writer::start(STDOUT, &sender, &shared, captured.clone())?;
+    let stderr = Writer::start(STDERR, &sender, &shared, captured)?;
+    let mut on_start = || match timeout {
+        Some(timeout) => {
+            let (sender, shared) = (sender.clone(), Arc::clone(&shared));
+            spawn("timeout", move || end_after(timeout, &sender, &shared)).map(drop)
+        }
+        None => Ok(()),
+    };
+    let event = receive(&mut reader, &shared, &stdout, &stderr, &mut on_start);
     stdout.finish();
     stderr.finish();
     // The thread for signals holds the terminal too, and never ends.
@@ -115,11 +170,15 @@ pub(crate) fn run(
     let interrupted_by =
         Some(shared.interrupted_by.load(Ordering::Relaxed)).filter(|number| *number != 0);
     let output_closed = shared.output_closed.load(Ordering::Relaxed);
+    // One that ended by itself in the last moment was in time.
+    let by_itself = matches!(event, Ok(Some(ExecEvent::Exited { code: Some(_), .. })));
+    let timed_out = shared.timed_out.load(Ordering::Relaxed) && !by_itself;
     Ok((
         Outcome {
             event: event?,
             interrupted_by,
             output_closed,
+            timed_out,
         },
         reader,
     ))
@@ -130,6 +189,7 @@ fn receive(
     shared: &Shared,
     stdout: &Writer,
     stderr: &Writer,
+    on_start: &mut dyn FnMut() -> anyhow::Result<()>,
 ) -> anyhow::Result<Option<ExecEvent>> {
     loop {
         let incoming = match reader.receive() {
@@ -156,7 +216,10 @@ fn receive(
                     Err(_) => continue,
                 };
                 match event {
-                    ExecEvent::Started { .. } => shared.started.store(true, Ordering::Relaxed),
+                    ExecEvent::Started { .. } => {
+                        shared.started.store(true, Ordering::Relaxed);
+                        on_start()?;
+                    }
                     ExecEvent::StdinClosed => shared.stdin_closed.store(true, Ordering::Relaxed),
                     end if last => return Ok(Some(end)),
                     _ => {}
@@ -207,7 +270,12 @@ struct Writer {
 }
 
 impl Writer {
-    fn start(channel: u8, sender: &Sender, shared: &Arc<Shared>) -> anyhow::Result<Writer> {
+    fn start(
+        channel: u8,
+        sender: &Sender,
+        shared: &Arc<Shared>,
+        captured: Option<Arc<Captured>>,
+    ) -> anyhow::Result<Writer> {
         // The queue needs no bound of its own: what is in it has not been granted back.
         let (queue, incoming) = mpsc::channel();
         let (sender, shared) = (sender.clone(), Arc::clone(shared));
@@ -217,7 +285,7 @@ impl Writer {
             "stdout"
         };
         let thread = spawn(name, move || {
-            write_all(channel, &incoming, &sender, &shared)
+            write_all(channel, &incoming, &sender, &shared, captured.as_deref())
         })?;
         Ok(Writer { queue, thread })
     }
@@ -233,10 +301,18 @@ impl Writer {
     }
 }
 
-fn write_all(channel: u8, incoming: &mpsc::Receiver<Vec<u8>>, sender: &Sender, shared: &Shared) {
+fn write_all(
+    channel: u8,
+    incoming: &mpsc::Receiver<Vec<u8>>,
+    sender: &Sender,
+    shared: &Shared,
+    captured: Option<&Captured>,
+) {
     let mut closed = false;
     while let Ok(bytes) = incoming.recv() {
-        if !closed && write_raw(channel, &bytes).is_err() {
+        if let Some(captured) = captured {
+            captured.append(channel, &bytes);
+        } else if !closed && write_raw(channel, &bytes).is_err() {
             closed = true;
             if channel == STDOUT {
                 // Nobody reads any more: in a pipeline here the command would be ended by SIGPIPE.
@@ -277,6 +353,21 @@ fn wait_writable(channel: u8) -> io::Result<()> {
     let mut fds = [PollFd::new(descriptor, PollFlags::OUT)];
     poll(&mut fds, None)?;
     Ok(())
+}
+
+/// Ends the command when its time is over. What it has printed by then still comes; what does not die is given up.
+fn end_after(timeout: Duration, sender: &Sender, shared: &Shared) {
+    std::thread::sleep(timeout);
+    shared.timed_out.store(true, Ordering::Relaxed);
+    let kill = ExecControl::Signal {
+        signal: Signal::KILL.as_raw(),
+    };
+    let _ = sender.control(&kill);
+    // Of a terminal only the job in the foreground was killed: close, and its shell is too.
+    std::thread::sleep(KILL_PATIENCE);
+    let _ = sender.close();
+    std::thread::sleep(CLOSE_PATIENCE);
+    sender.hang_up();
 }
 
 /// Passes signals on to the command. Before it has started, and when it does not listen, the session is broken off.

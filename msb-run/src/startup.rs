@@ -1,5 +1,6 @@
 //! What a supervisor tells whoever started it: lines of JSON on a descriptor that the starter chose. The first comes when
-//! the guest is up or cannot come up; another one when the sandbox ends badly after that.
+//! it has what a machine needs, or cannot have it; the next when the guest is up or cannot come up; another one when the
+//! sandbox ends badly after that.
 
 use std::io::{self, BufRead};
 
@@ -11,6 +12,11 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub(crate) enum Startup {
+    /// The machine is about to be started.
+    Prepared {
+        /// What people should know about its engine.
+        note: Option<String>,
+    },
     /// The guest takes commands.
     Ready(Stamps),
     /// It does not, and never will.

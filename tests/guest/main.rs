@@ -3,42 +3,72 @@
 //! - `walk ROOT` prints a line for each path below ROOT.
 //! - `walk-under-mounts PLACE` does so for `/`, and shows what lies under its mount points. PLACE is made for it.
 //! - `fork-exec COUNT PROGRAM` prints the mean time of a fork, exec and wait, in nanoseconds.
-//! - As process 1 it restarts the machine at once: the least that a boot can lead to.
+//! - As process 1 it prints `hello` and restarts the machine: the least that a boot can lead to. Where there is a file
+//!   `/stay`, it does nothing instead: the least that a machine can do.
+
+#![no_main]
 
 mod spawn;
 mod walk;
 
 use std::ffi::OsString;
-use std::io;
-use std::process::ExitCode;
+use std::path::Path;
+use std::time::{Duration, Instant};
+use std::{fs, io, thread};
 
-fn main() -> ExitCode {
+use rustix::mount::{MountFlags, mount};
+use rustix::system::{RebootCommand, reboot};
+
+/// The console's driver finds its device after the first process has started.
+const CONSOLE_WAIT: Duration = Duration::from_secs(5);
+
+/// Called by the C library, not by Rust's runtime: that one aborts when descriptors 0 to 2 are closed and there is no
+/// `/dev/null` to open instead, which is how a first process starts here.
+#[unsafe(no_mangle)]
+extern "C" fn main() -> std::ffi::c_int {
     if std::process::id() == 1 {
-        return restart();
+        return first_process();
     }
+    match run() {
+        Ok(()) => 0,
+        Err(error) => {
+            eprintln!("msb-test-guest: error: {error}");
+            1
+        }
+    }
+}
+
+fn run() -> io::Result<()> {
     let args: Vec<OsString> = std::env::args_os().skip(1).collect();
     let words: Vec<&str> = args.iter().filter_map(|arg| arg.to_str()).collect();
-    let done = match words.as_slice() {
+    match words.as_slice() {
         ["walk", root] => walk::print(root.as_ref()),
         ["walk-under-mounts", place] => walk::print_under_mounts(place.as_ref()),
         ["fork-exec", count, program] => spawn::measure(count, program),
         _ => Err(io::Error::other(
             "usage: walk ROOT | walk-under-mounts PLACE | fork-exec COUNT PROGRAM",
         )),
-    };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("msb-test-guest: error: {error}");
-            ExitCode::FAILURE
-        }
     }
 }
 
-fn restart() -> ExitCode {
+/// A machine's whole life. Without a folder for devices there is no console to print to.
+fn first_process() -> std::ffi::c_int {
+    if mount("dev", "/dev", "devtmpfs", MountFlags::empty(), None).is_ok() {
+        print_hello();
+    }
+    while Path::new("/stay").exists() {
+        thread::park();
+    }
     // The emulator is told to end where a machine would start again.
-    match rustix::system::reboot(rustix::system::RebootCommand::Restart) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(_) => ExitCode::FAILURE,
+    match reboot(RebootCommand::Restart) {
+        Ok(()) => 0,
+        Err(_) => 1,
+    }
+}
+
+fn print_hello() {
+    let start = Instant::now();
+    while fs::write("/dev/console", "hello\n").is_err() && start.elapsed() < CONSOLE_WAIT {
+        thread::sleep(Duration::from_millis(1));
     }
 }

@@ -85,6 +85,9 @@ impl Home {
             .env("HOME", &self.folder)
             .env("MSB_HOME", self.state());
         command.env("TMPDIR", &self.folder).env("LANG", "C.UTF-8");
+        // Named, so that no test depends on what the host has.
+        let engine = std::env::var_os("MSB_ENGINE").unwrap_or("qemu".into());
+        command.env("MSB_ENGINE", engine);
         command
     }
 
@@ -147,6 +150,21 @@ impl Home {
     /// Living processes that belong to this test: any that know its folder.
     pub(crate) fn processes(&self) -> Vec<Process> {
         processes::with_text(self.folder.to_str().unwrap())
+    }
+
+    /// The process of the one virtual machine that runs, whatever its engine.
+    #[track_caller]
+    pub(crate) fn machine(&self) -> Process {
+        let mut machines = self.machines();
+        assert_eq!(machines.len(), 1, "{machines:#?}");
+        machines.remove(0)
+    }
+
+    /// The processes of all virtual machines that run or are about to.
+    pub(crate) fn machines(&self) -> Vec<Process> {
+        let mut machines = self.processes();
+        machines.retain(Process::is_machine);
+        machines
     }
 
     /// Waits until no process of this test is left; gives those that stay.

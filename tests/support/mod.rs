@@ -3,21 +3,36 @@
 mod command;
 /// Reading the disks of images.
 pub(crate) mod erofs;
+mod guests;
 mod home;
 mod processes;
 mod random;
+mod registry;
+mod server;
 /// Writing archives.
 pub(crate) mod tar;
 mod terminal;
 
 pub(crate) use command::{Outcome, Running};
+pub(crate) use guests::Guests;
 pub(crate) use home::Home;
-pub(crate) use processes::open_files;
+pub(crate) use processes::{Process, open_files};
 pub(crate) use random::Random;
+pub(crate) use registry::Registry;
+pub(crate) use server::{Relay, Request, Server, answer, tunnel};
 pub(crate) use terminal::Terminal;
 
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+/// A file system of a few megabytes, for one test at a time.
+pub(crate) fn full_disk() -> (MutexGuard<'static, ()>, PathBuf) {
+    static ONE: Mutex<()> = Mutex::new(());
+    // Another test that failed has left it as it was.
+    let guard = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    (guard, stage("full"))
+}
 
 /// Longest time that anything may take. It is never waited for: only what hangs meets it.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(180);

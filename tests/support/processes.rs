@@ -17,12 +17,24 @@ impl Process {
         Path::new("/proc").join(self.pid.to_string()).join(name)
     }
 
+    /// Whether it is a virtual machine, of whichever engine.
+    pub(crate) fn is_machine(&self) -> bool {
+        self.name.starts_with("qemu-system") || self.name == "msb-vmm"
+    }
+
     /// The most memory it has had, in KiB; `None` when it is gone.
     pub(crate) fn peak_kib(&self) -> Option<u64> {
+        self.status_kib("VmHWM:")
+    }
+
+    /// The memory it has, in KiB; `None` when it is gone.
+    pub(crate) fn resident_kib(&self) -> Option<u64> {
+        self.status_kib("VmRSS:")
+    }
+
+    fn status_kib(&self, field: &str) -> Option<u64> {
         let status = fs::read_to_string(self.path("status")).ok()?;
-        let line = status
-            .lines()
-            .find_map(|line| line.strip_prefix("VmHWM:"))?;
+        let line = status.lines().find_map(|line| line.strip_prefix(field))?;
         line.trim().trim_end_matches(" kB").parse().ok()
     }
 

@@ -10,12 +10,14 @@ use std::process::ExitCode;
 use std::str::FromStr;
 use std::time::Duration;
 
+use anyhow::Context;
 use clap::error::ErrorKind;
 use serde::{Deserialize, Serialize};
 
 use super::error::{Failure, print_error, print_hint};
 use super::escape::escape;
 use super::{exit, output};
+use crate::state::write;
 
 /// Longest name of a sandbox, in bytes.
 pub const NAME_BYTES_MAX: usize = 128;
@@ -328,6 +330,37 @@ pub fn parse_env_with(
     })
 }
 
+/// Longest file of variables, in bytes.
+pub const ENV_FILE_BYTES_MAX: u64 = 1024 * 1024;
+
+/// The variables of a file: one a line, as [`parse_env`] takes it; empty lines, and lines that begin with `#`, are passed
+/// over. Everything behind the `=` is the value: no quotes, no escapes, as docker's `--env-file` has it.
+pub fn read_env_file(path: &Path) -> anyhow::Result<Vec<EnvVar>> {
+    let text = write::read_bounded(path, ENV_FILE_BYTES_MAX)?
+        .with_context(|| Failure::not_found(format!("there is no file '{}'", path.display())))?;
+    parse_env_lines(&text, |name| std::env::var_os(name))
+        .with_context(|| format!("in '{}'", path.display()))
+}
+
+fn parse_env_lines(
+    text: &[u8],
+    host: impl Fn(&OsStr) -> Option<OsString>,
+) -> anyhow::Result<Vec<EnvVar>> {
+    let mut variables = Vec::new();
+    for (index, line) in text.split(|byte| *byte == b'\n').enumerate() {
+        let line = line.strip_suffix(b"\r").unwrap_or(line).trim_ascii_start();
+        if line.is_empty() || line.starts_with(b"#") {
+            continue;
+        }
+        let place = || format!("line {}", index + 1);
+        if line.contains(&0) {
+            return Err(Failure::usage("a variable cannot hold a NUL byte")).with_context(place);
+        }
+        variables.push(parse_env_with(OsStr::from_bytes(line), &host).with_context(place)?);
+    }
+    Ok(variables)
+}
+
 /// A label: `key=value`, or `key` alone for an empty value.
 pub fn parse_label(text: &str) -> Result<(String, String), Failure> {
     let (key, value) = text.split_once('=').unwrap_or((text, ""));
@@ -512,6 +545,25 @@ mod tests {
             "the variable 'NOPE' is not set on the host"
         );
         assert!(env(b"=x").is_err() && env(b"").is_err() && env(b"MSB_X=1").is_err());
+    }
+
+    #[test]
+    fn a_file_of_variables_has_one_a_line_and_no_quotes() {
+        let host = |name: &OsStr| (name == "HOST").then(|| OsString::from("h"));
+        let text = b"# remark\n\n  A=1 # no remark\nB=\"x\"\r\nHOST\nC=";
+        let read: Vec<OsString> = parse_env_lines(text, host)
+            .unwrap()
+            .iter()
+            .map(EnvVar::to_assignment)
+            .collect();
+        assert_eq!(read, ["A=1 # no remark", "B=\"x\"", "HOST=h", "C="]);
+        for (text, place) in [
+            (&b"A=1\n=x"[..], "line 2"),
+            (b"NOPE", "line 1"),
+            (b"A=\0", "line 1"),
+        ] {
+            assert_eq!(parse_env_lines(text, host).unwrap_err().to_string(), place);
+        }
     }
 
     #[test]

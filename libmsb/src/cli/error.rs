@@ -3,11 +3,16 @@
 //!
 //! Tools return [`anyhow::Result`]. Somewhere in the chain a [`Failure`] may stand: it says which exit code the whole
 //! has, and may carry the hint. Without one the exit code is 1.
+//!
+//! A program that started the tool with `MSB_ERRORS=json` gets each of these lines as an object of JSON instead, the error
+//! with its [`Code`].
 
 use std::borrow::Cow;
 use std::fmt;
 use std::io::{self, Write};
 use std::process::ExitCode;
+
+use serde::{Deserialize, Serialize};
 
 use super::escape::escape;
 use super::{exit, output};
@@ -27,10 +32,73 @@ pub enum Kind {
     Bug,
 }
 
-/// An error with a kind, and perhaps a hint.
+/// What is wrong, by name, for programs; man page msb(1) lists them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Code {
+    /// There is no sandbox of that name.
+    SandboxNotFound,
+    /// There is a sandbox of that name already.
+    SandboxAlreadyExists,
+    /// The sandbox runs, and must not.
+    SandboxStillRunning,
+    /// The sandbox does not run, and must.
+    SandboxNotRunning,
+    /// There is no such image.
+    ImageNotFound,
+    /// The image is used by sandboxes.
+    ImageInUse,
+    /// The sandbox did not come up.
+    BootFailed,
+    /// A peer of another release does not serve this operation.
+    UnsupportedOperation,
+    /// What was asked for cannot be: a wrong name, number, size.
+    InvalidConfig,
+    /// Anything else that is not there.
+    NotFound,
+    /// Anything else that the state does not allow.
+    WrongState,
+    /// A bug of ours.
+    Internal,
+    /// Anything else, and codes of later releases.
+    #[serde(other)]
+    Failed,
+}
+
+impl Code {
+    /// What a kind of failure is called when nothing more is known.
+    fn of(kind: Kind) -> Code {
+        match kind {
+            Kind::Failed => Code::Failed,
+            Kind::Usage => Code::InvalidConfig,
+            Kind::NotFound => Code::NotFound,
+            Kind::WrongState => Code::WrongState,
+            Kind::Bug => Code::Internal,
+        }
+    }
+}
+
+/// The line that stands for an error when a program reads it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reported {
+    /// The tool's name.
+    pub tool: String,
+    /// What is wrong, by name.
+    pub code: Code,
+    /// What is wrong, for people.
+    pub error: String,
+    /// What can be done about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+}
+
+/// The variable that asks for errors as JSON.
+pub const FORMAT_VARIABLE: &str = "MSB_ERRORS";
+
+/// An error with a kind, and perhaps a name and a hint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
     kind: Kind,
+    code: Option<Code>,
     message: String,
     hint: Option<String>,
 }
@@ -40,6 +108,7 @@ impl Failure {
     pub fn new(kind: Kind, message: impl Into<String>) -> Failure {
         Failure {
             kind,
+            code: None,
             message: message.into(),
             hint: None,
         }
@@ -63,6 +132,13 @@ impl Failure {
     /// Its state does not allow that.
     pub fn wrong_state(message: impl Into<String>) -> Failure {
         Failure::new(Kind::WrongState, message)
+    }
+
+    /// Gives it a name.
+    #[must_use]
+    pub fn code(mut self, code: Code) -> Failure {
+        self.code = Some(code);
+        self
     }
 
     /// Says what the user can do next.
@@ -91,15 +167,39 @@ impl fmt::Display for Failure {
 
 impl std::error::Error for Failure {}
 
+/// A failure that another program of ours has told already: only its exit code goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Told(pub u8);
+
+impl fmt::Display for Told {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("it was told why")
+    }
+}
+
+impl std::error::Error for Told {}
+
 /// Prints the error (and its hint) to standard error and gives the exit code. Prints nothing, and gives success, when
 /// the error is only that nobody reads our output any more.
 pub fn report(tool: &str, error: &anyhow::Error) -> u8 {
+    if let Some(Told(code)) = error.downcast_ref() {
+        return *code;
+    }
     if output::is_closed(error) {
         return exit::DONE;
     }
-    print_error(tool, &message(error));
-    if let Some(hint) = hint(error) {
-        print_line(tool, "hint", hint);
+    if is_for_programs() {
+        print_json(&Reported {
+            tool: tool.to_owned(),
+            code: code(error),
+            error: message(error),
+            hint: hint(error).map(str::to_owned),
+        });
+    } else {
+        print_error(tool, &message(error));
+        if let Some(hint) = hint(error) {
+            print_line(tool, "hint", hint);
+        }
     }
     kind(error).map_or(exit::FAILED, exit::code)
 }
@@ -122,6 +222,11 @@ pub fn print_warning(tool: &str, message: &str) {
     print_line(tool, "warning", message);
 }
 
+/// Prints `tool: note: message`, for what is good to know and asks for nothing.
+pub fn print_note(tool: &str, message: &str) {
+    print_line(tool, "note", message);
+}
+
 /// Prints `tool: hint: message`.
 pub fn print_hint(tool: &str, message: &str) {
     print_line(tool, "hint", message);
@@ -129,8 +234,27 @@ pub fn print_hint(tool: &str, message: &str) {
 
 /// One write, so that lines of several processes do not mix. Where standard error is closed there is nobody to tell.
 fn print_line(tool: &str, what: &str, message: &str) {
+    if is_for_programs() {
+        return print_json(&serde_json::json!({"tool": tool, what: message}));
+    }
     let line = format!("{}: {what}: {}\n", escape(tool), escape(message));
     drop(io::stderr().write_all(line.as_bytes()));
+}
+
+fn is_for_programs() -> bool {
+    std::env::var_os(FORMAT_VARIABLE).is_some_and(|value| value == "json")
+}
+
+fn print_json(line: &impl Serialize) {
+    let mut text = serde_json::to_vec(line).unwrap_or_default();
+    text.push(b'\n');
+    drop(io::stderr().write_all(&text));
+}
+
+/// The name of what is wrong.
+pub fn code(error: &anyhow::Error) -> Code {
+    let named = failures(error).find_map(|failure| failure.code);
+    named.unwrap_or_else(|| kind(error).map_or(Code::Failed, Code::of))
 }
 
 /// The whole chain in one line, each cause after a colon.

@@ -15,6 +15,8 @@ pub const WRONG_STATE: u8 = 4;
 /// A bug of ours (EX_SOFTWARE of sysexits.h).
 pub const BUG: u8 = 70;
 
+/// `run` and `exec`: the command did not end in time and was killed. The code of timeout(1).
+pub const TIMED_OUT: u8 = 124;
 /// `run` and `exec`: we failed, the guest's command was never started. The rule of docker, env(1) and timeout(1).
 pub const COMMAND_NOT_STARTED: u8 = 125;
 /// `run` and `exec`: the command is there but cannot be executed.

@@ -86,9 +86,24 @@ impl Store {
         self.root.join(layout::LAYERS)
     }
 
+    /// Folder of layers that were kept as they came.
+    pub fn blobs(&self) -> PathBuf {
+        self.root.join(layout::BLOBS)
+    }
+
+    /// Folder of blobs on their way here, whole or not. Who writes one holds a lock on it.
+    pub fn downloads(&self) -> PathBuf {
+        self.root.join(layout::DOWNLOADS)
+    }
+
     /// Folder of the disks.
     pub fn disks(&self) -> PathBuf {
         self.root.join(layout::DISKS)
+    }
+
+    /// A blob on its way.
+    pub fn download_path(&self, blob: &Digest) -> PathBuf {
+        self.downloads().join(blob.hex())
     }
 
     /// The lock: shared by load, import and run, exclusive for removal.
@@ -121,6 +136,11 @@ impl Store {
         self.layers().join(diff_id.hex() + layout::LAYER_INDEX)
     }
 
+    /// A layer as it came.
+    pub fn blob_path(&self, blob: &Digest) -> PathBuf {
+        self.blobs().join(blob.hex())
+    }
+
     /// EROFS metadata of a manifest's disk.
     pub fn disk_erofs_path(&self, manifest: &Digest) -> PathBuf {
         self.disks().join(manifest.hex() + layout::DISK_EROFS)
@@ -138,7 +158,9 @@ impl Store {
             self.manifests(),
             self.configs(),
             self.layers(),
+            self.blobs(),
             self.disks(),
+            self.downloads(),
         ] {
             write::create_dir(&folder)?;
         }
@@ -147,7 +169,12 @@ impl Store {
 
     /// The record of a reference, or `None`.
     pub fn record(&self, reference: &Reference) -> anyhow::Result<Option<RefRecord>> {
-        write::read_json(&self.ref_path(reference), RECORD_BYTES_MAX)
+        self.record_at(&self.ref_path(reference))
+    }
+
+    /// The record in a file, or `None`.
+    pub fn record_at(&self, path: &Path) -> anyhow::Result<Option<RefRecord>> {
+        write::read_json(path, RECORD_BYTES_MAX)
     }
 
     /// Every record, sorted by reference. A record that cannot be read is an error that names it.
@@ -172,7 +199,7 @@ impl Store {
                 continue;
             }
             // It may have been removed since the folder was listed.
-            records.extend(write::read_json::<RefRecord>(&path, RECORD_BYTES_MAX)?);
+            records.extend(self.record_at(&path)?);
         }
         records.sort_by(|a, b| a.reference.cmp(&b.reference));
         Ok(records)
@@ -192,7 +219,7 @@ impl Store {
     pub fn find(&self, reference: &Reference) -> anyhow::Result<Image> {
         let Some(record) = self.record(reference)? else {
             return Err(Failure::not_found(format!("there is no image '{}'", reference.familiar()))
-                .hint("`msb images` lists what is there; `msb image load` and `msb image import` bring more")
+                .hint("`msb images` lists what is there; `msb pull`, `msb load` and `msb image import` bring more")
                 .into());
         };
         self.open(reference, &record.manifest_digest)

@@ -7,6 +7,11 @@ pub const VERSION: &str = "version";
 /// The version of the layout.
 pub const VERSION_NUMBER: &str = "1";
 
+/// What happened to sandboxes, as JSON lines.
+pub const EVENTS: &str = "events.log";
+/// What users set: registries. Written by them only.
+pub const CONFIG: &str = "config.json";
+
 /// Folder of all that belongs to images.
 pub const IMAGES: &str = "images";
 /// One file a reference: which manifest it names.
@@ -21,6 +26,10 @@ pub const LAYERS: &str = "layers";
 pub const LAYER_DATA: &str = ".data";
 /// Suffix of everything else of a layer's tar.
 pub const LAYER_INDEX: &str = ".index";
+/// Layers as they came, compressed, named by the digits of their SHA-256: only if that was asked for.
+pub const BLOBS: &str = "blobs";
+/// Blobs on their way from a registry, whole or not, named by the digits of their digest.
+pub const DOWNLOADS: &str = "downloads";
 /// Disks, two files each, named by the digits of their manifest.
 pub const DISKS: &str = "disks";
 /// Suffix of a disk's EROFS metadata; the format's version is part of it.
@@ -34,6 +43,8 @@ pub const SANDBOXES: &str = "sandboxes";
 pub const LOCK: &str = "lock";
 /// What the sandbox should be.
 pub const SPEC: &str = "spec.json";
+/// Held by who changes the specification.
+pub const SPEC_LOCK: &str = "spec.lock";
 /// What the sandbox is.
 pub const STATUS: &str = "status.json";
 /// The writable disk: ext4, sparse.
@@ -47,6 +58,9 @@ pub const SUPERVISOR_LOG: &str = "supervisor.log";
 
 /// Folder of initial RAM disks, one for each kernel and agent, named by a digest of both.
 pub const BOOT: &str = "boot";
+
+/// What was said about the engine, so that it is said once.
+pub const ENGINE_NOTE: &str = "engine.note";
 
 /// Folder of sockets in the state directory.
 pub const RUN: &str = "run";

@@ -73,6 +73,16 @@ impl Home {
         &self.root
     }
 
+    /// The folder of all sandboxes' sockets.
+    pub fn runtime(&self) -> &Path {
+        &self.runtime
+    }
+
+    /// What users set.
+    pub fn config(&self) -> PathBuf {
+        self.root.join(layout::CONFIG)
+    }
+
     /// The store of images.
     pub fn images(&self) -> images::Store {
         images::Store::at(self.root.join(layout::IMAGES))
@@ -80,7 +90,12 @@ impl Home {
 
     /// The folder of sandboxes.
     pub fn sandboxes(&self) -> sandboxes::Sandboxes {
-        sandboxes::Sandboxes::at(self.root.join(layout::SANDBOXES))
+        sandboxes::Sandboxes::at(self.root.join(layout::SANDBOXES), self.events())
+    }
+
+    /// The file that says what happened to sandboxes.
+    pub fn events(&self) -> PathBuf {
+        self.root.join(layout::EVENTS)
     }
 
     /// The folder of initial RAM disks, which are made once for each kernel and agent.
@@ -100,9 +115,19 @@ impl Home {
 
     /// Makes the state directory and its version file, or checks that an existing one can be used.
     pub fn prepare(&self) -> anyhow::Result<()> {
+        if self.check_version()? {
+            return Ok(());
+        }
+        write::create_dir(&self.root)?;
+        let version = self.root.join(layout::VERSION);
+        write::replace(&version, format!("{}\n", layout::VERSION_NUMBER).as_bytes())
+    }
+
+    /// Checks that the state directory is one that this program knows; `false` when it is not there yet. Creates nothing.
+    pub fn check_version(&self) -> anyhow::Result<bool> {
         let version = self.root.join(layout::VERSION);
         match std::fs::read_to_string(&version) {
-            Ok(text) if text.trim() == layout::VERSION_NUMBER => Ok(()),
+            Ok(text) if text.trim() == layout::VERSION_NUMBER => Ok(true),
             Ok(text) => Err(Failure::failed(format!(
                 "'{}' says version '{}', and this program knows version {}",
                 version.display(),
@@ -111,10 +136,7 @@ impl Home {
             ))
             .hint("use the release of msb that wrote it, or another MSB_HOME")
             .into()),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                write::create_dir(&self.root)?;
-                write::replace(&version, format!("{}\n", layout::VERSION_NUMBER).as_bytes())
-            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
             Err(error) => {
                 Err(anyhow::Error::new(error)
                     .context(format!("cannot read '{}'", version.display())))

@@ -12,15 +12,17 @@ use rustix::io::Errno;
 
 use super::lock::{self, Lock};
 use super::spec::{SPEC_BYTES_MAX, Spec};
-use super::status::{STATUS_BYTES_MAX, State, Status};
+use super::status::{Reason, STATUS_BYTES_MAX, State, Status};
 use super::{layout, write};
 use crate::cli::args::SandboxName;
-use crate::cli::error::Failure;
+use crate::cli::error::{Code, Failure};
+use crate::events::{Event, What};
 
 /// The folder of sandboxes.
 #[derive(Clone, Debug)]
 pub struct Sandboxes {
     root: PathBuf,
+    events: PathBuf,
 }
 
 /// The folder of one sandbox, which may be gone by now.
@@ -30,6 +32,8 @@ pub struct Sandbox {
     pub name: SandboxName,
     /// Its folder.
     pub dir: PathBuf,
+    /// Where it is written down what happens to it.
+    events: PathBuf,
 }
 
 /// One sandbox as a list shows it.
@@ -53,9 +57,9 @@ pub struct Seen {
 }
 
 impl Sandboxes {
-    /// The sandboxes below a folder. Creates nothing.
-    pub fn at(root: PathBuf) -> Sandboxes {
-        Sandboxes { root }
+    /// The sandboxes below a folder, and the file of what happens to them. Creates nothing.
+    pub fn at(root: PathBuf, events: PathBuf) -> Sandboxes {
+        Sandboxes { root, events }
     }
 
     /// The sandbox of a name, whether it is there or not.
@@ -63,6 +67,7 @@ impl Sandboxes {
         Sandbox {
             name: name.clone(),
             dir: self.root.join(name.as_str()),
+            events: self.events.clone(),
         }
     }
 
@@ -91,6 +96,10 @@ impl Sandboxes {
         write::replace_json(&new.path.join(layout::STATUS), &Status::new(State::Created))?;
         fill(&new.path)?;
         new.publish(&sandbox)?;
+        sandbox.record(&Event {
+            image: Some(spec.image.reference.clone()),
+            ..Event::now(What::Created, name.as_str())
+        });
         Ok((sandbox, lock))
     }
 
@@ -204,13 +213,67 @@ impl Sandbox {
 
     /// Takes the lock, if nobody lives in the sandbox.
     pub fn lock(&self) -> anyhow::Result<Lock> {
+        self.try_lock()?.with_context(|| {
+            Failure::wrong_state(format!("the sandbox '{}' is running", self.name))
+                .code(Code::SandboxStillRunning)
+                .hint(format!("stop it first: msb stop {}", self.name))
+        })
+    }
+
+    /// Takes the lock; `None` when somebody lives in the sandbox.
+    pub fn try_lock(&self) -> anyhow::Result<Option<Lock>> {
         if !self.dir.is_dir() {
             return Err(no_such_sandbox(&self.name).into());
         }
-        Lock::try_exclusive(&self.path(layout::LOCK))?.with_context(|| {
-            Failure::wrong_state(format!("the sandbox '{}' is running", self.name))
-                .hint(format!("stop it first: msb stop {}", self.name))
-        })
+        let lock = Lock::try_exclusive(&self.path(layout::LOCK))?;
+        if lock.is_some() {
+            self.write_down_the_end();
+        }
+        Ok(lock)
+    }
+
+    /// A supervisor that was killed could not say that its sandbox had ended: the next holder of the lock does.
+    fn write_down_the_end(&self) {
+        let Ok(status) = self.status() else { return };
+        if status.state == status.state.seen(false) {
+            return;
+        }
+        let reason = Some(Reason::SupervisorGone);
+        let ended = Status {
+            state: State::Crashed,
+            since: jiff::Timestamp::now(),
+            reason,
+            ..status
+        };
+        // Where it cannot be written, the lock still says it.
+        if self.set_status(&ended).is_ok() {
+            self.record(&Event {
+                reason,
+                ..Event::now(What::Crashed, self.name.as_str())
+            });
+        }
+    }
+
+    /// Writes down what happened to the sandbox.
+    pub fn record(&self, event: &Event) {
+        event.record(&self.events);
+    }
+
+    /// Changes what the sandbox should be, for its next start. `change` gets what is there now.
+    pub fn modify(
+        &self,
+        change: impl FnOnce(&mut Spec) -> anyhow::Result<()>,
+    ) -> anyhow::Result<Spec> {
+        let lock = Lock::exclusive(&self.path(layout::SPEC_LOCK))?;
+        let mut spec = self.spec()?;
+        let before = spec.clone();
+        change(&mut spec)?;
+        if spec != before {
+            write::replace_json(&self.path(layout::SPEC), &spec)?;
+            self.record(&Event::now(What::Modified, self.name.as_str()));
+        }
+        drop(lock);
+        Ok(spec)
     }
 
     /// Removes the sandbox. For the holder of the lock; the name is free at once.
@@ -225,12 +288,15 @@ impl Sandbox {
         std::fs::rename(&self.dir, &gone)
             .with_context(|| format!("cannot remove the sandbox '{}'", self.name))?;
         write::sync_dir(root)?;
+        self.record(&Event::now(What::Removed, self.name.as_str()));
         delete_folder(&gone)
     }
 }
 
 fn no_such_sandbox(name: &SandboxName) -> Failure {
-    Failure::not_found(format!("there is no sandbox '{name}'")).hint("`msb ls` lists them")
+    Failure::not_found(format!("there is no sandbox '{name}'"))
+        .code(Code::SandboxNotFound)
+        .hint("`msb ls` lists them")
 }
 
 fn is_dead_ephemeral(path: &Path) -> bool {
@@ -305,6 +371,7 @@ impl NewFolder {
                     "there is a sandbox '{}' already",
                     sandbox.name
                 ))
+                .code(Code::SandboxAlreadyExists)
                 .hint(format!(
                     "choose another name, or remove it: msb rm {}",
                     sandbox.name

@@ -6,6 +6,7 @@ use msb_wire::text::Text;
 use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
+use crate::machine::EngineChoice;
 
 /// The version of the file's form.
 pub const SPEC_VERSION: u32 = 1;
@@ -33,6 +34,9 @@ pub struct Spec {
     pub cpus: u32,
     /// Memory of the guest, in MiB.
     pub memory_mib: u32,
+    /// What runs it.
+    #[serde(default)]
+    pub engine: EngineChoice,
     /// Size of the writable disk, in MiB. It is sparse: what is not written takes no room.
     pub upper_mib: u64,
     /// Host name of the guest.
@@ -52,6 +56,12 @@ pub struct Spec {
     /// Whether the sandbox, when nobody is attached to it, outlives its main command and ends only when it is stopped.
     #[serde(default)]
     pub lasting: bool,
+    /// Nobody has used it for so many milliseconds: then it is stopped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_timeout_ms: Option<u64>,
+    /// It has run for so many milliseconds: then it is stopped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_duration_ms: Option<u64>,
     /// Fields of later versions, kept.
     #[serde(flatten)]
     pub other: serde_json::Map<String, serde_json::Value>,

@@ -70,15 +70,63 @@ pub enum Reason {
     Signal,
     /// The guest did not come up.
     BootFailed,
-    /// The virtual machine ended by itself.
+    /// The guest had run out of memory: its kernel killed the main command, or panicked.
+    OutOfMemory,
+    /// The guest's kernel panicked.
+    GuestPanicked,
+    /// The guest powered itself off, or halted.
+    GuestPoweredOff,
+    /// The guest restarted itself.
+    GuestRebooted,
+    /// The virtual machine ended by itself, in order, and the guest did not say why.
     VmExited,
-    /// The guest's agent broke the protocol.
+    /// The process of the virtual machine failed, or was killed.
+    VmmFailed,
+    /// The guest's agent broke the protocol, or ended.
     AgentFailed,
     /// The supervisor could not go on.
     SupervisorFailed,
+    /// The supervisor was killed, and could not say how the sandbox ended. Whoever takes the sandbox next says so.
+    SupervisorGone,
+    /// Nobody used it for the time that was set.
+    IdleTimeout,
+    /// It lived as long as it was allowed to.
+    MaxDuration,
     /// A reason of a later version.
     #[serde(other)]
     Other,
+}
+
+impl Reason {
+    /// The word for it, as in the file.
+    pub fn word(self) -> String {
+        let json = serde_json::to_value(self).unwrap_or_default();
+        json.as_str().unwrap_or("other").to_owned()
+    }
+
+    /// Words for one that nobody asked for, and that is no success.
+    pub fn trouble(self) -> Option<&'static str> {
+        match self {
+            Reason::Completed
+            | Reason::StopRequested
+            | Reason::KillRequested
+            | Reason::ClientGone
+            | Reason::Signal
+            | Reason::IdleTimeout
+            | Reason::MaxDuration
+            | Reason::Other => None,
+            Reason::BootFailed => Some("did not boot"),
+            Reason::OutOfMemory => Some("out of memory"),
+            Reason::GuestPanicked => Some("kernel panic"),
+            Reason::GuestPoweredOff => Some("powered off"),
+            Reason::GuestRebooted => Some("restarted itself"),
+            Reason::VmExited => Some("ended by itself"),
+            Reason::VmmFailed => Some("VMM failed"),
+            Reason::AgentFailed => Some("agent failed"),
+            Reason::SupervisorFailed => Some("supervisor failed"),
+            Reason::SupervisorGone => Some("supervisor was killed"),
+        }
+    }
 }
 
 /// What the supervisor last knew.
@@ -100,6 +148,9 @@ pub struct Status {
     /// Exit code of the main command, 128 + signal when a signal killed it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit_code: Option<i32>,
+    /// Whether it was the guest's kernel that ended the main command, for lack of memory.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub oom_killed: bool,
     /// Whether the guest's file systems were flushed and clean at the end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clean: Option<bool>,
@@ -124,6 +175,7 @@ impl Status {
             reason: None,
             message: None,
             exit_code: None,
+            oom_killed: false,
             clean: None,
             engine: None,
             kernel: None,

@@ -29,10 +29,47 @@ pub struct ExecRequest {
     /// Whether standard input is a pipe from the client (or the terminal); else it is `/dev/null`.
     #[serde(default)]
     pub stdin: bool,
+    /// Limits of the command's resources, in place of those that it would inherit.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rlimits: Vec<Rlimit>,
+    /// For the supervisor: what it prints goes to the sandbox's log too.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub log: bool,
     /// For the supervisor: this is the sandbox's main command. When it ends, so does the sandbox.
     #[serde(default)]
     pub main: bool,
 }
+
+/// A limit as setrlimit(2) takes it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rlimit {
+    /// What is limited: the constant's name without `RLIMIT_`, in lower case.
+    pub resource: String,
+    /// The limit that counts; `None` for no limit.
+    pub soft: Option<u64>,
+    /// How far the command may raise it itself.
+    pub hard: Option<u64>,
+}
+
+/// Names of resources that a limit may have.
+pub const RESOURCES: [&str; 16] = [
+    "as",
+    "core",
+    "cpu",
+    "data",
+    "fsize",
+    "locks",
+    "memlock",
+    "msgqueue",
+    "nice",
+    "nofile",
+    "nproc",
+    "rss",
+    "rtprio",
+    "rttime",
+    "sigpending",
+    "stack",
+];
 
 /// Size of a terminal, in character cells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,6 +110,10 @@ pub enum ExecEvent {
         /// The signal that killed it.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         signal: Option<i32>,
+        /// The guest had run out of memory, and its kernel killed the command, or one that it waited for and whose end it
+        /// passed on as 128 + 9.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        oom_killed: bool,
     },
     /// Last: it was never started.
     Failed {
@@ -146,7 +187,15 @@ mod tests {
 
     #[test]
     fn ends_map_to_the_exit_codes_of_a_shell() {
-        let exited = |code, signal| ExecEvent::Exited { code, signal }.exit_code();
+        let exited = |code, signal| {
+            let oom_killed = false;
+            ExecEvent::Exited {
+                code,
+                signal,
+                oom_killed,
+            }
+            .exit_code()
+        };
         assert_eq!(exited(Some(3), None), Some(3));
         assert_eq!(exited(None, Some(9)), Some(137));
         let failed = |kind| {
@@ -160,6 +209,18 @@ mod tests {
         assert_eq!(failed(FailureKind::NotExecutable), Some(126));
         assert_eq!(failed(FailureKind::UserNotFound), Some(125));
         assert_eq!(ExecEvent::StdinClosed.exit_code(), None);
+    }
+
+    #[test]
+    fn the_end_of_an_older_agents_command_is_not_one_for_lack_of_memory() {
+        let end = ExecEvent::Exited {
+            code: None,
+            signal: Some(9),
+            oom_killed: false,
+        };
+        let json = r#"{"type":"exited","signal":9}"#;
+        assert_eq!(serde_json::from_str::<ExecEvent>(json).unwrap(), end);
+        assert_eq!(serde_json::to_string(&end).unwrap(), json);
     }
 
     #[test]

@@ -16,8 +16,16 @@ pub const VERSION_MAX: u32 = 1;
 pub mod operation {
     /// Set the guest up; see [`crate::boot`].
     pub const BOOT: &str = "boot";
+    /// Guest: set the clock; see [`crate::sandbox`].
+    pub const CLOCK: &str = "clock";
     /// Run a command; see [`crate::exec`].
     pub const EXEC: &str = "exec";
+    /// Copy files; see [`crate::file`].
+    pub const FILES: &str = "files";
+    /// Guest: answer, to show that it is alive; see [`crate::sandbox`].
+    pub const PING: &str = "ping";
+    /// Supervisor: say how the sandbox ended, when it has; see [`crate::sandbox`].
+    pub const WAIT: &str = "wait";
     /// Guest: end all processes, flush, power off.
     pub const SHUTDOWN: &str = "shutdown";
     /// Supervisor: stop the sandbox; see [`crate::sandbox`].

@@ -11,6 +11,8 @@ pub mod client;
 pub mod credit;
 /// Commands in the guest: the request, what is said while they run, and how they end.
 pub mod exec;
+/// Files and folders, into a guest and out of it.
+pub mod file;
 /// Frames: the header, the checked door for bytes from the other side, and the writer.
 pub mod frame;
 /// The first frame of each side: versions, operations, and what to do when they differ.

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::boot::BootRequest;
 use crate::exec::ExecRequest;
+use crate::file::FilesRequest;
 use crate::handshake::operation;
 
 /// The payload of an `Open` frame.
@@ -12,10 +13,19 @@ use crate::handshake::operation;
 pub enum Request {
     /// Set the guest up (supervisor to agent).
     Boot(BootRequest),
+    /// Set the guest's clock, if it is off (supervisor to agent). Answered by [`ClockEvent`].
+    Clock(ClockRequest),
     /// Run a command.
     Exec(ExecRequest),
+    /// Copy files.
+    Files(FilesRequest),
     /// End all processes, flush, power off (supervisor to agent). Answered by [`StopEvent`] before the power goes.
     Shutdown,
+    /// Answer at once (to the agent). Answered by [`PingEvent`]; one that does not know it refuses, which is a sign of life
+    /// too.
+    Ping,
+    /// Say how the sandbox ended (client to supervisor). Answered by [`EndEvent`] when its lock is free.
+    Wait,
     /// Stop the sandbox (client to supervisor). Answered by [`StopEvent`] when it has stopped.
     Stop(StopRequest),
 }
@@ -25,11 +35,69 @@ impl Request {
     pub fn operation(&self) -> &'static str {
         match self {
             Request::Boot(_) => operation::BOOT,
+            Request::Clock(_) => operation::CLOCK,
             Request::Exec(_) => operation::EXEC,
+            Request::Files(_) => operation::FILES,
+            Request::Ping => operation::PING,
+            Request::Wait => operation::WAIT,
             Request::Shutdown => operation::SHUTDOWN,
             Request::Stop(_) => operation::STOP,
         }
     }
+}
+
+/// Tells the guest the time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClockRequest {
+    /// The host's clock, in nanoseconds since 1970.
+    pub unix_ns: u64,
+}
+
+/// The answer to the time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum ClockEvent {
+    /// The guest has taken notice.
+    Clock {
+        /// How far the guest's clock was behind, in milliseconds; negative when it was ahead.
+        behind_ms: i64,
+        /// Whether it was set.
+        stepped: bool,
+    },
+    /// It could not be set.
+    Failed {
+        /// Why.
+        message: String,
+    },
+}
+
+/// The answer to a ping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum PingEvent {
+    /// The guest is alive.
+    Pong,
+}
+
+/// The answer to a wait.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum EndEvent {
+    /// The sandbox has ended.
+    Ended {
+        /// The state that it is in now, as in `status.json`.
+        state: String,
+        /// Why it ended, as in `status.json`.
+        reason: String,
+        /// More about the reason, for people.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        message: Option<String>,
+        /// Exit code of the main command, if it ended.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        exit_code: Option<i32>,
+        /// Whether the guest's file systems were flushed and clean.
+        clean: bool,
+    },
 }
 
 /// Stops a sandbox.

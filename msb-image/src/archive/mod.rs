@@ -11,7 +11,6 @@ use std::fmt;
 use std::fs::File;
 use std::io::{self, Cursor, Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -32,7 +31,7 @@ use crate::limits::{
     ARCHIVE_ENTRIES_MAX, ARCHIVE_NAMES_BYTES_MAX, DOCUMENTS_BYTES_MAX, DOCUMENTS_READ_BYTES_MAX,
     LAYERS_AT_ONCE, STREAMED_LAYERS_MAX,
 };
-use crate::store::{self, NewLayer};
+use crate::store::{self, NewLayer, NewLayers};
 use crate::stream::{self, BlobFacts, HashingReader, Packing, read_head};
 
 /// docker-archive: `manifest.json` and what it names.
@@ -79,8 +78,10 @@ pub(crate) struct Archive<'a> {
     document_bytes_read: u64,
     names_bytes: usize,
     streamed_layers: usize,
-    /// Layers that an image needs and the store does not have yet.
-    pending: Vec<(Digest, NewLayer)>,
+    /// Whether compressed layers are kept as they came.
+    keep_blobs: bool,
+    /// Layers that images need and the store does not have yet.
+    pub(crate) new_layers: NewLayers,
 }
 
 enum Member {
@@ -101,7 +102,7 @@ enum Member {
 
 impl<'a> Archive<'a> {
     /// Reads a file's table of members, or the whole of a stream.
-    pub(crate) fn open(input: Input, store: &'a Store) -> Result<Archive<'a>> {
+    pub(crate) fn open(input: Input, store: &'a Store, keep_blobs: bool) -> Result<Archive<'a>> {
         let mut archive = Archive {
             store,
             members: HashMap::new(),
@@ -110,7 +111,8 @@ impl<'a> Archive<'a> {
             document_bytes_read: 0,
             names_bytes: 0,
             streamed_layers: 0,
-            pending: Vec::new(),
+            keep_blobs,
+            new_layers: NewLayers::default(),
         };
         let mut input = input;
         if let Some(length) = input.length {
@@ -204,23 +206,6 @@ impl<'a> Archive<'a> {
         Ok(Some(bytes))
     }
 
-    /// Where the index of a layer is: in the store, or on its way there.
-    pub(crate) fn index_path(&self, diff_id: &Digest) -> PathBuf {
-        let pending = self.pending.iter().find(|(digest, _)| digest == diff_id);
-        pending.map_or_else(
-            || self.store.layer_index_path(diff_id),
-            |(_, layer)| layer.index().to_owned(),
-        )
-    }
-
-    /// Puts the layers that were asked for into the store: when it is known that the image is a good one.
-    pub(crate) fn commit_layers(&mut self) -> Result<()> {
-        for (diff_id, layer) in self.pending.drain(..) {
-            layer.commit(self.store, &diff_id)?;
-        }
-        Ok(())
-    }
-
     /// Converts the layers of an image and checks them, but those that the store has.
     pub(crate) fn layers(&mut self, sources: &[LayerSource]) -> Result<Vec<Summary>> {
         self.convert_ahead(sources)?;
@@ -230,7 +215,7 @@ impl<'a> Archive<'a> {
     fn layer(&mut self, source: &LayerSource) -> Result<Summary> {
         let path = self.find_layer(source)?;
         if let Some(Member::At { .. }) = self.members.get(&path)
-            && let Some(summary) = store::layer(self.store, &source.diff_id)
+            && let Some(summary) = self.stored(source)
         {
             return Ok(summary);
         }
@@ -240,6 +225,15 @@ impl<'a> Archive<'a> {
             .with_context(|| source.to_string())?;
         self.members.insert(path, Member::Stored(summary, blob));
         Ok(summary)
+    }
+
+    /// The layer in the store, unless something of it is missing there.
+    fn stored(&self, source: &LayerSource) -> Option<Summary> {
+        let summary = store::layer(self.store, &source.diff_id)?;
+        let has_blob = source.blob.as_ref().is_none_or(|blob| {
+            blob.digest == source.diff_id || self.store.blob_path(&blob.digest).exists()
+        });
+        (has_blob || !self.keep_blobs).then_some(summary)
     }
 
     fn find_layer(&self, source: &LayerSource) -> Result<String> {
@@ -255,7 +249,7 @@ impl<'a> Archive<'a> {
             let is_new = jobs.iter().all(|job: &Job| job.path != path);
             if let Some(Member::At { offset, bytes }) = self.members.get(&path)
                 && is_new
-                && store::layer(self.store, &source.diff_id).is_none()
+                && self.stored(source).is_none()
             {
                 jobs.push(Job {
                     path,
@@ -285,7 +279,7 @@ impl<'a> Archive<'a> {
             let mut done = Vec::new();
             while let Some(job) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
                 let member = shelf.member(job.offset, job.bytes);
-                let converted = NewLayer::create(self.store)
+                let converted = NewLayer::create_keeping(self.store, self.keep_blobs)
                     .and_then(|files| convert(member, files))
                     .inspect_err(|_| next.store(jobs.len(), Ordering::Relaxed))
                     .with_context(|| job.label.clone())?;
@@ -313,7 +307,7 @@ impl<'a> Archive<'a> {
         member: Member,
         source: &LayerSource,
     ) -> Result<(Summary, Option<BlobFacts>)> {
-        let converted = match member {
+        let mut converted = match member {
             Member::Converted(converted) => *converted,
             Member::At { .. } => bail!("it was not converted"),
             Member::Stored(summary, blob) => {
@@ -329,10 +323,12 @@ impl<'a> Archive<'a> {
             &converted.summary.diff_id,
             Some(&converted.unpacked.blob),
         )?;
-        let is_pending = self.pending.iter().any(|(id, _)| *id == source.diff_id);
-        if !is_pending && store::layer(self.store, &source.diff_id).is_none() {
-            self.pending.push((source.diff_id, converted.files));
+        if source.blob.is_none() {
+            // No manifest names the blob: nobody could ask for it.
+            converted.files.forget_blob();
         }
+        self.new_layers
+            .add(self.store, &source.diff_id, converted.files);
         Ok((converted.summary, Some(converted.unpacked.blob)))
     }
 
@@ -492,7 +488,9 @@ impl<'a> Archive<'a> {
             self.streamed_layers <= STREAMED_LAYERS_MAX,
             "the archive has more than {STREAMED_LAYERS_MAX} layers"
         );
-        match convert(whole, NewLayer::create(self.store)?) {
+        // What is plain is made again from its layer.
+        let keep_blobs = self.keep_blobs && packing != Packing::Plain;
+        match convert(whole, NewLayer::create_keeping(self.store, keep_blobs)?) {
             Ok(converted) => Ok(Member::Converted(Box::new(converted))),
             Err(error) if is_fatal(&error) => Err(error),
             // Perhaps nobody asks for it.
@@ -502,7 +500,11 @@ impl<'a> Archive<'a> {
 }
 
 /// Compares what a layer is with what it must be.
-fn check(source: &LayerSource, diff_id: &Digest, blob: Option<&BlobFacts>) -> Result<()> {
+pub(crate) fn check(
+    source: &LayerSource,
+    diff_id: &Digest,
+    blob: Option<&BlobFacts>,
+) -> Result<()> {
     if let (Some(expected), Some(found)) = (&source.blob, blob) {
         let same = expected.digest == found.digest;
         ensure!(

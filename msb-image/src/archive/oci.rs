@@ -11,9 +11,9 @@ use crate::document::{Config, Descriptor, Document, Platform, digest_in_path, re
 use crate::limits::{IMAGES_MAX, INDEX_DEPTH_MAX};
 
 /// Full name of an image, as containerd and BuildKit write it.
-const IMAGE_NAME: &str = "io.containerd.image.name";
+pub(crate) const IMAGE_NAME: &str = "io.containerd.image.name";
 /// A tag, or with some tools a whole reference.
-const REF_NAME: &str = "org.opencontainers.image.ref.name";
+pub(crate) const REF_NAME: &str = "org.opencontainers.image.ref.name";
 
 /// A manifest that was found.
 #[derive(Debug)]
@@ -122,7 +122,7 @@ fn choose(found: Vec<Found>, missing: Option<Digest>) -> Result<Vec<Found>> {
     let mut others: Vec<String> = Vec::new();
     let mut chosen: Vec<Found> = Vec::new();
     for item in found {
-        if item.platform != host {
+        if !item.platform.is_of_host() {
             others.push(item.platform.to_string());
             continue;
         }

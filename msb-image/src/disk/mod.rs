@@ -15,9 +15,10 @@ pub(crate) mod vmdk;
 /// Extended attributes in the form of EROFS.
 mod xattr;
 
-use std::io::BufWriter;
+use std::fs::File;
+use std::io::{self, BufReader, BufWriter, Read, Write};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use libmsb::digest::Digest;
 use libmsb::state::images::Store;
 use libmsb::state::write::NewFile;
@@ -69,13 +70,74 @@ pub(crate) fn write(store: &Store, manifest: &Digest, merged: &Merged) -> Result
         .into_inner()
         .map_err(|error| StoreWrite(error.into_error()))?;
     erofs.commit()?;
-
-    let text = vmdk::descriptor(
-        manifest,
-        plan.metadata_blocks() * BLOCK_BYTES,
-        &merged.layers,
-    );
+    let text = descriptor(manifest, merged);
     libmsb::state::write::replace(&store.disk_vmdk_path(manifest), text.as_bytes())
+}
+
+/// Compares both files of a disk with what [`write`] would write.
+pub(crate) fn compare(store: &Store, manifest: &Digest, merged: &Merged) -> Result<()> {
+    let plan = &merged.plan;
+    let path = store.disk_erofs_path(manifest);
+    let cannot = || format!("cannot read '{}'", path.display());
+    let file = File::open(&path).with_context(cannot)?;
+    let bytes = file.metadata().with_context(cannot)?.len();
+    let mut there = Comparing {
+        file: BufReader::with_capacity(1 << 20, file),
+        compared: 0,
+    };
+    let mut writer = BufWriter::with_capacity(1 << 20, &mut there);
+    plan.write(&merged.tree, uuid_of(merged), &mut writer)
+        .and_then(|()| writer.flush())
+        .with_context(|| format!("'{}' is not what the layers give", path.display()))?;
+    drop(writer);
+    ensure!(
+        there.compared == bytes,
+        "'{}' is longer than what the layers give",
+        path.display()
+    );
+    let path = store.disk_vmdk_path(manifest);
+    let found =
+        std::fs::read(&path).with_context(|| format!("cannot read '{}'", path.display()))?;
+    ensure!(
+        found == descriptor(manifest, merged).as_bytes(),
+        "'{}' is not what the layers give",
+        path.display()
+    );
+    Ok(())
+}
+
+fn descriptor(manifest: &Digest, merged: &Merged) -> String {
+    vmdk::descriptor(
+        manifest,
+        merged.plan.metadata_blocks() * BLOCK_BYTES,
+        &merged.layers,
+    )
+}
+
+/// Takes what is written only if the file has the same there.
+struct Comparing {
+    file: BufReader<File>,
+    compared: u64,
+}
+
+impl Write for Comparing {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut there = vec![0; bytes.len()];
+        self.file.read_exact(&mut there)?;
+        if there != bytes {
+            return Err(io::Error::other(format!(
+                "it differs within {} bytes after {}",
+                bytes.len(),
+                self.compared
+            )));
+        }
+        self.compared += bytes.len() as u64;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Made of the layers, so that the same layers give the same bytes.

@@ -1,7 +1,8 @@
 //! From a layer, packed or not, to its two files: one pass, a bounded amount of memory, no file of the layer ever made
 //! on the host.
 
-use std::io::Read;
+use std::fs::File;
+use std::io::{self, Read, Write};
 
 use anyhow::{Context, Result, ensure};
 
@@ -9,6 +10,7 @@ use super::data::DataWriter;
 use super::index::{Content, IndexWriter, Summary};
 use super::sparse::Piece;
 use super::tar::{Entry, Raw, TarReader};
+use crate::error::StoreWrite;
 use crate::limits::{LAYER_ENTRIES_MAX, TRAILER_BYTES_MAX};
 use crate::store::NewLayer;
 use crate::stream::{self, Chunks, Unpacked};
@@ -25,8 +27,12 @@ pub(crate) struct Converted {
 }
 
 /// Converts a layer into files that go away unless they are committed.
-pub(crate) fn convert<R: Read + Send>(input: R, files: NewLayer) -> Result<Converted> {
+pub(crate) fn convert<R: Read + Send>(input: R, mut files: NewLayer) -> Result<Converted> {
     let (index, data) = files.files()?;
+    let input = Copying {
+        inner: input,
+        copy: files.blob_file()?,
+    };
     let (recorded, unpacked) = stream::unpack(input, |chunks| {
         let recorder = Recorder {
             chunks,
@@ -43,6 +49,7 @@ pub(crate) fn convert<R: Read + Send>(input: R, files: NewLayer) -> Result<Conve
         data_bytes,
     };
     recorded.index.finish(summary)?;
+    files.blob_is(&unpacked.blob.digest, &summary.diff_id);
     Ok(Converted {
         summary,
         unpacked,
@@ -50,6 +57,23 @@ pub(crate) fn convert<R: Read + Send>(input: R, files: NewLayer) -> Result<Conve
         end_mark: recorded.end_mark,
         files,
     })
+}
+
+/// Writes what is read into a file as well, if there is one.
+struct Copying<R> {
+    inner: R,
+    copy: Option<File>,
+}
+
+impl<R: Read> Read for Copying<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.inner.read(buffer)?;
+        if let Some(copy) = &mut self.copy {
+            copy.write_all(&buffer[..count])
+                .map_err(|error| io::Error::other(StoreWrite(error)))?;
+        }
+        Ok(count)
+    }
 }
 
 /// What is left when the tar has been read.
@@ -168,7 +192,8 @@ impl Raw for Recorder<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::layer::index::{IndexReader, rebuild};
+    use crate::layer::index::IndexReader;
+    use crate::layer::rebuild::{Gaps, rebuild};
     use crate::testing::{TarBuilder, gzip, store, zstd};
     use libmsb::state::images::Store;
 
@@ -190,8 +215,13 @@ mod tests {
     }
 
     fn rebuilt(store: &Store, converted: &Converted) -> Vec<u8> {
-        let id = &converted.summary.diff_id;
-        rebuild(&store.layer_index_path(id), &store.layer_data_path(id), id).unwrap()
+        let mut tar = Vec::new();
+        let sink = |bytes: &[u8]| {
+            tar.extend_from_slice(bytes);
+            Ok(())
+        };
+        rebuild(store, &converted.summary.diff_id, Gaps::Check, sink).unwrap();
+        tar
     }
 
     #[test]

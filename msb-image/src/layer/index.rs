@@ -62,6 +62,15 @@ pub(crate) struct IndexReader {
     ended: bool,
 }
 
+/// A part of the tar, as the index has them in order.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// So many bytes, which [`Raw`] gives.
+    Raw(u64),
+    /// Contents of a file, which lie in the data file.
+    Content(Content),
+}
+
 /// Contents of a file, as the index has them.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Content {
@@ -221,6 +230,17 @@ impl IndexReader {
 
     pub(crate) fn summary(&self) -> Summary {
         self.summary
+    }
+
+    /// What comes next, or `None` at the end. The bytes of the part before must have been read.
+    pub(crate) fn part(&mut self) -> Result<Option<Part>> {
+        ensure!(self.run == 0, "the index was not read in order");
+        let tag = self.number()?;
+        if tag & 1 == 1 {
+            return Ok(Some(Part::Content(self.content_of(tag >> 1)?)));
+        }
+        (self.run, self.ended) = (tag >> 1, tag == 0);
+        Ok((!self.ended).then_some(Part::Raw(self.run)))
     }
 
     /// The contents that stand here.

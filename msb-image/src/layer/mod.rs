@@ -12,6 +12,8 @@ pub(crate) mod data;
 pub(crate) mod index;
 /// Extended headers of a tar: records of `length key=value`.
 mod pax;
+/// From the two files back to the tar.
+pub(crate) mod rebuild;
 /// Maps of sparse files.
 mod sparse;
 /// A strict reader of tar archives.

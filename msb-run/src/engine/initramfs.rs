@@ -1,5 +1,5 @@
 //! The initial RAM disk: the agent as `/init`, and below `/modules` the kernel modules that the guest needs to reach its
-//! disks and its host, with the order to load them in `/modules/load`.
+//! disks and its host, with the order to load them in `/modules/load`, and in `/modules/later` for those that can wait.
 //!
 //! It is made once for each kernel, agent and set of modules, and kept in the state directory under a name that tells all
 //! three. The format is "newc" of cpio (kernel: Documentation/driver-api/early-userspace/buffer-format.rst).
@@ -19,24 +19,35 @@ use super::kernel::Kernel;
 use super::module;
 
 /// Changes with the contents that this code makes.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 
 const MODE_FOLDER: u32 = 0o040755;
 const MODE_PROGRAM: u32 = 0o100755;
 const MODE_FILE: u32 = 0o100644;
 const MODE_CONSOLE: u32 = 0o020600;
 
-/// The RAM disk for a kernel with these modules; made if it is not there yet.
+/// Modules of a RAM disk.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Modules<'a> {
+    /// Those without which no guest comes up.
+    pub(crate) needed: &'a [&'a str],
+    /// Those that are loaded when it is up, as far as the kernel has them.
+    pub(crate) later: &'a [&'a str],
+}
+
+/// The RAM disk for a kernel with these modules; made if it is not there yet, after the kernel has passed a check.
 pub(crate) fn find_or_make(
     folder: &Path,
     kernel: &Kernel,
     agent: &Path,
-    modules: &[&str],
+    modules: Modules<'_>,
+    check: impl FnOnce(&Path) -> anyhow::Result<()>,
 ) -> anyhow::Result<PathBuf> {
     let path = folder.join(format!("{}.cpio", key(kernel, agent, modules)?));
     if path.is_file() {
         return Ok(path);
     }
+    check(&kernel.image)?;
     let contents = build(kernel, agent, modules)?;
     write::create_dir(folder)?;
     write::replace(&path, &contents)?;
@@ -44,7 +55,7 @@ pub(crate) fn find_or_make(
 }
 
 /// What the contents depend on. Files are told apart by size and time: they are replaced, never changed.
-fn key(kernel: &Kernel, agent: &Path, modules: &[&str]) -> anyhow::Result<String> {
+fn key(kernel: &Kernel, agent: &Path, modules: Modules<'_>) -> anyhow::Result<String> {
     let mut hash = Sha256::new();
     hash.update(VERSION.to_le_bytes());
     let dependencies = kernel
@@ -71,9 +82,11 @@ fn key(kernel: &Kernel, agent: &Path, modules: &[&str]) -> anyhow::Result<String
             hash.update(number.to_le_bytes());
         }
     }
-    modules
-        .iter()
-        .for_each(|name| hash.update(format!("\0{name}")));
+    for list in [modules.needed, modules.later] {
+        list.iter()
+            .for_each(|name| hash.update(format!("\0{name}")));
+        hash.update("\n");
+    }
     Ok(hash
         .finalize()
         .iter()
@@ -82,7 +95,7 @@ fn key(kernel: &Kernel, agent: &Path, modules: &[&str]) -> anyhow::Result<String
         .collect())
 }
 
-fn build(kernel: &Kernel, agent: &Path, modules: &[&str]) -> anyhow::Result<Vec<u8>> {
+fn build(kernel: &Kernel, agent: &Path, modules: Modules<'_>) -> anyhow::Result<Vec<u8>> {
     let mut archive = Archive::default();
     let agent =
         std::fs::read(agent).with_context(|| format!("cannot read '{}'", agent.display()))?;
@@ -99,31 +112,74 @@ fn build(kernel: &Kernel, agent: &Path, modules: &[&str]) -> anyhow::Result<Vec<
     Ok(archive.finish())
 }
 
-fn add_modules(archive: &mut Archive, folder: &Path, wanted: &[&str]) -> anyhow::Result<()> {
-    let list = folder.join("modules.dep");
-    let text = std::fs::read_to_string(&list)
-        .with_context(|| format!("cannot read '{}'", list.display()))?;
-    let built_in = std::fs::read_to_string(folder.join("modules.builtin")).unwrap_or_default();
+fn add_modules(archive: &mut Archive, folder: &Path, modules: Modules<'_>) -> anyhow::Result<()> {
+    let (text, built_in) = lists(folder)?;
+    let needed = load_order(&text, &built_in, modules.needed, folder)?;
+    let mut later: Vec<&str> = modules
+        .later
+        .iter()
+        .filter_map(|name| load_order(&text, &built_in, &[*name], folder).ok())
+        .flatten()
+        .collect();
+    later.retain(|file| !needed.contains(file));
+    add_module_files(archive, folder, "load", &needed)?;
+    add_module_files(archive, folder, "later", &later)
+}
+
+/// Modules, and the list that names them in their order.
+fn add_module_files(
+    archive: &mut Archive,
+    folder: &Path,
+    list: &str,
+    files: &[&str],
+) -> anyhow::Result<()> {
     let mut order = String::new();
-    for file in load_order(&text, &built_in, wanted, folder)? {
+    for file in files {
         let path = folder.join(file);
         let name = module_name(file);
-        if !file.ends_with(".ko") {
-            return Err(Failure::failed(format!(
-                "the kernel module '{}' is compressed",
-                path.display()
-            ))
-            .hint("use a kernel whose modules are plain .ko files, or that has them built in")
-            .into());
-        }
+        check_plain(&path)?;
         let contents =
             std::fs::read(&path).with_context(|| format!("cannot read '{}'", path.display()))?;
         let module = module::stripped(contents);
         archive.add(&format!("modules/{name}.ko"), MODE_FILE, &module);
         order.push_str(&format!("{name}.ko\n"));
     }
-    archive.add("modules/load", MODE_FILE, order.as_bytes());
+    archive.add(&format!("modules/{list}"), MODE_FILE, order.as_bytes());
     Ok(())
+}
+
+/// Whether a kernel has these modules, in a form that the agent can load. Writes nothing.
+pub(crate) fn check(kernel: &Kernel, wanted: &[&str]) -> anyhow::Result<()> {
+    let Some(folder) = &kernel.modules else {
+        return Ok(());
+    };
+    let (text, built_in) = lists(folder)?;
+    for file in load_order(&text, &built_in, wanted, folder)? {
+        let path = folder.join(file);
+        check_plain(&path)?;
+        std::fs::File::open(&path).with_context(|| format!("cannot read '{}'", path.display()))?;
+    }
+    Ok(())
+}
+
+fn check_plain(path: &Path) -> Result<(), Failure> {
+    if path.extension().is_some_and(|extension| extension == "ko") {
+        return Ok(());
+    }
+    Err(Failure::failed(format!(
+        "the kernel module '{}' is compressed",
+        path.display()
+    ))
+    .hint("use a kernel whose modules are plain .ko files, or that has them built in"))
+}
+
+/// What the modules need, and which ones the kernel has built in.
+fn lists(folder: &Path) -> anyhow::Result<(String, String)> {
+    let list = folder.join("modules.dep");
+    let needs = std::fs::read_to_string(&list)
+        .with_context(|| format!("cannot read '{}'", list.display()))?;
+    let built_in = std::fs::read_to_string(folder.join("modules.builtin")).unwrap_or_default();
+    Ok((needs, built_in))
 }
 
 /// Files of the wanted modules and all that they need, each after what it needs. Modules that the kernel has built in are

@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use libmsb::cli::error::Failure;
 
+use super::distribution::{self, Part};
+
 /// Where distributions put kernels.
 const KERNELS: &str = "/boot";
 /// Where they put a kernel's modules, in a folder named by its release.
@@ -26,10 +28,7 @@ pub(crate) struct Kernel {
 
 /// The kernel that `MSB_KERNEL` names, else the newest one that the distribution has installed.
 pub(crate) fn find() -> anyhow::Result<Kernel> {
-    let Some(chosen) = std::env::var_os(VARIABLE)
-        .filter(|value| !value.is_empty())
-        .map(PathBuf::from)
-    else {
+    let Some(chosen) = chosen() else {
         return newest_in(Path::new(KERNELS));
     };
     let meta = std::fs::metadata(&chosen).with_context(|| {
@@ -43,6 +42,12 @@ pub(crate) fn find() -> anyhow::Result<Kernel> {
     } else {
         usable(chosen)
     }
+}
+
+/// What the user has said.
+pub(crate) fn chosen() -> Option<PathBuf> {
+    let value = std::env::var_os(VARIABLE).filter(|value| !value.is_empty());
+    value.map(PathBuf::from)
 }
 
 fn newest_in(folder: &Path) -> anyhow::Result<Kernel> {
@@ -67,11 +72,15 @@ fn newest_in(folder: &Path) -> anyhow::Result<Kernel> {
         .rev()
         .find(|release| modules_of(release).is_some());
     let Some(release) = with_modules else {
-        return Err(Failure::failed(format!("there is no kernel for the guest in '{}'", folder.display()))
-            .hint(format!(
-                "install one, on Debian: apt-get install linux-image-cloud-amd64; or name one: {VARIABLE}=/path/to/vmlinuz"
-            ))
-            .into());
+        return Err(Failure::failed(format!(
+            "there is no kernel for the guest in '{}'",
+            folder.display()
+        ))
+        .hint(format!(
+            "install one: {}; or name one: {VARIABLE}=/path/to/vmlinuz",
+            distribution::how_to_install(Part::Kernel)
+        ))
+        .into());
     };
     usable(folder.join(format!("vmlinuz-{release}")))
 }

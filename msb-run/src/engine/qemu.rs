@@ -1,17 +1,18 @@
 //! The qemu engine: runs everywhere, with the processor's virtualization where that works, else in software.
 
-use std::fs::OpenOptions;
 use std::path::PathBuf;
 
 use libmsb::cli::error::Failure;
 use libmsb::machine::{self, Accelerator, Board, PLAN_VERSION, Plan};
 use libmsb::tools;
 
+use super::distribution::{self, Part};
+use super::host::{self, Kvm};
+use super::initramfs::{self, Modules};
 use super::kernel::{self, Kernel};
-use super::{Engine, Wanted, initramfs};
+use super::{Console, Engine, Wanted, agent};
 
 const PROGRAM: &str = "qemu-system-x86_64";
-const AGENT: &str = "msb-agent";
 
 /// Quiet; a panic restarts, which ends QEMU, and by a triple fault, since the other ways do not always end a microvm;
 /// and none of the kernel's work that a short-lived guest has no use for. The big security modules, which no image
@@ -22,6 +23,9 @@ const CMDLINE: &str = "console=ttyS0 panic=-1 reboot=t quiet no_timer_check tsc=
 
 /// Modules on the way to disks and host; those of the board come first.
 const MODULES: &[&str] = &["virtio_blk", "virtio_console", "erofs", "ext4", "overlay"];
+
+/// The guest gives memory that it has freed back through this.
+const MODULES_LATER: &[&str] = &["virtio_balloon"];
 
 /// QEMU on this host.
 #[derive(Debug)]
@@ -36,17 +40,10 @@ pub(crate) struct Qemu {
 impl Qemu {
     /// Finds QEMU, a kernel and the agent.
     pub(crate) fn find(boot_dir: PathBuf) -> anyhow::Result<Qemu> {
-        let program = tools::find(PROGRAM).map_err(|_| {
-            Failure::failed(format!("cannot find '{PROGRAM}' in PATH"))
-                .hint("install QEMU, on Debian: apt-get install qemu-system-x86")
-        })?;
-        let agent = tools::find(AGENT).map_err(|error| {
-            Failure::failed(error.to_string()).hint("install msb as a whole: libmsb/install")
-        })?;
         Ok(Qemu {
-            program,
+            program: program()?,
             kernel: kernel::find()?,
-            agent,
+            agent: agent()?,
             accelerator: accelerator(),
             boot_dir,
         })
@@ -63,34 +60,74 @@ impl Engine for Qemu {
         "qemu"
     }
 
+    fn console(&self) -> Console {
+        Console::Socket
+    }
+
     fn plan(&self, wanted: &Wanted, attempt: u32) -> anyhow::Result<Option<Plan>> {
         let Some(board) = self.board(attempt) else {
             return Ok(None);
         };
-        let bus = match board {
-            Board::Microvm => "virtio_mmio",
-            Board::Q35 => "virtio_pci",
+        if let Some(share) = wanted.shares.first() {
+            return Err(Failure::failed(format!(
+                "the engine qemu cannot share the folder '{}' with the guest",
+                share.path.display()
+            ))
+            .hint("the engine krun can, where hardware virtualization works: see 'msb doctor'")
+            .into());
+        }
+        let modules = needed_modules(board);
+        let modules = Modules {
+            needed: &modules,
+            later: MODULES_LATER,
         };
-        let modules: Vec<&str> = [bus].into_iter().chain(MODULES.iter().copied()).collect();
-        let initrd = initramfs::find_or_make(&self.boot_dir, &self.kernel, &self.agent, &modules)?;
+        let initrd =
+            initramfs::find_or_make(&self.boot_dir, &self.kernel, &self.agent, modules, |_| {
+                Ok(())
+            })?;
         Ok(Some(Plan {
             version: PLAN_VERSION,
-            engine: machine::Engine::Qemu {
+            engine: machine::Engine::Qemu(machine::Qemu {
                 program: self.program.clone(),
                 board,
                 accelerator: self.accelerator,
                 kernel: self.kernel.image.clone(),
                 initrd,
                 cmdline: cmdline(self.accelerator),
-            },
+            }),
             cpus: wanted.cpus,
             memory_mib: wanted.memory_mib,
             disks: wanted.disks.clone(),
             agent_fd: wanted.descriptors.agent,
             console_fd: wanted.descriptors.console,
             life_fd: wanted.descriptors.life,
+            net: None,
+            shares: Vec::new(),
         }))
     }
+}
+
+/// The program.
+pub(crate) fn program() -> anyhow::Result<PathBuf> {
+    tools::find(PROGRAM).map_err(|_| {
+        let how = distribution::how_to_install(Part::Qemu);
+        Failure::failed(format!("cannot find '{PROGRAM}' in PATH"))
+            .hint(format!("install QEMU: {how}"))
+            .into()
+    })
+}
+
+/// Whether the modules that a guest needs can be had of this kernel.
+pub(crate) fn check_modules(kernel: &Kernel) -> anyhow::Result<()> {
+    initramfs::check(kernel, &needed_modules(Board::Microvm))
+}
+
+fn needed_modules(board: Board) -> Vec<&'static str> {
+    let bus = match board {
+        Board::Microvm => "virtio_mmio",
+        Board::Q35 => "virtio_pci",
+    };
+    [bus].into_iter().chain(MODULES.iter().copied()).collect()
 }
 
 /// In software the guest sees the host's time stamp counter; without being told its rate, the kernel measures it
@@ -102,28 +139,11 @@ fn cmdline(accelerator: Accelerator) -> String {
     }
 }
 
-/// The processor's virtualization, if it is there and we may use it. An open `/dev/kvm` alone proves nothing: the module
-/// may be loaded on a processor that has none.
+/// The processor's virtualization, if a virtual machine could use it just now.
 fn accelerator() -> Accelerator {
-    let processor = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let flags = processor
-        .lines()
-        .find(|line| line.starts_with("flags"))
-        .unwrap_or_default();
-    let capable = flags
-        .split_whitespace()
-        .any(|flag| flag == "vmx" || flag == "svm");
-    let allowed = || {
-        OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open("/dev/kvm")
-            .is_ok()
-    };
-    if capable && allowed() {
-        Accelerator::Kvm
-    } else {
-        Accelerator::Tcg
+    match host::probe_kvm() {
+        Kvm::Works => Accelerator::Kvm,
+        _ => Accelerator::Tcg,
     }
 }
 

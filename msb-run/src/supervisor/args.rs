@@ -27,6 +27,9 @@ pub(crate) struct SupervisorArgs {
     /// Descriptor of a connected client: without it the sandbox does not go on
     #[arg(long, value_name = "N")]
     client_fd: Option<RawFd>,
+    /// Descriptor of a pipe: when its other end is closed, the sandbox is stopped; a byte lets it go on
+    #[arg(long, value_name = "N")]
+    bond_fd: Option<RawFd>,
     /// Descriptor that takes one JSON line when the guest is up, or cannot come up
     #[arg(long, value_name = "N")]
     ready_fd: Option<RawFd>,
@@ -42,7 +45,13 @@ impl SupervisorArgs {
             .transpose()?
             .map(UnixStream::from);
         let ready = self.ready_fd.map(inherited).transpose()?.map(File::from);
-        Ok((self.name, lock, Starter { client, ready }))
+        let bond = self.bond_fd.map(inherited).transpose()?.map(File::from);
+        let starter = Starter {
+            client,
+            bond,
+            ready,
+        };
+        Ok((self.name, lock, starter))
     }
 }
 

@@ -1,5 +1,6 @@
-//! `exec.log`: what the main command printed, and when, as JSON lines. man page msb-events(5).
+//! `exec.log`: what the main command printed, and sessions that are to be logged, and when, as JSON lines. man page msb-events(5).
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 
@@ -20,10 +21,12 @@ const BOUNDS: Bounds = Bounds {
 #[derive(Debug)]
 pub(crate) struct ExecLog {
     file: RotatedFile,
-    tty: bool,
-    /// The begin of a character whose end has not come yet, by channel.
-    partial: [Vec<u8>; CHANNELS],
+    /// The begin of a character whose end has not come yet, and the source that it is of.
+    partial: BTreeMap<Stream, (&'static str, Vec<u8>)>,
 }
+
+/// A session (none for the main command), and its channel.
+type Stream = (Option<String>, u8);
 
 #[derive(Serialize)]
 struct Line<'a> {
@@ -33,56 +36,59 @@ struct Line<'a> {
     s: &'a str,
     /// What.
     d: &'a str,
+    /// Which session, when it is not the main command.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<&'a str>,
     /// How `d` is encoded, when it is not text.
     #[serde(skip_serializing_if = "Option::is_none")]
     e: Option<&'a str>,
 }
 
 impl ExecLog {
-    /// Opens the log of a command; with a terminal, all its output is one stream.
-    pub(crate) fn open(path: &Path, tty: bool) -> io::Result<ExecLog> {
+    /// Opens the log of a sandbox's commands.
+    pub(crate) fn open(path: &Path) -> io::Result<ExecLog> {
         Ok(ExecLog {
             file: RotatedFile::open(path, BOUNDS)?,
-            tty,
-            partial: Default::default(),
+            partial: BTreeMap::new(),
         })
     }
 
-    /// Writes what the command printed.
-    pub(crate) fn output(&mut self, channel: u8, bytes: &[u8]) -> io::Result<()> {
-        let source = self.source(channel);
-        let Some(partial) = self.partial.get_mut(usize::from(channel)) else {
-            return Ok(());
-        };
-        let mut whole = std::mem::take(partial);
+    /// Writes what a command printed; with a terminal, all its output is one stream.
+    pub(crate) fn output(
+        &mut self,
+        session: Option<&str>,
+        tty: bool,
+        channel: u8,
+        bytes: &[u8],
+    ) -> io::Result<()> {
+        let source = source(tty, channel);
+        let stream = (session.map(str::to_owned), channel);
+        let (_, mut whole) = self.partial.remove(&stream).unwrap_or_default();
         whole.extend_from_slice(bytes);
-        *partial = whole.split_off(whole.len() - unfinished_character(&whole));
-        self.line(source, &whole)
+        let rest = whole.split_off(whole.len() - unfinished_character(&whole));
+        if !rest.is_empty() {
+            self.partial.insert(stream, (source, rest));
+        }
+        self.line(source, session, &whole)
     }
 
-    /// Writes what is left when the command has ended.
-    pub(crate) fn end(&mut self) -> io::Result<()> {
+    /// Writes what is left when a command has ended.
+    pub(crate) fn end(&mut self, session: Option<&str>) -> io::Result<()> {
         for channel in 0..CHANNELS as u8 {
-            let rest = std::mem::take(&mut self.partial[usize::from(channel)]);
-            self.line(self.source(channel), &rest)?;
+            let stream = (session.map(str::to_owned), channel);
+            if let Some((source, rest)) = self.partial.remove(&stream) {
+                self.line(source, session, &rest)?;
+            }
         }
         Ok(())
     }
 
     /// Writes a remark of our own.
     pub(crate) fn system(&mut self, remark: &str) -> io::Result<()> {
-        self.line("system", format!("{remark}\n").as_bytes())
+        self.line("system", None, format!("{remark}\n").as_bytes())
     }
 
-    fn source(&self, channel: u8) -> &'static str {
-        match (self.tty, channel) {
-            (true, _) => "output",
-            (false, STDERR) => "stderr",
-            (false, _) => "stdout",
-        }
-    }
-
-    fn line(&mut self, source: &str, bytes: &[u8]) -> io::Result<()> {
+    fn line(&mut self, source: &str, session: Option<&str>, bytes: &[u8]) -> io::Result<()> {
         if bytes.is_empty() {
             return Ok(());
         }
@@ -93,6 +99,7 @@ impl ExecLog {
                 t: time,
                 s: source,
                 d: text,
+                id: session,
                 e: None,
             },
             Err(_) => {
@@ -101,6 +108,7 @@ impl ExecLog {
                     t: time,
                     s: source,
                     d: &encoded,
+                    id: session,
                     e: Some("b64"),
                 }
             }
@@ -108,6 +116,14 @@ impl ExecLog {
         let mut text = serde_json::to_vec(&line)?;
         text.push(b'\n');
         self.file.append(&text)
+    }
+}
+
+fn source(tty: bool, channel: u8) -> &'static str {
+    match (tty, channel) {
+        (true, _) => "output",
+        (false, STDERR) => "stderr",
+        (false, _) => "stdout",
     }
 }
 
@@ -135,27 +151,34 @@ mod tests {
     fn text_stays_text_also_when_a_character_comes_in_two_parts() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("exec.log");
-        let mut log = ExecLog::open(&path, false).unwrap();
+        let mut log = ExecLog::open(&path).unwrap();
         let text = "gr\u{fc}n".as_bytes();
-        log.output(STDOUT, &text[..3]).unwrap();
-        log.output(STDOUT, &text[3..]).unwrap();
-        log.output(STDERR, &[0xff, 0xfe]).unwrap();
-        log.end().unwrap();
+        log.output(None, false, STDOUT, &text[..3]).unwrap();
+        // Another session in between has a stream of its own.
+        log.output(Some("7"), true, STDOUT, b"other").unwrap();
+        log.output(None, false, STDOUT, &text[3..]).unwrap();
+        log.output(None, false, STDERR, &[0xff, 0xfe]).unwrap();
+        log.end(None).unwrap();
         let lines: Vec<serde_json::Value> = std::fs::read_to_string(&path)
             .unwrap()
             .lines()
             .map(|line| serde_json::from_str(line).unwrap())
             .collect();
-        let joined: String = lines[..2]
-            .iter()
+        let main = lines.iter().filter(|line| line.get("id").is_none());
+        let joined: String = main
+            .filter(|line| line["s"] == "stdout")
             .map(|line| line["d"].as_str().unwrap())
             .collect();
+        assert_eq!(
+            (&lines[1]["s"], &lines[1]["id"]),
+            (&"output".into(), &"7".into())
+        );
         assert_eq!(joined, "gr\u{fc}n");
         assert_eq!(
             (
-                lines[2]["s"].as_str(),
-                lines[2]["d"].as_str(),
-                lines[2]["e"].as_str()
+                lines[3]["s"].as_str(),
+                lines[3]["d"].as_str(),
+                lines[3]["e"].as_str()
             ),
             (Some("stderr"), Some("//4="), Some("b64"))
         );

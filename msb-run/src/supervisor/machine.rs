@@ -14,7 +14,7 @@ use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::link::Link;
-use crate::engine::{Descriptors, Engine, Wanted};
+use crate::engine::{Console, Descriptors, Engine, Wanted};
 
 /// A machine that was started.
 #[derive(Debug)]
@@ -25,7 +25,7 @@ pub(crate) struct Machine {
     /// The agent's port.
     pub(crate) agent: Link,
     /// What the guest's kernel prints.
-    pub(crate) console: UnixStream,
+    pub(crate) console: File,
     /// Closed when this process is gone: then the machine ends.
     _life: OwnedFd,
 }
@@ -39,8 +39,7 @@ pub(crate) fn start(
     held: &[BorrowedFd<'_>],
 ) -> anyhow::Result<Option<Machine>> {
     let (agent, agent_theirs) = UnixStream::pair().context("cannot make a socket for the agent")?;
-    let (console, console_theirs) =
-        UnixStream::pair().context("cannot make a socket for the console")?;
+    let (console, console_theirs) = console(engine).context("cannot make a way for the console")?;
     let (life_theirs, life) =
         rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).context("cannot make a pipe")?;
     wanted.descriptors = Descriptors {
@@ -65,9 +64,6 @@ pub(crate) fn start(
     let child = spawn_with(&mut command, &inherited).context("cannot start msb-vmm")?;
     let pidfd =
         pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).context("cannot watch msb-vmm")?;
-    console
-        .set_nonblocking(true)
-        .context("cannot use the console's socket")?;
     let agent = Link::new(agent).context("cannot use the agent's socket")?;
     Ok(Some(Machine {
         child,
@@ -77,6 +73,19 @@ pub(crate) fn start(
         console,
         _life: life,
     }))
+}
+
+/// Our end, which does not block, and the machine's.
+fn console(engine: &dyn Engine) -> io::Result<(File, OwnedFd)> {
+    let (ours, theirs): (OwnedFd, OwnedFd) = match engine.console() {
+        Console::Socket => {
+            let (ours, theirs) = UnixStream::pair()?;
+            (ours.into(), theirs.into())
+        }
+        Console::Pipe => rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?,
+    };
+    rustix::io::ioctl_fionbio(&ours, true)?;
+    Ok((ours.into(), theirs))
 }
 
 /// Starts a program with descriptors that are closed on exec otherwise. This process has one thread, so no other child
@@ -105,6 +114,11 @@ impl Machine {
     /// Ready for reading when the process has ended.
     pub(crate) fn pidfd(&self) -> BorrowedFd<'_> {
         self.pidfd.as_fd()
+    }
+
+    /// The process.
+    pub(crate) fn pid(&self) -> Pid {
+        Pid::from_child(&self.child)
     }
 
     /// How the process ended, if it did.

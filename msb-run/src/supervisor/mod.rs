@@ -5,7 +5,9 @@
 //! be: stopped and clean, or gone. It is one loop over descriptors, in one thread, and sleeps when nothing happens.
 
 mod args;
+mod clock;
 mod exec_log;
+mod last_line;
 mod life;
 mod link;
 mod machine;
@@ -42,6 +44,8 @@ const TOOL: &str = "msb-supervisor";
 pub(crate) struct Starter {
     /// The client without which the sandbox does not go on.
     pub(crate) client: Option<UnixStream>,
+    /// A pipe: the sandbox does not go on when its other end is closed.
+    pub(crate) bond: Option<File>,
     /// Takes a [`Startup`] line when the guest is up or cannot come up, and another when it ends badly after that.
     pub(crate) ready: Option<File>,
 }
@@ -77,7 +81,10 @@ pub(crate) fn run(args: SupervisorArgs) -> anyhow::Result<()> {
     let home = Home::from_env()?;
     let sandbox = home.sandboxes().named(&name);
     redirect_errors(&sandbox);
-    let life = prepare(home, &sandbox, lock).and_then(|setup| life::begin(setup, &mut starter));
+    let life = prepare(home, &sandbox, lock).and_then(|(setup, note)| {
+        starter.tell(&Startup::Prepared { note });
+        life::begin(setup, &mut starter)
+    });
     match life {
         Ok(life) => life.live(starter),
         Err((error, lock)) => {
@@ -92,7 +99,8 @@ pub(crate) fn run(args: SupervisorArgs) -> anyhow::Result<()> {
 /// An error, and the lock that must be held until the sandbox's folder says so.
 pub(crate) type Aborted = (anyhow::Error, Lock);
 
-fn prepare(home: Home, sandbox: &Sandbox, lock: Lock) -> Result<Setup, Aborted> {
+/// Gives also what people should know about the engine.
+fn prepare(home: Home, sandbox: &Sandbox, lock: Lock) -> Result<(Setup, Option<String>), Aborted> {
     let found = (|| {
         anyhow::ensure!(
             lock.is_of(&sandbox.path(layout::LOCK)),
@@ -100,25 +108,28 @@ fn prepare(home: Home, sandbox: &Sandbox, lock: Lock) -> Result<Setup, Aborted> 
             sandbox.name
         );
         let spec = sandbox.spec()?;
-        let engine = engine::choose(home.boot_dir())?;
+        let (engine, note) = engine::choose(&home, spec.engine)?;
         let reference: Reference = spec.image.reference.parse()?;
         let root_disk = home
             .images()
             .open(&reference, &spec.image.manifest_digest)?
             .disk;
         let upper = open_upper(sandbox, &spec)?;
-        Ok((spec, engine, root_disk, upper))
+        Ok((spec, engine, note, root_disk, upper))
     })();
     match found {
-        Ok((spec, engine, root_disk, upper)) => Ok(Setup {
-            home,
-            sandbox: sandbox.clone(),
-            spec,
-            lock,
-            engine,
-            root_disk,
-            upper,
-        }),
+        Ok((spec, engine, note, root_disk, upper)) => {
+            let setup = Setup {
+                home,
+                sandbox: sandbox.clone(),
+                spec,
+                lock,
+                engine,
+                root_disk,
+                upper,
+            };
+            Ok((setup, note))
+        }
         Err(error) => Err((error, lock)),
     }
 }
@@ -164,6 +175,7 @@ pub(crate) fn wanted(setup: &Setup) -> Wanted {
         cpus: setup.spec.cpus,
         memory_mib: setup.spec.memory_mib,
         disks: vec![root, upper],
+        shares: Vec::new(),
         descriptors: Descriptors {
             agent: -1,
             console: -1,

@@ -1,14 +1,23 @@
 //! `msb exec`: a command in a running sandbox.
 
 use std::ffi::OsString;
+use std::sync::{Arc, PoisonError};
+use std::time::Instant;
 
-use clap::Parser;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use clap::{Parser, ValueEnum};
 use libmsb::cli::args::SandboxName;
+use libmsb::cli::output;
+use libmsb::jsonl;
 use libmsb::state::Home;
+use msb_wire::client::Connection;
+use msb_wire::exec::{ExecEvent, ExecRequest};
 use msb_wire::text::Text;
+use serde::Serialize;
 
 use super::{CommandArgs, connect, tell_end};
-use crate::session::{self, Streams};
+use crate::session::{self, Captured, Streams};
 
 const TOOL: &str = "msb-exec";
 
@@ -28,6 +37,42 @@ pub(crate) struct ExecArgs {
     command: Vec<OsString>,
     #[command(flatten)]
     connected: CommandArgs,
+    /// Put what the command prints into the sandbox's log too
+    #[arg(long)]
+    log: bool,
+    /// Print one record of the result in place of what the command prints
+    #[arg(long, value_enum, conflicts_with = "tty")]
+    format: Option<Format>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// One JSON object
+    Json,
+}
+
+/// The result of a command. What is not UTF-8 is in the fields that end in `_b64`.
+#[derive(Serialize)]
+struct Record<'a> {
+    r#type: &'static str,
+    sandbox: &'a SandboxName,
+    /// As that of this program: 128 + n for signal n, 124 to 127 when it was killed for its time or never started.
+    exit_code: u8,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    signal: Option<i32>,
+    /// Why it was never started, or its end is not known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+    duration_ms: u128,
+    timed_out: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stdout: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stdout_b64: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stderr: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stderr_b64: Option<String>,
 }
 
 pub(crate) fn run(args: ExecArgs) -> anyhow::Result<u8> {
@@ -36,15 +81,75 @@ pub(crate) fn run(args: ExecArgs) -> anyhow::Result<u8> {
     if argv.is_empty() {
         argv.push(Text::from("/bin/sh"));
     }
-    let tty = args.connected.is_tty();
-    let mut request = args.connected.request(argv, tty);
+    let tty = args.format.is_none() && args.connected.is_tty();
+    let mut request = ExecRequest {
+        log: args.log,
+        ..args.connected.request(argv, tty)
+    };
     request.env.extend(
         args.connected
+            .setting
             .env()?
             .iter()
             .map(|variable| Text::from(variable.to_assignment())),
     );
     let connection = connect(&home, &args.name)?;
-    let (outcome, _) = session::run(connection, request, Streams::take(tty)?)?;
+    let streams = Streams::take(tty)?.with_timeout(args.connected.timeout());
+    if args.format.is_some() {
+        return run_for_record(&args.name, connection, request, streams);
+    }
+    let (outcome, _) = session::run(connection, request, streams)?;
     tell_end(TOOL, &outcome)
+}
+
+fn run_for_record(
+    sandbox: &SandboxName,
+    connection: Connection,
+    request: ExecRequest,
+    streams: Streams,
+) -> anyhow::Result<u8> {
+    let captured = Arc::new(Captured::default());
+    let begin = Instant::now();
+    let (outcome, _) = session::run(connection, request, streams.captured(Arc::clone(&captured)))?;
+    let duration_ms = begin.elapsed().as_millis();
+    let exit_code = tell_end(TOOL, &outcome)?;
+    let (signal, error) = match outcome.event {
+        Some(ExecEvent::Exited { signal, .. }) => (signal, None),
+        Some(ExecEvent::Failed { message, .. }) => (None, Some(message)),
+        _ => (None, Some("the end of the command is not known".to_owned())),
+    };
+    let stdout = captured
+        .stdout
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner);
+    let stderr = captured
+        .stderr
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner);
+    let ((stdout, stdout_b64), (stderr, stderr_b64)) = (text(&stdout), text(&stderr));
+    jsonl::write(
+        &mut output::stdout(),
+        &Record {
+            r#type: "exec",
+            sandbox,
+            exit_code,
+            signal,
+            error,
+            duration_ms,
+            timed_out: outcome.timed_out,
+            stdout,
+            stdout_b64,
+            stderr,
+            stderr_b64,
+        },
+    )?;
+    Ok(exit_code)
+}
+
+/// As text, or in base64.
+fn text(bytes: &[u8]) -> (Option<&str>, Option<String>) {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => (Some(text), None),
+        Err(_) => (None, Some(BASE64.encode(bytes))),
+    }
 }

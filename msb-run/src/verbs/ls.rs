@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use clap::{Parser, ValueEnum};
-use libmsb::cli::args::parse_label;
 use libmsb::cli::error::message;
 use libmsb::cli::output;
 use libmsb::cli::style::{Table, age};
 use libmsb::reference::Reference;
+use libmsb::selector::Selector;
 use libmsb::state::Home;
 use libmsb::state::sandboxes::{Entry, Seen};
+use libmsb::state::status::Reason;
 use serde::Serialize;
 
 /// The status of a sandbox whose files cannot be read.
@@ -31,8 +32,8 @@ pub(crate) struct LsArgs {
     #[arg(long)]
     stopped: bool,
     /// Only those with this label; several must all be there
-    #[arg(long, value_name = "KEY[=VALUE]", value_parser = parse_label)]
-    label: Vec<(String, String)>,
+    #[arg(long, value_name = "KEY[=VALUE]")]
+    label: Vec<Selector>,
     /// How to print them
     #[arg(long, value_enum)]
     format: Option<Format>,
@@ -56,6 +57,12 @@ struct Row<'a> {
     labels: BTreeMap<&'a str, &'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     exit_code: Option<i32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<Reason>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    message: Option<&'a str>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    oom_killed: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
 }
@@ -93,11 +100,7 @@ fn is_chosen(entry: &Entry, args: &LsArgs) -> bool {
     let Ok(seen) = &entry.seen else {
         return !args.running && args.label.is_empty();
     };
-    let labelled = args
-        .label
-        .iter()
-        .all(|(key, value)| seen.spec.labels.get(key) == Some(value));
-    labelled
+    Selector::all_match(&args.label, &seen.spec.labels)
         && (!args.running || seen.state.is_active())
         && (!args.stopped || !seen.state.is_active())
 }
@@ -119,6 +122,9 @@ fn row(entry: &Entry) -> Row<'_> {
                 .map(|(key, value)| (key.as_str(), value.as_str()))
                 .collect(),
             exit_code: status.exit_code,
+            reason: status.reason,
+            message: status.message.as_deref(),
+            oom_killed: status.oom_killed,
             error: None,
         },
         Err(error) => Row {
@@ -128,8 +134,20 @@ fn row(entry: &Entry) -> Row<'_> {
             created_at: None,
             labels: BTreeMap::new(),
             exit_code: None,
+            reason: None,
+            message: None,
+            oom_killed: false,
             error: Some(message(error)),
         },
+    }
+}
+
+/// The state, and why it came to that when it is not what anybody wants.
+fn state(seen: &Seen) -> String {
+    let word = seen.state.word();
+    match seen.status.reason.and_then(Reason::trouble) {
+        Some(why) if !seen.state.is_active() => format!("{word} ({why})"),
+        _ => word.to_owned(),
     }
 }
 
@@ -142,7 +160,7 @@ fn cells(entry: &Entry, now: SystemTime) -> [String; 4] {
                 .map_or_else(|_| image.clone(), |image| image.familiar());
             [
                 entry.name.clone(),
-                seen.state.word().to_owned(),
+                state(seen),
                 image,
                 age(&SystemTime::from(seen.spec.created_at), now),
             ]

@@ -3,21 +3,19 @@
 use std::time::Duration;
 
 use clap::Parser;
-use libmsb::cli::args::SandboxName;
 use libmsb::state::Home;
 
-use super::for_each;
+use super::selection::{Selection, for_each};
 use super::stop::stop;
 
 const TOOL: &str = "msb-rm";
 
 /// Remove sandboxes, with their disks
 #[derive(Debug, Parser)]
-#[command(name = TOOL, version, after_help = "Examples:\n  msb rm web\n  msb ls -q --stopped | xargs -r msb rm")]
+#[command(name = TOOL, version, after_help = "Examples:\n  msb rm web\n  msb ls -q --stopped | msb rm -")]
 pub(crate) struct RmArgs {
-    /// The sandboxes
-    #[arg(required = true, value_name = "NAME")]
-    names: Vec<SandboxName>,
+    #[command(flatten)]
+    selection: Selection,
     /// Kill those that run
     #[arg(short, long)]
     force: bool,
@@ -26,7 +24,8 @@ pub(crate) struct RmArgs {
 pub(crate) fn run(args: RmArgs) -> anyhow::Result<()> {
     let home = Home::from_env()?;
     let sandboxes = home.sandboxes();
-    let removed = for_each(TOOL, &args.names, |name| {
+    let names = args.selection.names(TOOL, &home)?;
+    let removed = for_each(TOOL, &names, |name| {
         let sandbox = sandboxes.find(name)?;
         if args.force && sandbox.is_alive()? {
             stop(&home, name, Duration::ZERO)?;

@@ -4,39 +4,29 @@
 //! starts it again, its disk as it was left.
 
 use std::ffi::OsString;
-use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::Parser;
-use libmsb::cli::args::{SandboxName, parse_cpus, parse_label, parse_memory};
-use libmsb::cli::error::{Failure, print_error, print_warning};
+use libmsb::cli::args::SandboxName;
+use libmsb::cli::error::{Code, Failure, print_error, print_warning};
 use libmsb::cli::output;
 use libmsb::reference::Reference;
+use libmsb::state::Home;
 use libmsb::state::lock::Lock;
 use libmsb::state::sandboxes::Sandbox;
 use libmsb::state::spec::Spec;
-use libmsb::state::status::State;
-use libmsb::state::{Home, layout};
 use msb_wire::client::Connection;
 use msb_wire::exec::ExecRequest;
 use msb_wire::text::Text;
 
+use super::start::wait_while_stopping;
 use super::{CommandArgs, PROGRAM, tell_end};
-use crate::engine::upper;
-use crate::launch::{Launched, launch};
-use crate::plan::{self, Choices};
+use crate::launch::{Bond, Launched, launch};
+use crate::make::{MakeArgs, make};
 use crate::session::{self, Streams};
 use crate::startup::{Stamps, monotonic_ns};
 
 const TOOL: &str = "msb-run";
-
-/// Virtual processors when nobody says how many; the reference's default.
-const CPUS: u8 = 1;
-/// Memory when nobody says how much, in MiB; the reference's default.
-const MEMORY_MIB: u32 = 512;
-
-/// Time that a sandbox which is just stopping is waited for.
-const STOPPING_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Run a command in a microVM of its own, from an image
 #[derive(Debug, Parser)]
@@ -60,40 +50,11 @@ pub(crate) struct RunArgs {
     detach: bool,
     #[command(flatten)]
     connected: CommandArgs,
-    /// Virtual processors (default: 1)
-    #[arg(short, long, value_parser = parse_cpus, value_name = "N")]
-    cpus: Option<u8>,
-    /// Memory: MiB, or with a unit, as 1.5G (default: 512M)
-    #[arg(short, long, value_parser = parse_memory, value_name = "SIZE")]
-    memory: Option<u32>,
-    /// Host name in the guest (default: the sandbox's name)
-    #[arg(short = 'H', long)]
-    hostname: Option<String>,
-    /// Program to run in place of the image's entrypoint
-    #[arg(long, value_name = "PROGRAM")]
-    entrypoint: Option<OsString>,
-    /// Label of the sandbox
-    #[arg(long, value_name = "KEY[=VALUE]", value_parser = parse_label)]
-    label: Vec<(String, String)>,
+    #[command(flatten)]
+    making: MakeArgs,
     /// Tell afterwards where the time went
     #[arg(long)]
     time: bool,
-}
-
-impl RunArgs {
-    fn choices(&self) -> Result<Choices, Failure> {
-        Ok(Choices {
-            cpus: u32::from(self.cpus.unwrap_or(CPUS)),
-            memory_mib: self.memory.unwrap_or(MEMORY_MIB),
-            env: self.connected.env()?,
-            workdir: self.connected.workdir.clone(),
-            user: self.connected.user.clone(),
-            hostname: self.hostname.clone(),
-            entrypoint: self.entrypoint.clone(),
-            labels: self.label.iter().cloned().collect(),
-            command: self.command.clone(),
-        })
-    }
 }
 
 /// A sandbox that is ours to start.
@@ -107,6 +68,13 @@ struct Taken {
 
 pub(crate) fn run(args: RunArgs) -> anyhow::Result<u8> {
     let begin_ns = monotonic_ns();
+    if args.detach && args.connected.is_bounded() {
+        return Err(
+            Failure::usage("--rlimit and --timeout are for a command that is waited for")
+                .hint("without --detach, or with msb exec in the running sandbox")
+                .into(),
+        );
+    }
     let home = Home::from_env()?;
     let taken = take(&home, &args)?;
     let tty = !args.detach && args.connected.is_tty();
@@ -114,7 +82,7 @@ pub(crate) fn run(args: RunArgs) -> anyhow::Result<u8> {
     let name = taken.sandbox.name.clone();
     if args.detach {
         // It is told when the guest takes commands.
-        let mut launched = launch(&name, taken.lock, false)?;
+        let mut launched = launch(&name, taken.lock, Bond::None)?;
         launched.wait_until_ready()?;
         output::print(&name)?;
         return Ok(0);
@@ -123,9 +91,9 @@ pub(crate) fn run(args: RunArgs) -> anyhow::Result<u8> {
         main: true,
         ..request(&args, &taken, argv, tty)?
     };
-    let streams = Streams::take(tty)?;
+    let streams = Streams::take(tty)?.with_timeout(args.connected.timeout());
     let image_ns = monotonic_ns();
-    let launched = launch(&name, taken.lock, true)?;
+    let launched = launch(&name, taken.lock, Bond::Client)?;
     let (code, stamps) = attach(launched, request, streams)?;
     if args.time {
         let end_ns = monotonic_ns();
@@ -141,41 +109,25 @@ pub(crate) fn run(args: RunArgs) -> anyhow::Result<u8> {
 
 /// Makes the sandbox, or takes the one of that name.
 fn take(home: &Home, args: &RunArgs) -> anyhow::Result<Taken> {
-    if let Some(name) = &args.name {
+    if let Some(name) = &args.name
+        && args.making.replace().is_none()
+    {
         let sandbox = home.sandboxes().named(name);
         if sandbox.dir.is_dir() {
             return take_existing(sandbox, args);
         }
     }
-    let images = home.images();
-    let choices = args.choices()?;
-    // Held until the sandbox, which pins the image, is there.
-    let in_use = if images.root().is_dir() {
-        Some(Lock::shared(&images.lock())?)
-    } else {
-        None
-    };
-    let image = images.find(&args.image)?;
-    let ephemeral = args.name.is_none();
-    let name = args.name.clone().map_or_else(SandboxName::random, Ok)?;
-    let spec = plan::spec(&name, ephemeral, &image, choices)?;
-    home.prepare()?;
-    let (sandbox, lock) = home.sandboxes().create(&name, &spec, |folder| {
-        if ephemeral {
-            return Ok(());
-        }
-        let path = folder.join(layout::UPPER);
-        let cannot = || format!("cannot make the disk '{}'", path.display());
-        let file = std::fs::File::create_new(&path).with_context(cannot)?;
-        upper::format(&file, spec.upper_mib)
-            .and_then(|()| file.sync_all())
-            .with_context(cannot)
-    })?;
-    drop(in_use);
+    let made = make(
+        home,
+        &args.image,
+        args.name.as_ref(),
+        args.name.is_none(),
+        (&args.making, &args.connected.setting, &args.command),
+    )?;
     Ok(Taken {
-        sandbox,
-        spec,
-        lock,
+        sandbox: made.sandbox,
+        spec: made.spec,
+        lock: made.lock,
         existed: false,
     })
 }
@@ -184,8 +136,9 @@ fn take(home: &Home, args: &RunArgs) -> anyhow::Result<Taken> {
 fn take_existing(sandbox: Sandbox, args: &RunArgs) -> anyhow::Result<Taken> {
     let name = sandbox.name.clone();
     wait_while_stopping(&sandbox)?;
-    let lock = Lock::try_exclusive(&sandbox.path(layout::LOCK))?.with_context(|| {
+    let lock = sandbox.try_lock()?.with_context(|| {
         Failure::wrong_state(format!("the sandbox '{name}' is running"))
+            .code(Code::SandboxStillRunning)
             .hint(format!("run a command in it: msb exec {name} -- COMMAND"))
     })?;
     let spec = sandbox.spec()?;
@@ -198,7 +151,7 @@ fn take_existing(sandbox: Sandbox, args: &RunArgs) -> anyhow::Result<Taken> {
         .hint(format!("choose another name, or remove it: msb rm {name}"))
         .into());
     }
-    if changes_what_it_is(args) {
+    if args.making.is_given() {
         print_warning(
             TOOL,
             &format!("the sandbox '{name}' is there already: what it is made of stays as it was"),
@@ -210,24 +163,6 @@ fn take_existing(sandbox: Sandbox, args: &RunArgs) -> anyhow::Result<Taken> {
         lock,
         existed: true,
     })
-}
-
-fn changes_what_it_is(args: &RunArgs) -> bool {
-    args.cpus.is_some()
-        || args.memory.is_some()
-        || args.hostname.is_some()
-        || !args.label.is_empty()
-}
-
-fn wait_while_stopping(sandbox: &Sandbox) -> anyhow::Result<()> {
-    let deadline = Instant::now() + STOPPING_TIMEOUT;
-    while Instant::now() < deadline
-        && sandbox.is_alive()?
-        && sandbox.status()?.state.seen(true) == State::Stopping
-    {
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    Ok(())
 }
 
 /// What runs: of a new sandbox its main command; of one that was there what is typed, else its main command.
@@ -266,6 +201,7 @@ fn request(
     if taken.existed {
         request.env.extend(
             args.connected
+                .setting
                 .env()?
                 .iter()
                 .map(|variable| Text::from(variable.to_assignment())),

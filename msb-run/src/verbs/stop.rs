@@ -14,17 +14,17 @@ use msb_wire::sandbox::{Request, StopEvent, StopRequest};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{PidfdFlags, pidfd_open};
 
-use super::{connect, for_each};
+use super::connect;
+use super::selection::{Selection, for_each};
 
 const TOOL: &str = "msb-stop";
 
 /// Stop sandboxes: end their processes, flush their disks
 #[derive(Debug, Parser)]
-#[command(name = TOOL, version, after_help = "Examples:\n  msb stop web worker\n  msb stop -t 60 database")]
+#[command(name = TOOL, version, after_help = "Examples:\n  msb stop web worker\n  msb stop -t 60 --label team=ml")]
 pub(crate) struct StopArgs {
-    /// The sandboxes
-    #[arg(required = true, value_name = "NAME")]
-    names: Vec<SandboxName>,
+    #[command(flatten)]
+    selection: Selection,
     /// Kill them at once
     #[arg(short, long)]
     force: bool,
@@ -43,7 +43,8 @@ pub(crate) fn run(args: StopArgs) -> anyhow::Result<()> {
     } else {
         args.timeout
     };
-    for_each(TOOL, &args.names, |name| {
+    let names = args.selection.names(TOOL, &home)?;
+    for_each(TOOL, &names, |name| {
         if !home.sandboxes().find(name)?.is_alive()? {
             if !args.quiet {
                 print_warning(TOOL, &format!("the sandbox '{name}' is not running"));
@@ -83,7 +84,7 @@ pub(crate) fn stop(home: &Home, name: &SandboxName, timeout: Duration) -> anyhow
 }
 
 /// The process at the other end of the socket.
-fn watch(socket: &UnixStream) -> anyhow::Result<impl AsFd + use<>> {
+pub(super) fn watch(socket: &UnixStream) -> anyhow::Result<impl AsFd + use<>> {
     let peer = rustix::net::sockopt::socket_peercred(socket)
         .context("cannot tell who serves the sandbox")?;
     pidfd_open(peer.pid, PidfdFlags::empty()).context("cannot watch the supervisor")

@@ -1,8 +1,9 @@
 //! Becomes the virtual machine: a plan in, an engine out.
 //!
 //! The supervisor starts this program with the plan on a descriptor. It ties its life to the supervisor's, and
-//! becomes the engine's process.
+//! becomes the engine's process: QEMU by exec, or libkrun, which is part of this program.
 
+mod krun;
 mod lifeline;
 mod qemu;
 
@@ -78,9 +79,10 @@ fn read_plan(path: &Path) -> anyhow::Result<Plan> {
 fn become_machine(plan: &Plan) -> anyhow::Result<()> {
     lifeline::tie(plan.life_fd)?;
     match &plan.engine {
-        Engine::Qemu { program, .. } => {
-            let error = qemu::exec(plan)?;
-            Err(error).with_context(|| format!("cannot start '{}'", program.display()))
+        Engine::Qemu(engine) => {
+            let error = qemu::exec(plan, engine)?;
+            Err(error).with_context(|| format!("cannot start '{}'", engine.program.display()))
         }
+        Engine::Krun(engine) => krun::enter(plan, engine),
     }
 }

@@ -6,23 +6,21 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-use libmsb::machine::{Accelerator, Board, Disk, Engine, Format, PORT_AGENT, Plan};
+use anyhow::ensure;
+use libmsb::machine::{Accelerator, Board, Disk, Format, PORT_AGENT, Plan, Qemu};
 
 /// Becomes QEMU. Returns only when that fails, with the reason.
-pub(crate) fn exec(plan: &Plan) -> anyhow::Result<io::Error> {
-    let Engine::Qemu { program, .. } = &plan.engine;
-    Ok(Command::new(program).args(arguments(plan)).exec())
+pub(crate) fn exec(plan: &Plan, engine: &Qemu) -> anyhow::Result<io::Error> {
+    ensure!(
+        plan.net.is_none() && plan.shares.is_empty(),
+        "the engine qemu has neither network nor shared folders"
+    );
+    Ok(Command::new(&engine.program)
+        .args(arguments(plan, engine))
+        .exec())
 }
 
-fn arguments(plan: &Plan) -> Vec<OsString> {
-    let Engine::Qemu {
-        board,
-        accelerator,
-        kernel,
-        initrd,
-        cmdline,
-        ..
-    } = &plan.engine;
+fn arguments(plan: &Plan, engine: &Qemu) -> Vec<OsString> {
     let mut args = Arguments::default();
     // Nothing but what is asked for: no default devices, no configuration files, no windows.
     args.flags(&[
@@ -37,32 +35,37 @@ fn arguments(plan: &Plan) -> Vec<OsString> {
         "-sandbox",
         "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
     );
-    args.pair("-M", machine(*board));
+    args.pair("-M", machine(engine.board));
     args.pair(
         "-accel",
-        if *accelerator == Accelerator::Kvm {
+        if engine.accelerator == Accelerator::Kvm {
             "kvm"
         } else {
             "tcg,thread=multi"
         },
     );
-    args.pair("-cpu", processor(*accelerator));
+    args.pair("-cpu", processor(engine.accelerator));
     args.pair("-smp", plan.cpus.to_string());
     args.pair("-m", format!("{}M", plan.memory_mib));
-    args.pair("-kernel", kernel);
-    args.pair("-initrd", initrd);
-    args.pair("-append", cmdline);
+    args.pair("-kernel", &engine.kernel);
+    args.pair("-initrd", &engine.initrd);
+    args.pair("-append", &engine.cmdline);
     args.pair(
         "-chardev",
         format!("socket,id=console,fd={}", plan.console_fd),
     );
     args.pair("-serial", "chardev:console");
-    let bus = Bus::of(*board);
+    let bus = Bus::of(engine.board);
     args.pair("-device", format!("virtio-serial-{bus},max_ports=2"));
     args.pair("-chardev", format!("socket,id=agent,fd={}", plan.agent_fd));
     args.pair(
         "-device",
         format!("virtserialport,chardev=agent,name={PORT_AGENT}"),
+    );
+    // Memory that the guest has freed goes back to the host.
+    args.pair(
+        "-device",
+        format!("virtio-balloon-{bus},free-page-reporting=on"),
     );
     for (number, disk) in plan.disks.iter().enumerate() {
         args.pair("-drive", drive(number, disk));

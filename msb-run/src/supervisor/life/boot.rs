@@ -1,8 +1,9 @@
 //! The begin: from the agent's hello to a guest that takes commands.
 
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use libmsb::events::What;
 use libmsb::machine::{SERIAL_ROOT, SERIAL_UPPER};
 use libmsb::state::status::{Reason, State};
 use libmsb::state::write;
@@ -10,13 +11,14 @@ use msb_wire::boot::{BootEvent, BootRequest, Root};
 use msb_wire::exec::ExecRequest;
 use msb_wire::frame::{self, Assembler, Kind};
 use msb_wire::handshake::{Hello, operation};
-use msb_wire::sandbox::Request;
+use msb_wire::sandbox::{ClockRequest, Request};
 use msb_wire::text::to_hex;
 
-use super::{BOOT_TIMEOUTS, Life, PROGRAM, Phase};
+use super::{BOOT_TIMEOUTS, Life, Limits, PROGRAM, Phase};
 use crate::startup::{Startup, monotonic_ns};
+use crate::supervisor::last_line::LastLine;
 use crate::supervisor::relay::{Own, Violation};
-use crate::supervisor::{Starter, start_machine};
+use crate::supervisor::{Starter, clock, start_machine};
 
 impl Life {
     /// The agent said hello: answer, and set the guest up.
@@ -30,7 +32,9 @@ impl Life {
             .map_err(|error| Violation(format!("a hello: {error}")))?;
         peer.require(operation::BOOT)
             .map_err(|error| Violation(format!("a hello: {error}")))?;
+        self.tells_time = peer.require(operation::CLOCK).is_ok();
         self.stamps.guest_agent_ns = peer.agent_start_ns.unwrap_or(0);
+        self.relay.meet(peer);
         let hello = serde_json::to_vec(&Hello::of(PROGRAM, &[]))
             .map_err(|error| Violation(error.to_string()))?;
         let agent = &mut self.machine.agent;
@@ -47,9 +51,6 @@ impl Life {
         let spec = &self.setup.spec;
         let mut entropy = [0; 32];
         write::random(&mut entropy)?;
-        let clock = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
         Ok(BootRequest {
             root: Root::Overlay {
                 lower: SERIAL_ROOT.to_owned(),
@@ -59,7 +60,7 @@ impl Life {
             env: spec.env.clone(),
             cwd: spec.workdir.clone(),
             user: spec.user.clone(),
-            clock_unix_ns: clock.as_nanos() as u64,
+            clock_unix_ns: clock::unix_ns(),
             entropy_hex: to_hex(&entropy),
         })
     }
@@ -88,10 +89,9 @@ impl Life {
                 self.relay.open(&mut self.machine.agent, &mut notices);
                 self.start_main()?;
                 let _ = self.machine.agent.flush();
-                self.status.state = State::Running;
-                self.status.since = jiff::Timestamp::now();
+                self.start_clocks();
                 self.status.kernel = Some(kernel);
-                self.write_status();
+                self.enter(State::Running, What::Running);
                 if let Some(log) = &mut self.log {
                     let _ = log.system("sandbox started");
                 }
@@ -101,6 +101,32 @@ impl Life {
                     .try_for_each(|notice| self.act_on(notice, starter))
             }
         }
+    }
+
+    /// Tells the guest the time, which it takes if it is off. One that cannot be told keeps the time that it has.
+    pub(super) fn tell_time(&mut self) {
+        if !self.tells_time || !matches!(self.phase, Phase::Running) {
+            return;
+        }
+        let request = Request::Clock(ClockRequest {
+            unix_ns: clock::unix_ns(),
+        });
+        // It is made of a number: there is no way to fail.
+        let _ = self
+            .relay
+            .request(Own::Clock, &request, &mut self.machine.agent);
+    }
+
+    /// The times of this life begin when the guest takes commands: what was before, and earlier lives, do not count.
+    fn start_clocks(&mut self) {
+        let spec = &self.setup.spec;
+        self.used_at = Instant::now();
+        self.limits = Limits {
+            idle: spec.idle_timeout_ms.map(Duration::from_millis),
+            end: spec
+                .max_duration_ms
+                .and_then(|ms| self.used_at.checked_add(Duration::from_millis(ms))),
+        };
     }
 
     /// Nobody is attached: the main command, if there is one, is ours to run.
@@ -137,6 +163,7 @@ impl Life {
         self.machine = machine;
         self.attempt = attempt;
         self.greeted = false;
+        self.last_line = LastLine::default();
         self.assembler = Assembler::new();
         self.phase = Phase::Booting {
             deadline: Instant::now() + BOOT_TIMEOUTS[attempt as usize],

@@ -4,12 +4,15 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use libmsb::cli::error::Failure;
+use libmsb::events::{Event, What};
+use libmsb::logs::LAST_REMARK;
 use libmsb::state::status::{Reason, State};
 use msb_wire::exec::ExecEvent;
-use msb_wire::sandbox::{Request, StopEvent};
+use msb_wire::sandbox::{EndEvent, Request, StopEvent};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::{End, FAREWELL_TIMEOUT, Life, POWER_OFF_TIMEOUT, Phase, STOP_TIMEOUT};
+use super::outcome::{self, Outcome};
+use super::{End, FAREWELL_TIMEOUT, Life, PING_TIMEOUT, POWER_OFF_TIMEOUT, Phase, STOP_TIMEOUT};
 use crate::startup::Startup;
 use crate::supervisor::machine::Machine;
 use crate::supervisor::relay::{ClientId, Own, Relay};
@@ -17,24 +20,41 @@ use crate::supervisor::{Starter, last_words};
 
 impl Life {
     pub(super) fn main_ended(&mut self, event: &ExecEvent, starter: &mut Starter) {
+        let oom_killed = matches!(event, ExecEvent::Exited { oom_killed, .. } if *oom_killed);
         self.status.exit_code = event.exit_code();
+        self.status.oom_killed = oom_killed;
         if let Some(log) = &mut self.log {
-            let _ = log.end();
+            let _ = log.end(None);
+            let why = if oom_killed {
+                ", killed since the guest had run out of memory"
+            } else {
+                ""
+            };
             let _ = log.system(&format!(
-                "main command ended with {}",
+                "main command ended with {}{why}",
                 event.exit_code().unwrap_or_default()
             ));
         }
         if self.attached.is_some() || !self.setup.spec.lasting {
-            self.stop(Reason::Completed, STOP_TIMEOUT, starter);
+            let reason = if oom_killed {
+                Reason::OutOfMemory
+            } else {
+                Reason::Completed
+            };
+            self.stop(reason, STOP_TIMEOUT, starter);
+        } else {
+            self.write_status();
         }
     }
 
     /// Begins the end. A machine whose disk goes with it, and whose command has ended, needs no ceremony.
     pub(super) fn stop(&mut self, reason: Reason, timeout: Duration, starter: &mut Starter) {
         let booting = matches!(self.phase, Phase::Booting { .. });
-        let volatile =
-            self.setup.spec.ephemeral && matches!(reason, Reason::Completed | Reason::ClientGone);
+        let volatile = self.setup.spec.ephemeral
+            && matches!(
+                reason,
+                Reason::Completed | Reason::OutOfMemory | Reason::ClientGone
+            );
         if timeout.is_zero() || volatile || booting {
             if booting {
                 starter.tell(&Startup::failed(
@@ -54,8 +74,7 @@ impl Life {
         }
         self.phase = Phase::Stopping { deadline };
         self.ending = Some(reason);
-        self.status.state = State::Stopping;
-        self.write_status();
+        self.enter(State::Stopping, What::Stopping);
         if self
             .relay
             .request(Own::Shutdown, &Request::Shutdown, &mut self.machine.agent)
@@ -86,8 +105,35 @@ impl Life {
         while self.machine.poll_exit().is_none() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(1));
         }
+        if self.machine.poll_exit().is_some() {
+            return self.machine_ended();
+        }
         self.machine.kill();
-        self.machine_ended();
+        let message = "the virtual machine closed the agent's port, did not end, and was killed";
+        self.finish(Reason::VmmFailed, Some(message.to_owned()));
+    }
+
+    /// The console says that the guest has ended, and the machine has not: libkrun does not end for a power-off, and none
+    /// does for a halt. The agent knows better, if it is there.
+    pub(super) fn ping_if_suspect(&mut self) {
+        let suspect = self.phase == Phase::Running
+            && self.pinged.is_none()
+            && self.end.is_none()
+            && self.last_line.farewell().is_some();
+        if suspect {
+            self.pinged = Some(Instant::now() + PING_TIMEOUT);
+            // What cannot be asked is not answered either.
+            let _ = self
+                .relay
+                .request(Own::Ping, &Request::Ping, &mut self.machine.agent);
+        }
+    }
+
+    /// The agent does not answer: it is as the console says.
+    pub(super) fn fell_silent(&mut self) {
+        self.machine.kill();
+        while self.console.is_some() && self.copy_console() {}
+        self.finish_for(outcome::of_guest(self.last_line.farewell()));
     }
 
     pub(super) fn machine_ended(&mut self) {
@@ -98,19 +144,27 @@ impl Life {
         if let Some(reason) = self.ending {
             return self.finish(reason, None);
         }
-        let words = last_words(&self.setup.sandbox)
-            .map(|words| format!(": {words}"))
-            .unwrap_or_default();
-        match self.phase {
-            Phase::Booting { .. } => {
-                let message = format!("the virtual machine ended before the guest was up{words}");
-                self.finish(Reason::BootFailed, Some(message));
-            }
-            _ => self.finish(
-                Reason::VmExited,
-                Some(format!("the virtual machine ended by itself{words}")),
-            ),
-        }
+        let outcome = outcome::of_machine(
+            self.machine.poll_exit(),
+            self.last_line.farewell(),
+            last_words(&self.setup.sandbox),
+        );
+        self.finish_for(outcome);
+    }
+
+    /// Ends with what the machine left, in the words for where the sandbox stood.
+    fn finish_for(&mut self, outcome: Outcome) {
+        let booting = matches!(self.phase, Phase::Booting { .. });
+        let (reason, message) = if booting {
+            let message = format!(
+                "the virtual machine ended before the guest was up: {}",
+                outcome.message
+            );
+            (Reason::BootFailed, message)
+        } else {
+            (outcome.reason, outcome.message)
+        };
+        self.finish(reason, Some(message));
     }
 
     pub(super) fn finish(&mut self, reason: Reason, message: Option<String>) {
@@ -124,6 +178,21 @@ impl Life {
         }
     }
 
+    /// What can be done about an end.
+    fn hint(&self, end: &End) -> String {
+        let spec = &self.setup.spec;
+        match end.reason {
+            Reason::OutOfMemory => {
+                format!("give it more memory than {} MiB: --memory", spec.memory_mib)
+            }
+            _ if spec.ephemeral => {
+                "give the sandbox a name, and its console and messages are kept: --name".to_owned()
+            }
+            _ => "the guest's console and the supervisor's messages are in the sandbox's folder"
+                .to_owned(),
+        }
+    }
+
     /// The machine goes; the folder says how it ended, or goes too; the lock is free; and then everybody is told.
     pub(super) fn conclude(mut self, mut starter: Starter) -> anyhow::Result<()> {
         self.machine.kill();
@@ -133,64 +202,107 @@ impl Life {
             message: None,
             clean: false,
         });
+        let hint = self.hint(&end);
         let left = self.leave(&end);
+        let ended = self.ended(&end);
         let Life {
             setup,
-            relay,
+            mut relay,
             machine,
             socket,
             attached,
             stoppers,
+            waiters,
             ..
         } = self;
         drop(socket);
         drop(setup);
         if let Some(message) = &end.message {
-            let hint =
-                "the guest's console and the supervisor's messages are in the sandbox's folder";
             starter.tell(&Startup::failed(
                 &Failure::failed(message.clone()).hint(hint).into(),
             ));
         }
-        farewell(relay, machine, attached, &stoppers, &end);
+        for (client, stream) in stoppers {
+            relay.answer(client, stream, &StopEvent::Stopped { clean: end.clean });
+        }
+        for (client, stream) in waiters {
+            relay.answer(client, stream, &ended);
+        }
+        farewell(relay, machine, attached);
         left
     }
 
     fn leave(&mut self, end: &End) -> anyhow::Result<()> {
         if let Some(log) = &mut self.log {
-            let _ = log.system("sandbox stopped");
+            let why = end.reason.trouble().map(|why| format!(": {why}"));
+            let _ = log.system(&format!("{LAST_REMARK}{}", why.unwrap_or_default()));
         }
-        if self.setup.spec.ephemeral {
-            return self.setup.sandbox.remove_held();
-        }
-        let crashed = matches!(
-            end.reason,
-            Reason::BootFailed | Reason::VmExited | Reason::AgentFailed | Reason::SupervisorFailed
-        );
-        self.status.state = if crashed {
-            State::Crashed
-        } else {
-            State::Stopped
+        let (state, what) = end.state(self.status.exit_code.is_some());
+        let sandbox = &self.setup.sandbox;
+        let event = Event {
+            reason: Some(end.reason),
+            message: end.message.clone(),
+            exit_code: self.status.exit_code,
+            clean: Some(end.clean),
+            ..Event::now(what, sandbox.name.as_str())
         };
-        self.status.since = jiff::Timestamp::now();
+        if self.setup.spec.ephemeral {
+            sandbox.record(&event);
+            return sandbox.remove_held();
+        }
+        self.status.state = state;
+        self.status.since = event.t;
         self.status.reason = Some(end.reason);
         self.status.message = end.message.clone();
         self.status.clean = Some(end.clean);
-        self.setup.sandbox.set_status(&self.status)
+        let written = sandbox.set_status(&self.status);
+        sandbox.record(&event);
+        written
+    }
+
+    fn ended(&self, end: &End) -> EndEvent {
+        EndEvent::Ended {
+            state: end
+                .state(self.status.exit_code.is_some())
+                .0
+                .word()
+                .to_owned(),
+            reason: end.reason.word(),
+            message: end.message.clone(),
+            exit_code: self.status.exit_code,
+            clean: end.clean,
+        }
     }
 }
 
-/// Answers those who asked for the end, and lets the clients take what is theirs.
-fn farewell(
-    mut relay: Relay,
-    mut machine: Machine,
-    attached: Option<ClientId>,
-    stoppers: &[(ClientId, u32)],
-    end: &End,
-) {
-    for (client, stream) in stoppers {
-        relay.answer_stop(*client, *stream, &StopEvent::Stopped { clean: end.clean });
+impl End {
+    /// `completed`: the main command has ended.
+    fn state(&self, completed: bool) -> (State, What) {
+        if has_crashed(self.reason, completed) {
+            (State::Crashed, What::Crashed)
+        } else {
+            (State::Stopped, What::Stopped)
+        }
     }
+}
+
+/// Whether it ended without anybody, also in the guest, having asked for it. `completed`: the main command has ended, and
+/// the rest went in order.
+fn has_crashed(reason: Reason, completed: bool) -> bool {
+    match reason {
+        Reason::BootFailed
+        | Reason::GuestPanicked
+        | Reason::VmExited
+        | Reason::VmmFailed
+        | Reason::AgentFailed
+        | Reason::SupervisorFailed => true,
+        Reason::OutOfMemory => !completed,
+        _ => false,
+    }
+}
+
+/// Lets the clients take what is theirs.
+fn farewell(mut relay: Relay, mut machine: Machine, attached: Option<ClientId>) {
     let deadline = Instant::now() + FAREWELL_TIMEOUT;
     loop {
         let mut notices = Vec::new();

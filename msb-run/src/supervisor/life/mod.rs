@@ -4,13 +4,17 @@
 mod boot;
 /// The end.
 mod end;
+/// How a machine that ended by itself came to that.
+mod outcome;
 
+use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use libmsb::cli::error::print_warning;
+use libmsb::events::{Event, What};
 use libmsb::signals::{Signals, signal};
 use libmsb::state::layout;
 use libmsb::state::status::{Reason, State, Status};
@@ -18,7 +22,9 @@ use msb_wire::frame::{Assembler, Kind};
 use msb_wire::handshake::{Hello, operation};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use super::clock::{HostClock, went_on};
 use super::exec_log::ExecLog;
+use super::last_line::LastLine;
 use super::link::{Link, Received};
 use super::machine::Machine;
 use super::relay::{ClientId, Notice, Own, Relay, Violation};
@@ -29,6 +35,15 @@ use crate::startup::{Stamps, monotonic_ns};
 
 const PROGRAM: &str = concat!("msb-supervisor ", env!("CARGO_PKG_VERSION"));
 
+/// What clients may ask: of us, or through us of the guest's agent.
+const OPERATIONS: [&str; 5] = [
+    operation::EXEC,
+    operation::FILES,
+    operation::PING,
+    operation::STOP,
+    operation::WAIT,
+];
+
 /// Time for a guest to say that it takes commands, by attempt. In software, on a host that does much else, a boot
 /// of two seconds takes many times that.
 const BOOT_TIMEOUTS: [Duration; 2] = [Duration::from_secs(45), Duration::from_secs(120)];
@@ -38,6 +53,9 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 const POWER_OFF_TIMEOUT: Duration = Duration::from_secs(2);
 /// Time for clients to take what was said to them at the end. The attached one is waited for without end.
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
+/// Time for the agent to say that it is there, when the console says that the guest has ended and the machine has not. A
+/// host that is very busy must not make it look silent.
+const PING_TIMEOUT: Duration = Duration::from_secs(5);
 /// What is kept of the console.
 const CONSOLE_BOUNDS: Bounds = Bounds {
     file_bytes: 1024 * 1024,
@@ -54,6 +72,15 @@ enum Phase {
     Stopping { deadline: Instant },
 }
 
+/// When a running sandbox is to end, though nobody asked for it then.
+#[derive(Clone, Copy, Debug, Default)]
+struct Limits {
+    /// Nobody has used it for so long.
+    idle: Option<Duration>,
+    /// When it has run for as long as it may.
+    end: Option<Instant>,
+}
+
 /// How the sandbox ended.
 #[derive(Debug)]
 struct End {
@@ -68,6 +95,9 @@ pub(crate) struct Life {
     machine: Machine,
     attempt: u32,
     signals: Signals,
+    clock: HostClock,
+    /// Whether the agent takes the time.
+    tells_time: bool,
     socket: Socket,
     relay: Relay,
     phase: Phase,
@@ -76,10 +106,21 @@ pub(crate) struct Life {
     greeted: bool,
     assembler: Assembler,
     console: Option<RotatedFile>,
+    /// What the guest said last of itself.
+    last_line: LastLine,
+    /// The agent was asked whether it is there, and must answer until then.
+    pinged: Option<Instant>,
     log: Option<ExecLog>,
     attached: Option<ClientId>,
+    /// A pipe that is closed when nobody needs the sandbox any more.
+    bond: Option<File>,
     /// Clients that asked for the end: they are told when it has come.
     stoppers: Vec<(ClientId, u32)>,
+    /// Clients that want to know how it ends.
+    waiters: Vec<(ClientId, u32)>,
+    limits: Limits,
+    /// When somebody last used it.
+    used_at: Instant,
     /// Why it is stopping.
     ending: Option<Reason>,
     clean: bool,
@@ -92,10 +133,16 @@ pub(crate) fn begin(setup: Setup, starter: &mut Starter) -> Result<Life, Aborted
         let machine =
             start_machine(&setup, 0)?.context("the engine has no way to start a machine")?;
         let started_ns = monotonic_ns();
-        let signals = Signals::of(&[signal::SIGTERM, signal::SIGINT, signal::SIGHUP])
-            .context("cannot wait for signals")?;
+        let signals = Signals::of(&[
+            signal::SIGTERM,
+            signal::SIGINT,
+            signal::SIGHUP,
+            signal::SIGCHLD,
+        ])
+        .context("cannot wait for signals")?;
+        let clock = HostClock::new().context("cannot watch the clock")?;
         let socket = Socket::listen(setup.home.agent_socket(&setup.sandbox.name))?;
-        let hello = Hello::of(PROGRAM, &[operation::EXEC, operation::STOP]);
+        let hello = Hello::of(PROGRAM, &OPERATIONS);
         // Of a sandbox that goes with its command, and whose client sees all, nobody could read a log.
         let logged = !setup.spec.ephemeral || starter.client.is_none();
         let mut relay = Relay::new(&hello, logged)?;
@@ -106,7 +153,7 @@ pub(crate) fn begin(setup: Setup, starter: &mut Starter) -> Result<Life, Aborted
         });
         let attached = attached.transpose()?;
         let log = logged
-            .then(|| ExecLog::open(&setup.sandbox.path(layout::EXEC_LOG), false))
+            .then(|| ExecLog::open(&setup.sandbox.path(layout::EXEC_LOG)))
             .transpose();
         let log = log.context("cannot open the log of the main command")?;
         let console = RotatedFile::open(&setup.sandbox.path(layout::CONSOLE_LOG), CONSOLE_BOUNDS);
@@ -117,20 +164,33 @@ pub(crate) fn begin(setup: Setup, starter: &mut Starter) -> Result<Life, Aborted
             ..Status::new(State::Starting)
         };
         setup.sandbox.set_status(&status)?;
+        setup
+            .sandbox
+            .record(&Event::now(What::Starting, setup.sandbox.name.as_str()));
         Ok((
-            machine, started_ns, signals, socket, relay, attached, log, console, status,
+            machine,
+            started_ns,
+            (signals, clock),
+            socket,
+            relay,
+            attached,
+            log,
+            console,
+            status,
         ))
     })();
-    let (machine, machine_ns, signals, socket, relay, attached, log, console, status) = match parts
-    {
-        Ok(parts) => parts,
-        Err(error) => return Err((error, setup.lock)),
-    };
+    let (machine, machine_ns, (signals, clock), socket, relay, attached, log, console, status) =
+        match parts {
+            Ok(parts) => parts,
+            Err(error) => return Err((error, setup.lock)),
+        };
     Ok(Life {
         setup,
         machine,
         attempt: 0,
         signals,
+        clock,
+        tells_time: false,
         socket,
         relay,
         phase: Phase::Booting {
@@ -144,9 +204,15 @@ pub(crate) fn begin(setup: Setup, starter: &mut Starter) -> Result<Life, Aborted
         greeted: false,
         assembler: Assembler::new(),
         console: Some(console),
+        last_line: LastLine::default(),
+        pinged: None,
         log,
         attached,
+        bond: starter.bond.take(),
         stoppers: Vec::new(),
+        waiters: Vec::new(),
+        limits: Limits::default(),
+        used_at: Instant::now(),
         ending: None,
         clean: false,
         end: None,
@@ -161,6 +227,8 @@ enum Source {
     Exit,
     Listener,
     Signals,
+    Clock,
+    Bond,
     Client(ClientId),
 }
 
@@ -189,8 +257,12 @@ impl Life {
         for notice in notices {
             self.act_on(notice, starter)?;
         }
+        self.ping_if_suspect();
         self.write_out(&mut Vec::new());
-        self.check_deadline()
+        if self.relay.is_in_use() {
+            self.used_at = Instant::now();
+        }
+        self.check_deadlines(starter)
     }
 
     fn wait(&self) -> anyhow::Result<Vec<(Source, PollFlags)>> {
@@ -208,9 +280,13 @@ impl Life {
                 PollFlags::IN,
             ),
             (Source::Signals, self.signals.as_fd(), PollFlags::IN),
+            (Source::Clock, self.clock.as_fd(), PollFlags::IN),
         ];
         if self.console.is_some() {
             sources.push((Source::Console, self.machine.console.as_fd(), PollFlags::IN));
+        }
+        if let Some(bond) = &self.bond {
+            sources.push((Source::Bond, bond.as_fd(), PollFlags::IN));
         }
         for (id, link, readable) in self.relay.links() {
             sources.push((
@@ -235,10 +311,14 @@ impl Life {
     }
 
     fn timeout(&self) -> Option<Timespec> {
-        let deadline = match self.phase {
-            Phase::Booting { deadline } | Phase::Stopping { deadline } => deadline,
-            Phase::Running => return None,
+        let phase = match self.phase {
+            Phase::Booting { deadline } | Phase::Stopping { deadline } => Some(deadline),
+            Phase::Running => [self.idle_deadline(), self.limits.end]
+                .into_iter()
+                .flatten()
+                .min(),
         };
+        let deadline = [phase, self.pinged].into_iter().flatten().min()?;
         let left = deadline.saturating_duration_since(Instant::now());
         Some(Timespec {
             tv_sec: left.as_secs() as i64,
@@ -259,9 +339,19 @@ impl Life {
             Source::Exit => self.machine_ended(),
             Source::Listener => self.accept(),
             Source::Signals => {
-                self.signals.wait().context("cannot read a signal")?;
-                self.stop(Reason::Signal, STOP_TIMEOUT, starter);
+                let number = self.signals.wait().context("cannot read a signal")?;
+                if number != signal::SIGCHLD {
+                    self.stop(Reason::Signal, STOP_TIMEOUT, starter);
+                } else if went_on(self.machine.pid()) {
+                    self.tell_time();
+                }
             }
+            Source::Clock => {
+                if self.clock.is_time().context("cannot read the clock")? {
+                    self.tell_time();
+                }
+            }
+            Source::Bond => self.read_bond(starter),
             Source::Client(id) => {
                 let gone = flags.intersects(PollFlags::HUP | PollFlags::ERR | PollFlags::RDHUP);
                 if flags.contains(PollFlags::IN) || gone {
@@ -270,6 +360,18 @@ impl Life {
             }
         }
         Ok(())
+    }
+
+    /// A byte lets the sandbox go; the end of the pipe ends it.
+    fn read_bond(&mut self, starter: &mut Starter) {
+        let mut byte = [0];
+        let bond = self.bond.take();
+        if !matches!(
+            bond.as_ref().map(|mut pipe| pipe.read(&mut byte)),
+            Some(Ok(1))
+        ) {
+            self.stop(Reason::ClientGone, STOP_TIMEOUT, starter);
+        }
     }
 
     /// Writes what waits, as far as it goes now.
@@ -338,6 +440,7 @@ impl Life {
             Ok(0) => self.console = None,
             Ok(count) => {
                 let _ = self.console.as_mut().map(|log| log.append(&bytes[..count]));
+                self.last_line.follow(&bytes[..count]);
                 return true;
             }
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
@@ -356,10 +459,26 @@ impl Life {
                 own: Own::Shutdown,
                 message,
             } => self.shut_down(&message),
-            Notice::Event { own: Own::Main, .. } => {}
-            Notice::MainOutput { channel, bytes } => {
+            Notice::Event { own: Own::Ping, .. } => {
+                self.pinged = None;
+                self.last_line.goes_on();
+            }
+            Notice::Event {
+                own: Own::Main | Own::Clock,
+                ..
+            } => {}
+            Notice::Output {
+                session,
+                tty,
+                channel,
+                bytes,
+            } => {
+                let log = self.log.as_mut();
                 // A full disk must not stop the command.
-                let _ = self.log.as_mut().map(|log| log.output(channel, &bytes));
+                let _ = log.map(|log| log.output(session.as_deref(), tty, channel, &bytes));
+            }
+            Notice::SessionEnded { session } => {
+                let _ = self.log.as_mut().map(|log| log.end(Some(&session)));
             }
             Notice::MainEnded(event) => self.main_ended(&event, starter),
             Notice::Stop {
@@ -375,6 +494,7 @@ impl Life {
                 };
                 self.stop(reason, Duration::from_millis(timeout_ms), starter);
             }
+            Notice::Wait { client, stream } => self.waiters.push((client, stream)),
             Notice::Gone(id) if self.attached == Some(id) => {
                 self.attached = None;
                 // When the main command has ended, the client has no reason to stay.
@@ -387,6 +507,21 @@ impl Life {
         Ok(())
     }
 
+    /// A change of state, for those who look and those who listen.
+    fn enter(&mut self, state: State, event: What) {
+        self.status.state = state;
+        self.status.since = jiff::Timestamp::now();
+        self.write_status();
+        self.setup
+            .sandbox
+            .record(&Event::now(event, self.setup.sandbox.name.as_str()));
+    }
+
+    /// When it will have been idle for too long, if nobody uses it until then.
+    fn idle_deadline(&self) -> Option<Instant> {
+        self.limits.idle.map(|idle| self.used_at + idle)
+    }
+
     /// The file informs others; a full disk must not end the sandbox.
     fn write_status(&self) {
         if let Err(error) = self.setup.sandbox.set_status(&self.status) {
@@ -394,8 +529,15 @@ impl Life {
         }
     }
 
-    fn check_deadline(&mut self) -> anyhow::Result<()> {
+    fn check_deadlines(&mut self, starter: &mut Starter) -> anyhow::Result<()> {
+        let now = Instant::now();
         match self.phase {
+            Phase::Running if self.limits.end.is_some_and(|end| end <= now) => {
+                self.stop(Reason::MaxDuration, STOP_TIMEOUT, starter);
+            }
+            Phase::Running if self.idle_deadline().is_some_and(|end| end <= now) => {
+                self.stop(Reason::IdleTimeout, STOP_TIMEOUT, starter);
+            }
             Phase::Stopping { deadline } if deadline <= Instant::now() => {
                 let reason = self.ending.unwrap_or(Reason::StopRequested);
                 let message = (!self.clean)
@@ -403,6 +545,12 @@ impl Life {
                 self.finish(reason, message);
             }
             Phase::Booting { deadline } if deadline <= Instant::now() => self.boot_hung()?,
+            _ if self
+                .pinged
+                .is_some_and(|deadline| deadline <= Instant::now()) =>
+            {
+                self.fell_silent()
+            }
             _ => {}
         }
         Ok(())

@@ -3,7 +3,7 @@
 use msb_wire::frame::{self, Frame, Header, Kind};
 use msb_wire::limits::WINDOW_BYTES;
 
-use super::{ClientId, Notice, Own, Owner, Relay, Route, Violation};
+use super::{CLIENT_QUEUE_BYTES_MAX, ClientId, Notice, Own, Owner, Relay, Route, Violation};
 
 impl Relay {
     /// Passes on a frame of the agent.
@@ -23,8 +23,11 @@ impl Relay {
         match header.kind {
             Kind::Data => {
                 book(route, &header)?;
-                if route.main && self.log_main {
-                    notices.push(Notice::MainOutput {
+                self.active = true;
+                if route.session.is_some() || (route.main && self.log_main) {
+                    notices.push(Notice::Output {
+                        session: route.session.clone(),
+                        tty: route.tty,
                         channel: header.channel,
                         bytes: frame.payload().to_vec(),
                     });
@@ -58,6 +61,11 @@ impl Relay {
             self.main_event(&header, frame.payload(), notices)?;
         }
         let last = header.kind == Kind::Event && header.ends();
+        if last {
+            let route = self.routes.get_mut(&header.stream);
+            let session = route.and_then(|route| route.session.take());
+            notices.extend(session.map(|session| Notice::SessionEnded { session }));
+        }
         if let Some((id, stream)) = client
             && let Some(client) = self.clients.get_mut(&id)
         {
@@ -65,6 +73,9 @@ impl Relay {
                 .link
                 .queue()
                 .extend_from_slice(frame.renumbered(stream));
+            if client.link.queued() > CLIENT_QUEUE_BYTES_MAX {
+                return Err(Violation("more than a client can take".to_owned()));
+            }
             if last {
                 client.streams.remove(&stream);
             }

@@ -20,13 +20,17 @@ use msb_wire::credit::ReceiveCredit;
 use msb_wire::exec::ExecEvent;
 use msb_wire::frame::{self, Assembler, CHANNELS, Kind};
 use msb_wire::handshake::Hello;
-use msb_wire::limits::CLIENTS_MAX;
+use msb_wire::limits::{CLIENT_STREAMS_MAX, CLIENTS_MAX, WINDOW_BYTES};
 use msb_wire::sandbox::Request;
 
 use super::link::Link;
 
 /// What may wait for the agent before clients are not read any more, in bytes.
 const AGENT_QUEUE_BYTES: usize = 512 * 1024;
+
+/// What may wait for a client, in bytes: all its windows, and as much again for messages, which have none. Beyond it an
+/// agent floods a client that does not read.
+const CLIENT_QUEUE_BYTES_MAX: usize = 2 * CLIENT_STREAMS_MAX * CHANNELS * WINDOW_BYTES as usize;
 
 /// Number of a client.
 pub(crate) type ClientId = u32;
@@ -47,14 +51,22 @@ pub(crate) enum Own {
     Boot,
     /// The main command of a sandbox that no client is attached to.
     Main,
+    /// Telling the guest the time.
+    Clock,
     /// Shutting the guest down.
     Shutdown,
+    /// Asking whether the agent is there.
+    Ping,
 }
 
 #[derive(Debug)]
 struct Route {
     owner: Owner,
     main: bool,
+    /// Whether its output is one stream, that of a terminal.
+    tty: bool,
+    /// The id under which its output is logged, if it is and is not the main command.
+    session: Option<String>,
     /// Bytes that the agent sent and that were not granted back, by channel.
     outstanding: [u32; CHANNELS],
     /// For streams of the supervisor: it uses up what comes at once.
@@ -82,12 +94,21 @@ pub(crate) enum Notice {
         /// The message, in JSON.
         message: Vec<u8>,
     },
-    /// The main command printed something.
-    MainOutput {
+    /// A command that is logged printed something.
+    Output {
+        /// Its id; none for the main command.
+        session: Option<String>,
+        /// Whether it has a terminal.
+        tty: bool,
         /// Where.
         channel: u8,
         /// What.
         bytes: Vec<u8>,
+    },
+    /// A command that is logged, other than the main one, has ended.
+    SessionEnded {
+        /// Its id.
+        session: String,
     },
     /// The main command ended, or was never started.
     MainEnded(ExecEvent),
@@ -99,6 +120,13 @@ pub(crate) enum Notice {
         stream: u32,
         /// Time for the guest to shut down.
         timeout_ms: u64,
+    },
+    /// A client wants to know how the sandbox ends.
+    Wait {
+        /// The client.
+        client: ClientId,
+        /// Its stream, on which the answer goes.
+        stream: u32,
     },
     /// A client has gone.
     Gone(ClientId),
@@ -121,6 +149,10 @@ pub(crate) struct Relay {
     attached: Option<ClientId>,
     log_main: bool,
     open: bool,
+    /// What the agent said of itself: nothing that it does not serve is asked of it.
+    agent: Hello,
+    /// Whether anything has passed since that was last asked.
+    active: bool,
 }
 
 impl Relay {
@@ -144,6 +176,8 @@ impl Relay {
             attached: None,
             log_main,
             open: false,
+            agent: Hello::of("msb-agent", &[]),
+            active: false,
         })
     }
 
@@ -170,6 +204,20 @@ impl Relay {
     pub(crate) fn attach(&mut self, socket: UnixStream) -> Option<ClientId> {
         self.attached = self.add_client(socket);
         self.attached
+    }
+
+    /// The agent has introduced itself.
+    pub(crate) fn meet(&mut self, agent: Hello) {
+        self.agent = agent;
+    }
+
+    /// Whether the sandbox is in use: a call of a client is open, or something has passed since this was last asked.
+    pub(crate) fn is_in_use(&mut self) -> bool {
+        let called = self
+            .clients
+            .values()
+            .any(|client| !client.streams.is_empty());
+        std::mem::take(&mut self.active) || called
     }
 
     /// The guest takes commands: what waited goes on.
@@ -214,6 +262,8 @@ impl Relay {
             Route {
                 owner,
                 main,
+                tty: false,
+                session: None,
                 outstanding: [0; CHANNELS],
                 used: Default::default(),
             },

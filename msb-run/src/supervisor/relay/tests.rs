@@ -20,6 +20,7 @@ impl Bench {
         agent_end.set_nonblocking(true).unwrap();
         let hello = Hello::of("supervisor", &[operation::EXEC, operation::STOP]);
         let mut relay = Relay::new(&hello, false).unwrap();
+        relay.meet(Hello::of("agent", &[operation::EXEC]));
         let mut agent = Link::new(ours).unwrap();
         relay.open(&mut agent, &mut Vec::new());
         Bench {
@@ -49,18 +50,17 @@ impl Bench {
     }
 
     fn open(&mut self, id: ClientId, socket: &UnixStream, stream: u32) {
-        let request = Request::Exec(ExecRequest {
+        let exec = ExecRequest {
             argv: vec!["x".into()],
             ..ExecRequest::default()
-        });
+        };
+        self.request(id, socket, stream, &Request::Exec(exec));
+    }
+
+    fn request(&mut self, id: ClientId, socket: &UnixStream, stream: u32, request: &Request) {
         let mut out = Vec::new();
-        frame::put_message(
-            &mut out,
-            stream,
-            Kind::Open,
-            0,
-            &serde_json::to_vec(&request).unwrap(),
-        );
+        let message = serde_json::to_vec(request).unwrap();
+        frame::put_message(&mut out, stream, Kind::Open, 0, &message);
         self.send(id, socket, &out);
     }
 
@@ -242,4 +242,170 @@ fn a_client_that_says_no_hello_or_nonsense_is_cut_off() {
     let id = bench.relay.add_client(ours).unwrap();
     bench.send(id, &theirs, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n");
     assert_eq!(bench.notices, [Notice::Gone(id)]);
+}
+
+#[test]
+fn what_the_agent_does_not_serve_is_refused_and_the_rest_goes_on() {
+    let mut bench = Bench::new();
+    let (id, socket) = bench.client();
+    bench.request(id, &socket, 5, &Request::Ping);
+    assert!(bench.at_agent().is_empty());
+    bench.open(id, &socket, 6);
+    assert_eq!(bench.at_agent().len(), 1);
+    bench.relay.meet(Hello::of("agent", &[operation::PING]));
+    bench.request(id, &socket, 7, &Request::Ping);
+    assert_eq!(bench.at_agent().len(), 1);
+}
+
+#[test]
+fn a_sandbox_is_in_use_while_a_call_is_open_and_when_something_has_passed() {
+    let mut bench = Bench::new();
+    assert!(!bench.relay.is_in_use());
+    let (id, socket) = bench.client();
+    assert!(!bench.relay.is_in_use(), "a connection alone is no use");
+    bench.open(id, &socket, 5);
+    assert!(bench.relay.is_in_use() && bench.relay.is_in_use());
+    drop(socket);
+    bench
+        .relay
+        .read_client(id, &mut bench.agent, &mut bench.notices);
+    assert!(!bench.relay.is_in_use());
+}
+
+#[test]
+fn an_agent_that_floods_a_client_which_does_not_read_is_found_out() {
+    let mut bench = Bench::new();
+    let (id, socket) = bench.client();
+    bench.open(id, &socket, 5);
+    let stream = bench.at_agent()[0].stream;
+    let mut out = Vec::new();
+    frame::put_frame(&mut out, stream, Kind::Event, 0, 0, &[b' '; 60_000]);
+    let sent = (0..2 * CLIENT_QUEUE_BYTES_MAX / out.len())
+        .take_while(|_| bench.agent_sends(&out).is_ok())
+        .count();
+    let bytes = sent * out.len();
+    assert!(
+        (CLIENT_QUEUE_BYTES_MAX / 2..=CLIENT_QUEUE_BYTES_MAX).contains(&bytes),
+        "{bytes}"
+    );
+}
+
+/// Numbers that look random and are the same each time (SplitMix64).
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, sides: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut value = self.0;
+        value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((value ^ (value >> 31)) % sides as u64) as usize
+    }
+}
+
+/// A frame with a header that is well formed as a rule, and a payload that need not be.
+fn any_frame(dice: &mut Dice, kinds: &[Kind], streams: &[u32]) -> Vec<u8> {
+    let kind = kinds[dice.roll(kinds.len())];
+    let stream = streams[dice.roll(streams.len())];
+    let has_channel = matches!(kind, Kind::Data | Kind::Credit);
+    let channel = if has_channel {
+        dice.roll(CHANNELS) as u8
+    } else {
+        0
+    };
+    let flag = [0, 0, frame::flags::END, frame::flags::MORE][dice.roll(4)];
+    let payload = match (kind, dice.roll(4)) {
+        (Kind::Credit, _) => (dice.roll(1 << 17) as u32).to_be_bytes().to_vec(),
+        (Kind::Data, 0) => vec![0; dice.roll(60_000)],
+        (Kind::Data, _) => vec![0; dice.roll(300)],
+        (Kind::Close, _) => Vec::new(),
+        (_, 0) => br#"{"type":"exited","code":0}"#.to_vec(),
+        (_, 1) => br#"{"type":"started","pid":1}"#.to_vec(),
+        (_, 2) => br#"{"op":"exec","argv":["x"]}"#.to_vec(),
+        _ => vec![dice.roll(256) as u8; dice.roll(50)],
+    };
+    let mut out = Vec::new();
+    frame::put_frame(&mut out, stream, kind, channel, flag, &payload);
+    if dice.roll(40) == 0 {
+        let at = dice.roll(out.len());
+        out[at] = dice.roll(256) as u8;
+    }
+    out
+}
+
+/// Takes what an agent sent, as the supervisor does; an error is the end of the sandbox.
+fn hostile_agent(bench: &mut Bench, bytes: &[u8]) -> Result<(), String> {
+    let mut decoder = Decoder::new();
+    decoder.fill(&mut &bytes[..]).unwrap();
+    let mut out = Vec::new();
+    while let Some(frame) = decoder.next_frame().map_err(|error| error.to_string())? {
+        let taken = bench.relay.agent_frame(frame, &mut out, &mut bench.notices);
+        taken.map_err(|Violation(what)| what)?;
+    }
+    Ok(())
+}
+
+/// No frame of either side breaks the relay, and what each may make it keep has a bound. The agent of one client's
+/// sandbox lies; a client lies to the other's cost.
+#[test]
+fn liars_on_both_sides_end_their_own_connection_and_nothing_else() {
+    let agents = [
+        Kind::Data,
+        Kind::Data,
+        Kind::Event,
+        Kind::Credit,
+        Kind::Hello,
+        Kind::Close,
+    ];
+    let clients = [
+        Kind::Data,
+        Kind::Credit,
+        Kind::Control,
+        Kind::Close,
+        Kind::Open,
+        Kind::Hello,
+    ];
+    let (mut found_out, mut cut_off) = (0, 0);
+    for seed in 0..400 {
+        let mut dice = Dice(seed);
+        let mut bench = Bench::new();
+        let (honest, honest_socket) = bench.client();
+        let (liar, liar_socket) = bench.client();
+        for stream in 1..4 {
+            bench.open(honest, &honest_socket, stream);
+            bench.open(liar, &liar_socket, stream);
+        }
+        let opened: Vec<u32> = bench
+            .at_agent()
+            .iter()
+            .map(|header| header.stream)
+            .collect();
+        // Streams that are open, as a rule; and one that is not.
+        let towards: Vec<u32> = opened
+            .iter()
+            .copied()
+            .cycle()
+            .take(40)
+            .chain([99])
+            .collect();
+        let own = [1, 2, 3, 4, 0];
+        for _ in 0..60 {
+            let frame = any_frame(&mut dice, &agents, &towards);
+            if hostile_agent(&mut bench, &frame).is_err() {
+                found_out += 1;
+                break;
+            }
+            let frame = any_frame(&mut dice, &clients, &own);
+            let there = bench.relay.clients.contains_key(&liar);
+            if there && (&liar_socket).write_all(&frame).is_ok() {
+                bench
+                    .relay
+                    .read_client(liar, &mut bench.agent, &mut bench.notices);
+            }
+            assert!(bench.relay.clients.contains_key(&honest), "seed {seed}");
+            assert!(bench.agent.queued() < 8 * 1024 * 1024, "seed {seed}");
+        }
+        cut_off += usize::from(!bench.relay.clients.contains_key(&liar));
+    }
+    assert!(found_out > 100 && cut_off > 100, "{found_out} {cut_off}");
 }

@@ -4,7 +4,7 @@ use msb_wire::exec::{ExecEvent, FailureKind};
 use msb_wire::frame::{self, Header, Kind};
 use msb_wire::handshake::Hello;
 use msb_wire::limits::CLIENT_STREAMS_MAX;
-use msb_wire::sandbox::{Request, StopEvent};
+use msb_wire::sandbox::Request;
 
 use super::{ClientId, Notice, Owner, Relay};
 use crate::supervisor::link::{Link, Received};
@@ -68,6 +68,7 @@ impl Relay {
                 *outstanding = outstanding.checked_sub(credit).ok_or(())?;
             }
             agent.queue().extend_from_slice(frame.renumbered(*stream));
+            self.active = true;
         }
     }
 
@@ -90,38 +91,8 @@ impl Relay {
                 hello.agree().map(drop).map_err(drop)
             }
             Kind::Open if client.greeted && !client.streams.contains_key(&header.stream) => {
-                let open = client.streams.len() + client.waiting.len();
-                match serde_json::from_slice::<Request>(message) {
-                    Ok(Request::Stop(stop)) => {
-                        notices.push(Notice::Stop {
-                            client: id,
-                            stream: header.stream,
-                            timeout_ms: stop.timeout_ms,
-                        });
-                    }
-                    Ok(request @ Request::Exec(_)) if open < CLIENT_STREAMS_MAX => {
-                        if self.open {
-                            self.forward(id, header.stream, request, agent);
-                        } else {
-                            client.waiting.push((header.stream, request));
-                        }
-                    }
-                    Ok(Request::Exec(_)) => {
-                        let message = format!(
-                            "{CLIENT_STREAMS_MAX} streams are open, and more are not served"
-                        );
-                        self.refuse(id, header.stream, FailureKind::ResourceLimit, message);
-                    }
-                    Ok(request) => {
-                        let message =
-                            format!("the operation '{}' is not for clients", request.operation());
-                        self.refuse(
-                            id,
-                            header.stream,
-                            FailureKind::UnsupportedOperation,
-                            message,
-                        );
-                    }
+                match serde_json::from_slice(message) {
+                    Ok(request) => self.opened(id, header.stream, request, agent, notices),
                     Err(error) => {
                         let message =
                             format!("the supervisor does not understand the request: {error}");
@@ -139,6 +110,47 @@ impl Relay {
         }
     }
 
+    /// A client's request: for the supervisor, for the agent, or not for clients.
+    fn opened(
+        &mut self,
+        client: ClientId,
+        stream: u32,
+        request: Request,
+        agent: &mut Link,
+        notices: &mut Vec<Notice>,
+    ) {
+        match request {
+            Request::Stop(stop) => notices.push(Notice::Stop {
+                client,
+                stream,
+                timeout_ms: stop.timeout_ms,
+            }),
+            Request::Wait => notices.push(Notice::Wait { client, stream }),
+            request @ (Request::Exec(_) | Request::Files(_) | Request::Ping) => {
+                self.take_request(client, stream, request, agent);
+            }
+            request @ (Request::Boot(_) | Request::Clock(_) | Request::Shutdown) => {
+                let message = format!("the operation '{}' is not for clients", request.operation());
+                self.refuse(client, stream, FailureKind::UnsupportedOperation, message);
+            }
+        }
+    }
+
+    /// A request for the agent goes on, or waits until the guest is up.
+    fn take_request(&mut self, id: ClientId, stream: u32, request: Request, agent: &mut Link) {
+        let Some(client) = self.clients.get_mut(&id) else {
+            return;
+        };
+        if client.streams.len() + client.waiting.len() >= CLIENT_STREAMS_MAX {
+            let message = format!("{CLIENT_STREAMS_MAX} streams are open, and more are not served");
+            self.refuse(id, stream, FailureKind::ResourceLimit, message);
+        } else if self.open {
+            self.forward(id, stream, request, agent);
+        } else {
+            client.waiting.push((stream, request));
+        }
+    }
+
     pub(super) fn forward(
         &mut self,
         id: ClientId,
@@ -146,16 +158,27 @@ impl Relay {
         request: Request,
         agent: &mut Link,
     ) {
-        let Request::Exec(mut exec) = request else {
+        // The guest's agent may be of another release: what it lacks is refused, and only that.
+        if let Err(error) = self.agent.require(request.operation()) {
+            let kind = FailureKind::UnsupportedOperation;
+            return self.refuse(id, stream, kind, error.to_string());
+        }
+        let mut request = request;
+        let (mut main, mut tty, mut session) = (false, false, None);
+        if let Request::Exec(exec) = &mut request {
+            // Only the client that started the sandbox can make a command its main one.
+            exec.main &= self.attached == Some(id);
+            (main, tty) = (exec.main, exec.tty.is_some());
+            session = (exec.log && !main).then(session_id);
+        }
+        let Ok(message) = serde_json::to_vec(&request) else {
             return;
         };
-        // Only the client that started the sandbox can make a command its main one.
-        exec.main &= self.attached == Some(id);
-        let main = exec.main;
-        let Ok(message) = serde_json::to_vec(&Request::Exec(exec)) else {
-            return;
-        };
+        self.active = true;
         let towards = self.route(Owner::Client(Some((id, stream))), main);
+        if let Some(route) = self.routes.get_mut(&towards) {
+            (route.tty, route.session) = (tty, session);
+        }
         if let Some(client) = self.clients.get_mut(&id) {
             client.streams.insert(stream, towards);
         }
@@ -163,15 +186,11 @@ impl Relay {
     }
 
     fn refuse(&mut self, id: ClientId, stream: u32, kind: FailureKind, message: String) {
-        self.last_event(id, stream, &ExecEvent::Failed { kind, message });
+        self.answer(id, stream, &ExecEvent::Failed { kind, message });
     }
 
-    /// Answers a client's request to stop.
-    pub(crate) fn answer_stop(&mut self, id: ClientId, stream: u32, event: &StopEvent) {
-        self.last_event(id, stream, event);
-    }
-
-    fn last_event(&mut self, id: ClientId, stream: u32, event: &impl serde::Serialize) {
+    /// Answers a client's request to the supervisor.
+    pub(crate) fn answer(&mut self, id: ClientId, stream: u32, event: &impl serde::Serialize) {
         let Some(client) = self.clients.get_mut(&id) else {
             return;
         };
@@ -219,4 +238,10 @@ impl Relay {
         }
         notices.push(Notice::Gone(id));
     }
+}
+
+/// A name for a session that is logged. Should there be no random bytes, it is a poor one.
+fn session_id() -> String {
+    libmsb::state::write::random_hex()
+        .map_or_else(|_| "session".to_owned(), |hex| hex[..8].to_owned())
 }

@@ -1,0 +1,90 @@
+//! Running a tool.
+
+use std::ffi::{OsStr, OsString};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use super::error::Error;
+use crate::cli::error::{Code, FORMAT_VARIABLE, Reported};
+use crate::state::Home;
+use crate::tools;
+
+/// A tool with its arguments, for a state directory.
+pub(super) fn command<A: AsRef<OsStr>>(
+    home: &Home,
+    tool: &str,
+    args: impl IntoIterator<Item = A>,
+) -> Result<Command, Error> {
+    let mut command =
+        tools::command(tool).map_err(|error| Error::new(Code::Failed, error.to_string()))?;
+    command
+        .args(args)
+        .env(FORMAT_VARIABLE, "json")
+        .stdin(Stdio::null());
+    set_home(&mut command, home.root());
+    Ok(command)
+}
+
+/// Where the state directory is that of the environment, the sockets stay where the environment has them.
+fn set_home(command: &mut Command, root: &Path) {
+    let same = Home::from_env().is_ok_and(|home| home.root() == root);
+    if !same {
+        command.env("MSB_HOME", root);
+    }
+}
+
+/// Runs a tool to its end and gives what it printed.
+pub(super) fn run<A: AsRef<OsStr>>(
+    home: &Home,
+    tool: &str,
+    args: impl IntoIterator<Item = A>,
+) -> Result<Vec<u8>, Error> {
+    let output = command(home, tool, args)?.output()?;
+    if output.status.success() {
+        return Ok(output.stdout);
+    }
+    Err(failure(tool, &output.stderr))
+}
+
+/// The error that a tool reported: the last line that is one.
+pub(super) fn failure(tool: &str, stderr: &[u8]) -> Error {
+    let reported = stderr
+        .split(|byte| *byte == b'\n')
+        .rev()
+        .find_map(|line| serde_json::from_slice::<Reported>(line).ok());
+    reported.map_or_else(
+        || {
+            let text = String::from_utf8_lossy(stderr);
+            Error::new(Code::Failed, format!("{tool} failed: {}", text.trim()))
+        },
+        Error::from,
+    )
+}
+
+/// Arguments as they are put together.
+pub(super) fn words(words: &[&str]) -> Vec<OsString> {
+    words.iter().map(OsString::from).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_error_of_a_tool_is_read_from_among_its_remarks() {
+        let stderr = b"{\"tool\":\"msb-rm\",\"warning\":\"x\"}\n{\"tool\":\"msb-rm\",\"code\":\"SandboxNotFound\",\"error\":\"no\",\"hint\":\"h\"}\n";
+        let error = failure("msb-rm", stderr);
+        assert_eq!(error.code, Code::SandboxNotFound);
+        assert_eq!(error.hint.as_deref(), Some("h"));
+        assert_eq!(
+            failure("msb-rm", b"killed").message,
+            "msb-rm failed: killed"
+        );
+    }
+
+    #[test]
+    fn a_code_of_a_later_release_is_an_error_all_the_same() {
+        let stderr = b"{\"tool\":\"t\",\"code\":\"TooHot\",\"error\":\"no\"}\n";
+        assert_eq!(failure("t", stderr).code, Code::Failed);
+    }
+}

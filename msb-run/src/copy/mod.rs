@@ -1,0 +1,212 @@
+//! Copies: what has files is joined with what takes them.
+//!
+//! Both speak records ([`msb_wire::file`]): a folder of the host, a guest, and an archive on a standard stream. What a
+//! guest says is checked by the reader of records, before anything here sees it. The part that writes to the host takes
+//! nothing but an open folder and records.
+
+/// Archives of tar.
+mod archive;
+/// A guest as a source and a sink of records.
+mod guest;
+
+use std::ffi::OsStr;
+use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use msb_wire::client::Connection;
+use msb_wire::file::receive::{self, Attributes, CopyError, Destination, Keep};
+use msb_wire::file::record::{Record, RecordReader, RecordWriter, Severity, is_name};
+use msb_wire::file::send::{self, Sent};
+use msb_wire::file::{Direction, FilesRequest};
+use msb_wire::text::Text;
+
+use guest::GuestOutput;
+
+/// One end of a copy.
+pub(crate) enum End {
+    /// A path of the host.
+    Host(PathBuf),
+    /// A path in a guest.
+    Guest(Connection, Text),
+    /// An archive on our standard input or output.
+    Stream,
+}
+
+/// What is kept, and how.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Options {
+    /// Owners and special permission bits.
+    pub(crate) archive: bool,
+    /// Extended attributes.
+    pub(crate) xattrs: bool,
+    /// What the source's link names is meant.
+    pub(crate) follow: bool,
+    /// The user in the guest.
+    pub(crate) user: Option<Text>,
+}
+
+/// Hears of what is not copied.
+pub(crate) type Report<'a> = &'a mut (dyn FnMut(Severity, &str) + Send);
+
+/// Copies. Gives whether all of it is there now.
+pub(crate) fn copy(
+    source: End,
+    destination: End,
+    options: &Options,
+    report: Report<'_>,
+) -> anyhow::Result<bool> {
+    match (source, destination) {
+        (End::Guest(connection, path), destination) => {
+            out_of_guest(connection, path, destination, options, report)
+        }
+        (source, End::Guest(connection, path)) => {
+            into_guest(source, connection, path, options, report)
+        }
+        _ => anyhow::bail!("neither end of the copy is a sandbox"),
+    }
+}
+
+/// The name under which a source goes below a folder; none when its content is meant (`folder/.`) or it has none (`/`).
+fn name_of(path: &[u8]) -> Option<&[u8]> {
+    let end = path.iter().rposition(|byte| *byte != b'/')? + 1;
+    let begin = path[..end].iter().rposition(|byte| *byte == b'/');
+    Some(&path[begin.map_or(0, |slash| slash + 1)..end]).filter(|name| is_name(name))
+}
+
+fn request(direction: Direction, path: Text, options: &Options) -> FilesRequest {
+    FilesRequest {
+        direction,
+        path,
+        name: None,
+        into_folder: false,
+        follow: options.follow,
+        user: options.user.clone(),
+        archive: options.archive,
+        xattrs: options.xattrs,
+    }
+}
+
+fn out_of_guest(
+    connection: Connection,
+    path: Text,
+    destination: End,
+    options: &Options,
+    report: Report<'_>,
+) -> anyhow::Result<bool> {
+    let name = name_of(path.as_bytes()).map(<[u8]>::to_vec);
+    // A destination that cannot be is found before the guest is troubled.
+    let folder = match &destination {
+        End::Host(host) => Some(Destination::open(host, name.as_deref(), false)?),
+        _ => None,
+    };
+    let call = guest::open(connection, request(Direction::Get, path, options))?;
+    let mut records = RecordReader::new(GuestOutput::new(call.reader, call.sender));
+    let keep = Keep {
+        archive: options.archive,
+        // The others mean something to the host, and are not for a guest to say.
+        attributes: if options.xattrs {
+            Attributes::User
+        } else {
+            Attributes::None
+        },
+    };
+    match (destination, folder) {
+        (End::Guest(connection, path), _) => {
+            let mut put = request(Direction::Put, path, options);
+            put.name = name.map(Text);
+            let sink = guest::open(connection, put)?;
+            guest::give(sink, report, |out, report| {
+                pass_on(&mut records, out, report)
+            })
+        }
+        (_, Some(folder)) => Ok(receive::tree(&mut records, folder, keep, report)?),
+        (_, None) => archive::write(&mut records, name.as_deref(), report),
+    }
+}
+
+fn into_guest(
+    source: End,
+    connection: Connection,
+    path: Text,
+    options: &Options,
+    report: Report<'_>,
+) -> anyhow::Result<bool> {
+    let mut put = request(Direction::Put, path, options);
+    match source {
+        End::Host(host) => {
+            put.name = name_of(host.as_os_str().as_bytes()).map(|name| Text(name.to_vec()));
+            let options = send::Options {
+                follow: options.follow,
+                xattrs: options.xattrs,
+            };
+            let call = guest::open(connection, put)?;
+            guest::give(call, report, |out, _| {
+                match send::tree(&host, options, out)? {
+                    Sent::All => Ok(true),
+                    Sent::Part => Ok(false),
+                    Sent::Nothing(why) => Err(CopyError::new(why).into()),
+                }
+            })
+        }
+        _ => {
+            put.into_folder = true;
+            let call = guest::open(connection, put)?;
+            guest::give(call, report, archive::read)
+        }
+    }
+}
+
+/// From one guest to another: each record is looked at, so that one guest cannot send the other what is none.
+fn pass_on<W: Write>(
+    records: &mut RecordReader<GuestOutput>,
+    out: &mut RecordWriter<W>,
+    _: Report<'_>,
+) -> anyhow::Result<bool> {
+    let mut complete = true;
+    loop {
+        let record = records.next_record().map_err(CopyError::from)?;
+        complete &= !matches!(
+            record,
+            Record::Problem(Severity::Error, _) | Record::Failed(_)
+        );
+        out.put(&record)?;
+        if matches!(record, Record::Done | Record::Failed(_)) {
+            out.flush()?;
+            return Ok(complete);
+        }
+    }
+}
+
+/// Names below each other, as a path.
+fn join(names: &[Vec<u8>]) -> PathBuf {
+    names
+        .iter()
+        .map(|name| Path::new(OsStr::from_bytes(name)))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_source_has_the_name_of_its_last_part_unless_its_content_is_meant() {
+        for (path, name) in [
+            ("/etc", Some("etc")),
+            ("/etc/", Some("etc")),
+            ("a/b//", Some("b")),
+            ("file", Some("file")),
+            ("/etc/.", None),
+            ("/etc/./", None),
+            (".", None),
+            ("..", None),
+            ("a/..", None),
+            ("/", None),
+            ("", None),
+        ] {
+            let found = name_of(path.as_bytes()).map(String::from_utf8_lossy);
+            assert_eq!(found.as_deref(), name, "{path}");
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! Making a sandbox: what is typed about it, and the folder that comes of it.
+
+use std::ffi::OsString;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::Args;
+use libmsb::cli::args::{SandboxName, parse_cpus, parse_duration, parse_label, parse_memory};
+use libmsb::cli::error::Failure;
+use libmsb::machine::EngineChoice;
+use libmsb::reference::Reference;
+use libmsb::state::images::Image;
+use libmsb::state::lock::Lock;
+use libmsb::state::sandboxes::Sandbox;
+use libmsb::state::spec::Spec;
+use libmsb::state::{Home, layout};
+
+use crate::engine::{self, upper};
+use crate::plan::{self, Choices};
+use crate::pull::{self, PullPolicy};
+use crate::verbs::SettingArgs;
+use crate::verbs::stop::stop;
+
+/// Virtual processors when nobody says how many; the reference's default.
+const CPUS: u8 = 1;
+/// Memory when nobody says how much, in MiB; the reference's default.
+const MEMORY_MIB: u32 = 512;
+/// Time that a sandbox which is to be replaced has for its end; the reference's.
+const REPLACE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What a sandbox is made of: the same for `run` and `create`.
+#[derive(Debug, Args)]
+pub(crate) struct MakeArgs {
+    /// Virtual processors (default: 1)
+    #[arg(short, long, value_parser = parse_cpus, value_name = "N")]
+    cpus: Option<u8>,
+    /// Memory: MiB, or with a unit, as 1.5G (default: 512M)
+    #[arg(short, long, value_parser = parse_memory, value_name = "SIZE")]
+    memory: Option<u32>,
+    /// What runs it: krun, qemu, or auto, which takes krun where it works (default: auto)
+    #[arg(long, value_enum, hide_possible_values = true)]
+    engine: Option<EngineChoice>,
+    /// Host name in the guest (default: the sandbox's name)
+    #[arg(short = 'H', long)]
+    hostname: Option<String>,
+    /// Program to run in place of the image's entrypoint
+    #[arg(long, value_name = "PROGRAM")]
+    entrypoint: Option<OsString>,
+    /// When to pull the image from its registry
+    #[arg(long, value_name = "WHEN", default_value = "if-missing")]
+    pull: PullPolicy,
+    /// Label of the sandbox
+    #[arg(long, value_name = "KEY[=VALUE]", value_parser = parse_label)]
+    label: Vec<(String, String)>,
+    /// Stop it when nobody has used it for so long
+    #[arg(long, value_parser = parse_positive_duration, value_name = "DURATION")]
+    idle_timeout: Option<Duration>,
+    /// Stop it when it has run for so long
+    #[arg(long, value_parser = parse_positive_duration, value_name = "DURATION")]
+    max_duration: Option<Duration>,
+    /// Remove the sandbox of that name first, with its disk
+    #[arg(long, requires = "name")]
+    replace: bool,
+    /// The same, with a time for it to stop; 0 kills it (--replace: 10s)
+    #[arg(long, value_parser = parse_duration, value_name = "DURATION", requires = "name")]
+    replace_with_timeout: Option<Duration>,
+}
+
+impl MakeArgs {
+    /// Whether a sandbox of that name goes, and the time that it has.
+    pub(crate) fn replace(&self) -> Option<Duration> {
+        self.replace_with_timeout
+            .or(self.replace.then_some(REPLACE_TIMEOUT))
+    }
+
+    /// Whether something was said that only counts when a sandbox is made.
+    pub(crate) fn is_given(&self) -> bool {
+        self.cpus.is_some()
+            || self.memory.is_some()
+            || self.engine.is_some()
+            || self.hostname.is_some()
+            || !self.label.is_empty()
+            || self.idle_timeout.is_some()
+            || self.max_duration.is_some()
+    }
+
+    fn choices(
+        &self,
+        home: &Home,
+        setting: &SettingArgs,
+        command: &[OsString],
+    ) -> anyhow::Result<Choices> {
+        Ok(Choices {
+            cpus: u32::from(self.cpus.unwrap_or(CPUS)),
+            memory_mib: self.memory.unwrap_or(MEMORY_MIB),
+            engine: engine::choice(home, self.engine)?,
+            env: setting.env()?,
+            workdir: setting.workdir.clone(),
+            user: setting.user.clone(),
+            hostname: self.hostname.clone(),
+            entrypoint: self.entrypoint.clone(),
+            labels: self.label.iter().cloned().collect(),
+            idle_timeout: self.idle_timeout,
+            max_duration: self.max_duration,
+            command: command.to_vec(),
+        })
+    }
+}
+
+fn parse_positive_duration(text: &str) -> Result<Duration, Failure> {
+    match parse_duration(text)? {
+        Duration::ZERO => Err(Failure::usage("a time of 0 would end it at once")),
+        duration => Ok(duration),
+    }
+}
+
+/// A sandbox that was made, and is ours to start.
+pub(crate) struct Made {
+    pub(crate) sandbox: Sandbox,
+    pub(crate) spec: Spec,
+    pub(crate) lock: Lock,
+}
+
+/// Makes a sandbox. One without a name goes with its command when `ephemeral`, and gets a name that nobody chose.
+pub(crate) fn make(
+    home: &Home,
+    image: &Reference,
+    name: Option<&SandboxName>,
+    ephemeral: bool,
+    args: (&MakeArgs, &SettingArgs, &[OsString]),
+) -> anyhow::Result<Made> {
+    let (making, setting, command) = args;
+    let images = home.images();
+    let choices = making.choices(home, setting, command)?;
+    pull::bring(&images, image, making.pull)?;
+    // Held until the sandbox, which pins the image, is there.
+    let in_use = if images.root().is_dir() {
+        Some(Lock::shared(&images.lock())?)
+    } else {
+        None
+    };
+    let image: Image = images.find(image)?;
+    let name = name.cloned().map_or_else(SandboxName::random, Ok)?;
+    let spec = plan::spec(&name, ephemeral, &image, choices)?;
+    home.prepare()?;
+    if let Some(timeout) = making.replace() {
+        // Only now, when nothing but the disk can stand in the way of the new one.
+        remove(home, &name, timeout)?;
+    }
+    let (sandbox, lock) = home.sandboxes().create(&name, &spec, |folder| {
+        if ephemeral {
+            return Ok(());
+        }
+        let path = folder.join(layout::UPPER);
+        let cannot = || format!("cannot make the disk '{}'", path.display());
+        let file = std::fs::File::create_new(&path).with_context(cannot)?;
+        upper::format(&file, spec.upper_mib)
+            .and_then(|()| file.sync_all())
+            .with_context(cannot)
+    })?;
+    drop(in_use);
+    Ok(Made {
+        sandbox,
+        spec,
+        lock,
+    })
+}
+
+/// Removes a sandbox, whatever its state; there may be none.
+fn remove(home: &Home, name: &SandboxName, timeout: Duration) -> anyhow::Result<()> {
+    let sandbox = home.sandboxes().named(name);
+    if sandbox.is_alive()? {
+        stop(home, name, timeout)?;
+    }
+    if !sandbox.dir.is_dir() {
+        return Ok(());
+    }
+    let lock = sandbox.lock()?;
+    sandbox.remove_held()?;
+    drop(lock);
+    Ok(())
+}

@@ -1,0 +1,151 @@
+//! `msb inspect`: all that is known of a sandbox.
+
+use std::os::unix::fs::MetadataExt;
+use std::time::SystemTime;
+
+use clap::{Parser, ValueEnum};
+use libmsb::cli::args::SandboxName;
+use libmsb::cli::escape::escape;
+use libmsb::cli::output;
+use libmsb::cli::style::{age, bytes, local_time};
+use libmsb::state::sandboxes::{Sandbox, Seen};
+use libmsb::state::spec::Spec;
+use libmsb::state::status::Status;
+use libmsb::state::{Home, layout};
+use serde::Serialize;
+
+/// Show all that is known of a sandbox
+#[derive(Debug, Parser)]
+#[command(
+    name = "msb-inspect",
+    version,
+    after_help = "Examples:\n  msb inspect web\n  msb inspect web --format json | jq .config.labels"
+)]
+pub(crate) struct InspectArgs {
+    /// The sandbox
+    name: SandboxName,
+    /// How to print it
+    #[arg(long, value_enum)]
+    format: Option<Format>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// One JSON object
+    Json,
+}
+
+#[derive(Serialize)]
+struct Document<'a> {
+    name: &'a str,
+    status: &'static str,
+    /// What it should be, as in `spec.json`.
+    config: &'a Spec,
+    /// What its supervisor last wrote, as in `status.json`.
+    state: &'a Status,
+    disk: Disk,
+    created_at: jiff::Timestamp,
+    updated_at: jiff::Timestamp,
+}
+
+/// The writable disk.
+#[derive(Clone, Copy, Serialize)]
+struct Disk {
+    /// How large it may grow.
+    size_bytes: u64,
+    /// What it takes on the host now; missing when the sandbox has no disk with a name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    allocated_bytes: Option<u64>,
+}
+
+pub(crate) fn run(args: InspectArgs) -> anyhow::Result<()> {
+    let sandbox = Home::from_env()?.sandboxes().find(&args.name)?;
+    let seen = sandbox.look()?;
+    let disk = disk(&sandbox, &seen.spec);
+    if args.format == Some(Format::Json) {
+        return Ok(output::print_json(&Document {
+            name: args.name.as_str(),
+            status: seen.state.word(),
+            config: &seen.spec,
+            state: &seen.status,
+            disk,
+            created_at: seen.spec.created_at,
+            updated_at: seen.status.since,
+        })?);
+    }
+    for (name, value) in rows(&seen, disk) {
+        output::print(&format!("{name:<12} {}", escape(&value)))?;
+    }
+    Ok(())
+}
+
+fn disk(sandbox: &Sandbox, spec: &Spec) -> Disk {
+    let upper = std::fs::metadata(sandbox.path(layout::UPPER));
+    Disk {
+        size_bytes: spec.upper_mib * 1024 * 1024,
+        allocated_bytes: upper.ok().map(|file| file.blocks() * 512),
+    }
+}
+
+fn rows(seen: &Seen, disk: Disk) -> Vec<(&'static str, String)> {
+    let (spec, status) = (&seen.spec, &seen.status);
+    let mut rows = vec![
+        ("Name", spec.name.clone()),
+        ("Status", seen.state.word().to_owned()),
+    ];
+    let reason = status.reason.map(|reason| reason.word().replace('_', " "));
+    let words = |words: &[msb_wire::text::Text]| {
+        let words: Vec<String> = words.iter().map(|word| word.to_lossy()).collect();
+        words.join(" ")
+    };
+    let optional = [
+        ("Reason", reason),
+        ("Message", status.message.clone()),
+        ("Exit code", status.exit_code.map(|code| code.to_string())),
+        ("Engine", status.engine.clone()),
+        ("Kernel", status.kernel.clone()),
+    ];
+    rows.extend(optional.map(|(name, value)| (name, value.unwrap_or_default())));
+    let when = |time: jiff::Timestamp| {
+        let time = SystemTime::from(time);
+        format!("{} ({})", local_time(&time), age(&time, SystemTime::now()))
+    };
+    let allocated = disk
+        .allocated_bytes
+        .map(|count| format!(", {} in use", bytes(count)));
+    rows.extend([
+        ("Image", spec.image.reference.clone()),
+        ("Digest", spec.image.manifest_digest.to_string()),
+        ("Command", words(&spec.command)),
+        ("Directory", words(spec.workdir.as_slice())),
+        ("User", words(spec.user.as_slice())),
+        ("Host name", spec.hostname.clone()),
+        ("CPUs", spec.cpus.to_string()),
+        ("Memory", bytes(u64::from(spec.memory_mib) * 1024 * 1024)),
+        (
+            "Disk",
+            bytes(disk.size_bytes) + &allocated.unwrap_or_default(),
+        ),
+        ("Created", when(spec.created_at)),
+        ("Started", status.started_at.map(when).unwrap_or_default()),
+    ]);
+    let millis = |ms: u64| format!("{} s", ms as f64 / 1000.0);
+    rows.extend([
+        (
+            "Idle timeout",
+            spec.idle_timeout_ms.map(millis).unwrap_or_default(),
+        ),
+        (
+            "Max duration",
+            spec.max_duration_ms.map(millis).unwrap_or_default(),
+        ),
+    ]);
+    rows.extend(
+        spec.labels
+            .iter()
+            .map(|(key, value)| ("Label", format!("{key}={value}"))),
+    );
+    rows.extend(spec.env.iter().map(|text| ("Variable", text.to_lossy())));
+    rows.retain(|(_, value)| !value.is_empty());
+    rows
+}

@@ -1,0 +1,151 @@
+//! `msb wait`: wait for the end of sandboxes, and tell how they ended.
+
+use anyhow::Context;
+use clap::{Parser, ValueEnum};
+use libmsb::cli::args::SandboxName;
+use libmsb::cli::error::Failure;
+use libmsb::cli::output;
+use libmsb::state::Home;
+use libmsb::state::status::{Reason, State, Status};
+use msb_wire::client::{ClientError, Incoming};
+use msb_wire::sandbox::{EndEvent, Request};
+use rustix::event::{PollFd, PollFlags, poll};
+use serde::Serialize;
+
+use super::connect;
+use super::selection::Selection;
+use super::stop::watch;
+
+const TOOL: &str = "msb-wait";
+
+/// Wait until sandboxes have ended; print their exit codes and why they ended
+#[derive(Debug, Parser)]
+#[command(
+    name = TOOL,
+    version,
+    after_help = "Examples:\n  msb wait web\n  msb wait job --format json | jq -r .reason\n  timeout 60 msb wait web"
+)]
+pub(crate) struct WaitArgs {
+    #[command(flatten)]
+    selection: Selection,
+    /// How to print them (default: a line 'EXIT-CODE REASON')
+    #[arg(long, value_enum)]
+    format: Option<Format>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// One JSON object a line
+    Json,
+}
+
+/// How a sandbox ended.
+#[derive(Serialize)]
+struct Ended {
+    name: SandboxName,
+    status: String,
+    reason: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    message: Option<String>,
+    exit_code: Option<i32>,
+    clean: Option<bool>,
+}
+
+pub(crate) fn run(args: WaitArgs) -> anyhow::Result<()> {
+    let home = Home::from_env()?;
+    for name in args.selection.names(TOOL, &home)? {
+        let ended = wait(&home, &name)?;
+        if args.format == Some(Format::Json) {
+            let line = serde_json::to_string(&ended).context("cannot write JSON")?;
+            output::print(&line)?;
+        } else {
+            let code = ended
+                .exit_code
+                .map_or_else(|| "-".to_owned(), |code| code.to_string());
+            output::print(&format!("{code} {}", ended.reason))?;
+        }
+    }
+    Ok(())
+}
+
+fn wait(home: &Home, name: &SandboxName) -> anyhow::Result<Ended> {
+    let sandbox = home.sandboxes().find(name)?;
+    if sandbox.is_alive()?
+        && let Some(ended) = wait_for_supervisor(home, name)?
+    {
+        return Ok(ended);
+    }
+    // Its supervisor was killed, or is of a release that does not tell: the folder says what there is to be said, when
+    // the lock is free, and so also the machine gone.
+    while sandbox.is_alive()? {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let seen = sandbox.look()?;
+    if seen.state == State::Created {
+        return Err(
+            Failure::wrong_state(format!("the sandbox '{name}' was never started"))
+                .hint(format!("start it: msb start {name}"))
+                .into(),
+        );
+    }
+    Ok(ended(name, seen.state, seen.status))
+}
+
+/// The supervisor knows how it ended also when the sandbox's folder goes with it. `None` when it cannot say.
+fn wait_for_supervisor(home: &Home, name: &SandboxName) -> anyhow::Result<Option<Ended>> {
+    let connection = match connect(home, name) {
+        Ok(connection) => connection,
+        // It has just ended.
+        Err(_) if !home.sandboxes().find(name)?.is_alive()? => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let supervisor = watch(connection.socket())?;
+    let mut call = match connection.open(&Request::Wait) {
+        Ok(call) => call,
+        Err(ClientError::Unsupported(_)) => {
+            poll(&mut [PollFd::new(&supervisor, PollFlags::IN)], None)
+                .context("cannot wait for the supervisor")?;
+            return Ok(None);
+        }
+        Err(error) => return Err(error.into()),
+    };
+    while let Ok(Some(incoming)) = call.reader.receive() {
+        let Incoming::Event {
+            message,
+            last: true,
+        } = incoming
+        else {
+            continue;
+        };
+        let EndEvent::Ended {
+            state,
+            reason,
+            message,
+            exit_code,
+            clean,
+        } = serde_json::from_slice(&message).context("cannot understand the supervisor")?;
+        return Ok(Some(Ended {
+            name: name.clone(),
+            status: state,
+            reason,
+            message,
+            exit_code,
+            clean: Some(clean),
+        }));
+    }
+    Ok(None)
+}
+
+fn ended(name: &SandboxName, state: State, status: Status) -> Ended {
+    // A state that the lock contradicts was written by a supervisor that was killed.
+    let told = status.state == state;
+    let reason = if told { status.reason } else { None };
+    Ended {
+        name: name.clone(),
+        status: state.word().to_owned(),
+        reason: reason.unwrap_or(Reason::SupervisorGone).word(),
+        message: status.message.filter(|_| told),
+        exit_code: status.exit_code,
+        clean: status.clean.filter(|_| told),
+    }
+}

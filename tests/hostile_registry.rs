@@ -1,0 +1,685 @@
+//! Registries that are wrong, slow or wicked: a server that answers as it should, but for one thing.
+
+use std::io::Write;
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use crate::support::{Home, Outcome, Random, Request, Running, Server, answer};
+
+const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+
+fn sha(bytes: &[u8]) -> String {
+    let digits = Sha256::digest(bytes);
+    let digits: String = digits.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("sha256:{digits}")
+}
+
+/// An image of one layer.
+struct Image {
+    layer: Vec<u8>,
+    config: Vec<u8>,
+    manifest: Vec<u8>,
+}
+
+impl Image {
+    fn new(home: &Home) -> Image {
+        let mut contents = vec![0; 3 << 20];
+        Random::new(3).fill(&mut contents);
+        std::fs::write(home.folder.join("large"), contents).unwrap();
+        home.shell("tar --mtime=@0 --owner=0 --group=0 -cf layer.tar large")
+            .done();
+        let layer = std::fs::read(home.folder.join("layer.tar")).unwrap();
+        let config = json!({
+            "architecture": "amd64", "os": "linux",
+            "rootfs": { "type": "layers", "diff_ids": [sha(&layer)] },
+        });
+        Image::of(layer, &config)
+    }
+
+    fn of(layer: Vec<u8>, config: &Value) -> Image {
+        let config = config.to_string().into_bytes();
+        let manifest = manifest(&layer, &config).to_string().into_bytes();
+        Image {
+            layer,
+            config,
+            manifest,
+        }
+    }
+
+    fn changed(&self, change: impl FnOnce(&mut Value)) -> Vec<u8> {
+        let mut manifest = serde_json::from_slice(&self.manifest).unwrap();
+        change(&mut manifest);
+        manifest.to_string().into_bytes()
+    }
+
+    /// Answers rightly.
+    fn answer(&self, request: &Request, stream: &mut TcpStream) {
+        let target = &request.target;
+        if target.contains("/manifests/") {
+            answer(
+                stream,
+                "200 OK",
+                &[("Content-Type", MANIFEST)],
+                &self.manifest,
+            );
+        } else if target.ends_with(&sha(&self.config)) {
+            answer(stream, "200 OK", &[], &self.config);
+        } else if self.is_layer(request) {
+            self.answer_layer(request, stream);
+        } else {
+            answer(stream, "200 OK", &[], b"{}");
+        }
+    }
+
+    fn is_layer(&self, request: &Request) -> bool {
+        request.target.ends_with(&sha(&self.layer))
+    }
+
+    fn answer_layer(&self, request: &Request, stream: &mut TcpStream) {
+        let Some(from) = start(request) else {
+            return answer(stream, "200 OK", &[], &self.layer);
+        };
+        let range = format!("bytes {from}-{}/{}", self.layer.len() - 1, self.layer.len());
+        answer(
+            stream,
+            "206 Partial Content",
+            &[("Content-Range", &range)],
+            &self.layer[from..],
+        );
+    }
+}
+
+fn manifest(layer: &[u8], config: &[u8]) -> Value {
+    json!({
+        "schemaVersion": 2, "mediaType": MANIFEST,
+        "config": { "mediaType": CONFIG, "digest": sha(config), "size": config.len() },
+        "layers": [{ "mediaType": LAYER, "digest": sha(layer), "size": layer.len() }],
+    })
+}
+
+/// From where on a blob is wanted.
+fn start(request: &Request) -> Option<usize> {
+    let range = request.header("range")?.strip_prefix("bytes=")?;
+    range.strip_suffix('-')?.parse().ok()
+}
+
+/// A server that answers rightly unless `odd` has answered.
+fn server(
+    image: Image,
+    odd: impl Fn(&Image, &Request, &mut TcpStream) -> bool + Send + Sync + 'static,
+) -> Server {
+    let image = Arc::new(image);
+    Server::start(move |request, stream| {
+        if !odd(&image, request, stream) {
+            image.answer(request, stream);
+        }
+    })
+}
+
+/// Pulls with little patience.
+fn pull(home: &Home, server: &Server) -> Outcome {
+    let mut command = home.msb(["pull", &format!("{}/image", server.host())]);
+    command.env("MSB_REGISTRY_TIMEOUT", "1s");
+    Running::start(command).finish()
+}
+
+/// The pull fails with one error that says `words`, in time, and nothing of the image is in the store.
+#[track_caller]
+fn refused(
+    words: &str,
+    odd: impl Fn(&Image, &Request, &mut TcpStream) -> bool + Send + Sync + 'static,
+) {
+    let home = Home::new();
+    refused_by(&home, words, &server(Image::new(&home), odd));
+}
+
+#[track_caller]
+fn refused_by(home: &Home, words: &str, server: &Server) {
+    let begun = Instant::now();
+    let outcome = pull(home, server);
+    let stderr = String::from_utf8_lossy(&outcome.stderr);
+    let errors = stderr
+        .lines()
+        .filter(|line| line.starts_with("msb-image: error: "))
+        .count();
+    assert!(matches!(outcome.code, 1 | 3) && errors == 1, "{outcome:?}");
+    assert!(stderr.contains(words), "not {words:?}, but {stderr}");
+    assert!(
+        begun.elapsed() < Duration::from_secs(60),
+        "after {:?}: {stderr}",
+        begun.elapsed()
+    );
+    for folder in ["refs", "manifests", "configs", "layers", "disks"] {
+        assert_eq!(
+            home.snapshot(&format!("images/{folder}")),
+            Vec::<String>::new(),
+            "{folder}"
+        );
+    }
+}
+
+/// The pull succeeds all the same.
+#[track_caller]
+fn accepted(
+    odd: impl Fn(&Image, &Request, &mut TcpStream) -> bool + Send + Sync + 'static,
+) -> Vec<Request> {
+    let home = Home::new();
+    let image = Image::new(&home);
+    let diff_id = sha(&image.layer);
+    let server = server(image, odd);
+    pull(&home, &server).is(0, "", &format!("Pulled {}/image:latest\n", server.host()));
+    let layers = home.snapshot("images/layers").join("\n");
+    assert!(
+        layers.contains(diff_id.strip_prefix("sha256:").unwrap()),
+        "{layers}"
+    );
+    server.requests()
+}
+
+fn is_manifest(request: &Request) -> bool {
+    request.target.contains("/manifests/")
+}
+
+/// Sends zeros until nobody takes them any more.
+fn endless(stream: &mut TcpStream) {
+    let head = b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n";
+    let mut sent = stream.write_all(head);
+    while sent.is_ok() {
+        sent = stream.write_all(&[b' '; 65536]);
+    }
+}
+
+/// Sends bytes one at a time.
+fn trickle(stream: &mut TcpStream, bytes: &[u8]) {
+    for byte in bytes {
+        if stream.write_all(&[*byte]).is_err() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+#[test]
+fn an_honest_registry_of_the_test_is_pulled_from() {
+    accepted(|_, _, _| false);
+}
+
+#[test]
+fn a_layer_with_other_bytes_is_refused() {
+    refused("has the digest", |image, request, stream| {
+        if image.is_layer(request) {
+            let mut layer = image.layer.clone();
+            layer[1 << 20] ^= 1;
+            answer(stream, "200 OK", &[], &layer);
+        }
+        image.is_layer(request)
+    });
+    refused("neither a tar nor compressed", |image, request, stream| {
+        if image.is_layer(request) {
+            answer(stream, "200 OK", &[], &vec![b'x'; image.layer.len()]);
+        }
+        image.is_layer(request)
+    });
+}
+
+#[test]
+fn a_configuration_with_other_bytes_is_refused() {
+    refused("has the digest", |image, request, stream| {
+        let is_config = request.target.ends_with(&sha(&image.config));
+        if is_config {
+            answer(stream, "200 OK", &[], &image.config.to_ascii_uppercase());
+        }
+        is_config
+    });
+}
+
+#[test]
+fn a_blob_of_another_length_is_refused_before_it_is_read() {
+    for more in [1_i64, -1, 1 << 40] {
+        refused("and the manifest says", move |image, request, stream| {
+            if image.is_layer(request) {
+                let length = (image.layer.len() as i64 + more).to_string();
+                answer(
+                    stream,
+                    "200 OK",
+                    &[("Content-Length", &length)],
+                    &image.layer,
+                );
+            }
+            image.is_layer(request)
+        });
+    }
+}
+
+#[test]
+fn what_never_ends_is_not_read_to_its_end() {
+    refused("longer than", |_, request, stream| {
+        if is_manifest(request) {
+            endless(stream);
+        }
+        is_manifest(request)
+    });
+    refused("longer than", |image, request, stream| {
+        let is_config = request.target.ends_with(&sha(&image.config));
+        if is_config {
+            endless(stream);
+        }
+        is_config
+    });
+    refused("neither a tar nor compressed", |image, request, stream| {
+        if image.is_layer(request) {
+            endless(stream);
+        }
+        image.is_layer(request)
+    });
+}
+
+#[test]
+fn a_manifest_that_says_it_is_huge_is_not_read() {
+    refused("longer than 4194304 bytes", |_, request, stream| {
+        if is_manifest(request) {
+            answer(
+                stream,
+                "200 OK",
+                &[("Content-Length", "1099511627776")],
+                b"{}",
+            );
+        }
+        is_manifest(request)
+    });
+}
+
+#[test]
+fn a_header_without_end_is_refused() {
+    refused("header of its answer", |_, request, stream| {
+        if is_manifest(request) {
+            let value = "x".repeat(200_000);
+            answer(stream, "200 OK", &[("X-Filler", &value)], b"{}");
+        }
+        is_manifest(request)
+    });
+}
+
+#[test]
+fn redirects_in_a_circle_end() {
+    refused("sends us on more than 10 times", |_, request, stream| {
+        if is_manifest(request) {
+            answer(
+                stream,
+                "307 Temporary Redirect",
+                &[("Location", &request.target)],
+                b"",
+            );
+        }
+        is_manifest(request)
+    });
+}
+
+#[test]
+fn redirects_to_what_is_no_web_server_are_not_followed() {
+    for (location, words) in [
+        ("file:///etc/passwd", "is no address"),
+        ("http://alice:s3cret@127.0.0.1:1/", "is not to be used"),
+        ("http://198.51.100.7/blob", "without TLS"),
+    ] {
+        refused(words, move |image, request, stream| {
+            if image.is_layer(request) {
+                answer(stream, "302 Found", &[("Location", location)], b"");
+            }
+            image.is_layer(request)
+        });
+    }
+}
+
+#[test]
+fn who_sends_a_byte_now_and_then_is_left() {
+    refused("does not answer in time", |_, request, stream| {
+        if is_manifest(request) {
+            let head = format!("HTTP/1.1 200 OK\r\nX-Filler: {}", "x".repeat(600));
+            trickle(stream, head.as_bytes());
+        }
+        is_manifest(request)
+    });
+    refused("bytes in 1 seconds", |image, request, stream| {
+        if image.is_layer(request) {
+            let from = start(request).unwrap_or(0);
+            let rest = format!(
+                "Content-Range: bytes {from}-{}/*\r\n",
+                image.layer.len() - 1
+            );
+            let head = format!("HTTP/1.1 206 Partial Content\r\n{rest}Connection: close\r\n\r\n");
+            stream.write_all(head.as_bytes()).unwrap();
+            trickle(stream, &image.layer[from..from + 600]);
+        }
+        image.is_layer(request)
+    });
+}
+
+#[test]
+fn who_says_nothing_more_is_left() {
+    refused("no byte came in time", |image, request, stream| {
+        if image.is_layer(request) {
+            let head = "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n";
+            let _ = stream.write_all(head.as_bytes());
+            std::thread::sleep(Duration::from_secs(3));
+        }
+        image.is_layer(request)
+    });
+}
+
+#[test]
+fn documents_that_are_no_images_are_refused_with_the_reason() {
+    let home = Home::new();
+    let image = Image::new(&home);
+    let kind = |kind: &str| {
+        let kind = kind.to_owned();
+        image.changed(|manifest| manifest["layers"][0]["mediaType"] = json!(kind))
+    };
+    let cases: Vec<(Vec<u8>, &str)> = vec![
+        (b"<html>".to_vec(), "cannot understand the manifest"),
+        (b"".to_vec(), "cannot understand the manifest"),
+        (b"[[[[".to_vec(), "cannot understand the manifest"),
+        (
+            json!({ "schemaVersion": 1, "fsLayers": [] })
+                .to_string()
+                .into_bytes(),
+            "schema 1",
+        ),
+        (
+            image.changed(|manifest| manifest["manifests"] = json!([])),
+            "a manifest and an index at once",
+        ),
+        (
+            image.changed(|manifest| {
+                manifest["layers"][0]["digest"] = json!("sha256:../../../../etc/passwd")
+            }),
+            "digest must be",
+        ),
+        (
+            image.changed(|manifest| manifest["config"]["digest"] = json!("sha512:00")),
+            "digest must be",
+        ),
+        (
+            image.changed(|manifest| manifest["layers"] = json!([])),
+            "names 0 layers, and the configuration 1",
+        ),
+        (
+            image.changed(|manifest| {
+                manifest["config"]["mediaType"] = json!("application/vnd.cncf.helm.config.v1+json")
+            }),
+            "it is no image",
+        ),
+        (
+            image.changed(|manifest| manifest["config"]["size"] = json!(1_u64 << 40)),
+            "are the most",
+        ),
+        (
+            image.changed(|manifest| manifest["layers"][0]["size"] = json!(1_u64 << 50)),
+            "the manifest says that it has",
+        ),
+        (
+            kind("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"),
+            "a foreign layer",
+        ),
+        (
+            kind("application/vnd.oci.image.layer.v1.tar+encrypted"),
+            "is not supported",
+        ),
+        (
+            json!({ "schemaVersion": 2, "manifests": [] })
+                .to_string()
+                .into_bytes(),
+            "there is no image for linux/",
+        ),
+    ];
+    for (document, words) in cases {
+        refused(words, move |_, request, stream| {
+            if is_manifest(request) {
+                answer(stream, "200 OK", &[], &document);
+            }
+            is_manifest(request)
+        });
+    }
+}
+
+#[test]
+fn a_configuration_that_does_not_fit_is_refused() {
+    let other = json!({ "architecture": "amd64", "os": "linux", "rootfs": { "type": "layers", "diff_ids": [sha(b"other")] } });
+    let foreign = |image: &Image| json!({ "architecture": "s390x", "os": "linux", "rootfs": { "type": "layers", "diff_ids": [sha(&image.layer)] } });
+    let home = Home::new();
+    let layer = Image::new(&home).layer;
+    refused_by(
+        &home,
+        "and the configuration says",
+        &server(Image::of(layer.clone(), &other), |_, _, _| false),
+    );
+    let config = foreign(&Image::new(&home));
+    refused_by(
+        &home,
+        "the image is for linux/s390x",
+        &server(Image::of(layer, &config), |_, _, _| false),
+    );
+}
+
+#[test]
+fn an_index_that_leads_into_itself_ends() {
+    // Its digest cannot be its own, so it is refused where it is met again.
+    refused("has the digest", |_, request, stream| {
+        if is_manifest(request) {
+            let kind = "application/vnd.oci.image.index.v1+json";
+            let inner = json!({ "mediaType": kind, "digest": sha(b"itself"), "size": 0 });
+            let index = json!({ "schemaVersion": 2, "mediaType": kind, "manifests": [inner] });
+            answer(stream, "200 OK", &[], index.to_string().as_bytes());
+        }
+        is_manifest(request)
+    });
+}
+
+#[test]
+fn a_server_of_tokens_without_tls_gets_no_password() {
+    refused("without TLS", |_, request, stream| {
+        let challenge = "Bearer realm=\"http://198.51.100.7/token\",service=\"x\"";
+        answer(
+            stream,
+            "401 Unauthorized",
+            &[("WWW-Authenticate", challenge)],
+            b"{}",
+        );
+        request.header("authorization").is_none()
+    });
+}
+
+#[test]
+fn a_server_that_is_busy_or_broken_is_asked_a_few_times_and_no_more() {
+    let home = Home::new();
+    let server = server(Image::new(&home), |_, request, stream| {
+        if is_manifest(request) {
+            answer(
+                stream,
+                "500 Internal Server Error",
+                &[],
+                b"{\"errors\":[{\"message\":\"on \x1b[31mfire\"}]}",
+            );
+        }
+        is_manifest(request)
+    });
+    refused_by(&home, "it answers with status 500", &server);
+    assert_eq!(
+        server
+            .requests()
+            .iter()
+            .filter(|request| is_manifest(request))
+            .count(),
+        6
+    );
+}
+
+#[test]
+fn a_server_that_wants_a_pause_gets_it() {
+    let count = AtomicUsize::new(0);
+    let begun = Instant::now();
+    accepted(move |_, request, stream| {
+        let is_busy = is_manifest(request) && count.fetch_add(1, Ordering::Relaxed) < 2;
+        if is_busy {
+            answer(
+                stream,
+                "429 Too Many Requests",
+                &[("Retry-After", "1")],
+                b"",
+            );
+        }
+        is_busy
+    });
+    assert!(begun.elapsed() >= Duration::from_secs(2));
+}
+
+/// Sends the first part of a blob and breaks off, once.
+fn break_off_once(count: &AtomicUsize, image: &Image, stream: &mut TcpStream) -> bool {
+    let is_first = count.fetch_add(1, Ordering::Relaxed) == 0;
+    if is_first {
+        let length = image.layer.len().to_string();
+        answer(
+            stream,
+            "200 OK",
+            &[("Content-Length", &length)],
+            &image.layer[..1 << 20],
+        );
+    }
+    is_first
+}
+
+fn layer_requests(requests: &[Request]) -> Vec<Option<usize>> {
+    let layers = requests
+        .iter()
+        .filter(|request| request.target.contains("/blobs/"));
+    layers.skip(1).map(start).collect()
+}
+
+#[test]
+fn a_connection_that_breaks_is_taken_up_where_it_broke() {
+    let count = AtomicUsize::new(0);
+    let requests = accepted(move |image, request, stream| {
+        image.is_layer(request) && break_off_once(&count, image, stream)
+    });
+    assert_eq!(layer_requests(&requests), [None, Some(1 << 20)]);
+}
+
+#[test]
+fn a_server_that_knows_no_ranges_sends_all_of_it_again() {
+    let count = AtomicUsize::new(0);
+    let requests = accepted(move |image, request, stream| {
+        if image.is_layer(request) && !break_off_once(&count, image, stream) {
+            answer(stream, "200 OK", &[], &image.layer);
+        }
+        image.is_layer(request)
+    });
+    assert_eq!(layer_requests(&requests), [None, Some(1 << 20)]);
+}
+
+#[test]
+fn a_server_that_leaves_something_out_is_refused() {
+    let count = AtomicUsize::new(0);
+    refused("leaves out a part", move |image, request, stream| {
+        if image.is_layer(request) && !break_off_once(&count, image, stream) {
+            let from = (1 << 20) + 512;
+            let range = format!(
+                "bytes {from}-{}/{}",
+                image.layer.len() - 1,
+                image.layer.len()
+            );
+            answer(
+                stream,
+                "206 Partial Content",
+                &[("Content-Range", &range)],
+                &image.layer[from..],
+            );
+        }
+        image.is_layer(request)
+    });
+}
+
+#[test]
+fn credentials_go_to_the_registry_and_not_to_where_it_sends_us() {
+    let home = Home::new();
+    let image = Arc::new(Image::new(&home));
+    let there = Arc::clone(&image);
+    let elsewhere =
+        Server::start(move |request: &Request, stream| there.answer_layer(request, stream));
+    let location = format!("http://{}/signed", elsewhere.host());
+    let here = Arc::clone(&image);
+    let registry = Server::start(move |request: &Request, stream| {
+        if request.header("authorization") != Some("Basic YWxpY2U6czNjcmV0") {
+            answer(
+                stream,
+                "401 Unauthorized",
+                &[("WWW-Authenticate", "Basic realm=\"x\"")],
+                b"{}",
+            );
+        } else if here.is_layer(request) {
+            answer(
+                stream,
+                "307 Temporary Redirect",
+                &[("Location", &location)],
+                b"",
+            );
+        } else {
+            here.answer(request, stream);
+        }
+    });
+    let args = [
+        "registry",
+        "login",
+        &registry.host(),
+        "-u",
+        "alice",
+        "--password-stdin",
+    ];
+    home.run_with(args, b"s3cret").done();
+    pull(&home, &registry).done();
+    let asked = elsewhere.requests();
+    assert_eq!(asked.len(), 1);
+    assert_eq!(asked[0].header("authorization"), None);
+}
+
+#[test]
+fn a_token_that_has_become_too_old_is_replaced() {
+    let home = Home::new();
+    let image = Image::new(&home);
+    let tokens = AtomicUsize::new(0);
+    let registry = Server::start(move |request: &Request, stream| {
+        let host = request.header("host").unwrap();
+        if request.target.starts_with("/token") {
+            let token = format!("t{}", tokens.fetch_add(1, Ordering::Relaxed));
+            return answer(
+                stream,
+                "200 OK",
+                &[],
+                json!({ "access_token": token }).to_string().as_bytes(),
+            );
+        }
+        // Blobs want the second one.
+        let wanted = if request.target.contains("/blobs/") {
+            "Bearer t1"
+        } else {
+            "Bearer t0"
+        };
+        if request.header("authorization") == Some(wanted) {
+            return image.answer(request, stream);
+        }
+        let challenge = format!("Bearer realm=\"http://{host}/token\",service=\"x\"");
+        answer(
+            stream,
+            "401 Unauthorized",
+            &[("WWW-Authenticate", &challenge)],
+            b"{}",
+        );
+    });
+    pull(&home, &registry).done();
+}
