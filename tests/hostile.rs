@@ -232,7 +232,7 @@ fn symbolic_links_never_lead_to_the_host() {
                 tar().folder("d/e"),
                 tar().symlink("d/e", "..").file("d/e/x", b"x"),
             ],
-            Tree(&["d/", "d/e -> ..", "d/x 1"]),
+            Tree(&["d/", "d/e -> ..", "x 1"]),
         ),
         (
             "a link whose name ends in a slash",
@@ -270,7 +270,7 @@ fn symbolic_links_never_lead_to_the_host() {
                 tar().symlink("tmp", "/../../../../../tmp"),
                 tar().file("tmp/canary", b"x"),
             ],
-            Refused("no folder"),
+            Refused("too many symbolic links"),
         ),
         (
             "a link with contents, which some readers skip and others take for entries",
