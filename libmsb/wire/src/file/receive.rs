@@ -162,6 +162,9 @@ struct Folder {
     made: Option<Meta>,
 }
 
+/// A file that was just made, and its name if it has one.
+type NewFile = (OwnedFd, Option<Vec<u8>>);
+
 /// A file that is being written.
 struct OpenFile {
     meta: Meta,
@@ -298,7 +301,7 @@ impl Receiver<'_> {
     }
 
     /// A new file in the current folder, and its name if it needs one.
-    fn create(&mut self) -> Result<Option<(OwnedFd, Option<Vec<u8>>)>, Errno> {
+    fn create(&mut self) -> Result<Option<NewFile>, Errno> {
         if self.current().is_none() {
             return Ok(None);
         }

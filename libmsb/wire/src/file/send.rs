@@ -418,8 +418,11 @@ impl Kind {
     }
 }
 
+/// A name in a folder, and what it is if the file system says so.
+type Entry = (Vec<u8>, Option<Kind>);
+
 /// Names in a folder. A name that could not be sent is the file system's fault and left out.
-fn entries(folder: &OwnedFd) -> Result<Vec<(Vec<u8>, Option<Kind>)>, Errno> {
+fn entries(folder: &OwnedFd) -> Result<Vec<Entry>, Errno> {
     let mut entries = Vec::new();
     for entry in Dir::read_from(folder)? {
         let entry = entry?;
