@@ -12,7 +12,9 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
-use crate::support::{Home, Outcome, Random, Running, fixture, open_files, stage, wait_until};
+use crate::support::{
+    Home, Outcome, Process, Random, Running, fixture, open_files, stage, wait_until,
+};
 
 /// Calls that change what is on the disk.
 const CALLS: &str = "rename,renameat,renameat2,mkdir,mkdirat,unlink,unlinkat,rmdir,link,linkat,symlink,symlinkat,\
@@ -143,12 +145,7 @@ impl UpperWatch<'_> {
     fn watch(&self) {
         while !self.done.load(Ordering::Relaxed) {
             let mut holders: BTreeMap<PathBuf, BTreeSet<i32>> = BTreeMap::new();
-            for process in self
-                .home
-                .processes()
-                .iter()
-                .filter(|process| process.name.starts_with("qemu"))
-            {
+            for process in &self.home.machines() {
                 for file in open_files(process)
                     .into_iter()
                     .filter(|file| file.to_string_lossy().contains("upper"))
@@ -259,8 +256,8 @@ fn a_detached_supervisor_killed_at_any_change_of_the_disk_leaves_a_sandbox_that_
     a_second_run_works(&home, "after all of them");
 }
 
-/// Who is killed at random moments, by the name of the program.
-fn killed_at_random_moments(program: &str, seed: u64) {
+/// Some processes are killed at random moments.
+fn killed_at_random_moments(program: &str, is_victim: fn(&Process) -> bool, seed: u64) {
     let home = Home::with_busybox();
     let mut random = Random::new(seed);
     watching_disks(&home, || {
@@ -277,12 +274,7 @@ fn killed_at_random_moments(program: &str, seed: u64) {
                 .stdout(Stdio::piped())
                 .stderr(Stdio::piped());
             let running = Running::start_as_is(command);
-            let victims = || -> Vec<_> {
-                home.processes()
-                    .into_iter()
-                    .filter(|p| p.name.starts_with(program))
-                    .collect()
-            };
+            let victims = || -> Vec<_> { home.processes().into_iter().filter(is_victim).collect() };
             wait_until("the program to kill", || !victims().is_empty());
             let moment = Duration::from_millis(random.below(3500));
             std::thread::sleep(moment);
@@ -303,17 +295,21 @@ fn killed_at_random_moments(program: &str, seed: u64) {
 
 #[test]
 fn a_client_killed_at_random_moments_leaves_nothing_behind() {
-    killed_at_random_moments("msb-run", 11);
+    killed_at_random_moments("msb-run", |process| process.name == "msb-run", 11);
 }
 
 #[test]
 fn a_supervisor_killed_at_random_moments_leaves_nothing_behind() {
-    killed_at_random_moments("msb-supervisor", 22);
+    killed_at_random_moments(
+        "msb-supervisor",
+        |process| process.name.starts_with("msb-supervisor"),
+        22,
+    );
 }
 
 #[test]
 fn a_machine_killed_at_random_moments_leaves_nothing_behind() {
-    killed_at_random_moments("qemu", 33);
+    killed_at_random_moments("the machine", Process::is_machine, 33);
 }
 
 #[test]
@@ -329,13 +325,7 @@ fn a_killed_machine_ends_the_run_with_a_reason() {
         "echo up; cat",
     ]);
     running.read_until("up\n");
-    for machine in home
-        .processes()
-        .iter()
-        .filter(|process| process.name.starts_with("qemu"))
-    {
-        machine.signal(Signal::KILL);
-    }
+    home.machine().signal(Signal::KILL);
     let outcome = running.finish();
     assert_eq!(outcome.code, 125, "{outcome:?}");
     assert!(

@@ -207,7 +207,7 @@ fn what_leads_nowhere_goes_and_what_somebody_works_on_stays() {
         write(format!("downloads/{}", digest("a"))),
         write(format!("layers/{}.data", digest("b"))),
         write(format!("disks/{}.v1.erofs", digest("c"))),
-        write(format!("configs/{}", digest("d"))),
+        write(format!("disks/{}.v1.vmdk", digest("c"))),
         write("layers/.new-0123.data".to_owned()),
     ];
     let worked_on = write(format!("downloads/{}", digest("e")));

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::support::{Home, Outcome};
+use crate::support::{Home, Outcome, wait_until};
 
 /// What `msb ls` says of the sandbox `x`: its state and its reason.
 #[track_caller]
@@ -225,7 +225,7 @@ fn a_detached_command_that_lacked_memory_leaves_its_reason() {
         .concat(),
     )
     .done();
-    assert!(home.leftovers().is_empty());
+    wait_until("the sandbox is over", || end(&home).0 == "Stopped");
     assert_eq!(
         end(&home),
         ("Stopped".to_owned(), "out_of_memory".to_owned())

@@ -88,6 +88,12 @@ fn podman_takes_and_gives_both_forms_with_one_image_and_with_many() {
     same_images(&home, &back, &[BUSYBOX, CONFIGURED]);
     for (form, theirs) in [("docker", "docker-archive"), ("oci", "oci-archive")] {
         for compress in ["", "--compress gzip", "--compress zstd"] {
+            // podman cannot write zstd in the form of Docker.
+            let theirs = if compress.ends_with("zstd") {
+                "oci-archive"
+            } else {
+                theirs
+            };
             let one = format!(
                 "rm -f back.tar\nmsb save -q --format {form} {compress} -o one.tar {CONFIGURED}\n\
                  $P load -q -i one.tar >/dev/null\n$P save -q --format {theirs} -o back.tar {CONFIGURED}\n"
@@ -135,29 +141,15 @@ fn skopeo_reads_what_was_saved_and_gives_back_the_same_image() {
     );
     let seen: Value = serde_json::from_str(&with_tools(&home, &script)).unwrap();
     assert_eq!(seen["Layers"], serde_json::json!(layers));
-    // Through each form, and through an image layout with other compression.
-    for (number, (from, to)) in [
-        (
-            format!("docker-archive:both.tar:{image}"),
-            format!("docker-archive:back.tar:{image}"),
-        ),
-        (
-            format!("docker-archive:both.tar:{image}"),
-            format!("oci-archive:back.tar:{image}"),
-        ),
-        (
-            format!("oci-archive:both.tar:{image}"),
-            format!("oci-archive:back.tar:{image}"),
-        ),
-        (
-            format!("oci-archive:both.tar:{image}"),
-            format!("docker-archive:back.tar:{image}"),
-        ),
-    ]
-    .into_iter()
-    .enumerate()
-    {
-        with_tools(&home, &format!("rm -f back.tar\n$S {from} {to}\n"));
+    // From one kind to the other skopeo writes the configuration anew; then only the layers can be the same.
+    for (from, to) in [
+        ("docker-archive", "docker-archive"),
+        ("docker-archive", "oci-archive"),
+        ("oci-archive", "oci-archive"),
+        ("oci-archive", "docker-archive"),
+    ] {
+        let copy = format!("rm -f back.tar\n$S {from}:both.tar:{image} {to}:back.tar:{image}\n");
+        with_tools(&home, &copy);
         let back = Home::new();
         back.run([
             "load",
@@ -166,11 +158,11 @@ fn skopeo_reads_what_was_saved_and_gives_back_the_same_image() {
             home.folder.join("back.tar").to_str().unwrap(),
         ])
         .is(0, "", "");
-        assert_eq!(
-            identity(&back, image),
-            (id.clone(), layers.clone()),
-            "{number}"
-        );
+        let found = identity(&back, image);
+        assert_eq!(found.1, layers, "{from} to {to}");
+        if from == to {
+            assert_eq!(found.0, id, "{from}");
+        }
     }
     // A manifest of plain layers stays as it is, down to its digest.
     let manifest =

@@ -136,8 +136,8 @@ fn kept_blobs_are_saved_as_they_came_with_their_manifest() {
         let name = home.run(["images", "-q"]).done();
         let saved = save(&home, "saved.tar", &["--format", "oci", name.trim()]);
         let (came, went) = (members(&home, &input), members(&home, &saved));
-        // All but the index, where the name stands.
-        assert_eq!(came.difference(&went).count(), 1, "{archive}");
+        // All but the index, where the name stands, and the note about the layout, which may have other spaces.
+        assert_eq!(came.difference(&went).count(), 2, "{archive}");
         let again = load(&saved);
         same(&home, &again, &["manifests", "layers", "configs", "disks"]);
         // Through a pipe, and into a store that has the layers without the blobs.

@@ -26,8 +26,12 @@ mod copy;
 mod docs;
 /// What the doctor says of a host.
 mod doctor;
+/// Which engine runs a sandbox.
+mod engines;
 /// What `run` and `exec` end with.
 mod exit_codes;
+/// Archives that mean harm.
+mod hostile;
 /// Registries that are wrong, slow or wicked.
 mod hostile_registry;
 /// From an archive to the tree that a guest sees.
@@ -56,5 +60,7 @@ mod save;
 mod streams;
 /// What the tests stand on.
 mod support;
+/// Archives that other readers of tar are tested with.
+mod tar_readers;
 /// A person before a terminal.
 mod terminal;

@@ -8,7 +8,7 @@ use libmsb::reference::Reference;
 use serde::{Deserialize, Serialize};
 
 use crate::layer::index::Summary;
-use crate::limits::IMAGE_LAYERS_MAX;
+use crate::limits::{IMAGE_LAYERS_MAX, REFERENCES_MAX};
 
 pub(crate) const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG_TYPE: &str = "application/vnd.oci.image.config.v1+json";
@@ -243,6 +243,10 @@ pub(crate) fn references<'a>(
         if !references.contains(&reference) {
             references.push(reference);
         }
+        ensure!(
+            references.len() <= REFERENCES_MAX,
+            "an image has more than {REFERENCES_MAX} names"
+        );
     }
     Ok(references)
 }

@@ -45,6 +45,16 @@ impl Input {
         })
     }
 
+    /// A file that is open already, and its length if it is not to be read as a stream.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn of(file: File, length: Option<u64>) -> Input {
+        Input {
+            file,
+            length,
+            progress: false,
+        }
+    }
+
     /// The bytes from front to back, with progress on a terminal.
     pub(crate) fn reader(self) -> CountingReader<File> {
         let meter = self.progress.then(|| Meter {

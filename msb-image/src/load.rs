@@ -63,7 +63,8 @@ fn load(home: &Home, args: &Load, tags: Vec<Reference>) -> Result<Vec<Loaded>> {
     Ok(loaded)
 }
 
-fn add(store: &Store, archive: &mut Archive<'_>, image: &Image) -> Result<Vec<Loaded>> {
+/// Brings one image into the store, layers first and references last.
+pub(crate) fn add(store: &Store, archive: &mut Archive<'_>, image: &Image) -> Result<Vec<Loaded>> {
     let layers = archive.layers(&image.layers)?;
     put_image(store, image, &layers, &mut archive.new_layers)
 }
@@ -90,7 +91,7 @@ pub(crate) fn put_image(
             new_layers.index_path(store, diff_id)
         })?)
     };
-    // From here on nothing of the image can be wrong any more.
+    // From here on nothing of the image can be wrong any more: the disk is planned.
     new_layers.commit(store)?;
     put_documents(store, &image.config, &manifest)?;
     if let Some(merged) = merged {

@@ -4,6 +4,12 @@
 //! ([`disk`]), and all of it is kept in the store of the state directory ([`store`]). An untrusted archive never becomes
 //! files on the host.
 
+#![cfg_attr(
+    fuzzing,
+    no_main,
+    allow(dead_code, reason = "the fuzzer has a main of its own")
+)]
+
 use std::process::ExitCode;
 
 use clap::CommandFactory;
@@ -26,6 +32,15 @@ mod document;
 mod error;
 /// Which images a command is about.
 mod filter;
+/// Doors for any bytes.
+#[cfg(any(test, fuzzing))]
+#[allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by a panic"
+)]
+mod fuzz;
 /// What nobody needs any more.
 mod garbage;
 /// `msb image import`.
@@ -60,7 +75,9 @@ mod store;
 mod stream;
 /// `msb image tag`.
 mod tag;
-#[cfg(test)]
+/// Archives for tests.
+#[cfg(any(test, fuzzing))]
+#[allow(clippy::unwrap_used, reason = "a test fails by a panic")]
 mod testing;
 /// Who needs what.
 mod uses;

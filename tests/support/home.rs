@@ -155,11 +155,16 @@ impl Home {
     /// The process of the one virtual machine that runs, whatever its engine.
     #[track_caller]
     pub(crate) fn machine(&self) -> Process {
-        let mut machines = self.processes();
-        machines
-            .retain(|process| process.name.starts_with("qemu-system") || process.name == "msb-vmm");
+        let mut machines = self.machines();
         assert_eq!(machines.len(), 1, "{machines:#?}");
         machines.remove(0)
+    }
+
+    /// The processes of all virtual machines that run or are about to.
+    pub(crate) fn machines(&self) -> Vec<Process> {
+        let mut machines = self.processes();
+        machines.retain(Process::is_machine);
+        machines
     }
 
     /// Waits until no process of this test is left; gives those that stay.

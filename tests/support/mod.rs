@@ -1,18 +1,22 @@
 //! What the tests stand on: the programs, a state directory of one's own, and exact comparisons.
 
 mod command;
+/// Reading the disks of images.
+pub(crate) mod erofs;
 mod guests;
 mod home;
 mod processes;
 mod random;
 mod registry;
 mod server;
+/// Writing archives.
+pub(crate) mod tar;
 mod terminal;
 
 pub(crate) use command::{Outcome, Running};
 pub(crate) use guests::Guests;
 pub(crate) use home::Home;
-pub(crate) use processes::open_files;
+pub(crate) use processes::{Process, open_files};
 pub(crate) use random::Random;
 pub(crate) use registry::Registry;
 pub(crate) use server::{Relay, Request, Server, answer, tunnel};

@@ -17,6 +17,11 @@ impl Process {
         Path::new("/proc").join(self.pid.to_string()).join(name)
     }
 
+    /// Whether it is a virtual machine, of whichever engine.
+    pub(crate) fn is_machine(&self) -> bool {
+        self.name.starts_with("qemu-system") || self.name == "msb-vmm"
+    }
+
     /// The most memory it has had, in KiB; `None` when it is gone.
     pub(crate) fn peak_kib(&self) -> Option<u64> {
         self.status_kib("VmHWM:")

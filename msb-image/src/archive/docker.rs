@@ -12,7 +12,7 @@ use crate::stream::digest_of;
 /// An image in `manifest.json`.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
-pub(super) struct Item {
+pub(crate) struct Item {
     pub(super) config: String,
     #[serde(default)]
     pub(super) repo_tags: Option<Vec<String>>,
@@ -25,8 +25,13 @@ pub(super) fn items(archive: &mut Archive<'_>) -> Result<Vec<Item>> {
     let bytes = archive
         .document("manifest.json")?
         .context("'manifest.json' is missing")?;
+    parse(&bytes)
+}
+
+/// What the bytes of a `manifest.json` say.
+pub(crate) fn parse(bytes: &[u8]) -> Result<Vec<Item>> {
     let items: Vec<Item> =
-        serde_json::from_slice(&bytes).context("cannot understand 'manifest.json'")?;
+        serde_json::from_slice(bytes).context("cannot understand 'manifest.json'")?;
     ensure!(!items.is_empty(), "'manifest.json' names no image");
     ensure!(
         items.len() <= IMAGES_MAX,

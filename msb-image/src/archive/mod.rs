@@ -28,7 +28,8 @@ use crate::layer::convert::{Converted, convert};
 use crate::layer::index::Summary;
 use crate::layer::tar::{Entry, Kind, Raw, TarReader, looks_like_tar};
 use crate::limits::{
-    ARCHIVE_ENTRIES_MAX, DOCUMENTS_BYTES_MAX, LAYERS_AT_ONCE, STREAMED_LAYERS_MAX,
+    ARCHIVE_ENTRIES_MAX, ARCHIVE_NAMES_BYTES_MAX, DOCUMENTS_BYTES_MAX, DOCUMENTS_READ_BYTES_MAX,
+    LAYERS_AT_ONCE, STREAMED_LAYERS_MAX,
 };
 use crate::store::{self, NewLayer, NewLayers};
 use crate::stream::{self, BlobFacts, HashingReader, Packing, read_head};
@@ -71,7 +72,11 @@ pub(crate) struct Archive<'a> {
     members: HashMap<String, Member>,
     /// The file, when members can be read from it at any time.
     file: Option<Shelf>,
+    /// Bytes of the documents in memory.
     document_bytes: u64,
+    /// Bytes of the documents that were looked at.
+    document_bytes_read: u64,
+    names_bytes: usize,
     streamed_layers: usize,
     /// Whether compressed layers are kept as they came.
     keep_blobs: bool,
@@ -103,6 +108,8 @@ impl<'a> Archive<'a> {
             members: HashMap::new(),
             file: None,
             document_bytes: 0,
+            document_bytes_read: 0,
+            names_bytes: 0,
             streamed_layers: 0,
             keep_blobs,
             new_layers: NewLayers::default(),
@@ -154,23 +161,38 @@ impl<'a> Archive<'a> {
         let Some(path) = self.find(path) else {
             return Ok(None);
         };
-        match &self.members[&path] {
-            Member::Document(bytes) => Ok(Some(bytes.clone())),
+        let document = match &self.members[&path] {
+            Member::Document(bytes) => bytes.clone(),
             Member::At { offset, bytes } => {
-                ensure!(
-                    *bytes <= DOCUMENTS_BYTES_MAX,
-                    "'{path}' is larger than {DOCUMENTS_BYTES_MAX} bytes"
-                );
+                let (offset, bytes) = (*offset, *bytes);
+                self.count_document(bytes)?;
                 let mut document = Vec::new();
                 self.shelf()?
-                    .member(*offset, *bytes)
+                    .member(offset, bytes)
                     .read_to_end(&mut document)
                     .map_err(ArchiveRead)?;
-                Ok(Some(document))
+                self.members
+                    .insert(path, Member::Document(document.clone()));
+                document
             }
             Member::Useless(reason) => bail!("'{}': {reason}", escape(&path)),
             _ => bail!("'{}' is no document", escape(&path)),
-        }
+        };
+        self.document_bytes_read += document.len() as u64;
+        ensure!(
+            self.document_bytes_read <= DOCUMENTS_READ_BYTES_MAX,
+            "the documents of the archive name each other too often"
+        );
+        Ok(Some(document))
+    }
+
+    fn count_document(&mut self, bytes: u64) -> Result<()> {
+        self.document_bytes = self.document_bytes.saturating_add(bytes);
+        ensure!(
+            self.document_bytes <= DOCUMENTS_BYTES_MAX,
+            "the documents of the archive are larger than {DOCUMENTS_BYTES_MAX} bytes"
+        );
+        Ok(())
     }
 
     /// A blob that is a document; its digest is checked.
@@ -382,6 +404,11 @@ impl<'a> Archive<'a> {
             self.members.len() < ARCHIVE_ENTRIES_MAX,
             "the archive has more than {ARCHIVE_ENTRIES_MAX} entries"
         );
+        self.names_bytes += entry.path.len() + entry.link.len();
+        ensure!(
+            self.names_bytes <= ARCHIVE_NAMES_BYTES_MAX,
+            "the archive has more than {ARCHIVE_NAMES_BYTES_MAX} bytes of names"
+        );
         let Some(path) = std::str::from_utf8(&entry.path).ok().and_then(clean) else {
             return Ok(());
         };
@@ -421,10 +448,7 @@ impl<'a> Archive<'a> {
         if !matches!(first, None | Some(b'{' | b'[')) {
             return Ok(Member::Useless(stream::describe_unknown(head).to_owned()));
         }
-        self.document_bytes += entry.stored;
-        if self.document_bytes > DOCUMENTS_BYTES_MAX {
-            bail!("the documents of the archive are larger than {DOCUMENTS_BYTES_MAX} bytes");
-        }
+        self.count_document(entry.stored)?;
         let mut bytes = Vec::new();
         whole
             .take(entry.stored)

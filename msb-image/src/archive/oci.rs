@@ -32,7 +32,7 @@ pub(super) fn images(archive: &mut Archive<'_>) -> Result<Vec<Image>> {
         .context("'index.json' is missing")?;
     let index = Document::parse(&bytes).context("'index.json'")?;
     let mut found = Vec::new();
-    let mut missing = Vec::new();
+    let mut missing = None;
     for descriptor in index.manifests.context("'index.json' is no index")? {
         let references = references_of(&descriptor)?;
         collect(
@@ -44,12 +44,17 @@ pub(super) fn images(archive: &mut Archive<'_>) -> Result<Vec<Image>> {
             &mut missing,
         )?;
     }
-    let chosen = choose(found, &missing)?;
-    let mut images = Vec::new();
-    for found in chosen {
-        images.push(image(archive, found)?);
-    }
-    Ok(images)
+    let chosen = choose(found, missing)?;
+    let has_tags = chosen.iter().any(|found| found.references.is_empty());
+    let items = if has_tags && archive.has("manifest.json") {
+        docker::items(archive)?
+    } else {
+        Vec::new()
+    };
+    chosen
+        .into_iter()
+        .map(|found| image(found, &items))
+        .collect()
 }
 
 fn collect(
@@ -58,7 +63,7 @@ fn collect(
     references: &[Reference],
     depth: usize,
     found: &mut Vec<Found>,
-    missing: &mut Vec<Digest>,
+    missing: &mut Option<Digest>,
 ) -> Result<()> {
     if descriptor.is_attestation() {
         return Ok(());
@@ -73,7 +78,7 @@ fn collect(
     );
     let Some(bytes) = archive.blob(&descriptor.digest)? else {
         // Tools keep an index whole and leave out the platforms that were not asked for.
-        missing.push(descriptor.digest);
+        missing.get_or_insert(descriptor.digest);
         return Ok(());
     };
     let document =
@@ -89,7 +94,7 @@ fn collect(
         .as_ref()
         .with_context(|| format!("manifest {} has no configuration", descriptor.digest))?;
     let Some(config_bytes) = archive.blob(&config.digest)? else {
-        missing.push(config.digest);
+        missing.get_or_insert(config.digest);
         return Ok(());
     };
     // What has no platform is something else than an image: a chart, a signature.
@@ -112,7 +117,7 @@ fn collect(
 }
 
 /// Those for this machine: of each name one, and all that have no name.
-fn choose(found: Vec<Found>, missing: &[Digest]) -> Result<Vec<Found>> {
+fn choose(found: Vec<Found>, missing: Option<Digest>) -> Result<Vec<Found>> {
     let host = Platform::host();
     let mut others: Vec<String> = Vec::new();
     let mut chosen: Vec<Found> = Vec::new();
@@ -132,7 +137,7 @@ fn choose(found: Vec<Found>, missing: &[Digest]) -> Result<Vec<Found>> {
             chosen.push(item);
         }
     }
-    if let (true, Some(digest)) = (chosen.is_empty() && others.is_empty(), missing.first()) {
+    if let (true, Some(digest)) = (chosen.is_empty() && others.is_empty(), missing) {
         anyhow::bail!("blob {digest} is missing in the archive");
     }
     others.sort();
@@ -149,7 +154,7 @@ fn choose(found: Vec<Found>, missing: &[Digest]) -> Result<Vec<Found>> {
     Ok(chosen)
 }
 
-fn image(archive: &mut Archive<'_>, found: Found) -> Result<Image> {
+fn image(found: Found, items: &[docker::Item]) -> Result<Image> {
     let label = || format!("manifest {}", found.digest);
     // Whoever runs the image reads it this way.
     serde_json::from_slice::<oci_spec::image::ImageManifest>(&found.bytes)
@@ -171,7 +176,7 @@ fn image(archive: &mut Archive<'_>, found: Found) -> Result<Image> {
     };
     let mut references = found.references;
     if references.is_empty() {
-        references = docker_tags(archive, found.document.config.as_ref())?;
+        references = docker_tags(items, found.document.config.as_ref())?;
     }
     let layers = layers.into_iter().zip(diff_ids).map(source).collect();
     Ok(Image {
@@ -195,11 +200,7 @@ fn references_of(descriptor: &Descriptor) -> Result<Vec<Reference>> {
 }
 
 /// docker writes both forms into one archive; the references may be in the other one only.
-fn docker_tags(archive: &mut Archive<'_>, config: Option<&Descriptor>) -> Result<Vec<Reference>> {
-    if !archive.has("manifest.json") {
-        return Ok(Vec::new());
-    }
-    let items = docker::items(archive)?;
+fn docker_tags(items: &[docker::Item], config: Option<&Descriptor>) -> Result<Vec<Reference>> {
     let same = items
         .iter()
         .filter(|item| digest_in_path(&item.config) == config.map(|config| config.digest));

@@ -429,6 +429,8 @@ fn crc32c(bytes: &[u8]) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::disk;
+    use crate::disk::image::word;
     use crate::disk::tree::{Attributes, Name};
 
     fn image(tree: &Tree) -> Vec<u8> {
@@ -436,6 +438,7 @@ mod tests {
         let mut bytes = Vec::new();
         plan.write(tree, [1; 16], &mut bytes).unwrap();
         assert_eq!(bytes.len() as u64, plan.metadata_blocks() * BLOCK_BYTES);
+        disk::image::check(&bytes, tree);
         bytes
     }
 
@@ -445,42 +448,9 @@ mod tests {
         inode
     }
 
-    /// Bytes of the inode behind a name in the root, and the names of the root, read back from the image.
-    fn read_root(image: &[u8]) -> Vec<(Vec<u8>, u64)> {
-        let root = 32 * u64::from(u16::from_le_bytes([image[1038], image[1039]]));
-        read_folder(image, root as usize)
-    }
-
-    fn word(bytes: &[u8], at: usize) -> u32 {
-        u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap())
-    }
-
-    fn read_folder(image: &[u8], inode: usize) -> Vec<(Vec<u8>, u64)> {
-        let size = word(image, inode + 8) as usize;
-        let inline = word(image, inode) as u16 >> 1 == LAYOUT_INLINE;
-        let whole = if inline { size / BLOCK * BLOCK } else { size };
-        let start = word(image, inode + 16) as usize * BLOCK;
-        let mut contents = image[start..start + whole].to_vec();
-        contents.extend_from_slice(&image[inode + 64..inode + 64 + size - whole]);
-        let mut names = Vec::new();
-        for block in contents.chunks(BLOCK) {
-            let count = u16::from_le_bytes([block[8], block[9]]) as usize / DIRENT_BYTES;
-            let name_at =
-                |n: usize| u16::from_le_bytes([block[12 * n + 8], block[12 * n + 9]]) as usize;
-            for n in 0..count {
-                let end = if n + 1 < count {
-                    name_at(n + 1)
-                } else {
-                    block.len()
-                };
-                let name = block[name_at(n)..end]
-                    .split(|byte| *byte == 0)
-                    .next()
-                    .unwrap();
-                names.push((name.to_vec(), u64::from(word(block, 12 * n)) * 32));
-            }
-        }
-        names
+    /// The names of the root and where their inodes are, read back from the image.
+    fn read_root(image: &[u8]) -> Vec<(Vec<u8>, usize)> {
+        disk::image::folder(image, disk::image::root(image))
     }
 
     #[test]
@@ -522,7 +492,7 @@ mod tests {
             names
                 .iter()
                 .skip(2)
-                .all(|(_, at)| word(&bytes, *at as usize + 4) as u16 == 0o010_000)
+                .all(|(_, at)| word(&bytes, *at + 4) as u16 == 0o010_000)
         );
     }
 
@@ -552,10 +522,10 @@ mod tests {
         let bytes = image(&tree);
         let links: Vec<u32> = read_root(&bytes)
             .iter()
-            .map(|(_, at)| word(&bytes, *at as usize + 44))
+            .map(|(_, at)| word(&bytes, *at + 44))
             .collect();
         assert_eq!(links, [3, 3, 2, 2, 2]);
-        let file = read_root(&bytes)[2].1 as usize;
+        let file = read_root(&bytes)[2].1;
         // The data begins where the metadata ends.
         assert_eq!(word(&bytes, file + 16) as usize, bytes.len() / BLOCK);
     }
@@ -572,13 +542,7 @@ mod tests {
         }
         let bytes = image(&tree);
         for (name, at) in read_root(&bytes).into_iter().skip(2) {
-            let (at, length) = (
-                at as usize,
-                std::str::from_utf8(&name)
-                    .unwrap()
-                    .parse::<usize>()
-                    .unwrap(),
-            );
+            let length: usize = std::str::from_utf8(&name).unwrap().parse().unwrap();
             let inline = word(&bytes, at) as u16 >> 1 == LAYOUT_INLINE;
             assert_eq!(inline, INODE_BYTES + length <= BLOCK);
             let start = if inline {

@@ -16,10 +16,14 @@ use anyhow::{Context, Result, bail, ensure};
 use libmsb::cli::escape::escape;
 use libmsb::digest::Digest;
 
+use super::erofs::Plan;
 use super::tree::{Attributes, Body, Id, Name, ROOT, Tree};
+use crate::layer::BLOCK_BYTES;
 use crate::layer::index::{IndexReader, Summary};
 use crate::layer::tar::{Entry, Kind, TarReader};
-use crate::limits::{COMPONENT_BYTES_MAX, DEPTH_MAX, SYMLINKS_FOLLOWED_MAX};
+use crate::limits::{
+    COMPONENT_BYTES_MAX, DEPTH_MAX, IMAGE_ENTRIES_MAX, IMAGE_STEPS_MAX, SYMLINKS_FOLLOWED_MAX,
+};
 
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
@@ -31,36 +35,39 @@ pub(crate) struct Merged {
     pub(crate) tree: Tree,
     /// The layers whose data the tree uses, each once, in the order of [`Body::File`]'s numbers.
     pub(crate) layers: Vec<Summary>,
+    /// How it lies on a disk.
+    pub(crate) plan: Plan,
 }
 
-/// Merges the layers of an image, lowest first.
+/// Merges the layers of an image, lowest first, and plans the disk: what is merged can be written.
 pub(crate) fn merge(
     diff_ids: &[Digest],
     index_path: impl Fn(&Digest) -> PathBuf,
 ) -> Result<Merged> {
-    let mut merged = Merged {
-        tree: Tree::new(),
-        layers: Vec::new(),
-    };
+    let mut tree = Tree::new();
+    let mut layers: Vec<Summary> = Vec::new();
+    let mut work = Work::default();
     for (number, diff_id) in diff_ids.iter().enumerate() {
         let index = IndexReader::open(&index_path(diff_id), diff_id)?;
-        let known = merged
-            .layers
-            .iter()
-            .position(|layer| layer.diff_id == *diff_id);
-        let data = known.unwrap_or(merged.layers.len()) as u32;
+        let known = layers.iter().position(|layer| layer.diff_id == *diff_id);
+        let data = known.unwrap_or(layers.len()) as u32;
         if known.is_none() {
-            merged.layers.push(index.summary());
+            layers.push(index.summary());
         }
-        apply(&mut merged.tree, index, number as u32, data)
-            .with_context(|| format!("layer {diff_id}"))?;
+        let applier = Applier {
+            tree: &mut tree,
+            layer: number as u32,
+            data,
+            work: &mut work,
+        };
+        apply(applier, index).with_context(|| format!("layer {diff_id}"))?;
     }
-    Ok(merged)
+    let plan = super::plan(&tree, &layers)?;
+    Ok(Merged { tree, layers, plan })
 }
 
-fn apply(tree: &mut Tree, index: IndexReader, layer: u32, data: u32) -> Result<()> {
+fn apply(mut applier: Applier<'_>, index: IndexReader) -> Result<()> {
     let mut tar = TarReader::new(index);
-    let mut applier = Applier { tree, layer, data };
     while let Some(entry) = tar.next()? {
         let block = if entry.size > 0 {
             content_of(&mut tar.source, &entry)?
@@ -81,7 +88,19 @@ fn content_of(index: &mut IndexReader, entry: &Entry) -> Result<u32> {
         agrees,
         "the index is damaged: contents do not fit their entry"
     );
+    let end = u128::from(content.block) * u128::from(BLOCK_BYTES) + u128::from(entry.size);
+    ensure!(
+        end <= u128::from(index.summary().data_bytes),
+        "the index is damaged: contents lie beyond the data"
+    );
     u32::try_from(content.block).context("the layer has too many blocks")
+}
+
+/// What was done for one image so far. A layer may come in it many times, and a path may lead a long way round.
+#[derive(Default)]
+struct Work {
+    entries: usize,
+    steps: usize,
 }
 
 /// One layer on its way into the tree.
@@ -89,10 +108,16 @@ struct Applier<'a> {
     tree: &'a mut Tree,
     layer: u32,
     data: u32,
+    work: &'a mut Work,
 }
 
 impl Applier<'_> {
     fn entry(&mut self, entry: &Entry, block: u32) -> Result<()> {
+        self.work.entries += 1;
+        ensure!(
+            self.work.entries <= IMAGE_ENTRIES_MAX,
+            "the image has more than {IMAGE_ENTRIES_MAX} entries"
+        );
         let path = clean(&entry.path)?;
         let Some((name, folders)) = path.split_last() else {
             return self.root(entry);
@@ -119,7 +144,7 @@ impl Applier<'_> {
 
     fn root(&mut self, entry: &Entry) -> Result<()> {
         ensure!(entry.kind == Kind::Folder, "the root must be a folder");
-        let attributes = self.attributes(entry);
+        let attributes = self.attributes(entry)?;
         self.tree.inode_mut(ROOT).attributes = attributes;
         Ok(())
     }
@@ -143,7 +168,7 @@ impl Applier<'_> {
     }
 
     fn folder(&mut self, folder: Id, name: &[u8], entry: &Entry) -> Result<()> {
-        let attributes = self.attributes(entry);
+        let attributes = self.attributes(entry)?;
         let there = self
             .tree
             .lookup(folder, name)
@@ -182,7 +207,7 @@ impl Applier<'_> {
             "the target '{shown}' of the hard link is a folder"
         );
         // As those who unpack do: what the link says holds for the file, but it need not repeat extended attributes.
-        let mut attributes = self.attributes(entry);
+        let mut attributes = self.attributes(entry)?;
         if attributes.xattrs == 0 {
             attributes.xattrs = self.tree.inode(found.inode).attributes.xattrs;
         }
@@ -215,7 +240,7 @@ impl Applier<'_> {
                 size: entry.size,
             },
         };
-        let attributes = self.attributes(entry);
+        let attributes = self.attributes(entry)?;
         let inode = self.tree.add(attributes, body)?;
         self.tree.set(
             folder,
@@ -227,15 +252,15 @@ impl Applier<'_> {
         )
     }
 
-    fn attributes(&mut self, entry: &Entry) -> Attributes {
-        let xattrs = self.tree.intern(&entry.xattrs);
-        Attributes {
+    fn attributes(&mut self, entry: &Entry) -> Result<Attributes> {
+        let xattrs = self.tree.intern(&entry.xattrs)?;
+        Ok(Attributes {
             mode: entry.mode,
             uid: entry.uid,
             gid: entry.gid,
             mtime: entry.mtime,
             xattrs,
-        }
+        })
     }
 
     /// The folder that a path leads to, links followed within the root. Missing ones are made if `make` says so.
@@ -243,6 +268,7 @@ impl Applier<'_> {
         let mut walk = Walk::new(folders);
         while let Some(missing) = walk.go(self.tree)? {
             if !make {
+                self.count_steps(&walk)?;
                 return Ok(None);
             }
             let attributes = Attributes {
@@ -253,7 +279,17 @@ impl Applier<'_> {
                 .tree
                 .make_folder(walk.at, &missing, self.layer, attributes)?;
         }
+        self.count_steps(&walk)?;
         Ok(Some(walk.at))
+    }
+
+    fn count_steps(&mut self, walk: &Walk) -> Result<()> {
+        self.work.steps += walk.steps;
+        ensure!(
+            self.work.steps <= IMAGE_STEPS_MAX,
+            "the paths of the image lead through more than {IMAGE_STEPS_MAX} folders"
+        );
+        Ok(())
     }
 }
 
@@ -263,6 +299,8 @@ struct Walk {
     /// What is still to be walked, the next part last.
     parts: Vec<Box<[u8]>>,
     links: usize,
+    /// Parts walked so far.
+    steps: usize,
 }
 
 impl Walk {
@@ -271,12 +309,14 @@ impl Walk {
             at: ROOT,
             parts: folders.iter().rev().map(|part| (*part).into()).collect(),
             links: 0,
+            steps: 0,
         }
     }
 
     /// Walks on to the end, or until a folder is missing: then gives its name.
     fn go(&mut self, tree: &Tree) -> Result<Option<Box<[u8]>>> {
         while let Some(part) = self.parts.pop() {
+            self.steps += 1;
             if *part == *b".." {
                 self.at = tree.folder(self.at).map_or(ROOT, |folder| folder.parent);
                 continue;

@@ -2,6 +2,10 @@
 
 /// Writing the file system's metadata.
 pub(crate) mod erofs;
+/// Reading a file system back.
+#[cfg(any(test, fuzzing))]
+#[allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by a panic")]
+pub(crate) mod image;
 /// Applying layers, one over the other.
 pub(crate) mod merge;
 /// The merged tree in memory.
@@ -21,17 +25,43 @@ use libmsb::state::write::NewFile;
 
 use crate::error::StoreWrite;
 use crate::layer::BLOCK_BYTES;
+use crate::layer::index::Summary;
 use crate::limits::{DISK_BLOCKS_MAX, EXTENT_BYTES_MAX};
 use merge::Merged;
+use tree::Tree;
 
 /// Whether the disk of a manifest is there.
 pub(crate) fn is_there(store: &Store, manifest: &Digest) -> bool {
     store.disk_vmdk_path(manifest).exists() && store.disk_erofs_path(manifest).exists()
 }
 
+/// Plans the disk of a tree: what does not fit on one is refused here.
+fn plan(tree: &Tree, layers: &[Summary]) -> Result<erofs::Plan> {
+    let data_blocks: Vec<u64> = layers
+        .iter()
+        .map(|layer| layer.data_bytes / BLOCK_BYTES)
+        .collect();
+    let plan = erofs::Plan::new(tree, &data_blocks)?;
+    ensure!(
+        plan.blocks() <= DISK_BLOCKS_MAX,
+        "the image is too large: its disk would have {} blocks",
+        plan.blocks()
+    );
+    let largest = layers
+        .iter()
+        .map(|layer| layer.data_bytes)
+        .max()
+        .unwrap_or_default();
+    ensure!(
+        largest <= EXTENT_BYTES_MAX,
+        "the image is too large: one of its layers has {largest} bytes of files"
+    );
+    Ok(plan)
+}
+
 /// Writes both files of a disk, the descriptor last.
 pub(crate) fn write(store: &Store, manifest: &Digest, merged: &Merged) -> Result<()> {
-    let plan = plan(merged)?;
+    let plan = &merged.plan;
     let erofs = NewFile::create(&store.disk_erofs_path(manifest))?;
     let mut writer = BufWriter::with_capacity(1 << 20, &erofs.file);
     plan.write(&merged.tree, uuid_of(merged), &mut writer)
@@ -40,13 +70,13 @@ pub(crate) fn write(store: &Store, manifest: &Digest, merged: &Merged) -> Result
         .into_inner()
         .map_err(|error| StoreWrite(error.into_error()))?;
     erofs.commit()?;
-    let text = descriptor(&plan, manifest, merged);
+    let text = descriptor(manifest, merged);
     libmsb::state::write::replace(&store.disk_vmdk_path(manifest), text.as_bytes())
 }
 
 /// Compares both files of a disk with what [`write`] would write.
 pub(crate) fn compare(store: &Store, manifest: &Digest, merged: &Merged) -> Result<()> {
-    let plan = plan(merged)?;
+    let plan = &merged.plan;
     let path = store.disk_erofs_path(manifest);
     let cannot = || format!("cannot read '{}'", path.display());
     let file = File::open(&path).with_context(cannot)?;
@@ -69,43 +99,17 @@ pub(crate) fn compare(store: &Store, manifest: &Digest, merged: &Merged) -> Resu
     let found =
         std::fs::read(&path).with_context(|| format!("cannot read '{}'", path.display()))?;
     ensure!(
-        found == descriptor(&plan, manifest, merged).as_bytes(),
+        found == descriptor(manifest, merged).as_bytes(),
         "'{}' is not what the layers give",
         path.display()
     );
     Ok(())
 }
 
-/// Lays out the metadata of a disk, which must not become too large.
-fn plan(merged: &Merged) -> Result<erofs::Plan> {
-    let data_blocks: Vec<u64> = merged
-        .layers
-        .iter()
-        .map(|layer| layer.data_bytes / BLOCK_BYTES)
-        .collect();
-    let plan = erofs::Plan::new(&merged.tree, &data_blocks)?;
-    ensure!(
-        plan.blocks() <= DISK_BLOCKS_MAX,
-        "the image is too large: its disk would have {} blocks",
-        plan.blocks()
-    );
-    let largest = merged
-        .layers
-        .iter()
-        .map(|layer| layer.data_bytes)
-        .max()
-        .unwrap_or_default();
-    ensure!(
-        largest <= EXTENT_BYTES_MAX,
-        "the image is too large: one of its layers has {largest} bytes of files"
-    );
-    Ok(plan)
-}
-
-fn descriptor(plan: &erofs::Plan, manifest: &Digest, merged: &Merged) -> String {
+fn descriptor(manifest: &Digest, merged: &Merged) -> String {
     vmdk::descriptor(
         manifest,
-        plan.metadata_blocks() * BLOCK_BYTES,
+        merged.plan.metadata_blocks() * BLOCK_BYTES,
         &merged.layers,
     )
 }

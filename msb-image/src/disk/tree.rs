@@ -4,12 +4,13 @@
 //! it last, since a whiteout takes away what lower layers brought and nothing else.
 
 use std::collections::{BTreeMap, HashMap};
+use std::rc::Rc;
 
 use anyhow::{Result, bail, ensure};
 
 use super::xattr;
 use crate::layer::tar::Time;
-use crate::limits::{DEPTH_MAX, IMAGE_ENTRIES_MAX};
+use crate::limits::{DEPTH_MAX, IMAGE_ENTRIES_MAX, IMAGE_NAMES_BYTES_MAX, IMAGE_XATTR_BYTES_MAX};
 
 /// Number of an inode in the tree.
 pub(crate) type Id = u32;
@@ -59,6 +60,8 @@ pub(crate) struct Folder {
     /// Folders above it.
     depth: usize,
     pub(crate) names: BTreeMap<Box<[u8]>, Name>,
+    /// Layers below this one have nothing in here any more.
+    cleared: u32,
 }
 
 /// An entry of a folder.
@@ -73,8 +76,11 @@ pub(crate) struct Name {
 #[derive(Debug)]
 pub(crate) struct Tree {
     inodes: Vec<Inode>,
-    xattrs: Vec<Box<[u8]>>,
-    xattr_numbers: HashMap<Box<[u8]>, u32>,
+    /// Bytes of the names and link targets that were ever added.
+    names_bytes: usize,
+    xattrs: Vec<Rc<[u8]>>,
+    xattr_numbers: HashMap<Rc<[u8]>, u32>,
+    xattr_bytes: usize,
 }
 
 impl Tree {
@@ -84,6 +90,7 @@ impl Tree {
             parent: ROOT,
             depth: 0,
             names: BTreeMap::new(),
+            cleared: 0,
         };
         let attributes = Attributes {
             mode: 0o755,
@@ -94,8 +101,10 @@ impl Tree {
                 attributes,
                 body: Body::Folder(Box::new(root)),
             }],
-            xattrs: vec![Box::default()],
+            names_bytes: 0,
+            xattrs: vec![Rc::default()],
             xattr_numbers: HashMap::new(),
+            xattr_bytes: 0,
         }
     }
 
@@ -138,16 +147,29 @@ impl Tree {
             self.inodes.len() < IMAGE_ENTRIES_MAX,
             "the image has more than {IMAGE_ENTRIES_MAX} entries"
         );
+        if let Body::Symlink(target) = &body {
+            self.count_name(target.len())?;
+        }
         self.inodes.push(Inode { attributes, body });
         Ok((self.inodes.len() - 1) as Id)
     }
 
     /// Gives an inode a name; what had it before loses it.
     pub(crate) fn set(&mut self, folder: Id, name: &[u8], entry: Name) -> Result<()> {
+        self.count_name(name.len())?;
         let Some(folder) = self.folder_mut(folder) else {
             bail!("it is no folder")
         };
         folder.names.insert(name.into(), entry);
+        Ok(())
+    }
+
+    fn count_name(&mut self, bytes: usize) -> Result<()> {
+        self.names_bytes += bytes;
+        ensure!(
+            self.names_bytes <= IMAGE_NAMES_BYTES_MAX,
+            "the image has more than {IMAGE_NAMES_BYTES_MAX} bytes of names and link targets"
+        );
         Ok(())
     }
 
@@ -169,6 +191,7 @@ impl Tree {
             parent,
             depth,
             names: BTreeMap::new(),
+            cleared: 0,
         }));
         let inode = self.add(attributes, body)?;
         self.set(parent, name, Name { inode, layer })?;
@@ -196,6 +219,7 @@ impl Tree {
     pub(crate) fn clear_lower(&mut self, folder: Id, layer: u32) {
         let Some(names) = self
             .folder_mut(folder)
+            .filter(|folder| folder.cleared < layer)
             .map(|folder| std::mem::take(&mut folder.names))
         else {
             return;
@@ -213,22 +237,29 @@ impl Tree {
         }
         if let Some(folder) = self.folder_mut(folder) {
             folder.names = kept;
+            // What comes from now on is of this layer: marks that repeat themselves cost nothing.
+            folder.cleared = layer;
         }
     }
 
     /// The number of a set of extended attributes.
-    pub(crate) fn intern(&mut self, xattrs: &[(Vec<u8>, Vec<u8>)]) -> u32 {
-        let bytes = xattr::encode(xattrs).into_boxed_slice();
+    pub(crate) fn intern(&mut self, xattrs: &[(Vec<u8>, Vec<u8>)]) -> Result<u32> {
+        let bytes: Rc<[u8]> = xattr::encode(xattrs).into();
         if bytes.is_empty() {
-            return 0;
+            return Ok(0);
         }
         if let Some(number) = self.xattr_numbers.get(&bytes) {
-            return *number;
+            return Ok(*number);
         }
+        self.xattr_bytes += bytes.len();
+        ensure!(
+            self.xattr_bytes <= IMAGE_XATTR_BYTES_MAX,
+            "the image has more than {IMAGE_XATTR_BYTES_MAX} bytes of extended attributes"
+        );
         let number = self.xattrs.len() as u32;
-        self.xattrs.push(bytes.clone());
+        self.xattrs.push(Rc::clone(&bytes));
         self.xattr_numbers.insert(bytes, number);
-        number
+        Ok(number)
     }
 
     /// A set of extended attributes in the form of EROFS.

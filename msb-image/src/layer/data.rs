@@ -39,6 +39,10 @@ impl DataWriter {
     }
 
     pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        // Terabytes of zeros need no room, whether or not their archive calls them sparse.
+        if bytes.len() as u64 >= HOLE_BYTES_MIN && is_zero(bytes) {
+            return self.hole(bytes.len() as u64);
+        }
         self.advance(bytes.len() as u64)?;
         if self.buffer.len() + bytes.len() > BUFFER_BYTES {
             self.flush()?;
@@ -96,10 +100,16 @@ impl DataWriter {
     }
 }
 
+/// Mostly known from the first bytes; else by comparing the bytes with themselves, moved by one.
+fn is_zero(bytes: &[u8]) -> bool {
+    bytes.first() == Some(&0) && bytes[1..] == bytes[..bytes.len() - 1]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::io::Read;
+    use std::os::unix::fs::MetadataExt;
 
     #[test]
     fn contents_begin_at_blocks_and_holes_are_zeros() {
@@ -120,6 +130,26 @@ mod tests {
         let two = 4096 + (1 << 20);
         assert_eq!(&bytes[two..two + 4], b"two\0");
         assert_eq!(bytes.iter().filter(|byte| **byte != 0).count(), 6);
+    }
+
+    #[test]
+    fn zeros_take_no_room() {
+        let mut data = DataWriter::new(tempfile::tempfile().unwrap());
+        data.write(b"x").unwrap();
+        for _ in 0..64 {
+            data.write(&[0; 256 << 10]).unwrap();
+        }
+        let mut last = vec![0; 256 << 10];
+        last[(256 << 10) - 1] = 1;
+        data.write(&last).unwrap();
+        let (mut file, length) = data.finish().unwrap();
+        assert!(file.metadata().unwrap().blocks() * 512 < 1 << 20);
+        let mut bytes = Vec::new();
+        file.rewind().unwrap();
+        file.read_to_end(&mut bytes).unwrap();
+        assert_eq!(bytes.len() as u64, length);
+        assert_eq!((bytes[0], bytes[65 * (256 << 10)]), (b'x', 1));
+        assert_eq!(bytes.iter().filter(|byte| **byte != 0).count(), 2);
     }
 
     #[test]

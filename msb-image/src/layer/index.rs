@@ -123,6 +123,12 @@ impl IndexWriter {
         self.write(&record)
     }
 
+    /// Writes bytes that are no record, perhaps.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn put_body(&mut self, bytes: &[u8]) -> Result<()> {
+        self.write(bytes)
+    }
+
     /// Ends the index and gives its file.
     pub(crate) fn finish(mut self, summary: Summary) -> Result<File> {
         self.flush_run()?;
@@ -363,4 +369,39 @@ fn array<const N: usize>(bytes: &[u8]) -> [u8; N] {
     let mut array = [0; N];
     array.copy_from_slice(&bytes[..N]);
     array
+}
+
+/// Rebuilds the tar of a layer from its two files.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn rebuild(index: &Path, data: &Path, diff_id: &Digest) -> Result<Vec<u8>> {
+    use std::os::unix::fs::FileExt;
+    let mut reader = IndexReader::open(index, diff_id)?;
+    let data = File::open(data)?;
+    let mut tar = Vec::new();
+    loop {
+        let tag = reader.number()?;
+        if tag == 0 {
+            reader.finish()?;
+            return Ok(tar);
+        }
+        let start = tar.len();
+        if tag & 1 == 0 {
+            tar.resize(start + (tag >> 1) as usize, 0);
+            reader.body.read_exact(&mut tar[start..])?;
+            continue;
+        }
+        let content = reader.content_of(tag >> 1)?;
+        let whole = vec![Piece {
+            offset: 0,
+            length: content.stored,
+        }];
+        for piece in content.pieces.unwrap_or(whole) {
+            let at = tar.len();
+            tar.resize(at + piece.length as usize, 0);
+            data.read_exact_at(
+                &mut tar[at..],
+                content.block * super::BLOCK_BYTES + piece.offset,
+            )?;
+        }
+    }
 }

@@ -1,5 +1,7 @@
 //! PAX extended headers: records `LENGTH KEY=VALUE\n`, where LENGTH counts the whole record.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Context, Result, bail, ensure};
 
 use super::sparse::Piece;
@@ -15,7 +17,9 @@ pub(crate) struct Attributes {
     pub(crate) uid: Option<u32>,
     pub(crate) gid: Option<u32>,
     pub(crate) mtime: Option<Time>,
-    pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    pub(crate) xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// Bytes of their names and values.
+    xattr_bytes: usize,
     pub(crate) sparse: SparseRecords,
 }
 
@@ -84,15 +88,12 @@ impl Attributes {
             !name.is_empty() && !name.contains(&0),
             "the name of the attribute is not valid"
         );
-        self.xattrs.retain(|(other, _)| other != name);
-        self.xattrs.push((name.to_vec(), value.to_vec()));
-        let bytes: usize = self
-            .xattrs
-            .iter()
-            .map(|(name, value)| name.len() + value.len())
-            .sum();
+        self.xattr_bytes += name.len() + value.len();
+        if let Some(before) = self.xattrs.insert(name.to_vec(), value.to_vec()) {
+            self.xattr_bytes -= name.len() + before.len();
+        }
         ensure!(
-            bytes <= XATTR_BYTES_MAX,
+            self.xattr_bytes <= XATTR_BYTES_MAX,
             "more than {XATTR_BYTES_MAX} bytes of extended attributes"
         );
         Ok(())
@@ -269,7 +270,7 @@ mod tests {
         let attributes = read(&header).unwrap();
         assert_eq!(
             attributes.xattrs,
-            [(b"user.a".to_vec(), b"1\n=\0".to_vec())]
+            [(b"user.a".to_vec(), b"1\n=\0".to_vec())].into()
         );
         assert_eq!(attributes.path.unwrap(), b"two");
         assert!(
@@ -338,6 +339,14 @@ mod tests {
         ]
         .concat();
         assert!(read(&two).is_err());
+        // One that is set again counts once.
+        let again = [
+            record("SCHILY.xattr.user.a", &value),
+            record("SCHILY.xattr.user.a", b"x"),
+            record("SCHILY.xattr.user.b", b"x"),
+        ]
+        .concat();
+        assert!(read(&again).is_ok());
     }
 
     #[test]

@@ -6,8 +6,9 @@
 //! - Checksums must be right. Numbers are octal or base-256; negative and overflowing ones are refused (only times may
 //!   lie before 1970).
 //! - A PAX record wins over a GNU long name, which wins over the header. A PAX size is the size.
-//! - Links, folders, devices and fifos have no contents, whatever their size field says: so does Go's archive/tar, which
-//!   wrote nearly every image there is.
+//! - Symbolic links, folders, devices and fifos with a size are refused: GNU tar takes that many bytes for their contents,
+//!   Go and Python none. A hard link has no contents whatever its size says: old writers repeat the file's, all readers
+//!   know that.
 //! - The archive ends at two blocks of zeros, or at a boundary of entries. Whatever follows the end mark is kept but
 //!   never looked at.
 //!
@@ -198,7 +199,7 @@ impl<R: Raw> TarReader<R> {
             size,
             stored,
             pieces,
-            xattrs: pax.xattrs,
+            xattrs: pax.xattrs.into_iter().collect(),
         })
     }
 
@@ -214,11 +215,11 @@ impl<R: Raw> TarReader<R> {
                 !pax.sparse.is_present(),
                 "a sparse file that is no regular file"
             );
+            let is_empty = kind == Kind::HardLink || Self::size(header, pax)? == 0;
+            ensure!(is_empty, "contents of something that is no regular file");
             return Ok((0, 0, None));
         }
-        let stored = pax
-            .size
-            .map_or_else(|| Self::unsigned(&header[124..136]).context("size"), Ok)?;
+        let stored = Self::size(header, pax)?;
         // Files of more than 2^62 bytes would let sums overflow; nothing that large can be stored.
         ensure!(stored < 1 << 62, "the size of the file is too large");
         let (pieces, size, stored) = if header[156] == b'S' {
@@ -235,6 +236,11 @@ impl<R: Raw> TarReader<R> {
         };
         ensure!(size < 1 << 62, "the size of the file is too large");
         Ok((size, stored, Some(sparse::check(pieces, size, stored)?)))
+    }
+
+    fn size(header: &Block, pax: &Attributes) -> Result<u64> {
+        pax.size
+            .map_or_else(|| Self::unsigned(&header[124..136]).context("size"), Ok)
     }
 
     fn pax_sparse(&mut self, pax: &Attributes, stored: u64) -> Result<(Vec<Piece>, u64, u64)> {
@@ -659,12 +665,21 @@ mod tests {
     }
 
     #[test]
-    fn entries_without_contents_have_none_whatever_their_size_says() {
-        let archive = TarBuilder::new()
-            .raw_header(TarBuilder::header("d", b'5', 4096))
-            .file("f", b"x")
-            .finish();
-        assert_eq!(read(&archive).unwrap().len(), 2);
+    fn only_files_have_contents_and_hard_links_may_repeat_a_size() {
+        let sized = |kind| {
+            let mut header = TarBuilder::header("d", kind, 4096);
+            header[157] = b't';
+            TarBuilder::new()
+                .raw_header(header)
+                .file("f", b"x")
+                .finish()
+        };
+        assert_eq!(read(&sized(b'1')).unwrap().len(), 2);
+        for kind in *b"23456" {
+            assert!(error(&sized(kind)).contains("no regular file"));
+        }
+        let pax = TarBuilder::new().pax(&[("size", b"512")]).folder("d", 0);
+        assert!(error(&pax.finish()).contains("no regular file"));
     }
 
     #[test]

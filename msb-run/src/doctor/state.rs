@@ -180,7 +180,10 @@ fn counted(entries: &[Entry]) -> String {
         .iter()
         .filter(|entry| entry.seen.as_ref().is_ok_and(|seen| seen.state.is_active()))
         .count();
-    format!("{}, {running} of them running", entries.len())
+    match entries.len() {
+        0 => "none".to_owned(),
+        count => format!("{count}, {running} of them running"),
+    }
 }
 
 #[cfg(test)]
