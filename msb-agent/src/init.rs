@@ -25,10 +25,11 @@ const STDERR: RawFd = 2;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Operations of this agent.
-pub(crate) const OPERATIONS: [&str; 6] = [
+pub(crate) const OPERATIONS: [&str; 7] = [
     operation::BOOT,
     operation::CLOCK,
     operation::EXEC,
+    operation::EXEC_RLIMIT,
     operation::FILES,
     operation::PING,
     operation::SHUTDOWN,

@@ -114,9 +114,11 @@ impl Connection {
 
     /// Opens the connection's call.
     pub fn open(self, request: &Request) -> Result<Call, ClientError> {
-        self.peer
-            .require(request.operation())
-            .map_err(ClientError::Unsupported)?;
+        for operation in request.needs() {
+            self.peer
+                .require(operation)
+                .map_err(ClientError::Unsupported)?;
+        }
         let message = serde_json::to_vec(request).map_err(io::Error::from)?;
         let mut out = Vec::new();
         frame::put_message(&mut out, STREAM, Kind::Open, 0, &message);

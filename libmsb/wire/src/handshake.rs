@@ -20,6 +20,10 @@ pub mod operation {
     pub const CLOCK: &str = "clock";
     /// Run a command; see [`crate::exec`].
     pub const EXEC: &str = "exec";
+    /// Supervisor: log what a command prints; see [`crate::exec::ExecRequest::log`].
+    pub const EXEC_LOG: &str = "exec.log";
+    /// Limit a command's resources; see [`crate::exec::ExecRequest::rlimits`].
+    pub const EXEC_RLIMIT: &str = "exec.rlimit";
     /// Copy files; see [`crate::file`].
     pub const FILES: &str = "files";
     /// Guest: answer, to show that it is alive; see [`crate::sandbox`].

@@ -31,6 +31,24 @@ pub enum Request {
 }
 
 impl Request {
+    /// All that a supervisor must list to serve this request: its operation, and fields of it that a peer from before
+    /// them would pass over.
+    pub fn needs(&self) -> Vec<&'static str> {
+        let mut needs = vec![self.operation()];
+        if let Request::Exec(exec) = self {
+            needs.extend(exec.log.then_some(operation::EXEC_LOG));
+            needs.extend((!exec.rlimits.is_empty()).then_some(operation::EXEC_RLIMIT));
+        }
+        needs
+    }
+
+    /// The same of an agent, which never sees what is for the supervisor.
+    pub fn needs_of_agent(&self) -> Vec<&'static str> {
+        let mut needs = self.needs();
+        needs.retain(|need| *need != operation::EXEC_LOG);
+        needs
+    }
+
     /// The name under which a peer lists that it serves this request.
     pub fn operation(&self) -> &'static str {
         match self {

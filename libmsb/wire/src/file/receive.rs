@@ -58,9 +58,6 @@ pub struct Destination {
     shown: PathBuf,
 }
 
-/// A file that was made, and its name if it needs one.
-type Created = (OwnedFd, Option<Vec<u8>>);
-
 impl Destination {
     /// Opens the place that a path names, which is trusted and resolved as any. If it is a folder, the tree goes below
     /// it under `name`, or without a name becomes part of it. If it is not there, the tree becomes what the path says.
@@ -164,6 +161,9 @@ struct Folder {
     /// For one that we made: what it is to be like in the end.
     made: Option<Meta>,
 }
+
+/// A file that was just made, and its name if it has one.
+type NewFile = (OwnedFd, Option<Vec<u8>>);
 
 /// A file that is being written.
 struct OpenFile {
@@ -300,8 +300,8 @@ impl Receiver<'_> {
         self.finish_if_whole()
     }
 
-    /// A new file in the current folder.
-    fn create(&mut self) -> Result<Option<Created>, Errno> {
+    /// A new file in the current folder, and its name if it needs one.
+    fn create(&mut self) -> Result<Option<NewFile>, Errno> {
         if self.current().is_none() {
             return Ok(None);
         }

@@ -418,7 +418,7 @@ impl Kind {
     }
 }
 
-/// A name in a folder, and what it is, if the folder says so.
+/// A name in a folder, and what it is if the file system says so.
 type Entry = (Vec<u8>, Option<Kind>);
 
 /// Names in a folder. A name that could not be sent is the file system's fault and left out.

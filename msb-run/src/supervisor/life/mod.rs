@@ -36,8 +36,10 @@ use crate::startup::{Stamps, monotonic_ns};
 const PROGRAM: &str = concat!("msb-supervisor ", env!("CARGO_PKG_VERSION"));
 
 /// What clients may ask: of us, or through us of the guest's agent.
-const OPERATIONS: [&str; 5] = [
+const OPERATIONS: [&str; 7] = [
     operation::EXEC,
+    operation::EXEC_LOG,
+    operation::EXEC_RLIMIT,
     operation::FILES,
     operation::PING,
     operation::STOP,

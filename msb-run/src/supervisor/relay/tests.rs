@@ -258,6 +258,30 @@ fn what_the_agent_does_not_serve_is_refused_and_the_rest_goes_on() {
 }
 
 #[test]
+fn an_agent_from_before_limits_is_not_asked_for_one() {
+    let mut bench = Bench::new();
+    let (id, socket) = bench.client();
+    let limit = msb_wire::exec::Rlimit {
+        resource: "nofile".to_owned(),
+        soft: Some(64),
+        hard: Some(64),
+    };
+    let exec = ExecRequest {
+        argv: vec!["x".into()],
+        rlimits: vec![limit],
+        log: true,
+        ..ExecRequest::default()
+    };
+    let request = Request::Exec(exec);
+    bench.request(id, &socket, 5, &request);
+    assert!(bench.at_agent().is_empty(), "it would pass over the limit");
+    let operations = [operation::EXEC, operation::EXEC_RLIMIT];
+    bench.relay.meet(Hello::of("agent", &operations));
+    bench.request(id, &socket, 6, &request);
+    assert_eq!(bench.at_agent().len(), 1, "the log is the supervisor's");
+}
+
+#[test]
 fn a_sandbox_is_in_use_while_a_call_is_open_and_when_something_has_passed() {
     let mut bench = Bench::new();
     assert!(!bench.relay.is_in_use());

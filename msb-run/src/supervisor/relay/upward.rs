@@ -159,7 +159,8 @@ impl Relay {
         agent: &mut Link,
     ) {
         // The guest's agent may be of another release: what it lacks is refused, and only that.
-        if let Err(error) = self.agent.require(request.operation()) {
+        let mut needs = request.needs_of_agent().into_iter();
+        if let Some(error) = needs.find_map(|operation| self.agent.require(operation).err()) {
             let kind = FailureKind::UnsupportedOperation;
             return self.refuse(id, stream, kind, error.to_string());
         }
