@@ -22,6 +22,8 @@ mod config;
 mod docs;
 /// What the doctor says of a host.
 mod doctor;
+/// Which engine runs a sandbox.
+mod engine;
 /// What `run` and `exec` end with.
 mod exit_codes;
 /// From an archive to the tree that a guest sees.
