@@ -27,7 +27,7 @@ mod docs;
 /// What the doctor says of a host.
 mod doctor;
 /// Which engine runs a sandbox.
-mod engines;
+mod engine;
 /// What `run` and `exec` end with.
 mod exit_codes;
 /// Archives that mean harm.

@@ -84,7 +84,10 @@ fn farewell(line: &str) -> Option<Farewell> {
         return Some(panic(why));
     }
     match text {
-        "reboot: Power down" => Some(Farewell::PoweredOff),
+        // The latter where nothing turns the power off, as under libkrun.
+        "reboot: Power down" | "reboot: Power off not available: System halted instead" => {
+            Some(Farewell::PoweredOff)
+        }
         "reboot: System halted" => Some(Farewell::Halted),
         "reboot: Restarting system" | "sysrq: Resetting" => Some(Farewell::Rebooted),
         _ => None,
@@ -129,6 +132,10 @@ mod tests {
     fn each_end_of_a_kernel_has_its_line() {
         let cases = [
             ("reboot: Power down", Farewell::PoweredOff),
+            (
+                "reboot: Power off not available: System halted instead",
+                Farewell::PoweredOff,
+            ),
             ("reboot: System halted", Farewell::Halted),
             ("reboot: Restarting system", Farewell::Rebooted),
             ("sysrq: Resetting", Farewell::Rebooted),
