@@ -50,8 +50,8 @@ fn loads_saves_runs_and_prunes_at_once_and_killed_leave_a_whole_store() {
     let mut random = Random::new(4);
     for round in 0..ROUNDS {
         let what = format!("round {round}");
-        let sandbox =
-            (round % RUN_EVERY == 0).then(|| start(&home, &["run", BUSYBOX, "--", "true"]));
+        let sandbox = (round % RUN_EVERY == 0)
+            .then(|| start(&home, &["run", "--pull", "never", BUSYBOX, "--", "true"]));
         let mut running = Vec::new();
         for _ in 0..4 {
             let command = commands[random.below(commands.len() as u64) as usize];
