@@ -167,10 +167,11 @@ impl<'a> Garbage<'a> {
     }
 
     fn flush(&self, folder: &Path) -> Result<()> {
-        match self.mode {
-            Mode::Count => Ok(()),
-            Mode::Remove => write::sync_dir(folder),
+        // Whoever made the store may have been killed before this folder was there.
+        if self.mode == Mode::Count || !folder.is_dir() {
+            return Ok(());
         }
+        write::sync_dir(folder)
     }
 }
 
