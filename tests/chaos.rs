@@ -6,7 +6,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 
 use crate::kill::{run_traced, traced_calls};
-use crate::support::{Home, Random, Running, fixture};
+use crate::support::{Home, Random, Registry, Running, fixture};
 
 const BUSYBOX: &str = "docker.io/library/busybox:test";
 const ROUNDS: u32 = 200;
@@ -33,12 +33,18 @@ fn start(home: &Home, args: &[&str]) -> Running {
 }
 
 #[test]
-fn loads_saves_runs_and_prunes_at_once_and_killed_leave_a_whole_store() {
+fn loads_pulls_saves_runs_and_prunes_at_once_and_killed_leave_a_whole_store() {
     let home = Home::new();
+    let registry = Registry::plain(&home);
+    let layers = format!("oci-archive:{}", fixture("layers.oci-gzip.tar").display());
+    registry.push(&home, &layers, "layers", "");
+    let remote = format!("{}/layers", registry.host());
     let path = |name: &str| fixture(name).to_str().unwrap().to_owned();
     let (busybox, configured) = (path("busybox.docker.tar"), path("configured.docker.tar"));
     let saved = home.folder.join("saved.tar");
-    let commands: [&[&str]; 7] = [
+    let commands: [&[&str]; 9] = [
+        &["pull", "-q", &remote],
+        &["pull", "-q", "--force", &remote],
         &["load", "-q", "-i", &busybox],
         &["load", "-q", "-i", &configured],
         &["load", "-q", "-i", &busybox, "--tag", "also"],
@@ -166,6 +172,21 @@ fn a_load_killed_at_any_change_of_the_disk_leaves_a_whole_store() {
             );
         },
     );
+}
+
+#[test]
+fn a_pull_killed_at_any_change_of_the_disk_leaves_a_whole_store() {
+    let server = Home::new();
+    let registry = Registry::plain(&server);
+    let archive = format!("docker-archive:{}", fixture("busybox.docker.tar").display());
+    registry.push(&server, &archive, "busybox", "");
+    let image = format!("{}/busybox", registry.host());
+    killed_at_each_change(&["pull", "-q", &image], Home::new, |home| {
+        assert_eq!(
+            home.run(["images", "-q"]).done(),
+            format!("{image}:latest\n")
+        );
+    });
 }
 
 #[test]

@@ -155,6 +155,29 @@ fn a_pulled_image_is_stored_as_a_loaded_one() {
 }
 
 #[test]
+fn blobs_that_were_kept_save_the_image_with_its_digest() {
+    let home = Home::new();
+    let registry = Registry::plain(&home);
+    let source = archive("oci-archive", "layers.oci-gzip.tar");
+    registry.push(&home, &source, "layers", "");
+    let image = format!("{}/layers", registry.host());
+    // Also of an image that is there without them.
+    home.run(["pull", "-q", &image]).is(0, "", "");
+    assert_eq!(names(&home, "blobs"), Vec::<String>::new());
+    home.run(["pull", "-q", "--keep-blobs", &image])
+        .is(0, "", "");
+    home.run(["save", "-q", "--format", "oci", "-o", "saved.tar", &image])
+        .is(0, "", "");
+    let other = Home::new();
+    let saved = home.folder.join("saved.tar");
+    other
+        .run(["load", "-q", "-i", saved.to_str().unwrap()])
+        .is(0, "", "");
+    assert_eq!(stored_identities(&other, &image), identities(&home, &image));
+    is_tidy(&home);
+}
+
+#[test]
 fn force_brings_everything_again_and_mends_the_store() {
     let home = Home::new();
     let registry = Registry::plain(&home);
@@ -808,6 +831,13 @@ fn an_index_within_an_index_leads_to_the_image_for_this_machine_or_the_one_asked
     home.run(["pull", "-q", "--platform", "linux/riscv64", &image])
         .is(0, "", "");
     assert_eq!(stored_identities(&home, &image).0, raw("foreign").1);
+    let outcome = home.run(["run", &image, "--", "true"]);
+    let words = "is for linux/riscv64, and this machine needs linux/amd64";
+    assert_eq!(outcome.code, 125, "{outcome:?}");
+    assert!(
+        String::from_utf8_lossy(&outcome.stderr).contains(words),
+        "{outcome:?}"
+    );
     let none = home.run(["pull", "--platform", "linux/s390x", &image]);
     assert_eq!(none.code, 1);
     let words = "there is no image for linux/s390x; there is: linux/amd64, linux/riscv64";

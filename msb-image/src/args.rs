@@ -57,6 +57,9 @@ pub(crate) struct Pull {
     /// Fetch everything, even what is there
     #[arg(short, long)]
     pub(crate) force: bool,
+    /// Keep compressed layers as they came too, so that a saved image has the same manifest digest
+    #[arg(long)]
+    pub(crate) keep_blobs: bool,
     #[command(flatten)]
     pub(crate) way: Way,
     /// Print events as JSON, one a line

@@ -69,7 +69,8 @@ fn pull(
     wanted: &WantedPlatform,
     args: &Pull,
 ) -> Result<Pulled> {
-    if !args.force && reference.digest().is_some() && args.platform.is_none() {
+    let may_be_there = !args.force && !args.keep_blobs && args.platform.is_none();
+    if may_be_there && reference.digest().is_some() {
         // What a digest names cannot have changed.
         if let Some(image) = present(home, reference)? {
             return Ok(Pulled {
@@ -89,6 +90,7 @@ fn pull(
         store: &store,
         reference,
         force: args.force,
+        keep_blobs: args.keep_blobs,
         stop: AtomicBool::new(false),
     };
     let (image, is_new) = puller.bring(found, wanted, args.output())?;
@@ -193,6 +195,8 @@ struct Puller<'a> {
     store: &'a Store,
     reference: &'a Reference,
     force: bool,
+    /// Blobs are kept as they came too.
+    keep_blobs: bool,
     /// One layer has failed: the others need not go on.
     stop: AtomicBool,
 }
@@ -359,6 +363,10 @@ impl Puller<'_> {
             return None;
         }
         let summary = store::layer(self.store, &source.diff_id)?;
+        let has_blob = blob.digest == source.diff_id || self.store.blob_path(&blob.digest).exists();
+        if self.keep_blobs && !has_blob {
+            return None;
+        }
         progress.is(Stage::Present);
         Some(Brought {
             blob: blob.digest,
@@ -385,7 +393,10 @@ impl Puller<'_> {
                 progress,
                 &self.stop,
                 |reader| {
-                    let converted = convert(reader, NewLayer::create(self.store)?)?;
+                    let converted = convert(
+                        reader,
+                        NewLayer::create_keeping(self.store, self.keep_blobs)?,
+                    )?;
                     archive::check(
                         source,
                         &converted.summary.diff_id,

@@ -7,11 +7,12 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use oci_spec::image::{ImageConfiguration, ImageManifest};
+use oci_spec::image::{Arch, ImageConfiguration, ImageManifest, Os};
 use serde::{Deserialize, Serialize};
 
 use super::{layout, write};
 use crate::cli::error::Failure;
+use crate::cli::escape::escape;
 use crate::digest::Digest;
 use crate::reference::Reference;
 
@@ -215,14 +216,16 @@ impl Store {
         read_document(&self.config_path(digest))
     }
 
-    /// Finds an image and checks that its disk is there. Hold the store's lock, shared, as long as it is used.
+    /// Finds an image and checks that it can run here and its disk is there. Hold the store's lock, shared, as long as it is used.
     pub fn find(&self, reference: &Reference) -> anyhow::Result<Image> {
         let Some(record) = self.record(reference)? else {
             return Err(Failure::not_found(format!("there is no image '{}'", reference.familiar()))
                 .hint("`msb images` lists what is there; `msb pull`, `msb load` and `msb image import` bring more")
                 .into());
         };
-        self.open(reference, &record.manifest_digest)
+        let image = self.open(reference, &record.manifest_digest)?;
+        check_platform(&image)?;
+        Ok(image)
     }
 
     /// Opens an image by its manifest's digest: what a sandbox has pinned.
@@ -247,6 +250,22 @@ impl Store {
             disk,
         })
     }
+}
+
+/// An image for another machine may be in the store, to be saved again.
+fn check_platform(image: &Image) -> Result<(), Failure> {
+    let (os, architecture) = (image.config.os(), image.config.architecture());
+    if *os == Os::default() && *architecture == Arch::default() {
+        return Ok(());
+    }
+    Err(Failure::failed(format!(
+        "image '{}' is for {}/{}, and this machine needs {}/{}",
+        image.reference.familiar(),
+        escape(&os.to_string()),
+        escape(&architecture.to_string()),
+        Os::default(),
+        Arch::default()
+    )))
 }
 
 fn read_document<T: serde::de::DeserializeOwned>(path: &Path) -> anyhow::Result<T> {

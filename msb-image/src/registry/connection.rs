@@ -232,11 +232,12 @@ impl Problem {
     /// What became of the attempt. Once a server has answered, whatever keeps it from answering again may pass.
     pub(crate) fn trouble(self, reached: bool) -> Trouble {
         let passing = match &self.0 {
-            ureq::Error::Timeout(_) => true,
             ureq::Error::Io(error) if self.tls().is_none() => {
                 reached || error.kind() != io::ErrorKind::ConnectionRefused
             }
-            ureq::Error::HostNotFound | ureq::Error::ConnectionFailed => reached,
+            ureq::Error::Timeout(_) | ureq::Error::HostNotFound | ureq::Error::ConnectionFailed => {
+                reached
+            }
             _ => false,
         };
         let error = self.into_error();
