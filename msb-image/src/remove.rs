@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::io::IsTerminal;
 
 use anyhow::Result;
-use libmsb::cli::error::Failure;
+use libmsb::cli::error::{Code, Failure};
 use libmsb::digest::Digest;
 use libmsb::reference::Reference;
 use libmsb::state::Home;
@@ -19,6 +19,7 @@ use crate::uses::{Live, Users};
 
 pub(crate) fn no_such_image(reference: &Reference) -> anyhow::Error {
     Failure::not_found(format!("there is no image '{}'", reference.familiar()))
+        .code(Code::ImageNotFound)
         .hint("`msb images` lists what is there")
         .into()
 }
@@ -108,6 +109,7 @@ fn check_unused(
         names.join(", ")
     );
     Err(Failure::wrong_state(text)
+        .code(Code::ImageInUse)
         .hint("remove these sandboxes first (`msb rm`), or use --force")
         .into())
 }

@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 
 use anyhow::Context;
 use libmsb::cli::args::SandboxName;
-use libmsb::cli::error::{Failure, Kind, print_note};
+use libmsb::cli::error::{Code, Failure, Kind, print_note};
 use libmsb::state::lock::Lock;
 
 use crate::startup::{Stamps, Startup};
@@ -141,7 +141,7 @@ fn failure(report: Startup) -> anyhow::Error {
             Failure::new(Kind::Bug, "the supervisor reported success twice").into()
         }
         Startup::Failed { message, hint } => {
-            let failure = Failure::failed(message);
+            let failure = Failure::failed(message).code(Code::BootFailed);
             hint.map_or(failure.clone(), |hint| failure.hint(hint))
                 .into()
         }

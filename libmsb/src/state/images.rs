@@ -11,7 +11,7 @@ use oci_spec::image::{Arch, ImageConfiguration, ImageManifest, Os};
 use serde::{Deserialize, Serialize};
 
 use super::{layout, write};
-use crate::cli::error::Failure;
+use crate::cli::error::{Code, Failure};
 use crate::cli::escape::escape;
 use crate::digest::Digest;
 use crate::reference::Reference;
@@ -220,6 +220,7 @@ impl Store {
     pub fn find(&self, reference: &Reference) -> anyhow::Result<Image> {
         let Some(record) = self.record(reference)? else {
             return Err(Failure::not_found(format!("there is no image '{}'", reference.familiar()))
+                .code(Code::ImageNotFound)
                 .hint("`msb images` lists what is there; `msb pull`, `msb load` and `msb image import` bring more")
                 .into());
         };
