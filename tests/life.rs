@@ -247,7 +247,16 @@ fn wait_tells_the_end_of_a_sandbox_that_goes_with_its_command() {
 #[test]
 fn wait_tells_that_a_supervisor_was_killed_and_the_next_start_writes_it_down() {
     let home = Home::with_busybox();
-    create(&home, "web", &[]);
+    home.run([
+        "create",
+        "--name",
+        "web",
+        "busybox:test",
+        "--",
+        "sleep",
+        "1000",
+    ])
+    .done();
     let waiting = home.start(["wait", "web"]);
     std::thread::sleep(Duration::from_millis(300));
     let supervisor = home
