@@ -174,7 +174,7 @@ fn help_and_the_list_for_completions_have_the_same_commands() {
         .collect();
     assert_eq!(shown, listed);
     let mut names = msb.run(&["--list-commands"]).stdout;
-    for alias in ["ls", "rm"] {
+    for alias in ["cp", "ls", "ps", "rm"] {
         names = names.replace(&format!("\n{alias}\n"), "\n");
     }
     assert_eq!(
@@ -327,7 +327,7 @@ fn the_tree_has_the_commands_below_each_command() {
     msb.write_program("bin/msb-run", "#!/bin/sh\nexit 2\n");
     let tree = msb.run(&["--tree"]).stdout;
     assert!(
-        tree.contains("remove images\n    load             Load\n  load "),
+        tree.contains("check images\n    load             Load\n  pull "),
         "{tree}"
     );
     assert_eq!(
@@ -390,7 +390,10 @@ fn bash_completes_commands_options_and_names() {
         )
     };
     assert_eq!(complete(&["ima"]), Ran::done("image\nimages\n"));
-    assert_eq!(complete(&["help", "st"]), Ran::done("stop\n"));
+    assert_eq!(
+        complete(&["help", "st"]),
+        Ran::done("start\nstatus\nstop\n")
+    );
     assert_eq!(complete(&["--v"]), Ran::done("--version\n"));
     assert_eq!(
         complete(&["load", "--"]),

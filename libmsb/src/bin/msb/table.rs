@@ -137,7 +137,7 @@ pub(crate) const COMMANDS: &[Command] = &[
     ),
     image(
         "image",
-        "Pull, load, save, import, list, tag, remove, prune and check images",
+        "Pull, load, save, import, list, tag, remove, check images",
         &[],
     ),
     image(
@@ -158,7 +158,7 @@ pub(crate) const COMMANDS: &[Command] = &[
         name: "doctor",
         alias: None,
         group: Group::Other,
-        about: "Say what this host can do for msb, and how to mend what it cannot",
+        about: "Say what this host can do, and how to mend the rest",
         program: "msb-doctor",
         args: &[],
     },
