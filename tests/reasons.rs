@@ -24,6 +24,8 @@ fn ends_by(script: &str, says: &str, state: &str, reason: &str) {
         "run",
         "--name",
         "x",
+        "--memory",
+        "192M",
         "busybox:test",
         "--",
         "sh",
@@ -79,12 +81,18 @@ fn a_kernel_that_panics_for_lack_of_memory_is_told_apart() {
 fn a_guest_that_powers_itself_off_has_done_so() {
     let (says, reason) = ("the guest powered itself off", "guest_powered_off");
     ends_by("poweroff -f; sleep 60", says, "Stopped", reason);
-    ends_by(
-        "echo o >/proc/sysrq-trigger; sleep 60",
-        says,
-        "Stopped",
-        reason,
-    );
+}
+
+/// The keys of the kernel (SysRq), which libkrunfw's has not.
+#[test]
+fn a_guest_that_is_ended_by_the_keys_of_its_kernel_is_told_the_same() {
+    for (key, says, reason) in [
+        ("o", "the guest powered itself off", "guest_powered_off"),
+        ("b", "the guest restarted itself", "guest_rebooted"),
+    ] {
+        let script = format!("echo {key} >/proc/sysrq-trigger; sleep 60");
+        ends_by(&script, says, "Stopped", reason);
+    }
 }
 
 #[test]
@@ -101,12 +109,6 @@ fn a_guest_that_halts_does_not_hang_for_ever() {
 fn a_guest_that_restarts_itself_has_done_so() {
     let (says, reason) = ("the guest restarted itself", "guest_rebooted");
     ends_by("reboot -f; sleep 60", says, "Stopped", reason);
-    ends_by(
-        "echo b >/proc/sysrq-trigger; sleep 60",
-        says,
-        "Stopped",
-        reason,
-    );
 }
 
 /// Overwrites the code of the guest's first process, as only root can.
