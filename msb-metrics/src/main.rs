@@ -1,0 +1,3 @@
+//! `msb-metrics`: what every sandbox costs.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! `msb-ssh`: a sandbox as an SSH host.
+
+fn main() {}
