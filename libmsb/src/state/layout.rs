@@ -68,6 +68,8 @@ pub const RUN: &str = "run";
 pub const RUNTIME: &str = "msb";
 /// The socket of a sandbox's supervisor.
 pub const AGENT_SOCKET: &str = "agent.sock";
+/// What the sandbox costs; see [`crate::samples`].
+pub const SAMPLES: &str = "samples";
 
 /// Begins the name of a folder that is being made and does not count yet. No sandbox's name begins so.
 pub const NEW_PREFIX: &str = ".new-";
