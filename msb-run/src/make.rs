@@ -16,6 +16,7 @@ use libmsb::state::spec::Spec;
 use libmsb::state::{Home, layout};
 
 use crate::engine::{self, upper};
+use crate::metrics::MetricsArgs;
 use crate::plan::{self, Choices};
 use crate::pull::{self, PullPolicy};
 use crate::verbs::SettingArgs;
@@ -58,6 +59,8 @@ pub(crate) struct MakeArgs {
     /// Stop it when it has run for so long
     #[arg(long, value_parser = parse_positive_duration, value_name = "DURATION")]
     max_duration: Option<Duration>,
+    #[command(flatten)]
+    metrics: MetricsArgs,
     /// Remove the sandbox of that name first, with its disk
     #[arg(long, requires = "name")]
     replace: bool,
@@ -82,6 +85,7 @@ impl MakeArgs {
             || !self.label.is_empty()
             || self.idle_timeout.is_some()
             || self.max_duration.is_some()
+            || self.metrics.given().is_some()
     }
 
     fn choices(
@@ -102,6 +106,7 @@ impl MakeArgs {
             labels: self.label.iter().cloned().collect(),
             idle_timeout: self.idle_timeout,
             max_duration: self.max_duration,
+            metrics: self.metrics.choice(home)?,
             command: command.to_vec(),
         })
     }

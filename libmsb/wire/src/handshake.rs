@@ -28,6 +28,8 @@ pub mod operation {
     pub const FILES: &str = "files";
     /// Guest: answer, to show that it is alive; see [`crate::sandbox`].
     pub const PING: &str = "ping";
+    /// Say again and again what the guest costs; see [`crate::samples`].
+    pub const SAMPLES: &str = "samples";
     /// Supervisor: say how the sandbox ended, when it has; see [`crate::sandbox`].
     pub const WAIT: &str = "wait";
     /// Guest: end all processes, flush, power off.

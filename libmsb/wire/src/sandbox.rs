@@ -6,6 +6,7 @@ use crate::boot::BootRequest;
 use crate::exec::ExecRequest;
 use crate::file::FilesRequest;
 use crate::handshake::operation;
+use crate::samples::SamplesRequest;
 
 /// The payload of an `Open` frame.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,6 +25,9 @@ pub enum Request {
     /// Answer at once (to the agent). Answered by [`PingEvent`]; one that does not know it refuses, which is a sign of life
     /// too.
     Ping,
+    /// Say again and again what the guest costs (supervisor to agent); take samples at this interval while the client is
+    /// connected (client to supervisor).
+    Samples(SamplesRequest),
     /// Say how the sandbox ended (client to supervisor). Answered by [`EndEvent`] when its lock is free.
     Wait,
     /// Stop the sandbox (client to supervisor). Answered by [`StopEvent`] when it has stopped.
@@ -57,6 +61,7 @@ impl Request {
             Request::Exec(_) => operation::EXEC,
             Request::Files(_) => operation::FILES,
             Request::Ping => operation::PING,
+            Request::Samples(_) => operation::SAMPLES,
             Request::Wait => operation::WAIT,
             Request::Shutdown => operation::SHUTDOWN,
             Request::Stop(_) => operation::STOP,

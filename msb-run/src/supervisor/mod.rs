@@ -13,6 +13,7 @@ mod link;
 mod machine;
 mod relay;
 mod rotate;
+mod samples;
 mod socket;
 
 pub(crate) use args::SupervisorArgs;

@@ -13,6 +13,7 @@ use libmsb::state::spec::Spec;
 use serde::Serialize;
 
 use super::SettingArgs;
+use crate::metrics::MetricsArgs;
 use crate::plan;
 
 const TOOL: &str = "msb-modify";
@@ -53,6 +54,8 @@ pub(crate) struct ModifyArgs {
     /// Stop it when it has run for so long; 0: never
     #[arg(long, value_parser = parse_duration, value_name = "DURATION")]
     max_duration: Option<Duration>,
+    #[command(flatten)]
+    metrics: MetricsArgs,
     /// Only say what would change
     #[arg(long)]
     dry_run: bool,
@@ -124,6 +127,9 @@ fn change(spec: &mut Spec, args: &ModifyArgs) -> anyhow::Result<()> {
     }
     if let Some(duration) = args.max_duration {
         spec.max_duration_ms = limit(duration);
+    }
+    if let Some(metrics) = args.metrics.given() {
+        spec.metrics = metrics;
     }
     Ok(())
 }

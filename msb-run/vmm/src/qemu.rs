@@ -35,6 +35,8 @@ fn arguments(plan: &Plan, engine: &Qemu) -> Vec<OsString> {
         "-sandbox",
         "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
     );
+    // Who looks at the threads finds those that are virtual processors by their names.
+    args.pair("-name", "msb,debug-threads=on");
     args.pair("-M", machine(engine.board));
     args.pair(
         "-accel",

@@ -11,6 +11,7 @@ use msb_wire::boot::{BootEvent, BootRequest, Root};
 use msb_wire::exec::ExecRequest;
 use msb_wire::frame::{self, Assembler, Kind};
 use msb_wire::handshake::{Hello, operation};
+use msb_wire::samples::SamplesRequest;
 use msb_wire::sandbox::{ClockRequest, Request};
 use msb_wire::text::to_hex;
 
@@ -33,6 +34,7 @@ impl Life {
         peer.require(operation::BOOT)
             .map_err(|error| Violation(format!("a hello: {error}")))?;
         self.tells_time = peer.require(operation::CLOCK).is_ok();
+        self.tells_costs = peer.require(operation::SAMPLES).is_ok();
         self.stamps.guest_agent_ns = peer.agent_start_ns.unwrap_or(0);
         self.relay.meet(peer);
         let hello = serde_json::to_vec(&Hello::of(PROGRAM, &[]))
@@ -90,6 +92,7 @@ impl Life {
                 self.start_main()?;
                 let _ = self.machine.agent.flush();
                 self.start_clocks();
+                self.start_samples();
                 self.status.kernel = Some(kernel);
                 self.enter(State::Running, What::Running);
                 if let Some(log) = &mut self.log {
@@ -115,6 +118,18 @@ impl Life {
         let _ = self
             .relay
             .request(Own::Clock, &request, &mut self.machine.agent);
+    }
+
+    /// The guest tells what it costs, if its agent can.
+    fn start_samples(&mut self) {
+        let Some(interval_ms) = self.samples.start().filter(|_| self.tells_costs) else {
+            return;
+        };
+        let request = Request::Samples(SamplesRequest { interval_ms });
+        // It is made of a number: there is no way to fail.
+        let _ = self
+            .relay
+            .request(Own::Samples, &request, &mut self.machine.agent);
     }
 
     /// The times of this life begin when the guest takes commands: what was before, and earlier lives, do not count.
@@ -160,6 +175,7 @@ impl Life {
             );
             return Ok(());
         };
+        self.samples.restart(&self.setup.spec, machine.pid());
         self.machine = machine;
         self.attempt = attempt;
         self.greeted = false;

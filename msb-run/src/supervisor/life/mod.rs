@@ -10,6 +10,7 @@ mod outcome;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -20,6 +21,7 @@ use libmsb::state::layout;
 use libmsb::state::status::{Reason, State, Status};
 use msb_wire::frame::{Assembler, Kind};
 use msb_wire::handshake::{Hello, operation};
+use msb_wire::samples::SamplesControl;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::clock::{HostClock, went_on};
@@ -29,6 +31,7 @@ use super::link::{Link, Received};
 use super::machine::Machine;
 use super::relay::{ClientId, Notice, Own, Relay, Violation};
 use super::rotate::{Bounds, RotatedFile};
+use super::samples::Samples;
 use super::socket::Socket;
 use super::{Aborted, Setup, Starter, TOOL, start_machine};
 use crate::startup::{Stamps, monotonic_ns};
@@ -36,12 +39,13 @@ use crate::startup::{Stamps, monotonic_ns};
 const PROGRAM: &str = concat!("msb-supervisor ", env!("CARGO_PKG_VERSION"));
 
 /// What clients may ask: of us, or through us of the guest's agent.
-const OPERATIONS: [&str; 7] = [
+const OPERATIONS: [&str; 8] = [
     operation::EXEC,
     operation::EXEC_LOG,
     operation::EXEC_RLIMIT,
     operation::FILES,
     operation::PING,
+    operation::SAMPLES,
     operation::STOP,
     operation::WAIT,
 ];
@@ -98,8 +102,11 @@ pub(crate) struct Life {
     attempt: u32,
     signals: Signals,
     clock: HostClock,
+    samples: Samples,
     /// Whether the agent takes the time.
     tells_time: bool,
+    /// Whether it says what the guest costs.
+    tells_costs: bool,
     socket: Socket,
     relay: Relay,
     phase: Phase,
@@ -186,13 +193,16 @@ pub(crate) fn begin(setup: Setup, starter: &mut Starter) -> Result<Life, Aborted
             Ok(parts) => parts,
             Err(error) => return Err((error, setup.lock)),
         };
+    let samples = Samples::begin(&setup, machine.pid());
     Ok(Life {
         setup,
         machine,
+        samples,
         attempt: 0,
         signals,
         clock,
         tells_time: false,
+        tells_costs: false,
         socket,
         relay,
         phase: Phase::Booting {
@@ -260,6 +270,8 @@ impl Life {
             self.act_on(notice, starter)?;
         }
         self.ping_if_suspect();
+        let upper = &self.setup.upper;
+        self.samples.look_if_due(|| allocated_bytes(upper));
         self.write_out(&mut Vec::new());
         if self.relay.is_in_use() {
             self.used_at = Instant::now();
@@ -320,7 +332,8 @@ impl Life {
                 .flatten()
                 .min(),
         };
-        let deadline = [phase, self.pinged].into_iter().flatten().min()?;
+        let deadlines = [phase, self.pinged, self.samples.due()];
+        let deadline = deadlines.into_iter().flatten().min()?;
         let left = deadline.saturating_duration_since(Instant::now());
         Some(Timespec {
             tv_sec: left.as_secs() as i64,
@@ -466,6 +479,12 @@ impl Life {
                 self.last_line.goes_on();
             }
             Notice::Event {
+                own: Own::Samples,
+                message,
+            } => self
+                .samples
+                .take(&message, allocated_bytes(&self.setup.upper)),
+            Notice::Event {
                 own: Own::Main | Own::Clock,
                 ..
             } => {}
@@ -497,16 +516,37 @@ impl Life {
                 self.stop(reason, Duration::from_millis(timeout_ms), starter);
             }
             Notice::Wait { client, stream } => self.waiters.push((client, stream)),
+            Notice::Watch {
+                client,
+                interval_ms,
+            } => {
+                let interval_ms = self.samples.watch(client, interval_ms);
+                self.ask_for_samples(interval_ms);
+            }
             Notice::Gone(id) if self.attached == Some(id) => {
                 self.attached = None;
+                let interval_ms = self.samples.gone(id);
+                self.ask_for_samples(interval_ms);
                 // When the main command has ended, the client has no reason to stay.
                 if self.status.exit_code.is_none() {
                     self.stop(Reason::ClientGone, STOP_TIMEOUT, starter);
                 }
             }
-            Notice::Gone(_) => {}
+            Notice::Gone(id) => {
+                let interval_ms = self.samples.gone(id);
+                self.ask_for_samples(interval_ms);
+            }
         }
         Ok(())
+    }
+
+    /// Samples at another interval. A guest that cannot be asked goes on as it did.
+    fn ask_for_samples(&mut self, interval_ms: Option<u64>) {
+        if let Some(interval_ms) = interval_ms {
+            let control = SamplesControl::Interval { interval_ms };
+            self.relay
+                .control(Own::Samples, &control, &mut self.machine.agent);
+        }
     }
 
     /// A change of state, for those who look and those who listen.
@@ -557,6 +597,11 @@ impl Life {
         }
         Ok(())
     }
+}
+
+/// What a sparse file takes on the host: the kernel counts in blocks of 512 bytes.
+fn allocated_bytes(file: &File) -> Option<u64> {
+    file.metadata().ok()?.blocks().checked_mul(512)
 }
 
 fn interest(readable: bool, link: &Link) -> PollFlags {

@@ -53,6 +53,8 @@ pub(crate) enum Own {
     Main,
     /// Telling the guest the time.
     Clock,
+    /// Hearing what the guest costs.
+    Samples,
     /// Shutting the guest down.
     Shutdown,
     /// Asking whether the agent is there.
@@ -127,6 +129,13 @@ pub(crate) enum Notice {
         client: ClientId,
         /// Its stream, on which the answer goes.
         stream: u32,
+    },
+    /// A client wants samples at an interval, as long as it is there.
+    Watch {
+        /// The client.
+        client: ClientId,
+        /// Time between two samples.
+        interval_ms: u64,
     },
     /// A client has gone.
     Gone(ClientId),
@@ -249,6 +258,17 @@ impl Relay {
         let stream = self.route(Owner::Supervisor(own), own == Own::Main);
         frame::put_message(agent.queue(), stream, Kind::Open, 0, &message);
         Ok(())
+    }
+
+    /// Says something on an open stream of the supervisor's own; where it is not open there is nobody to tell.
+    pub(crate) fn control(&self, own: Own, control: &impl serde::Serialize, agent: &mut Link) {
+        let stream = self
+            .routes
+            .iter()
+            .find(|(_, route)| route.owner == Owner::Supervisor(own));
+        if let (Some((stream, _)), Ok(message)) = (stream, serde_json::to_vec(control)) {
+            frame::put_message(agent.queue(), *stream, Kind::Control, 0, &message);
+        }
     }
 
     fn route(&mut self, owner: Owner, main: bool) -> u32 {

@@ -126,6 +126,10 @@ impl Relay {
                 timeout_ms: stop.timeout_ms,
             }),
             Request::Wait => notices.push(Notice::Wait { client, stream }),
+            Request::Samples(samples) => notices.push(Notice::Watch {
+                client,
+                interval_ms: samples.interval_ms,
+            }),
             request @ (Request::Exec(_) | Request::Files(_) | Request::Ping) => {
                 self.take_request(client, stream, request, agent);
             }
