@@ -34,8 +34,12 @@ mod exit_codes;
 mod hostile;
 /// Registries that are wrong, slow or wicked.
 mod hostile_registry;
+/// By what sandboxes of one image differ.
+mod identity;
 /// From an archive to the tree that a guest sees.
 mod image_to_run;
+/// Commands that go on without a client.
+mod jobs;
 /// Programs that are killed at any moment.
 mod kill;
 /// The life of a sandbox, verb by verb.

@@ -12,7 +12,7 @@ use rustix::process::umask;
 use crate::console::{log, reason};
 use crate::env::Base;
 use crate::modules::Modules;
-use crate::{clock, identity, mount, root, sys};
+use crate::{clock, identity, machine_id, mount, root, sys};
 
 /// A guest that takes commands.
 pub(crate) struct Guest {
@@ -41,6 +41,9 @@ pub(crate) fn boot(request: BootRequest, modules: &Modules) -> Result<Guest, Boo
     let upper = root::enter(lower, upper).map_err(|message| failed("root", message))?;
     mount::guest().map_err(|message| failed("mounts", message))?;
     identity::assume(&request.hostname).map_err(|message| failed("hostname", message))?;
+    if let Some(id) = &request.machine_id {
+        machine_id::assume(id);
+    }
     if let Some(cwd) = &request.cwd {
         identity::create_cwd(Path::new(cwd.as_os_str()));
     }

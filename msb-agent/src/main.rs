@@ -24,6 +24,8 @@ mod files;
 mod identity;
 /// From the first instruction to the loop.
 mod init;
+/// By what this guest differs from all others.
+mod machine_id;
 /// Kernel modules of the initramfs.
 mod modules;
 /// The guest's kernel file systems.

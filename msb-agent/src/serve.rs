@@ -314,7 +314,12 @@ impl Agent {
             }
             Ok(Request::Shutdown) => self.shut_down(stream),
             Ok(Request::Ping) => self.put_last(stream, serde_json::to_vec(&PingEvent::Pong)),
-            Ok(request @ (Request::Stop(_) | Request::Wait)) => {
+            Ok(
+                request @ (Request::Stop(_)
+                | Request::Wait
+                | Request::Signal(_)
+                | Request::Attach(_)),
+            ) => {
                 self.refuse(stream, unsupported(request.operation()));
             }
             Err(error) => self.refuse(stream, misunderstood(message, &error)),

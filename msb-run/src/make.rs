@@ -12,8 +12,8 @@ use libmsb::reference::Reference;
 use libmsb::state::images::Image;
 use libmsb::state::lock::Lock;
 use libmsb::state::sandboxes::Sandbox;
-use libmsb::state::spec::Spec;
-use libmsb::state::{Home, layout};
+use libmsb::state::spec::{MainBounds, Spec};
+use libmsb::state::{Home, layout, write};
 
 use crate::engine::{self, upper};
 use crate::plan::{self, Choices};
@@ -102,6 +102,8 @@ impl MakeArgs {
             labels: self.label.iter().cloned().collect(),
             idle_timeout: self.idle_timeout,
             max_duration: self.max_duration,
+            machine_id: write::random_machine_id()?,
+            main: MainBounds::default(),
             command: command.to_vec(),
         })
     }
@@ -128,10 +130,14 @@ pub(crate) fn make(
     name: Option<&SandboxName>,
     ephemeral: bool,
     args: (&MakeArgs, &SettingArgs, &[OsString]),
+    main: MainBounds,
 ) -> anyhow::Result<Made> {
     let (making, setting, command) = args;
     let images = home.images();
-    let choices = making.choices(home, setting, command)?;
+    let choices = Choices {
+        main,
+        ..making.choices(home, setting, command)?
+    };
     pull::bring(&images, image, making.pull)?;
     // Held until the sandbox, which pins the image, is there.
     let in_use = if images.root().is_dir() {

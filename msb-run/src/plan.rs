@@ -9,7 +9,7 @@ use libmsb::cli::args::{EnvVar, SandboxName};
 use libmsb::cli::error::Failure;
 use libmsb::machine::EngineChoice;
 use libmsb::state::images::Image;
-use libmsb::state::spec::{SPEC_VERSION, Spec, SpecImage};
+use libmsb::state::spec::{MainBounds, SPEC_VERSION, Spec, SpecImage};
 use msb_wire::text::Text;
 
 /// Size of the writable disk when nobody says another, in MiB; the reference's default. It is sparse.
@@ -43,6 +43,10 @@ pub(crate) struct Choices {
     pub(crate) idle_timeout: Option<Duration>,
     /// `--max-duration`.
     pub(crate) max_duration: Option<Duration>,
+    /// That of the guest, 32 hexadecimal digits.
+    pub(crate) machine_id: String,
+    /// `--rlimit` and `--timeout` of a detached main command.
+    pub(crate) main: MainBounds,
     /// What stands after `--`.
     pub(crate) command: Vec<OsString>,
 }
@@ -100,6 +104,8 @@ pub(crate) fn spec(
         lasting,
         idle_timeout_ms: choices.idle_timeout.map(milliseconds),
         max_duration_ms: choices.max_duration.map(milliseconds),
+        machine_id: Some(choices.machine_id),
+        main: choices.main,
         other: serde_json::Map::new(),
     })
 }

@@ -11,6 +11,8 @@ use crate::cli::error::Failure;
 
 /// References, manifests and disks of images.
 pub mod images;
+/// Commands that run, or ran, without a client.
+pub mod jobs;
 /// The name of every file and folder.
 pub mod layout;
 /// Locks: who is alive, who may write.

@@ -14,6 +14,9 @@ pub struct BootRequest {
     pub root: Root,
     /// The guest's host name.
     pub hostname: String,
+    /// The guest's machine-id(5), 32 hexadecimal digits; put in place where the image has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine_id: Option<String>,
     /// Variables of every command (`NAME=value`), below those of the command itself.
     #[serde(default)]
     pub env: Vec<Text>,

@@ -24,6 +24,8 @@ pub mod operation {
     pub const EXEC_LOG: &str = "exec.log";
     /// Limit a command's resources; see [`crate::exec::ExecRequest::rlimits`].
     pub const EXEC_RLIMIT: &str = "exec.rlimit";
+    /// Supervisor: commands that go on without a client, signals to them, and being attached; see [`crate::job`].
+    pub const JOBS: &str = "jobs";
     /// Copy files; see [`crate::file`].
     pub const FILES: &str = "files";
     /// Guest: answer, to show that it is alive; see [`crate::sandbox`].

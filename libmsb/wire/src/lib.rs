@@ -17,6 +17,8 @@ pub mod file;
 pub mod frame;
 /// The first frame of each side: versions, operations, and what to do when they differ.
 pub mod handshake;
+/// Commands that go on without a client.
+pub mod job;
 /// Every bound of the protocol.
 pub mod limits;
 /// Requests to the supervisor itself.

@@ -6,6 +6,7 @@ use crate::boot::BootRequest;
 use crate::exec::ExecRequest;
 use crate::file::FilesRequest;
 use crate::handshake::operation;
+use crate::job::{AttachRequest, SignalRequest};
 
 /// The payload of an `Open` frame.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,6 +29,10 @@ pub enum Request {
     Wait,
     /// Stop the sandbox (client to supervisor). Answered by [`StopEvent`] when it has stopped.
     Stop(StopRequest),
+    /// Send a signal to a job (client to supervisor). Answered by [`crate::job::JobEvent::Signalled`].
+    Signal(SignalRequest),
+    /// Be with a job until it ends (client to supervisor); see [`crate::job`].
+    Attach(AttachRequest),
 }
 
 impl Request {
@@ -38,6 +43,7 @@ impl Request {
         if let Request::Exec(exec) = self {
             needs.extend(exec.log.then_some(operation::EXEC_LOG));
             needs.extend((!exec.rlimits.is_empty()).then_some(operation::EXEC_RLIMIT));
+            needs.extend(exec.job.then_some(operation::JOBS));
         }
         needs
     }
@@ -45,7 +51,7 @@ impl Request {
     /// The same of an agent, which never sees what is for the supervisor.
     pub fn needs_of_agent(&self) -> Vec<&'static str> {
         let mut needs = self.needs();
-        needs.retain(|need| *need != operation::EXEC_LOG);
+        needs.retain(|need| ![operation::EXEC_LOG, operation::JOBS].contains(need));
         needs
     }
 
@@ -60,6 +66,7 @@ impl Request {
             Request::Wait => operation::WAIT,
             Request::Shutdown => operation::SHUTDOWN,
             Request::Stop(_) => operation::STOP,
+            Request::Signal(_) | Request::Attach(_) => operation::JOBS,
         }
     }
 }

@@ -7,6 +7,7 @@ use libmsb::cli::args::SandboxName;
 use libmsb::cli::output;
 use libmsb::reference::Reference;
 use libmsb::state::Home;
+use libmsb::state::spec::MainBounds;
 
 use super::SettingArgs;
 use super::start::BondArgs;
@@ -49,6 +50,7 @@ pub(crate) fn run(args: CreateArgs) -> anyhow::Result<()> {
         args.name.as_ref(),
         false,
         (&args.making, &args.setting, &args.command),
+        MainBounds::default(),
     )?;
     let name = made.sandbox.name.clone();
     if !args.no_start {

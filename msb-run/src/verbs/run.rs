@@ -14,7 +14,7 @@ use libmsb::reference::Reference;
 use libmsb::state::Home;
 use libmsb::state::lock::Lock;
 use libmsb::state::sandboxes::Sandbox;
-use libmsb::state::spec::Spec;
+use libmsb::state::spec::{MainBounds, Spec};
 use msb_wire::client::Connection;
 use msb_wire::exec::ExecRequest;
 use msb_wire::text::Text;
@@ -68,13 +68,6 @@ struct Taken {
 
 pub(crate) fn run(args: RunArgs) -> anyhow::Result<u8> {
     let begin_ns = monotonic_ns();
-    if args.detach && args.connected.is_bounded() {
-        return Err(
-            Failure::usage("--rlimit and --timeout are for a command that is waited for")
-                .hint("without --detach, or with msb exec in the running sandbox")
-                .into(),
-        );
-    }
     let home = Home::from_env()?;
     let taken = take(&home, &args)?;
     let tty = !args.detach && args.connected.is_tty();
@@ -117,12 +110,18 @@ fn take(home: &Home, args: &RunArgs) -> anyhow::Result<Taken> {
             return take_existing(sandbox, args);
         }
     }
+    let main = if args.detach {
+        args.connected.main_bounds()
+    } else {
+        MainBounds::default()
+    };
     let made = make(
         home,
         &args.image,
         args.name.as_ref(),
         args.name.is_none(),
         (&args.making, &args.connected.setting, &args.command),
+        main,
     )?;
     Ok(Taken {
         sandbox: made.sandbox,
@@ -151,7 +150,8 @@ fn take_existing(sandbox: Sandbox, args: &RunArgs) -> anyhow::Result<Taken> {
         .hint(format!("choose another name, or remove it: msb rm {name}"))
         .into());
     }
-    if args.making.is_given() {
+    let bounded = args.detach && !args.connected.main_bounds().is_empty();
+    if args.making.is_given() || bounded {
         print_warning(
             TOOL,
             &format!("the sandbox '{name}' is there already: what it is made of stays as it was"),

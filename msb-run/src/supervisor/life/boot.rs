@@ -57,6 +57,7 @@ impl Life {
                 upper: SERIAL_UPPER.to_owned(),
             },
             hostname: spec.hostname.clone(),
+            machine_id: spec.machine_id.clone(),
             env: spec.env.clone(),
             cwd: spec.workdir.clone(),
             user: spec.user.clone(),
@@ -134,11 +135,16 @@ impl Life {
         if self.attached.is_some() || self.setup.spec.command.is_empty() {
             return Ok(());
         }
+        let spec = &self.setup.spec;
         let exec = ExecRequest {
-            argv: self.setup.spec.command.clone(),
+            argv: spec.command.clone(),
+            rlimits: spec.main.rlimits.clone(),
             main: true,
             ..ExecRequest::default()
         };
+        if let Some(timeout_ms) = spec.main.timeout_ms {
+            self.jobs.bind(Own::Main, Duration::from_millis(timeout_ms));
+        }
         self.relay
             .request(Own::Main, &Request::Exec(exec), &mut self.machine.agent)?;
         Ok(())

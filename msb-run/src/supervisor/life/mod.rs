@@ -4,6 +4,8 @@
 mod boot;
 /// The end.
 mod end;
+/// Commands that go on without a client.
+mod jobs;
 /// How a machine that ended by itself came to that.
 mod outcome;
 
@@ -36,11 +38,12 @@ use crate::startup::{Stamps, monotonic_ns};
 const PROGRAM: &str = concat!("msb-supervisor ", env!("CARGO_PKG_VERSION"));
 
 /// What clients may ask: of us, or through us of the guest's agent.
-const OPERATIONS: [&str; 7] = [
+const OPERATIONS: [&str; 8] = [
     operation::EXEC,
     operation::EXEC_LOG,
     operation::EXEC_RLIMIT,
     operation::FILES,
+    operation::JOBS,
     operation::PING,
     operation::STOP,
     operation::WAIT,
@@ -121,6 +124,7 @@ pub(crate) struct Life {
     /// Clients that want to know how it ends.
     waiters: Vec<(ClientId, u32)>,
     limits: Limits,
+    jobs: jobs::Table,
     /// When somebody last used it.
     used_at: Instant,
     /// Why it is stopping.
@@ -186,6 +190,7 @@ pub(crate) fn begin(setup: Setup, starter: &mut Starter) -> Result<Life, Aborted
             Ok(parts) => parts,
             Err(error) => return Err((error, setup.lock)),
         };
+    let jobs = jobs::Table::of(&setup.sandbox);
     Ok(Life {
         setup,
         machine,
@@ -214,6 +219,7 @@ pub(crate) fn begin(setup: Setup, starter: &mut Starter) -> Result<Life, Aborted
         stoppers: Vec::new(),
         waiters: Vec::new(),
         limits: Limits::default(),
+        jobs,
         used_at: Instant::now(),
         ending: None,
         clean: false,
@@ -320,7 +326,8 @@ impl Life {
                 .flatten()
                 .min(),
         };
-        let deadline = [phase, self.pinged].into_iter().flatten().min()?;
+        let deadlines = [phase, self.pinged, self.jobs.deadline()];
+        let deadline = deadlines.into_iter().flatten().min()?;
         let left = deadline.saturating_duration_since(Instant::now());
         Some(Timespec {
             tv_sec: left.as_secs() as i64,
@@ -466,6 +473,10 @@ impl Life {
                 self.last_line.goes_on();
             }
             Notice::Event {
+                own: Own::Job(number),
+                message,
+            } => self.job_event(number, &message),
+            Notice::Event {
                 own: Own::Main | Own::Clock,
                 ..
             } => {}
@@ -497,6 +508,9 @@ impl Life {
                 self.stop(reason, Duration::from_millis(timeout_ms), starter);
             }
             Notice::Wait { client, stream } => self.waiters.push((client, stream)),
+            Notice::Job { asker, request } => self.start_job(asker, *request),
+            Notice::Signal { asker, request } => self.signal_job(asker, &request),
+            Notice::Attach { asker, request } => self.attach_job(asker, &request),
             Notice::Gone(id) if self.attached == Some(id) => {
                 self.attached = None;
                 // When the main command has ended, the client has no reason to stay.
@@ -504,7 +518,7 @@ impl Life {
                     self.stop(Reason::ClientGone, STOP_TIMEOUT, starter);
                 }
             }
-            Notice::Gone(_) => {}
+            Notice::Gone(id) => self.forget_client(id),
         }
         Ok(())
     }
@@ -533,6 +547,9 @@ impl Life {
 
     fn check_deadlines(&mut self, starter: &mut Starter) -> anyhow::Result<()> {
         let now = Instant::now();
+        if self.jobs.deadline().is_some_and(|end| end <= now) {
+            self.end_late_commands();
+        }
         match self.phase {
             Phase::Running if self.limits.end.is_some_and(|end| end <= now) => {
                 self.stop(Reason::MaxDuration, STOP_TIMEOUT, starter);
