@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
 use crate::machine::EngineChoice;
+use crate::state::guest::GuestSpec;
 
 /// The version of the file's form.
 pub const SPEC_VERSION: u32 = 1;
@@ -62,9 +63,17 @@ pub struct Spec {
     /// It has run for so many milliseconds: then it is stopped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_duration_ms: Option<u64>,
+    /// What the guest is made of and may do.
+    #[serde(default, skip_serializing_if = "is_plain")]
+    pub guest: GuestSpec,
     /// Fields of later versions, kept.
     #[serde(flatten)]
     pub other: serde_json::Map<String, serde_json::Value>,
+}
+
+/// Whether a guest need not be described.
+fn is_plain(guest: &GuestSpec) -> bool {
+    *guest == GuestSpec::default()
 }
 
 /// The image of a sandbox, pinned.

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::boot::BootRequest;
 use crate::exec::ExecRequest;
 use crate::file::FilesRequest;
+use crate::guest::InitRequest;
 use crate::handshake::operation;
 
 /// The payload of an `Open` frame.
@@ -19,6 +20,8 @@ pub enum Request {
     Exec(ExecRequest),
     /// Copy files.
     Files(FilesRequest),
+    /// Hand over to the image's init (supervisor to agent). Answered by [`crate::guest::InitEvent`].
+    Init(InitRequest),
     /// End all processes, flush, power off (supervisor to agent). Answered by [`StopEvent`] before the power goes.
     Shutdown,
     /// Answer at once (to the agent). Answered by [`PingEvent`]; one that does not know it refuses, which is a sign of life
@@ -39,6 +42,14 @@ impl Request {
             needs.extend(exec.log.then_some(operation::EXEC_LOG));
             needs.extend((!exec.rlimits.is_empty()).then_some(operation::EXEC_RLIMIT));
         }
+        if let Request::Files(files) = self {
+            needs.extend(
+                files
+                    .direction
+                    .is_change()
+                    .then_some(operation::FILES_CHANGE),
+            );
+        }
         needs
     }
 
@@ -56,6 +67,7 @@ impl Request {
             Request::Clock(_) => operation::CLOCK,
             Request::Exec(_) => operation::EXEC,
             Request::Files(_) => operation::FILES,
+            Request::Init(_) => operation::INIT,
             Request::Ping => operation::PING,
             Request::Wait => operation::WAIT,
             Request::Shutdown => operation::SHUTDOWN,
