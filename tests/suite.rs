@@ -30,6 +30,10 @@ mod doctor;
 mod engine;
 /// What `run` and `exec` end with.
 mod exit_codes;
+/// Changes of a guest's files before anything of its image runs.
+mod guest_files;
+/// What commands of a guest may do.
+mod guest_rights;
 /// Archives that mean harm.
 mod hostile;
 /// Registries that are wrong, slow or wicked.

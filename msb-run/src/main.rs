@@ -5,6 +5,7 @@
 mod copy;
 mod doctor;
 mod engine;
+mod guest;
 mod launch;
 mod make;
 mod plan;

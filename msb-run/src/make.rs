@@ -16,6 +16,7 @@ use libmsb::state::spec::{MainBounds, Spec};
 use libmsb::state::{Home, layout, write};
 
 use crate::engine::{self, upper};
+use crate::guest::GuestArgs;
 use crate::plan::{self, Choices};
 use crate::pull::{self, PullPolicy};
 use crate::verbs::SettingArgs;
@@ -58,6 +59,8 @@ pub(crate) struct MakeArgs {
     /// Stop it when it has run for so long
     #[arg(long, value_parser = parse_positive_duration, value_name = "DURATION")]
     max_duration: Option<Duration>,
+    #[command(flatten)]
+    guest: GuestArgs,
     /// Remove the sandbox of that name first, with its disk
     #[arg(long, requires = "name")]
     replace: bool,
@@ -82,6 +85,7 @@ impl MakeArgs {
             || !self.label.is_empty()
             || self.idle_timeout.is_some()
             || self.max_duration.is_some()
+            || self.guest.is_given()
     }
 
     fn choices(
@@ -104,6 +108,7 @@ impl MakeArgs {
             max_duration: self.max_duration,
             machine_id: write::random_machine_id()?,
             main: MainBounds::default(),
+            guest: self.guest.choices()?,
             command: command.to_vec(),
         })
     }
@@ -154,7 +159,7 @@ pub(crate) fn make(
         remove(home, &name, timeout)?;
     }
     let (sandbox, lock) = home.sandboxes().create(&name, &spec, |folder| {
-        if ephemeral {
+        if ephemeral || !spec.guest.root_disk.is_managed() {
             return Ok(());
         }
         let path = folder.join(layout::UPPER);
@@ -170,6 +175,22 @@ pub(crate) fn make(
         spec,
         lock,
     })
+}
+
+/// A new sandbox whose files were not changed as they should have been leaves nothing behind. For its maker, when the
+/// start has failed.
+pub(crate) fn discard_unchanged(sandbox: &Sandbox) -> anyhow::Result<()> {
+    let (Ok(spec), Ok(status)) = (sandbox.spec(), sandbox.status()) else {
+        return Ok(());
+    };
+    if spec.guest.changes.is_empty() || status.changed {
+        return Ok(());
+    }
+    if let Some(lock) = sandbox.try_lock()? {
+        sandbox.remove_held()?;
+        drop(lock);
+    }
+    Ok(())
 }
 
 /// Removes a sandbox, whatever its state; there may be none.

@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 use crate::cli::args::SandboxName;
 use crate::cli::error::Failure;
 
+/// What a guest is made of and may do.
+pub mod guest;
 /// References, manifests and disks of images.
 pub mod images;
 /// Commands that run, or ran, without a client.

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
 use crate::machine::EngineChoice;
+use crate::state::guest::GuestSpec;
 
 /// The version of the file's form.
 pub const SPEC_VERSION: u32 = 1;
@@ -69,6 +70,9 @@ pub struct Spec {
     /// What the main command may use, when nobody is attached to the sandbox.
     #[serde(default, skip_serializing_if = "MainBounds::is_empty")]
     pub main: MainBounds,
+    /// What the guest is made of and may do.
+    #[serde(default, skip_serializing_if = "is_plain")]
+    pub guest: GuestSpec,
     /// Fields of later versions, kept.
     #[serde(flatten)]
     pub other: serde_json::Map<String, serde_json::Value>,
@@ -90,6 +94,11 @@ impl MainBounds {
     pub fn is_empty(&self) -> bool {
         *self == MainBounds::default()
     }
+}
+
+/// Whether a guest need not be described.
+fn is_plain(guest: &GuestSpec) -> bool {
+    *guest == GuestSpec::default()
 }
 
 /// The image of a sandbox, pinned.

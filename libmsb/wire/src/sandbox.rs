@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::boot::BootRequest;
 use crate::exec::ExecRequest;
 use crate::file::FilesRequest;
+use crate::guest::InitRequest;
 use crate::handshake::operation;
 use crate::job::{AttachRequest, SignalRequest};
 
@@ -20,6 +21,8 @@ pub enum Request {
     Exec(ExecRequest),
     /// Copy files.
     Files(FilesRequest),
+    /// Hand over to the image's init (supervisor to agent). Answered by [`crate::guest::InitEvent`].
+    Init(InitRequest),
     /// End all processes, flush, power off (supervisor to agent). Answered by [`StopEvent`] before the power goes.
     Shutdown,
     /// Answer at once (to the agent). Answered by [`PingEvent`]; one that does not know it refuses, which is a sign of life
@@ -45,6 +48,14 @@ impl Request {
             needs.extend((!exec.rlimits.is_empty()).then_some(operation::EXEC_RLIMIT));
             needs.extend(exec.job.then_some(operation::JOBS));
         }
+        if let Request::Files(files) = self {
+            needs.extend(
+                files
+                    .direction
+                    .is_change()
+                    .then_some(operation::FILES_CHANGE),
+            );
+        }
         needs
     }
 
@@ -62,6 +73,7 @@ impl Request {
             Request::Clock(_) => operation::CLOCK,
             Request::Exec(_) => operation::EXEC,
             Request::Files(_) => operation::FILES,
+            Request::Init(_) => operation::INIT,
             Request::Ping => operation::PING,
             Request::Wait => operation::WAIT,
             Request::Shutdown => operation::SHUTDOWN,

@@ -12,7 +12,7 @@ use libmsb::state::spec::MainBounds;
 use super::SettingArgs;
 use super::start::BondArgs;
 use crate::launch::launch;
-use crate::make::{MakeArgs, make};
+use crate::make::{MakeArgs, discard_unchanged, make};
 
 /// Make a sandbox from an image, and start it
 #[derive(Debug, Parser)]
@@ -54,7 +54,12 @@ pub(crate) fn run(args: CreateArgs) -> anyhow::Result<()> {
     )?;
     let name = made.sandbox.name.clone();
     if !args.no_start {
-        launch(&name, made.lock, args.bond.take()?)?.wait_until_ready()?;
+        let bond = args.bond.take()?;
+        let started = launch(&name, made.lock, bond).and_then(|mut new| new.wait_until_ready());
+        if let Err(error) = started {
+            discard_unchanged(&made.sandbox)?;
+            return Err(error);
+        }
     }
     if args.name.is_none() {
         output::print(&name)?;

@@ -36,7 +36,7 @@ const TOOL: &str = "msb-exec";
 pub(crate) struct ExecArgs {
     /// The sandbox
     name: SandboxName,
-    /// The command and its arguments (default: /bin/sh)
+    /// The command and its arguments (default: the sandbox's shell)
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<OsString>,
     #[command(flatten)]
@@ -86,7 +86,8 @@ pub(crate) fn run(args: ExecArgs) -> anyhow::Result<u8> {
     let home = Home::from_env()?;
     let mut argv: Vec<Text> = args.command.iter().cloned().map(Text::from).collect();
     if argv.is_empty() {
-        argv.push(Text::from("/bin/sh"));
+        let shell = home.sandboxes().find(&args.name)?.spec()?.guest.shell;
+        argv.push(shell.unwrap_or_else(|| Text::from("/bin/sh")));
     }
     let tty = if args.detach {
         args.connected.wants_tty()

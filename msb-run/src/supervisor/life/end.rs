@@ -56,7 +56,7 @@ impl Life {
 
     /// Begins the end. A machine whose disk goes with it, and whose command has ended, needs no ceremony.
     pub(super) fn stop(&mut self, reason: Reason, timeout: Duration, starter: &mut Starter) {
-        let booting = matches!(self.phase, Phase::Booting { .. });
+        let booting = matches!(self.phase, Phase::Booting { .. } | Phase::Preparing);
         let volatile = self.setup.spec.ephemeral
             && matches!(
                 reason,
@@ -161,7 +161,7 @@ impl Life {
 
     /// Ends with what the machine left, in the words for where the sandbox stood.
     fn finish_for(&mut self, outcome: Outcome) {
-        let booting = matches!(self.phase, Phase::Booting { .. });
+        let booting = matches!(self.phase, Phase::Booting { .. } | Phase::Preparing);
         let (reason, message) = if booting {
             let message = format!(
                 "the virtual machine ended before the guest was up: {}",

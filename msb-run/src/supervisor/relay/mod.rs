@@ -55,6 +55,8 @@ enum Owner {
 pub(crate) enum Own {
     /// Setting the guest up.
     Boot,
+    /// Handing over to the image's init.
+    Init,
     /// The main command of a sandbox that no client is attached to.
     Main,
     /// Telling the guest the time.
@@ -92,6 +94,8 @@ struct Client {
     link: Link,
     assembler: Assembler,
     greeted: bool,
+    /// It is served before the guest is open to others.
+    early: bool,
     /// Its numbers of open streams, and those towards the agent.
     streams: HashMap<u32, u32>,
     /// Its numbers of streams that are attached to jobs, and those of the jobs towards the agent.
@@ -233,6 +237,7 @@ impl Relay {
             link,
             assembler: Assembler::new(),
             greeted: false,
+            early: false,
             streams: HashMap::new(),
             attached: HashMap::new(),
             waiting: Vec::new(),
@@ -245,6 +250,14 @@ impl Relay {
     pub(crate) fn attach(&mut self, socket: UnixStream) -> Option<ClientId> {
         self.attached = self.add_client(socket);
         self.attached
+    }
+
+    /// Takes a client that is this process itself, and is served before the guest is open to others.
+    pub(crate) fn add_early_client(&mut self, socket: UnixStream) {
+        let client = self.add_client(socket);
+        if let Some(client) = client.and_then(|id| self.clients.get_mut(&id)) {
+            client.early = true;
+        }
     }
 
     /// The agent has introduced itself.

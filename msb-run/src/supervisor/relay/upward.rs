@@ -143,7 +143,10 @@ impl Relay {
             request @ (Request::Exec(_) | Request::Files(_) | Request::Ping) => {
                 self.take_request(client, stream, request, agent, notices);
             }
-            request @ (Request::Boot(_) | Request::Clock(_) | Request::Shutdown) => {
+            request @ (Request::Boot(_)
+            | Request::Clock(_)
+            | Request::Init(_)
+            | Request::Shutdown) => {
                 let message = format!("the operation '{}' is not for clients", request.operation());
                 self.refuse(client, stream, FailureKind::UnsupportedOperation, message);
             }
@@ -165,7 +168,7 @@ impl Relay {
         if client.streams.len() + client.waiting.len() >= CLIENT_STREAMS_MAX {
             let message = format!("{CLIENT_STREAMS_MAX} streams are open, and more are not served");
             self.refuse(id, stream, FailureKind::ResourceLimit, message);
-        } else if self.open {
+        } else if self.open || client.early {
             self.forward(id, stream, request, agent, notices);
         } else {
             client.waiting.push((stream, request));
