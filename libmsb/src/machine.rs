@@ -184,6 +184,8 @@ pub enum Format {
     Raw,
     /// A VMDK descriptor of flat extents.
     Vmdk,
+    /// QEMU's own format, without a backing file.
+    Qcow2,
 }
 
 #[cfg(test)]

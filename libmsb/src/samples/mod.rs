@@ -1,10 +1,11 @@
 //! The sample file of a sandbox: what it costs, written as the work is done and read by whoever wants to know.
 //!
 //! The file lies beside the sandbox's socket and has two pages of [`PAGE_BYTES`], each with one writer: the supervisor
-//! ([`Writer`]) and msb-net ([`NetWriter`]), which is handed a descriptor and never sees a name. A writer maps its page, so
-//! that an update is a few stores and no system call. A reader ([`read`]) never maps the file, since one that shrinks under
-//! a mapping is the end of the reader (SIGBUS): it takes copies with pread(2), and knows by the sequence lock whether one is
-//! whole. Everything in it is hostile until that door is passed.
+//! ([`Writer`]) and msb-net ([`NetWriter`]), which is handed a descriptor and never sees a name. msb-net, which has something
+//! to say all the time, maps its page, so that an update is a few stores and no system call. A file that shrinks under a
+//! mapping is the end of who mapped it (SIGBUS), and a guest that has broken into msb-net could shrink it: so the supervisor
+//! writes with pwrite(2), a few times a minute, and a reader ([`read`]) takes copies with pread(2), and knows by the
+//! sequence lock whether one is whole. Everything in it is hostile until that door is passed.
 //!
 //! All numbers are little-endian and unsigned, 8 bytes each but where it says otherwise:
 //!

@@ -1,12 +1,15 @@
-//! A page in memory: the writer's end of the sequence lock.
+//! A page: the writer's end of the sequence lock, in memory and in a file.
 
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
-use super::{PAGE_BYTES, PRESENT_AT, SEQUENCE_AT, Slot, VALUES_AT, Values, WORDS, title};
+use super::{
+    PAGE_BYTES, PRESENT_AT, SEQUENCE_AT, Slot, VALUES_AT, VALUES_MAX, Values, WORDS, title,
+};
 
 /// A page of a file, mapped. There is one writer of it, in one process.
 #[derive(Debug)]
@@ -78,4 +81,26 @@ impl Drop for Page {
         // SAFETY: the mapping was made by `map` with this length, and nobody borrows it any more.
         unsafe { libc::munmap(self.start.as_ptr().cast(), PAGE_BYTES) };
     }
+}
+
+/// Writes the first page of a file; `sequence` is that of the last time. A reader gets the values before or these.
+pub(super) fn write_first<S: Slot>(
+    file: &File,
+    page: u32,
+    sequence: &mut u64,
+    values: &Values<S>,
+) -> io::Result<()> {
+    let at = |word: usize| word as u64 * 8;
+    let mut words = [0; VALUES_AT - PRESENT_AT + VALUES_MAX];
+    words[0] = values.present;
+    words[VALUES_AT - PRESENT_AT..].copy_from_slice(&values.values);
+    file.write_all_at(&bytes(&title(page)), 0)?;
+    file.write_all_at(&bytes(&[*sequence + 1]), at(SEQUENCE_AT))?;
+    file.write_all_at(&bytes(&words), at(PRESENT_AT))?;
+    *sequence += 2;
+    file.write_all_at(&bytes(&[*sequence]), at(SEQUENCE_AT))
+}
+
+fn bytes(words: &[u64]) -> Vec<u8> {
+    words.iter().flat_map(|word| word.to_le_bytes()).collect()
 }

@@ -77,6 +77,19 @@ fn a_file_of_an_earlier_boot_is_no_sandbox_that_lives() {
 }
 
 #[test]
+fn a_file_that_is_cut_off_harms_neither_its_writer_nor_a_reader() {
+    let (_folder, path) = folder();
+    let mut writer = Writer::create(&path, |values| values.set(Field::Cpus, 2)).unwrap();
+    let file = std::fs::File::options().write(true).open(&path).unwrap();
+    file.set_len(0).unwrap();
+    assert!(read(&path).is_err());
+    writer.update(|values| values.set(Field::ResidentBytes, 5));
+    file.set_len(2 * PAGE_BYTES as u64).unwrap();
+    let snapshot = read(&path).unwrap().unwrap();
+    assert_eq!(snapshot.sandbox.get(Field::Cpus), Some(2));
+}
+
+#[test]
 fn a_left_over_file_gives_way_to_a_new_one() {
     let (_folder, path) = folder();
     std::fs::create_dir_all(path.parent().unwrap()).unwrap();

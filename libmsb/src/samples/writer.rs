@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
-use super::page::Page;
+use super::page::{Page, write_first};
 use super::{Field, NET, NetField, PAGE_BYTES, PAGES, SUPERVISOR, Slot, Values, clock};
 use crate::state::lock::Lock;
 use crate::state::write;
@@ -15,7 +15,8 @@ use crate::state::write;
 /// The sample file of a sandbox that lives, written by its supervisor. It is removed with this.
 #[derive(Debug)]
 pub struct Writer {
-    page: Page,
+    file: File,
+    sequence: u64,
     values: Values<Field>,
     lock: Lock,
     path: PathBuf,
@@ -38,18 +39,18 @@ impl Writer {
         let file = reopen(&lock).with_context(cannot)?;
         file.set_len((PAGES * PAGE_BYTES) as u64)
             .with_context(cannot)?;
-        let page = Page::map(&file, SUPERVISOR).with_context(cannot)?;
-        page.entitle(SUPERVISOR);
         let mut values = Values::new();
         if let Some([high, low]) = clock::boot_id() {
             values.set(Field::BootIdHigh, high);
             values.set(Field::BootIdLow, low);
         }
         fill(&mut values);
-        page.publish(&values);
+        let mut sequence = 0;
+        write_first(&file, SUPERVISOR, &mut sequence, &values).with_context(cannot)?;
         std::fs::rename(&new, path).with_context(cannot)?;
         Ok(Writer {
-            page,
+            file,
+            sequence,
             values,
             lock,
             path: path.to_owned(),
@@ -61,10 +62,10 @@ impl Writer {
         &self.values
     }
 
-    /// Changes values, and lets them be seen.
+    /// Changes values, and lets them be seen. A file system that is full, which memory may be, does not show them.
     pub fn update(&mut self, change: impl FnOnce(&mut Values<Field>)) {
         change(&mut self.values);
-        self.page.publish(&self.values);
+        let _ = write_first(&self.file, SUPERVISOR, &mut self.sequence, &self.values);
     }
 
     /// A descriptor of the file for msb-net, which makes a [`NetWriter`] of it. It does not hold the lock: the sandbox is
