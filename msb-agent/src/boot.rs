@@ -12,7 +12,7 @@ use rustix::process::umask;
 use crate::console::{log, reason};
 use crate::env::Base;
 use crate::modules::Modules;
-use crate::{clock, identity, mount, root, sys};
+use crate::{attach, clock, identity, mount, root, sys};
 
 /// A guest that takes commands.
 pub(crate) struct Guest {
@@ -24,6 +24,8 @@ pub(crate) struct Guest {
     pub(crate) user: Option<Text>,
     /// Top of the file system that is written to.
     pub(crate) upper: OwnedFd,
+    /// Tops of the other disks that are written to.
+    pub(crate) disks: Vec<OwnedFd>,
 }
 
 /// Sets the guest up.
@@ -40,6 +42,7 @@ pub(crate) fn boot(request: BootRequest, modules: &Modules) -> Result<Guest, Boo
     let Root::Overlay { lower, upper } = &request.root;
     let upper = root::enter(lower, upper).map_err(|message| failed("root", message))?;
     mount::guest().map_err(|message| failed("mounts", message))?;
+    let disks = attach::attach(&request.mounts).map_err(|message| failed("mounts", message))?;
     identity::assume(&request.hostname).map_err(|message| failed("hostname", message))?;
     if let Some(cwd) = &request.cwd {
         identity::create_cwd(Path::new(cwd.as_os_str()));
@@ -50,6 +53,7 @@ pub(crate) fn boot(request: BootRequest, modules: &Modules) -> Result<Guest, Boo
         cwd: request.cwd,
         user: request.user,
         upper,
+        disks,
     })
 }
 

@@ -7,6 +7,7 @@ mod doctor;
 mod engine;
 mod launch;
 mod make;
+mod mounts;
 mod plan;
 mod pull;
 mod session;
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
         Some("msb-rm") => tool("msb-rm", arguments, verbs::rm::run),
         Some("msb-start") => tool("msb-start", arguments, verbs::start::run),
         Some("msb-stop") => tool("msb-stop", arguments, verbs::stop::run),
+        Some("msb-volume") => tool("msb-volume", arguments, verbs::volume::run),
         Some("msb-wait") => tool("msb-wait", arguments, verbs::wait::run),
         Some("msb-supervisor") => tool("msb-supervisor", arguments, supervisor::run),
         _ => verb("msb-run", arguments, verbs::run::run),

@@ -13,6 +13,7 @@ mod link;
 mod machine;
 mod relay;
 mod rotate;
+mod share;
 mod socket;
 
 pub(crate) use args::SupervisorArgs;
@@ -26,7 +27,7 @@ use anyhow::Context;
 use libmsb::cli::args::SandboxName;
 use libmsb::cli::error::{Failure, print_error};
 use libmsb::jsonl;
-use libmsb::machine::{Disk, Format, SERIAL_ROOT, SERIAL_UPPER};
+use libmsb::machine::{Disk, Format, SERIAL_ROOT, SERIAL_UPPER, Share};
 use libmsb::reference::Reference;
 use libmsb::state::lock::Lock;
 use libmsb::state::sandboxes::Sandbox;
@@ -35,6 +36,7 @@ use libmsb::state::status::{Reason, State, Status};
 use libmsb::state::{Home, layout};
 
 use crate::engine::{self, Descriptors, Wanted, upper};
+use crate::mounts::{self, Prepared};
 use crate::startup::Startup;
 
 const TOOL: &str = "msb-supervisor";
@@ -68,6 +70,7 @@ pub(crate) struct Setup {
     pub(crate) engine: Box<dyn engine::Engine>,
     pub(crate) root_disk: std::path::PathBuf,
     pub(crate) upper: File,
+    pub(crate) mounts: Prepared,
 }
 
 /// Runs a sandbox to its end.
@@ -114,11 +117,12 @@ fn prepare(home: Home, sandbox: &Sandbox, lock: Lock) -> Result<(Setup, Option<S
             .images()
             .open(&reference, &spec.image.manifest_digest)?
             .disk;
+        let mounts = mounts::prepare(&home, &spec.mounts)?;
         let upper = open_upper(sandbox, &spec)?;
-        Ok((spec, engine, note, root_disk, upper))
+        Ok((spec, engine, note, root_disk, upper, mounts))
     })();
     match found {
-        Ok((spec, engine, note, root_disk, upper)) => {
+        Ok((spec, engine, note, root_disk, upper, mounts)) => {
             let setup = Setup {
                 home,
                 sandbox: sandbox.clone(),
@@ -127,6 +131,7 @@ fn prepare(home: Home, sandbox: &Sandbox, lock: Lock) -> Result<(Setup, Option<S
                 engine,
                 root_disk,
                 upper,
+                mounts,
             };
             Ok((setup, note))
         }
@@ -171,11 +176,21 @@ pub(crate) fn wanted(setup: &Setup) -> Wanted {
         read_only: false,
         volatile: setup.spec.ephemeral,
     };
+    let mounts = &setup.mounts;
+    let disks = [root, upper]
+        .into_iter()
+        .chain(mounts.disks.clone())
+        .collect();
+    let share = (!mounts.entries.is_empty()).then(|| Share {
+        tag: Prepared::tag().to_owned(),
+        fd: -1,
+        entries: mounts.entries.clone(),
+    });
     Wanted {
         cpus: setup.spec.cpus,
         memory_mib: setup.spec.memory_mib,
-        disks: vec![root, upper],
-        shares: Vec::new(),
+        disks,
+        shares: share.into_iter().collect(),
         descriptors: Descriptors {
             agent: -1,
             console: -1,
@@ -197,7 +212,8 @@ pub(crate) fn start_machine(
     setup: &Setup,
     attempt: u32,
 ) -> anyhow::Result<Option<machine::Machine>> {
-    let held = [setup.lock.as_fd(), setup.upper.as_fd()];
+    let mut held = vec![setup.lock.as_fd(), setup.upper.as_fd()];
+    held.extend(setup.mounts.held());
     machine::start(setup.engine.as_ref(), attempt, wanted(setup), &held)
 }
 

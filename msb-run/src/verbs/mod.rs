@@ -34,6 +34,8 @@ mod selection;
 pub(crate) mod start;
 /// `msb stop`: stop sandboxes.
 pub(crate) mod stop;
+/// `msb volume`: named volumes.
+pub(crate) mod volume;
 /// `msb wait`: wait for the end of sandboxes.
 pub(crate) mod wait;
 
