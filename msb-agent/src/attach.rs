@@ -26,10 +26,13 @@ const FSTYPES: [&CStr; 2] = [c"ext4", c"erofs"];
 /// Mounts all of them. Gives the tops of the disks that are written to, which must be clean at the end.
 pub(crate) fn attach(mounts: &[GuestMount]) -> Result<Vec<OwnedFd>, String> {
     let mut disks = Vec::new();
+    let mut stage = None;
     for mount in parents_first(mounts) {
         let target = Path::new(mount.target.as_os_str());
         let done = match &mount.source {
-            MountSource::Share { tag, entry, file } => share(tag, entry, *file, target, mount),
+            MountSource::Share { tag, entry, file } => {
+                Stage::of(&mut stage, tag).and_then(|stage| stage.bind(entry, *file, target, mount))
+            }
             MountSource::Disk {
                 serial,
                 fstype,
@@ -62,32 +65,59 @@ fn flags(mount: &GuestMount) -> MountFlags {
     on.fold(MountFlags::empty(), MountFlags::union)
 }
 
-/// The whole share appears for a moment, its entry is bound where it belongs, and the share goes out of sight again.
-fn share(
-    tag: &str,
-    entry: &str,
-    file: bool,
-    target: &Path,
-    wanted: &GuestMount,
-) -> Result<(), String> {
-    // The host sends plain names; what is not one would lead out of the share.
-    if entry.is_empty() || entry.contains('/') || entry == ".." {
-        return Err(format!("'{entry}' is no entry of a share"));
+/// A share as a whole, in sight while its entries are bound to where they belong. A second mount of the same device would
+/// find a connection that is in use, so it stays until the last is done.
+struct Stage {
+    tag: String,
+}
+
+impl Stage {
+    /// The stage of a share, which is `there` already or appears.
+    fn of<'a>(there: &'a mut Option<Stage>, tag: &str) -> Result<&'a Stage, String> {
+        let stage = match there.take() {
+            Some(stage) if stage.tag == tag => stage,
+            other => {
+                drop(other);
+                Stage::mount(tag)?
+            }
+        };
+        Ok(there.insert(stage))
     }
-    let from = Path::new(STAGE).join(entry);
-    make_target(target, file)?;
-    fs::create_dir(STAGE).map_err(|error| format!("cannot create '{STAGE}': {}", reason(error)))?;
-    let bound = mount(tag, STAGE, c"virtiofs", MountFlags::empty(), c"")
-        .map_err(|error| format!("the share '{tag}': {}", reason(error)))
-        .and_then(|()| {
-            let bound = mount_bind(&from, target)
-                .and_then(|()| mount_remount(target, MountFlags::BIND | flags(wanted), c""))
-                .map_err(reason);
-            let _ = unmount(STAGE, UnmountFlags::DETACH);
-            bound
-        });
-    let _ = fs::remove_dir(STAGE);
-    bound
+
+    fn mount(tag: &str) -> Result<Stage, String> {
+        fs::create_dir(STAGE)
+            .map_err(|error| format!("cannot create '{STAGE}': {}", reason(error)))?;
+        let stage = Stage {
+            tag: tag.to_owned(),
+        };
+        mount(tag, STAGE, c"virtiofs", MountFlags::empty(), c"")
+            .map_err(|error| format!("the share '{tag}': {}", reason(error)))?;
+        Ok(stage)
+    }
+
+    fn bind(
+        &self,
+        entry: &str,
+        file: bool,
+        target: &Path,
+        wanted: &GuestMount,
+    ) -> Result<(), String> {
+        // The host sends plain names; what is not one would lead out of the share.
+        if entry.is_empty() || entry.contains('/') || entry == ".." {
+            return Err(format!("'{entry}' is no entry of a share"));
+        }
+        make_target(target, file)?;
+        mount_bind(Path::new(STAGE).join(entry), target)
+            .and_then(|()| mount_remount(target, MountFlags::BIND | flags(wanted), c""))
+            .map_err(reason)
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        let _ = unmount(STAGE, UnmountFlags::DETACH);
+        let _ = fs::remove_dir(STAGE);
+    }
 }
 
 fn disk_at(
@@ -219,7 +249,12 @@ mod tests {
     #[test]
     fn an_entry_that_leads_out_of_the_share_is_refused() {
         for entry in ["", "..", "a/b", "/etc"] {
-            assert!(share("t", entry, false, Path::new("/x"), &at("/x")).is_err());
+            let stage = std::mem::ManuallyDrop::new(Stage { tag: "t".into() });
+            assert!(
+                stage
+                    .bind(entry, false, Path::new("/x"), &at("/x"))
+                    .is_err()
+            );
         }
     }
 }
