@@ -8,6 +8,7 @@ mod engine;
 mod guest;
 mod launch;
 mod make;
+mod mounts;
 mod plan;
 mod pull;
 mod session;
@@ -49,6 +50,7 @@ fn main() -> ExitCode {
         Some("msb-signal") => tool("msb-signal", arguments, verbs::signal::run),
         Some("msb-start") => tool("msb-start", arguments, verbs::start::run),
         Some("msb-stop") => tool("msb-stop", arguments, verbs::stop::run),
+        Some("msb-volume") => tool("msb-volume", arguments, verbs::volume::run),
         Some("msb-wait") => tool("msb-wait", arguments, verbs::wait::run),
         Some("msb-supervisor") => tool("msb-supervisor", arguments, supervisor::run),
         _ => verb("msb-run", arguments, verbs::run::run),

@@ -17,6 +17,7 @@ use libmsb::state::{Home, layout, write};
 
 use crate::engine::{self, upper};
 use crate::guest::GuestArgs;
+use crate::mounts::{self, MountArgs};
 use crate::plan::{self, Choices};
 use crate::pull::{self, PullPolicy};
 use crate::verbs::SettingArgs;
@@ -50,6 +51,8 @@ pub(crate) struct MakeArgs {
     /// When to pull the image from its registry
     #[arg(long, value_name = "WHEN", default_value = "if-missing")]
     pull: PullPolicy,
+    #[command(flatten)]
+    mounts: MountArgs,
     /// Label of the sandbox
     #[arg(long, value_name = "KEY[=VALUE]", value_parser = parse_label)]
     label: Vec<(String, String)>,
@@ -83,6 +86,7 @@ impl MakeArgs {
             || self.engine.is_some()
             || self.hostname.is_some()
             || !self.label.is_empty()
+            || self.mounts.is_given()
             || self.idle_timeout.is_some()
             || self.max_duration.is_some()
             || self.guest.is_given()
@@ -104,6 +108,7 @@ impl MakeArgs {
             hostname: self.hostname.clone(),
             entrypoint: self.entrypoint.clone(),
             labels: self.label.iter().cloned().collect(),
+            mounts: self.mounts.mounts()?,
             idle_timeout: self.idle_timeout,
             max_duration: self.max_duration,
             machine_id: write::random_machine_id()?,
@@ -154,6 +159,7 @@ pub(crate) fn make(
     let name = name.cloned().map_or_else(SandboxName::random, Ok)?;
     let spec = plan::spec(&name, ephemeral, &image, choices)?;
     home.prepare()?;
+    mounts::make_volumes(home, &spec.mounts)?;
     if let Some(timeout) = making.replace() {
         // Only now, when nothing but the disk can stand in the way of the new one.
         remove(home, &name, timeout)?;

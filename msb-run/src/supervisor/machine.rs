@@ -7,13 +7,14 @@ use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, ExitStatus, Stdio};
 
 use anyhow::Context;
-use libmsb::machine::Plan;
 use libmsb::tools;
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use serde::Serialize;
 
 use super::link::Link;
+use super::share::{self, ShareServer};
 use crate::engine::{Console, Descriptors, Engine, Wanted};
 
 /// A machine that was started.
@@ -26,6 +27,8 @@ pub(crate) struct Machine {
     pub(crate) agent: Link,
     /// What the guest's kernel prints.
     pub(crate) console: File,
+    /// Serves folders of the host to it, if any are shared.
+    pub(crate) share: Option<ShareServer>,
     /// Closed when this process is gone: then the machine ends.
     _life: OwnedFd,
 }
@@ -47,6 +50,10 @@ pub(crate) fn start(
         console: console_theirs.as_raw_fd(),
         life: life_theirs.as_raw_fd(),
     };
+    let mut served = Vec::new();
+    for share in &mut wanted.shares {
+        served.push(share::start(share, life_theirs.as_fd())?);
+    }
     let Some(plan) = engine.plan(&wanted, attempt)? else {
         return Ok(None);
     };
@@ -57,6 +64,7 @@ pub(crate) fn start(
         console_theirs.as_fd(),
         life_theirs.as_fd(),
     ];
+    inherited.extend(served.iter().map(|(_, socket)| socket.as_fd()));
     inherited.extend_from_slice(held);
     let mut command = tools::command("msb-vmm")?;
     command.arg(format!("/proc/self/fd/{}", plan.as_raw_fd()));
@@ -71,6 +79,7 @@ pub(crate) fn start(
         exit: None,
         agent,
         console,
+        share: served.pop().map(|(server, _)| server),
         _life: life,
     }))
 }
@@ -101,7 +110,8 @@ pub(crate) fn spawn_with(command: &mut Command, inherited: &[BorrowedFd<'_>]) ->
     child
 }
 
-fn plan_file(plan: &Plan) -> anyhow::Result<File> {
+/// A plan, as a file that its reader inherits.
+pub(super) fn plan_file<P: Serialize>(plan: &P) -> anyhow::Result<File> {
     let descriptor =
         memfd_create("msb-plan", MemfdFlags::CLOEXEC).context("cannot make the plan's file")?;
     let mut file = File::from(descriptor);
