@@ -1,12 +1,13 @@
 //! The process of the virtual machine, and the sockets to it.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, ExitStatus, Stdio};
 
 use anyhow::Context;
+use libmsb::isolate::Step;
 use libmsb::machine::Plan;
 use libmsb::tools;
 use rustix::fs::{MemfdFlags, memfd_create};
@@ -15,6 +16,9 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::link::Link;
 use crate::engine::{Console, Descriptors, Engine, Wanted};
+
+/// Longest report of what the machine's process has given up, in bytes.
+const REPORT_BYTES_MAX: usize = 4096;
 
 /// A machine that was started.
 #[derive(Debug)]
@@ -26,6 +30,8 @@ pub(crate) struct Machine {
     pub(crate) agent: Link,
     /// What the guest's kernel prints.
     pub(crate) console: File,
+    /// Takes what the machine's process says of itself.
+    report: File,
     /// Closed when this process is gone: then the machine ends.
     _life: OwnedFd,
 }
@@ -42,10 +48,14 @@ pub(crate) fn start(
     let (console, console_theirs) = console(engine).context("cannot make a way for the console")?;
     let (life_theirs, life) =
         rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).context("cannot make a pipe")?;
+    let (report, report_theirs) =
+        rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).context("cannot make a pipe")?;
+    rustix::io::ioctl_fionbio(&report, true).context("cannot use a pipe")?;
     wanted.descriptors = Descriptors {
         agent: agent_theirs.as_raw_fd(),
         console: console_theirs.as_raw_fd(),
         life: life_theirs.as_raw_fd(),
+        report: Some(report_theirs.as_raw_fd()),
     };
     let Some(plan) = engine.plan(&wanted, attempt)? else {
         return Ok(None);
@@ -56,6 +66,7 @@ pub(crate) fn start(
         agent_theirs.as_fd(),
         console_theirs.as_fd(),
         life_theirs.as_fd(),
+        report_theirs.as_fd(),
     ];
     inherited.extend_from_slice(held);
     let mut command = tools::command("msb-vmm")?;
@@ -71,6 +82,7 @@ pub(crate) fn start(
         exit: None,
         agent,
         console,
+        report: report.into(),
         _life: life,
     }))
 }
@@ -119,6 +131,13 @@ impl Machine {
     /// The process.
     pub(crate) fn pid(&self) -> Pid {
         Pid::from_child(&self.child)
+    }
+
+    /// What the process has given up. For when the guest has said hello: by then it was told.
+    pub(crate) fn isolation(&self) -> Vec<Step> {
+        let mut line = [0; REPORT_BYTES_MAX];
+        let count = (&self.report).read(&mut line).unwrap_or(0);
+        serde_json::from_slice(&line[..count]).unwrap_or_default()
     }
 
     /// How the process ended, if it did.
