@@ -6,6 +6,7 @@ mod copy;
 mod doctor;
 mod engine;
 mod guest;
+mod isolate;
 mod launch;
 mod make;
 mod mounts;

@@ -226,6 +226,7 @@ pub(crate) fn wanted(setup: &Setup) -> Wanted {
             agent: -1,
             console: -1,
             life: -1,
+            report: None,
         },
     }
 }
