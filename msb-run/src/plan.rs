@@ -43,6 +43,10 @@ pub(crate) struct Choices {
     pub(crate) idle_timeout: Option<Duration>,
     /// `--max-duration`.
     pub(crate) max_duration: Option<Duration>,
+    /// Size of the writable disk, in MiB.
+    pub(crate) upper_mib: Option<u64>,
+    /// The whole main command, in place of all that the image says; the sandbox outlives it.
+    pub(crate) stored_command: Vec<OsString>,
     /// That of the guest, 32 hexadecimal digits.
     pub(crate) machine_id: String,
     /// `--rlimit` and `--timeout` of a detached main command.
@@ -81,7 +85,7 @@ pub(crate) fn spec(
         cpus: choices.cpus,
         memory_mib: choices.memory_mib,
         engine: choices.engine,
-        upper_mib: UPPER_MIB,
+        upper_mib: choices.upper_mib.unwrap_or(UPPER_MIB),
         hostname: hostname(choices.hostname, name)?,
         env: merge_env(
             image_env.into_iter().map(Text::from).collect(),
@@ -95,12 +99,16 @@ pub(crate) fn spec(
             .user
             .map(Text::from)
             .or_else(|| given(config.user())),
-        command: command(
-            choices.entrypoint,
-            choices.command,
-            config.entrypoint().clone().unwrap_or_default(),
-            config.cmd().clone().unwrap_or_default(),
-        ),
+        command: if lasting && !choices.stored_command.is_empty() {
+            choices.stored_command.into_iter().map(Text::from).collect()
+        } else {
+            command(
+                choices.entrypoint,
+                choices.command,
+                config.entrypoint().clone().unwrap_or_default(),
+                config.cmd().clone().unwrap_or_default(),
+            )
+        },
         lasting,
         idle_timeout_ms: choices.idle_timeout.map(milliseconds),
         max_duration_ms: choices.max_duration.map(milliseconds),

@@ -21,9 +21,10 @@ use msb_wire::text::Text;
 
 use super::start::wait_while_stopping;
 use super::{CommandArgs, PROGRAM, tell_end};
-use crate::launch::{Bond, Launched, launch};
+use crate::launch::{Bond, Launched, launch, launch_in};
 use crate::make::{MakeArgs, make};
 use crate::session::{self, Streams};
+use crate::slots;
 use crate::startup::{Stamps, monotonic_ns};
 
 const TOOL: &str = "msb-run";
@@ -84,9 +85,11 @@ pub(crate) fn run(args: RunArgs) -> anyhow::Result<u8> {
         main: true,
         ..request(&args, &taken, argv, tty)?
     };
+    // Before signals are taken over: who waits for a slot can be interrupted.
+    let slot = slots::take(&home)?;
     let streams = Streams::take(tty)?.with_timeout(args.connected.timeout());
     let image_ns = monotonic_ns();
-    let launched = launch(&name, taken.lock, Bond::Client)?;
+    let launched = launch_in(slot, &name, taken.lock, Bond::Client)?;
     let (code, stamps) = attach(launched, request, streams)?;
     if args.time {
         let end_ns = monotonic_ns();

@@ -81,6 +81,8 @@ impl Life {
             }
             BootEvent::Ready { kernel, ready_ns } => {
                 self.stamps.ready_ns = monotonic_ns();
+                // The next one may boot.
+                starter.slot = None;
                 self.stamps.guest_ready_ns = ready_ns;
                 if matches!(self.phase, Phase::Booting { .. }) {
                     self.phase = Phase::Running;
