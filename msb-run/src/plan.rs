@@ -49,6 +49,10 @@ pub(crate) struct Choices {
     pub(crate) idle_timeout: Option<Duration>,
     /// `--max-duration`.
     pub(crate) max_duration: Option<Duration>,
+    /// Size of the writable disk, in MiB.
+    pub(crate) upper_mib: Option<u64>,
+    /// The whole main command, in place of all that the image says; the sandbox outlives it.
+    pub(crate) stored_command: Vec<OsString>,
     /// That of the guest, 32 hexadecimal digits.
     pub(crate) machine_id: String,
     /// `--rlimit` and `--timeout` of a detached main command.
@@ -77,12 +81,16 @@ pub(crate) fn spec(
     labels.extend(choices.labels);
     let lasting = choices.command.is_empty();
     let mut guest = choices.guest.spec;
-    let mut command = command(
-        choices.entrypoint,
-        choices.command,
-        config.entrypoint().clone().unwrap_or_default(),
-        config.cmd().clone().unwrap_or_default(),
-    );
+    let mut command = if lasting && !choices.stored_command.is_empty() {
+        choices.stored_command.into_iter().map(Text::from).collect()
+    } else {
+        command(
+            choices.entrypoint,
+            choices.command,
+            config.entrypoint().clone().unwrap_or_default(),
+            config.cmd().clone().unwrap_or_default(),
+        )
+    };
     if let Some(init) = &mut guest.init {
         take_init(init, &mut command);
     }
@@ -99,7 +107,11 @@ pub(crate) fn spec(
         cpus: choices.cpus,
         memory_mib: choices.memory_mib,
         engine: choices.engine,
-        upper_mib: choices.guest.upper_mib.unwrap_or(UPPER_MIB),
+        upper_mib: choices
+            .guest
+            .upper_mib
+            .or(choices.upper_mib)
+            .unwrap_or(UPPER_MIB),
         hostname: hostname(choices.hostname, name)?,
         env: merge_env(
             image_env.into_iter().map(Text::from).collect(),

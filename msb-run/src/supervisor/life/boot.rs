@@ -99,6 +99,8 @@ impl Life {
                 Ok(())
             }
             BootEvent::Ready { kernel, ready_ns } => {
+                // The next one may boot.
+                starter.slot = None;
                 self.stamps.guest_ready_ns = ready_ns;
                 self.status.kernel = Some(kernel);
                 self.prepare(starter)
