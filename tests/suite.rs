@@ -46,6 +46,8 @@ mod lifecycle;
 mod logs;
 /// Memory, as the host sees it.
 mod memory;
+/// Folders and files of the host, and memory, in a guest.
+mod mounts;
 /// Names, room on the disk, and what goes when nobody needs it.
 mod prune;
 /// Guests and machines that end without being asked to.
@@ -56,6 +58,8 @@ mod registry;
 mod roundtrip;
 /// Archives that are written.
 mod save;
+/// Attempts to leave what is shared with a guest.
+mod share_escape;
 /// Standard input, output and error.
 mod streams;
 /// What the tests stand on.
@@ -64,3 +68,5 @@ mod support;
 mod tar_readers;
 /// A person before a terminal.
 mod terminal;
+/// Named volumes and disk images.
+mod volumes;
