@@ -179,7 +179,7 @@ fn an_image_that_names_another_file_of_the_host_is_refused() {
     );
     assert_eq!(outcome.code, 125);
     assert!(
-        stderr(&outcome).contains("it names another file that lies below it"),
+        stderr(&outcome).contains("it has a backing file"),
         "{outcome:?}"
     );
     // What calls itself raw is raw: the guest sees the header and no file behind it.

@@ -216,7 +216,7 @@ pub enum Format {
     Raw,
     /// A VMDK descriptor of flat extents.
     Vmdk,
-    /// QEMU's own, without a backing file.
+    /// QEMU's own format, without a backing file.
     Qcow2,
 }
 

@@ -18,7 +18,7 @@ use msb_wire::mount::{GuestMount, MountSource};
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, openat2};
 use rustix::io::Errno;
 
-use super::image;
+use crate::guest::root_disk::check_qcow2;
 
 /// The tag of the one share that holds all folders and files.
 const SHARE_TAG: &str = "msb-mounts";
@@ -151,7 +151,9 @@ impl Prepared {
         if !file.metadata().context("cannot look at it")?.is_file() {
             return Err(Failure::usage("it is not a file").into());
         }
-        image::check(&file, format)?;
+        if format == Format::Qcow2 {
+            check_qcow2(&file)?;
+        }
         let serial = format!("msb-mount-{}", self.disks.len());
         self.disks.push(Disk {
             serial: serial.clone(),

@@ -8,11 +8,14 @@ use libmsb::cli::args::SandboxName;
 use libmsb::cli::escape::escape;
 use libmsb::cli::output;
 use libmsb::cli::style::{age, bytes, local_time};
+use libmsb::state::guest::{DiskFormat, GuestSpec, RootDisk};
 use libmsb::state::mounts::{Mount, Source};
 use libmsb::state::sandboxes::{Sandbox, Seen};
 use libmsb::state::spec::Spec;
 use libmsb::state::status::Status;
 use libmsb::state::{Home, layout};
+use msb_wire::guest::Security;
+use msb_wire::text::Text;
 use serde::Serialize;
 
 /// Show all that is known of a sandbox
@@ -88,6 +91,41 @@ fn disk(sandbox: &Sandbox, spec: &Spec) -> Disk {
     }
 }
 
+/// What a guest may do and is made of, where it is not the default.
+fn guest_rows(guest: &GuestSpec) -> Vec<(&'static str, String)> {
+    let root_disk = match &guest.root_disk {
+        RootDisk::Managed => String::new(),
+        RootDisk::Tmpfs { size_mib } => format!("memory, {}", bytes(size_mib * 1024 * 1024)),
+        RootDisk::Disk { path, format } => {
+            let format = match format {
+                DiskFormat::Raw => "raw",
+                DiskFormat::Qcow2 => "qcow2",
+            };
+            format!("{} ({format})", path.display())
+        }
+    };
+    let security = match guest.security {
+        Security::Default => "",
+        Security::Restricted => "restricted",
+    };
+    let init = guest.init.as_ref().map(|init| {
+        let path = init.path.as_ref().map_or("auto".into(), Text::to_lossy);
+        let args = init.args.iter().map(Text::to_lossy);
+        [path].into_iter().chain(args).collect::<Vec<_>>().join(" ")
+    });
+    let count = |count: usize| (count > 0).then(|| format!("{count} before the first boot"));
+    vec![
+        ("Security", security.to_owned()),
+        ("Root disk", root_disk),
+        ("Init", init.unwrap_or_default()),
+        (
+            "Shell",
+            guest.shell.as_ref().map(Text::to_lossy).unwrap_or_default(),
+        ),
+        ("Changes", count(guest.changes.len()).unwrap_or_default()),
+    ]
+}
+
 fn rows(seen: &Seen, disk: Disk) -> Vec<(&'static str, String)> {
     let (spec, status) = (&seen.spec, &seen.status);
     let mut rows = vec![
@@ -95,7 +133,7 @@ fn rows(seen: &Seen, disk: Disk) -> Vec<(&'static str, String)> {
         ("Status", seen.state.word().to_owned()),
     ];
     let reason = status.reason.map(|reason| reason.word().replace('_', " "));
-    let words = |words: &[msb_wire::text::Text]| {
+    let words = |words: &[Text]| {
         let words: Vec<String> = words.iter().map(|word| word.to_lossy()).collect();
         words.join(" ")
     };
@@ -130,6 +168,7 @@ fn rows(seen: &Seen, disk: Disk) -> Vec<(&'static str, String)> {
         ("Created", when(spec.created_at)),
         ("Started", status.started_at.map(when).unwrap_or_default()),
     ]);
+    rows.extend(guest_rows(&spec.guest));
     let millis = |ms: u64| format!("{} s", ms as f64 / 1000.0);
     rows.extend([
         (
