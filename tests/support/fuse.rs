@@ -58,6 +58,9 @@ const QUEUE_SIZE: u16 = 16;
 const REQUEST_AT: u64 = 0x1_0000;
 const ANSWER_AT: u64 = 0x4_0000;
 const ANSWER_BYTES: u32 = 0x2_0000;
+/// Flags of a descriptor.
+const NEXT: u16 = 1;
+const WRITE: u16 = 2;
 
 /// Places of the parts of a queue.
 fn parts(queue: u64) -> (u64, u64, u64) {
@@ -216,7 +219,8 @@ impl Machine {
         self.answer()
     }
 
-    /// One chain of two descriptors: the request to be read, and room for the answer (virtio 1.2, 2.7).
+    /// One chain: the request to be read, and room for the answer's header and for what follows it, apart, as Linux has it
+    /// (virtio 1.2, 2.7).
     fn offer(&mut self, length: u32) {
         let (descriptors, available, _) = parts(1);
         let descriptor = |address: u64, length: u32, flags: u16, next: u16| {
@@ -226,8 +230,9 @@ impl Machine {
             bytes
         };
         let chain = [
-            descriptor(REQUEST_AT, length, 1, 1),
-            descriptor(ANSWER_AT, ANSWER_BYTES, 2, 0),
+            descriptor(REQUEST_AT, length, NEXT, 1),
+            descriptor(ANSWER_AT, 16, WRITE | NEXT, 2),
+            descriptor(ANSWER_AT + 16, ANSWER_BYTES, WRITE, 0),
         ];
         self.memory
             .write_all_at(&chain.concat(), descriptors)
