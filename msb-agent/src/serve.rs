@@ -379,7 +379,7 @@ impl Agent {
         if self.stopping.is_none() {
             self.port.flush(FLUSH_PATIENCE);
             if let Some(guest) = &self.guest {
-                shutdown::flush_disks(&guest.upper);
+                shutdown::flush_disks(&guest.upper, &guest.disks);
             }
             handover::end_machine(status);
         }

@@ -34,12 +34,12 @@ impl Life {
             .map_err(|error| Violation(format!("a hello: {error}")))?;
         peer.require(operation::BOOT)
             .map_err(|error| Violation(format!("a hello: {error}")))?;
-        if !self.setup.mounts.guest.is_empty() {
-            peer.require(operation::MOUNTS)
-                .map_err(|error| Violation(format!("a hello: {error}")))?;
-        }
         if self.setup.spec.guest.security.is_restricted() {
             peer.require(operation::SECURITY)
+                .map_err(|error| Violation(format!("a hello: {error}")))?;
+        }
+        if !self.setup.mounts.guest.is_empty() {
+            peer.require(operation::MOUNTS)
                 .map_err(|error| Violation(format!("a hello: {error}")))?;
         }
         self.tells_time = peer.require(operation::CLOCK).is_ok();
