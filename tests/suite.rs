@@ -60,6 +60,8 @@ mod logs;
 mod many;
 /// Memory, as the host sees it.
 mod memory;
+/// Folders and files of the host, and memory, in a guest.
+mod mounts;
 /// Names, room on the disk, and what goes when nobody needs it.
 mod prune;
 /// Guests and machines that end without being asked to.
@@ -70,6 +72,8 @@ mod registry;
 mod roundtrip;
 /// Archives that are written.
 mod save;
+/// Attempts to leave what is shared with a guest.
+mod share_escape;
 /// Standard input, output and error.
 mod streams;
 /// What the tests stand on.
@@ -78,3 +82,5 @@ mod support;
 mod tar_readers;
 /// A person before a terminal.
 mod terminal;
+/// Named volumes and disk images.
+mod volumes;

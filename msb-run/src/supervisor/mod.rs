@@ -117,13 +117,13 @@ fn prepare(home: Home, sandbox: &Sandbox, lock: Lock) -> Result<(Setup, Option<S
             sandbox.name
         );
         let spec = sandbox.spec()?;
-        let (engine, note) = engine::choose(&home, spec.engine)?;
+        let mounts = mounts::prepare(&home, &spec.mounts)?;
+        let (engine, note) = engine::choose(&home, mounts.engine(spec.engine))?;
         let reference: Reference = spec.image.reference.parse()?;
         let root_disk = home
             .images()
             .open(&reference, &spec.image.manifest_digest)?
             .disk;
-        let mounts = mounts::prepare(&home, &spec.mounts)?;
         let upper = open_upper(sandbox, &spec)?;
         Ok((spec, engine, note, root_disk, upper, mounts))
     })();

@@ -328,6 +328,7 @@ fn has_crashed(reason: Reason, completed: bool) -> bool {
         | Reason::GuestPanicked
         | Reason::VmExited
         | Reason::VmmFailed
+        | Reason::ShareFailed
         | Reason::AgentFailed
         | Reason::SupervisorFailed => true,
         Reason::OutOfMemory => !completed,
