@@ -2,7 +2,11 @@
 //!
 //! usage: sample-files HOME COUNT SECONDS
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a program for one measurement")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a program for one measurement"
+)]
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -20,7 +24,9 @@ fn main() {
             let name = format!("sandbox-{number:04}").parse().unwrap();
             let path = home.samples(&name);
             let writer = Writer::create(&path, |values| {
-                Field::ALL[4..].iter().for_each(|field| values.set(*field, 1000));
+                Field::ALL[4..]
+                    .iter()
+                    .for_each(|field| values.set(*field, 1000));
                 values.set(Field::StartedUnixNs, unix_ns());
                 values.set(Field::StartedBootNs, boot_ns());
                 values.set(Field::SandboxId, number);

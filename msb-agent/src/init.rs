@@ -33,6 +33,7 @@ pub(crate) const OPERATIONS: &[&str] = &[
     operation::FILES,
     operation::FILES_CHANGE,
     operation::INIT,
+    operation::MOUNTS,
     operation::PING,
     operation::SAMPLES,
     operation::SECURITY,

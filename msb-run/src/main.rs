@@ -6,12 +6,16 @@ mod copy;
 mod doctor;
 mod engine;
 mod guest;
+mod isolate;
 mod launch;
 mod make;
 mod metrics;
+mod microsandbox;
+mod mounts;
 mod plan;
 mod pull;
 mod session;
+mod slots;
 mod startup;
 mod supervisor;
 mod terminal;
@@ -50,6 +54,7 @@ fn main() -> ExitCode {
         Some("msb-signal") => tool("msb-signal", arguments, verbs::signal::run),
         Some("msb-start") => tool("msb-start", arguments, verbs::start::run),
         Some("msb-stop") => tool("msb-stop", arguments, verbs::stop::run),
+        Some("msb-volume") => tool("msb-volume", arguments, verbs::volume::run),
         Some("msb-wait") => tool("msb-wait", arguments, verbs::wait::run),
         Some("msb-supervisor") => tool("msb-supervisor", arguments, supervisor::run),
         _ => verb("msb-run", arguments, verbs::run::run),

@@ -23,6 +23,8 @@ pub mod handshake;
 pub mod job;
 /// Every bound of the protocol.
 pub mod limits;
+/// What a guest mounts besides its root.
+pub mod mount;
 /// What a guest costs, as its agent sees it.
 pub mod samples;
 /// Requests to the supervisor itself.

@@ -29,6 +29,7 @@ impl Command {
 pub(crate) enum Group {
     Sandboxes,
     Images,
+    Storage,
     Metrics,
     Other,
     /// Programs that people do not start themselves; only under `help --all`.
@@ -37,9 +38,10 @@ pub(crate) enum Group {
 
 impl Group {
     /// Those of the ordinary help.
-    pub(crate) const SHOWN: [Group; 4] = [
+    pub(crate) const SHOWN: [Group; 5] = [
         Group::Sandboxes,
         Group::Images,
+        Group::Storage,
         Group::Metrics,
         Group::Other,
     ];
@@ -49,6 +51,7 @@ impl Group {
         match self {
             Group::Sandboxes => "Sandboxes",
             Group::Images => "Images",
+            Group::Storage => "Storage",
             Group::Metrics => "Metrics",
             Group::Other => "Other",
             Group::Plumbing => "Plumbing",
@@ -185,6 +188,14 @@ pub(crate) const COMMANDS: &[Command] = &[
         group: Group::Metrics,
         about: "Show what running sandboxes cost, or export it (OTLP, Prometheus)",
         program: "msb-metrics",
+        args: &[],
+    },
+    Command {
+        name: "volume",
+        alias: Some("vol"),
+        group: Group::Storage,
+        about: "Make, list, inspect and remove named volumes",
+        program: "msb-volume",
         args: &[],
     },
     Command {

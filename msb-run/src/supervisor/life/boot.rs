@@ -39,6 +39,10 @@ impl Life {
             peer.require(operation::SECURITY)
                 .map_err(|error| Violation(format!("a hello: {error}")))?;
         }
+        if !self.setup.mounts.guest.is_empty() {
+            peer.require(operation::MOUNTS)
+                .map_err(|error| Violation(format!("a hello: {error}")))?;
+        }
         self.tells_time = peer.require(operation::CLOCK).is_ok();
         self.tells_costs = peer.require(operation::SAMPLES).is_ok();
         self.stamps.guest_agent_ns = peer.agent_start_ns.unwrap_or(0);
@@ -73,6 +77,7 @@ impl Life {
             env: spec.env.clone(),
             cwd: spec.workdir.clone(),
             user: spec.user.clone(),
+            mounts: self.setup.mounts.guest.clone(),
             clock_unix_ns: clock::unix_ns(),
             entropy_hex: to_hex(&entropy),
             guest: Settings {
@@ -96,6 +101,8 @@ impl Life {
                 Ok(())
             }
             BootEvent::Ready { kernel, ready_ns } => {
+                // The next one may boot.
+                starter.slot = None;
                 self.stamps.guest_ready_ns = ready_ns;
                 self.status.kernel = Some(kernel);
                 self.prepare(starter)

@@ -258,6 +258,7 @@ enum Source {
     Agent,
     Console,
     Exit,
+    Share,
     Listener,
     Signals,
     Clock,
@@ -321,6 +322,9 @@ impl Life {
         if self.console.is_some() {
             sources.push((Source::Console, self.machine.console.as_fd(), PollFlags::IN));
         }
+        if let Some(share) = &self.machine.share {
+            sources.push((Source::Share, share.pidfd(), PollFlags::IN));
+        }
         if let Some(bond) = &self.bond {
             sources.push((Source::Bond, bond.as_fd(), PollFlags::IN));
         }
@@ -378,6 +382,7 @@ impl Life {
             Source::Agent => self.read_agent(notices),
             Source::Console => drop(self.copy_console()),
             Source::Exit => self.machine_ended(),
+            Source::Share => self.share_ended(),
             Source::Listener => self.accept(),
             Source::Signals => {
                 let number = self.signals.wait().context("cannot read a signal")?;
