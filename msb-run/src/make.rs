@@ -8,6 +8,7 @@ use clap::Args;
 use libmsb::cli::args::{SandboxName, parse_cpus, parse_duration, parse_label, parse_memory};
 use libmsb::cli::error::Failure;
 use libmsb::machine::EngineChoice;
+use libmsb::net::args::NetArgs;
 use libmsb::reference::Reference;
 use libmsb::state::images::Image;
 use libmsb::state::lock::Lock;
@@ -64,6 +65,8 @@ pub(crate) struct MakeArgs {
     /// The same, with a time for it to stop; 0 kills it (--replace: 10s)
     #[arg(long, value_parser = parse_duration, value_name = "DURATION", requires = "name")]
     replace_with_timeout: Option<Duration>,
+    #[command(flatten)]
+    net: NetArgs,
 }
 
 impl MakeArgs {
@@ -82,6 +85,7 @@ impl MakeArgs {
             || !self.label.is_empty()
             || self.idle_timeout.is_some()
             || self.max_duration.is_some()
+            || self.net.is_given()
     }
 
     fn choices(
@@ -102,6 +106,7 @@ impl MakeArgs {
             labels: self.label.iter().cloned().collect(),
             idle_timeout: self.idle_timeout,
             max_duration: self.max_duration,
+            net: self.net.spec()?,
             command: command.to_vec(),
         })
     }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use libmsb::cli::args::{EnvVar, SandboxName};
 use libmsb::cli::error::Failure;
 use libmsb::machine::EngineChoice;
+use libmsb::net::NetSpec;
 use libmsb::state::images::Image;
 use libmsb::state::spec::{SPEC_VERSION, Spec, SpecImage};
 use msb_wire::text::Text;
@@ -19,7 +20,7 @@ const UPPER_MIB: u64 = 4096;
 const HOSTNAME_BYTES_MAX: usize = 64;
 
 /// What was typed, checked.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Choices {
     /// `--cpus`.
     pub(crate) cpus: u32,
@@ -43,6 +44,8 @@ pub(crate) struct Choices {
     pub(crate) idle_timeout: Option<Duration>,
     /// `--max-duration`.
     pub(crate) max_duration: Option<Duration>,
+    /// `--net` and its like.
+    pub(crate) net: NetSpec,
     /// What stands after `--`.
     pub(crate) command: Vec<OsString>,
 }
@@ -100,6 +103,7 @@ pub(crate) fn spec(
         lasting,
         idle_timeout_ms: choices.idle_timeout.map(milliseconds),
         max_duration_ms: choices.max_duration.map(milliseconds),
+        net: choices.net,
         other: serde_json::Map::new(),
     })
 }

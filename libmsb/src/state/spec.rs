@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
 use crate::machine::EngineChoice;
+use crate::net::NetSpec;
 
 /// The version of the file's form.
 pub const SPEC_VERSION: u32 = 1;
@@ -62,6 +63,9 @@ pub struct Spec {
     /// It has run for so many milliseconds: then it is stopped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_duration_ms: Option<u64>,
+    /// Its network.
+    #[serde(default = "NetSpec::none")]
+    pub net: NetSpec,
     /// Fields of later versions, kept.
     #[serde(flatten)]
     pub other: serde_json::Map<String, serde_json::Value>,
