@@ -1,3 +1,74 @@
 //! `msb-net`: Ethernet frames on a descriptor, sockets of the host, and a policy between them.
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::CommandFactory;
+use libmsb::cli::{args, completions, error as cli_error};
+
+/// What an address is.
+mod address;
+/// The command line.
+#[path = "args.rs"]
+mod arguments;
+/// The Internet checksum.
+mod checksum;
+/// The frame stream.
+mod device;
+/// Who speaks with whom.
+mod flow;
+/// Packets in pieces.
+mod fragments;
+/// Judges connections.
+mod gate;
+/// Sockets of the host.
+mod host;
+/// Echoes and errors.
+mod icmp;
+/// Ethernet and IP.
+mod ip;
+/// What a guest can make us hold.
+mod limits;
+/// Events.
+mod log;
+/// ARP, neighbour discovery, DHCP.
+mod neighbours;
+/// Addresses of the guest and its gateway.
+mod network;
+/// Verdicts.
+mod policy;
+/// Published ports.
+mod ports;
+/// `msb-net serve`.
+mod serve;
+/// Things by numbers.
+mod slab;
+/// The loop.
+mod stack;
+/// Connections.
+mod tcp;
+/// Deadlines.
+mod timers;
+/// Datagrams.
+mod udp;
+
+use arguments::{Args, Command};
+
+/// The program's name in messages.
+const TOOL: &str = "msb-net";
+
+fn main() -> ExitCode {
+    cli_error::catch_bugs(TOOL);
+    if let Some(code) = completions::serve(TOOL, Args::command) {
+        return code;
+    }
+    match args::parse::<Args>(TOOL, std::env::args_os()) {
+        Ok(args) => cli_error::exit_code(TOOL, run(args.command)),
+        Err(code) => code,
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Serve(args) => serve::serve(&args),
+    }
+}
