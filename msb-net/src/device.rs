@@ -20,8 +20,10 @@ pub(crate) const LENGTH: usize = 4;
 /// What came of reading.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Received {
-    /// Frames may be there.
+    /// Frames may be there, and more may follow.
     Some,
+    /// Frames may be there; they were all that there was.
+    Last,
     /// Nothing, for now.
     Nothing,
     /// The other side is gone.
@@ -55,8 +57,9 @@ impl Receiver {
         match recv(socket, &mut self.buffer[self.end..], RecvFlags::DONTWAIT) {
             Ok((0, _)) => Ok(Received::Closed),
             Ok((count, _)) => {
+                let last = count < self.buffer.len() - self.end;
                 self.end += count;
-                Ok(Received::Some)
+                Ok(if last { Received::Last } else { Received::Some })
             }
             Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => Ok(Received::Nothing),
             Err(rustix::io::Errno::CONNRESET) => Ok(Received::Closed),
@@ -250,7 +253,7 @@ mod tests {
         for round in 0..20 {
             for part in stream.chunks(7 + round * 911) {
                 theirs.write_all(part).unwrap();
-                assert_eq!(receiver.fill(ours.as_fd()).unwrap(), Received::Some);
+                assert_eq!(receiver.fill(ours.as_fd()).unwrap(), Received::Last);
                 while let Some(place) = receiver.next_frame().unwrap() {
                     found.push(receiver.bytes(place).to_vec());
                 }

@@ -1,6 +1,5 @@
 //! Sockets of the host.
 
-use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -68,17 +67,4 @@ pub(crate) fn echoes(target: IpAddr) -> Result<OwnedFd, Errno> {
 pub(crate) fn break_off(socket: OwnedFd) {
     // Where this fails the peer sees an end in place of a reset.
     let _ = sockopt::set_socket_linger(&socket, Some(std::time::Duration::ZERO));
-}
-
-/// The error that waits at a socket, if there is one.
-pub(crate) fn error_of(socket: impl AsFd) -> Option<Errno> {
-    match sockopt::socket_error(socket) {
-        Ok(Ok(())) => None,
-        Ok(Err(error)) | Err(error) => Some(error),
-    }
-}
-
-/// As the standard library has it.
-pub(crate) fn to_io(error: Errno) -> io::Error {
-    error.into()
 }

@@ -1,7 +1,7 @@
 //! What a guest can make this process hold, at most.
 //!
 //! All memory that grows with what a guest does is one of: rings of TCP ([`RINGS_BYTES_TOTAL`]), connections and flows
-//! (under a kilobyte each, at most [`TCP_CONNECTIONS_MAX`] + [`UDP_FLOWS_MAX`] + [`PING_FLOWS_MAX`]), fragments
+//! (under a kilobyte each, at most `max_connections` + [`UDP_FLOWS_MAX`] + [`PING_FLOWS_MAX`]), fragments
 //! ([`FRAGMENTS_BYTES_TOTAL`]), and the two buffers of the frame stream ([`RECEIVE_BYTES`], [`TRANSMIT_BYTES_MAX`]).
 
 use std::time::Duration;
@@ -20,8 +20,6 @@ pub(crate) const MTU_MAX: u16 = 65520;
 /// Smallest MTU: what IPv6 asks for (RFC 8200, 5).
 pub(crate) const MTU_MIN: u16 = 1280;
 
-/// Connections of TCP, the published ones included, when nobody says another number.
-pub(crate) const TCP_CONNECTIONS_MAX: usize = 4096;
 /// Bytes of one connection that wait in one direction.
 pub(crate) const RING_BYTES_MAX: usize = 1024 * 1024;
 /// Bytes that wait in all connections together, free rings that are kept for the next included.

@@ -20,7 +20,7 @@ pub(crate) const GATEWAY_LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0
 pub(crate) struct Network {
     /// The gateway's hardware address.
     pub(crate) gateway_mac: Mac,
-    /// The guest's hardware address.
+    /// The guest's hardware address, until its frames show another.
     pub(crate) guest_mac: Mac,
     /// Largest packet, in bytes.
     pub(crate) mtu: u16,

@@ -35,6 +35,11 @@ const LOG_PAUSE: Duration = Duration::from_millis(100);
 /// The largest datagram.
 const SCRATCH_BYTES: usize = 65536;
 
+/// What is waited for at the frame stream, but for room: that would wake us whenever the guest takes something.
+const FRAMES: EventFlags = EventFlags::IN
+    .union(EventFlags::RDHUP)
+    .union(EventFlags::ET);
+
 /// Whose event it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -106,6 +111,13 @@ impl World {
     }
 }
 
+impl World {
+    fn watch_frames(&self, flags: EventFlags) -> Result<(), Errno> {
+        let data = EventData::new_u64((Kind::Frames as u64) << KIND_SHIFT);
+        epoll::modify(&self.epoll, self.transmitter.socket(), data, flags)
+    }
+}
+
 /// Why it came to an end that is none of our errors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum End {
@@ -121,6 +133,10 @@ pub(crate) struct Stack {
     receiver: Receiver,
     /// The frame stream may have something.
     readable: bool,
+    /// Its end is behind what is there.
+    hung_up: bool,
+    /// We wait for it to take more.
+    waits: bool,
     fragments: Fragments,
     tcp: Tcp,
     udp: Udp,
@@ -154,9 +170,8 @@ impl Stack {
             piece_id: 0,
             counters: Counters::default(),
         };
-        let edge = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
         let watched = || -> Result<(), Errno> {
-            world.watch(world.transmitter.socket(), Kind::Frames, 0, edge)?;
+            world.watch(world.transmitter.socket(), Kind::Frames, 0, FRAMES)?;
             if let Some(life) = &parts.life {
                 world.watch(life.as_fd(), Kind::Life, 0, EventFlags::IN)?;
             }
@@ -175,6 +190,8 @@ impl Stack {
             world,
             receiver: Receiver::new(),
             readable: true,
+            hung_up: false,
+            waits: false,
             fragments: Fragments::default(),
             tcp: Tcp::new(parts.max_connections),
             udp: Udp::new(),
@@ -221,8 +238,23 @@ impl Stack {
         self.world.log.flush();
         match self.world.transmitter.flush() {
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(Some(End::GuestGone)),
-            other => other.map(|()| None),
+            Err(error) => Err(error),
+            Ok(()) => self.wait_for_room().map(|()| None),
         }
+    }
+
+    fn wait_for_room(&mut self) -> io::Result<()> {
+        let blocked = self.world.transmitter.is_blocked();
+        if blocked != self.waits {
+            self.waits = blocked;
+            let flags = if blocked {
+                FRAMES | EventFlags::OUT
+            } else {
+                FRAMES
+            };
+            self.world.watch_frames(flags)?;
+        }
+        Ok(())
     }
 
     fn timeout(&self) -> Option<Timespec> {
@@ -251,6 +283,7 @@ impl Stack {
         match KINDS.get((data >> KIND_SHIFT) as usize)? {
             Kind::Frames => {
                 self.readable |= !(flags & !EventFlags::OUT).is_empty();
+                self.hung_up |= flags.contains(EventFlags::RDHUP);
                 if flags.contains(EventFlags::OUT) {
                     world.transmitter.unblock();
                 }
@@ -274,7 +307,7 @@ impl Stack {
     /// Reads frames once and handles them.
     fn receive(&mut self) -> io::Result<Received> {
         let received = self.receiver.fill(self.world.transmitter.socket())?;
-        self.readable = received == Received::Some;
+        self.readable = received == Received::Some || (self.hung_up && received == Received::Last);
         while let Some(place) = self.receiver.next_frame()? {
             let frame = self.receiver.bytes(place.clone());
             self.world.counters.frames += 1;
@@ -324,6 +357,8 @@ fn handle(world: &mut World, protocols: Protocols<'_>, packet: &Packet<'_>, plac
     if !network.is_guest(packet.source) || is_nobody(network, packet) {
         return;
     }
+    // Whoever speaks the frame stream chooses its own.
+    world.network.guest_mac = packet.mac;
     let (tcp, udp, icmp, fragments) = protocols;
     if let Some(piece) = packet.piece {
         if let Some(payload) = fragments.add(packet, piece, world.now) {
