@@ -221,7 +221,7 @@ pub(crate) fn explain<'a>(judge: &Judge, case: &'a Case) -> Explained<'a> {
 
 /// The verdict on a name, and on all that it was found to have: one bad address spoils the answer.
 fn answer(judge: &Judge, question: &Question) -> Verdict {
-    let name = judge.name(&question.name);
+    let name = judge.name(Some(&question.name));
     if !name.allows() {
         return name;
     }

@@ -10,12 +10,18 @@ mod address;
 /// The command line.
 #[path = "args.rs"]
 mod arguments;
+/// The guest's way to find names.
+#[allow(dead_code, unused_imports, reason = "the data plane is to use it")]
+mod dns;
 /// `msb net explain`.
 mod explain;
 /// Verdicts.
 mod policy;
 /// `msb net replay`.
 mod replay;
+/// The name that TLS asks for.
+#[allow(dead_code, reason = "the data plane is to use it")]
+mod tls;
 
 use arguments::{Args, Command};
 
