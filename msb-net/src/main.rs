@@ -34,8 +34,6 @@ mod log;
 mod neighbours;
 /// Addresses of the guest and its gateway.
 mod network;
-/// Verdicts.
-mod policy;
 /// Published ports.
 mod ports;
 /// `msb-net serve`.
@@ -50,6 +48,18 @@ mod tcp;
 mod timers;
 /// Datagrams.
 mod udp;
+/// The guest's way to find names.
+#[allow(dead_code, unused_imports, reason = "the data plane is to use it")]
+mod dns;
+/// `msb net explain`.
+mod explain;
+/// Verdicts.
+mod policy;
+/// `msb net replay`.
+mod replay;
+/// The name that TLS asks for.
+#[allow(dead_code, reason = "the data plane is to use it")]
+mod tls;
 
 use arguments::{Args, Command};
 
@@ -70,5 +80,7 @@ fn main() -> ExitCode {
 fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Serve(args) => serve::serve(&args),
+        Command::Explain(args) => explain::run(args),
+        Command::Replay(args) => replay::run(args),
     }
 }

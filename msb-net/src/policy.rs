@@ -316,20 +316,21 @@ impl Judge {
     }
 
     /// What becomes of a question for a name. Names may be asked for if a rule allows them, or if there are addresses that
-    /// a name could lead to.
-    pub(crate) fn name(&self, name: &HostName) -> Verdict {
+    /// a name could lead to. A name that is none of a host's (`None`) is of no rule.
+    pub(crate) fn name(&self, name: Option<&HostName>) -> Verdict {
         let rules = self.policy.rules.iter().enumerate();
         let rules = rules.filter(|(_, rule)| rule.is_for(Direction::Egress));
+        let is_named = |rule: &Rule| name.is_some_and(|name| rule.target.names(name));
         let mut leads = None;
         for (place, rule) in rules {
             let by_rule = verdict(rule.action, Some(place + 1), Reason::Rule);
             match (&rule.target, rule.action) {
-                (Target::Name(_) | Target::Suffix(_), Action::Allow) if rule.target.names(name) => {
+                (Target::Name(_) | Target::Suffix(_), Action::Allow) if is_named(rule) => {
                     return by_rule;
                 }
                 // A name that is denied on some ports has others.
                 (Target::Name(_) | Target::Suffix(_), Action::Deny)
-                    if rule.target.names(name) && is_whole(rule) =>
+                    if is_named(rule) && is_whole(rule) =>
                 {
                     return by_rule;
                 }
@@ -352,7 +353,7 @@ impl Judge {
 
     /// Whether a rule says that this name is denied: it may then not be another name's alias either.
     pub(crate) fn is_name_denied(&self, name: &HostName) -> bool {
-        let verdict = self.name(name);
+        let verdict = self.name(Some(name));
         let rule = verdict
             .rule
             .and_then(|rule| self.policy.rules.get(rule - 1));

@@ -360,7 +360,7 @@ fn a_denied_name_is_denied_by_the_name_in_tls_too() {
 
 #[test]
 fn names_may_be_asked_for_where_they_can_lead_somewhere() {
-    let asks = |policy: &str, text: &str| short(judge(policy).name(&name(text)));
+    let asks = |policy: &str, text: &str| short(judge(policy).name(Some(&name(text))));
     let allowed = |rule| (Action::Allow, rule, Reason::Rule);
     let denied = |rule| (Action::Deny, rule, Reason::Rule);
     let by_default = (Action::Deny, None, Reason::Default);
