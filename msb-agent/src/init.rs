@@ -9,7 +9,7 @@ use msb_wire::frame::{CONNECTION, Kind, put_message};
 use msb_wire::handshake::{Hello, operation};
 use rustix::io::fcntl_getfd;
 
-use crate::console::log;
+use crate::console::{self, log};
 use crate::modules::Modules;
 use crate::port::{self, Port};
 use crate::serve::Agent;
@@ -48,6 +48,7 @@ pub(crate) fn run(start_ns: u64) -> ! {
         shutdown::end();
     };
     while modules.load_next() {}
+    console::show_notices();
     match Agent::new(port, modules) {
         Ok(agent) => agent.serve(),
         Err(error) => {
