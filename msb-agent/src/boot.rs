@@ -12,7 +12,7 @@ use rustix::process::umask;
 use crate::console::{log, reason};
 use crate::env::Base;
 use crate::modules::Modules;
-use crate::{clock, identity, mount, root, sys};
+use crate::{clock, identity, mount, net, root, sys};
 
 /// A guest that takes commands.
 pub(crate) struct Guest {
@@ -40,7 +40,11 @@ pub(crate) fn boot(request: BootRequest, modules: &Modules) -> Result<Guest, Boo
     let Root::Overlay { lower, upper } = &request.root;
     let upper = root::enter(lower, upper).map_err(|message| failed("root", message))?;
     mount::guest().map_err(|message| failed("mounts", message))?;
-    identity::assume(&request.hostname).map_err(|message| failed("hostname", message))?;
+    let hosts = request.net.as_ref().map_or(&[][..], |net| &net.hosts);
+    identity::assume(&request.hostname, hosts).map_err(|message| failed("hostname", message))?;
+    if let Some(net) = &request.net {
+        net::set_up(net).map_err(|message| failed("network", message))?;
+    }
     if let Some(cwd) = &request.cwd {
         identity::create_cwd(Path::new(cwd.as_os_str()));
     }

@@ -25,12 +25,13 @@ const STDERR: RawFd = 2;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Operations of this agent.
-pub(crate) const OPERATIONS: [&str; 7] = [
+pub(crate) const OPERATIONS: [&str; 8] = [
     operation::BOOT,
     operation::CLOCK,
     operation::EXEC,
     operation::EXEC_RLIMIT,
     operation::FILES,
+    operation::NET,
     operation::PING,
     operation::SHUTDOWN,
 ];

@@ -8,8 +8,8 @@ use libmsb::net::rule::{Direction, Protocol};
 
 use crate::flow::{End, Flow};
 use crate::log::Log;
-use crate::network::Network;
 use crate::policy::{Facts, Judge, Tls, Verdict};
+use libmsb::net::network::Network;
 
 /// The port of name servers.
 pub(crate) const DNS_PORT: u16 = 53;

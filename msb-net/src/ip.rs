@@ -6,7 +6,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::checksum::{self, Sum};
-use crate::network::{Mac, Network};
+use libmsb::net::network::{Mac, Network};
 
 /// Bytes of the Ethernet header.
 pub(crate) const ETHERNET: usize = 14;
@@ -291,7 +291,7 @@ fn to_v6(address: IpAddr) -> Ipv6Addr {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::network::tests::network;
+    use crate::testing::network;
 
     fn built(source: &str, destination: &str, piece: Option<Piece>, payload: &[u8]) -> Vec<u8> {
         let mut frame = Vec::new();

@@ -15,11 +15,6 @@ pub(crate) const TRANSMIT_BYTES_MAX: usize = 1024 * 1024;
 /// Asked for as the kernel's buffer of the frame stream: enough for the other side to be busy with while we are.
 pub(crate) const SOCKET_BUFFER_BYTES: usize = 4 * 1024 * 1024;
 
-/// Largest MTU: the largest IPv4 packet, rounded down as everybody does (a multiple of 16 and room for a header).
-pub(crate) const MTU_MAX: u16 = 65520;
-/// Smallest MTU: what IPv6 asks for (RFC 8200, 5).
-pub(crate) const MTU_MIN: u16 = 1280;
-
 /// Bytes of one connection that wait in one direction.
 pub(crate) const RING_BYTES_MAX: usize = 1024 * 1024;
 /// Bytes that wait in all connections together, free rings that are kept for the next included.

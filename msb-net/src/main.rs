@@ -14,6 +14,11 @@ mod arguments;
 mod checksum;
 /// The frame stream.
 mod device;
+/// The guest's way to find names.
+#[allow(dead_code, unused_imports, reason = "the data plane is to use it")]
+mod dns;
+/// `msb net explain`.
+mod explain;
 /// Who speaks with whom.
 mod flow;
 /// Packets in pieces.
@@ -32,10 +37,12 @@ mod limits;
 mod log;
 /// ARP, neighbour discovery, DHCP.
 mod neighbours;
-/// Addresses of the guest and its gateway.
-mod network;
+/// Verdicts.
+mod policy;
 /// Published ports.
 mod ports;
+/// `msb net replay`.
+mod replay;
 /// `msb-net serve`.
 mod serve;
 /// Things by numbers.
@@ -44,22 +51,16 @@ mod slab;
 mod stack;
 /// Connections.
 mod tcp;
+/// What tests share.
+#[cfg(test)]
+mod testing;
 /// Deadlines.
 mod timers;
-/// Datagrams.
-mod udp;
-/// The guest's way to find names.
-#[allow(dead_code, unused_imports, reason = "the data plane is to use it")]
-mod dns;
-/// `msb net explain`.
-mod explain;
-/// Verdicts.
-mod policy;
-/// `msb net replay`.
-mod replay;
 /// The name that TLS asks for.
 #[allow(dead_code, reason = "the data plane is to use it")]
 mod tls;
+/// Datagrams.
+mod udp;
 
 use arguments::{Args, Command};
 

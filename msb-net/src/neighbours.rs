@@ -7,9 +7,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use crate::checksum::Sum;
 use crate::flow::{End, Flow};
 use crate::ip::{Head, Packet, ether, protocol};
-use crate::network::{GATEWAY_LINK_LOCAL, Network};
 use crate::stack::World;
 use crate::udp;
+use libmsb::net::network::{GATEWAY_LINK_LOCAL, Network};
 
 /// A request of ARP for IPv4 over Ethernet (RFC 826), from its first byte on.
 const ARP_REQUEST: [u8; 8] = [0, 1, 8, 0, 6, 4, 0, 1];
@@ -244,7 +244,7 @@ fn find_option(mut options: &[u8], wanted: u8) -> Option<&[u8]> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::network::tests::network;
+    use crate::testing::network;
 
     fn request(options: &[u8]) -> Vec<u8> {
         let mut message = vec![0; DHCP_OPTIONS];

@@ -14,10 +14,10 @@ use rustix::net::{RecvFlags, SocketFlags, acceptfrom_with, recvfrom};
 
 use crate::flow::{End, Flow};
 use crate::host;
-use crate::network::Network;
 use crate::stack::World;
 use crate::tcp::Tcp;
 use crate::udp::Udp;
+use libmsb::net::network::Network;
 
 /// Callers, or datagrams, that are taken in a turn.
 const TAKES: usize = 64;
@@ -145,7 +145,7 @@ fn flow_of(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::network::tests::network;
+    use crate::testing::network;
 
     fn remote(peer: &str, used: &[&str]) -> Option<String> {
         let used: Vec<SocketAddr> = used.iter().map(|text| text.parse().unwrap()).collect();

@@ -10,20 +10,16 @@ use std::path::PathBuf;
 use anyhow::Context;
 use clap::Args;
 use libmsb::cli::error::Failure;
-use libmsb::net::NetSpec;
 use libmsb::net::args::NetArgs;
-use libmsb::net::ports::Transport;
 use rustix::io::{FdFlags, fcntl_getfd, fcntl_setfd, ioctl_fionbio};
-use serde::{Deserialize, Serialize};
 
 use crate::address::HostFacts;
 use crate::gate::Gate;
-use crate::limits::MTU_MAX;
 use crate::log::Log;
-use crate::network::{Network, V4, V6};
 use crate::policy::Judge;
 use crate::ports::Port;
 use crate::stack::{Parts, Stack};
+use libmsb::net::network::{MTU_MAX, Network, Settings, V4, V6};
 
 /// Longest settings, in bytes.
 const SETTINGS_BYTES_MAX: u64 = 4 * 1024 * 1024;
@@ -73,28 +69,6 @@ pub(crate) struct ServeArgs {
     life_fd: Option<RawFd>,
     #[command(flatten)]
     net: NetArgs,
-}
-
-/// What is handed in.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Settings {
-    network: Network,
-    net: NetSpec,
-    /// Addresses of the host's own.
-    #[serde(default)]
-    own: Vec<IpAddr>,
-    #[serde(default)]
-    ports: Vec<HandedPort>,
-}
-
-/// A published port, which the starter has bound.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct HandedPort {
-    fd: RawFd,
-    guest: u16,
-    transport: Transport,
 }
 
 /// Serves one guest to its end.
@@ -170,6 +144,7 @@ fn settings(args: &ServeArgs) -> anyhow::Result<Settings> {
             },
             net: args.net.spec()?,
             own: Vec::new(),
+            nameservers: Vec::new(),
             ports: Vec::new(),
         });
     };

@@ -22,11 +22,11 @@ use crate::icmp::Icmp;
 use crate::ip::{self, Frame, Packet, protocol};
 use crate::log::Log;
 use crate::neighbours;
-use crate::network::Network;
 use crate::ports::{self, Port};
 use crate::slab::Key;
 use crate::tcp::Tcp;
 use crate::udp::Udp;
+use libmsb::net::network::Network;
 
 /// Events that are taken at once.
 const EVENTS: usize = 256;

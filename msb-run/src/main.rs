@@ -7,6 +7,7 @@ mod doctor;
 mod engine;
 mod launch;
 mod make;
+mod net;
 mod plan;
 mod pull;
 mod session;

@@ -31,6 +31,8 @@ pub mod args;
 pub mod dns;
 /// Names of hosts, as rules have them.
 pub mod name;
+/// Who is on it, and what `msb-net` is told.
+pub mod network;
 /// What may be reached, and by whom.
 pub mod policy;
 /// Published ports.

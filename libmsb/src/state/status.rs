@@ -82,6 +82,8 @@ pub enum Reason {
     VmExited,
     /// The process of the virtual machine failed, or was killed.
     VmmFailed,
+    /// The process of the network failed, or was killed.
+    NetFailed,
     /// The guest's agent broke the protocol, or ended.
     AgentFailed,
     /// The supervisor could not go on.
@@ -122,6 +124,7 @@ impl Reason {
             Reason::GuestRebooted => Some("restarted itself"),
             Reason::VmExited => Some("ended by itself"),
             Reason::VmmFailed => Some("VMM failed"),
+            Reason::NetFailed => Some("network failed"),
             Reason::AgentFailed => Some("agent failed"),
             Reason::SupervisorFailed => Some("supervisor failed"),
             Reason::SupervisorGone => Some("supervisor was killed"),

@@ -3,6 +3,8 @@
 //! Everything that the guest must know travels here and never on the kernel's command line: there is no limit of a
 //! few kilobytes, and nothing to be read in `/proc/cmdline`.
 
+use std::net::IpAddr;
+
 use serde::{Deserialize, Serialize};
 
 use crate::text::Text;
@@ -23,11 +25,41 @@ pub struct BootRequest {
     /// User of every command that names none: `USER|UID[:GROUP|GID]`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<Text>,
+    /// The network, if the guest has one; an agent must serve [`crate::handshake::operation::NET`] for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub net: Option<BootNet>,
     /// The host's clock, in nanoseconds since 1970.
     pub clock_unix_ns: u64,
     /// Random bytes in hexadecimal digits, for the guest's entropy pool.
     #[serde(default)]
     pub entropy_hex: String,
+}
+
+/// A guest's network.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootNet {
+    /// The hardware address by which the interface is found.
+    pub mac: [u8; 6],
+    /// Largest packet, in bytes.
+    pub mtu: u32,
+    /// Addresses, each with its way out.
+    pub addresses: Vec<BootAddress>,
+    /// Name servers, for `/etc/resolv.conf`.
+    pub nameservers: Vec<IpAddr>,
+    /// Names of hosts, for `/etc/hosts`.
+    #[serde(default)]
+    pub hosts: Vec<(IpAddr, String)>,
+}
+
+/// An address of the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootAddress {
+    /// The address.
+    pub address: IpAddr,
+    /// Bits of its network's prefix.
+    pub prefix: u8,
+    /// The way to all others, in the same network.
+    pub gateway: IpAddr,
 }
 
 /// Where the root file system comes from. Disks are named by their serial number.

@@ -26,6 +26,8 @@ pub mod operation {
     pub const EXEC_RLIMIT: &str = "exec.rlimit";
     /// Copy files; see [`crate::file`].
     pub const FILES: &str = "files";
+    /// Guest: have a network; see [`crate::boot::BootNet`].
+    pub const NET: &str = "net";
     /// Guest: answer, to show that it is alive; see [`crate::sandbox`].
     pub const PING: &str = "ping";
     /// Supervisor: say how the sandbox ended, when it has; see [`crate::sandbox`].

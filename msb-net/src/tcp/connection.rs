@@ -9,7 +9,7 @@ use super::template::Template;
 use crate::device::Transmitter;
 use crate::flow::Flow;
 use crate::limits::{KEEPALIVE, KEEPALIVE_HALF_CLOSED};
-use crate::network::Network;
+use libmsb::net::network::Network;
 
 /// Time until a segment is sent again when nothing is known about the guest's answers (RFC 6298 has 1 s; the guest is near).
 const RTO_FIRST: Duration = Duration::from_millis(400);

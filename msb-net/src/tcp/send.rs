@@ -8,7 +8,7 @@ use super::segment::{Offer, Seq, flag};
 use super::template::{HEAD_BYTES_MAX, Says};
 use crate::device::Transmitter;
 use crate::limits::RING_BYTES_MAX;
-use crate::network::Network;
+use libmsb::net::network::Network;
 
 /// Frames that are written at once.
 const FRAMES_MAX: usize = 64;

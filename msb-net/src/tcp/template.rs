@@ -7,7 +7,7 @@ use crate::checksum::Sum;
 use crate::device::LENGTH;
 use crate::flow::Flow;
 use crate::ip::{self, ETHERNET, Head, protocol};
-use crate::network::Network;
+use libmsb::net::network::Network;
 
 /// Bytes of the longest head: length, Ethernet, IPv6, TCP.
 pub(crate) const HEAD_BYTES_MAX: usize = LENGTH + ETHERNET + ip::V6 + HEADER;
@@ -103,7 +103,7 @@ mod tests {
     use super::*;
     use crate::checksum;
     use crate::ip::{Frame, parse};
-    use crate::network::tests::network;
+    use crate::testing::network;
 
     #[test]
     fn sums_are_right_for_both_families_and_for_bytes_in_two_parts() {

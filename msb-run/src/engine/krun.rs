@@ -81,7 +81,7 @@ impl Engine for Krun {
             agent_fd: wanted.descriptors.agent,
             console_fd: wanted.descriptors.console,
             life_fd: wanted.descriptors.life,
-            net: None,
+            net: wanted.net.clone(),
             shares: wanted.shares.clone(),
         }))
     }

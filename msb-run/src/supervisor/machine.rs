@@ -15,6 +15,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::link::Link;
 use crate::engine::{Console, Descriptors, Engine, Wanted};
+use crate::net::{Net, NetProcess};
 
 /// A machine that was started.
 #[derive(Debug)]
@@ -26,6 +27,8 @@ pub(crate) struct Machine {
     pub(crate) agent: Link,
     /// What the guest's kernel prints.
     pub(crate) console: File,
+    /// The network, if it has one.
+    pub(crate) net: Option<NetProcess>,
     /// Closed when this process is gone: then the machine ends.
     _life: OwnedFd,
 }
@@ -36,6 +39,7 @@ pub(crate) fn start(
     engine: &dyn Engine,
     attempt: u32,
     mut wanted: Wanted,
+    net: Option<&Net>,
     held: &[BorrowedFd<'_>],
 ) -> anyhow::Result<Option<Machine>> {
     let (agent, agent_theirs) = UnixStream::pair().context("cannot make a socket for the agent")?;
@@ -47,6 +51,11 @@ pub(crate) fn start(
         console: console_theirs.as_raw_fd(),
         life: life_theirs.as_raw_fd(),
     };
+    let mut net_process = net.map(|net| net.start(life_theirs.as_fd())).transpose()?;
+    let frames = net_process.as_mut().and_then(|net| net.frames.take());
+    wanted.net = net
+        .zip(frames.as_ref())
+        .map(|(net, frames)| net.device(frames));
     let Some(plan) = engine.plan(&wanted, attempt)? else {
         return Ok(None);
     };
@@ -57,6 +66,7 @@ pub(crate) fn start(
         console_theirs.as_fd(),
         life_theirs.as_fd(),
     ];
+    inherited.extend(frames.as_ref().map(|frames| frames.as_fd()));
     inherited.extend_from_slice(held);
     let mut command = tools::command("msb-vmm")?;
     command.arg(format!("/proc/self/fd/{}", plan.as_raw_fd()));
@@ -71,6 +81,7 @@ pub(crate) fn start(
         exit: None,
         agent,
         console,
+        net: net_process,
         _life: life,
     }))
 }

@@ -35,6 +35,7 @@ use libmsb::state::status::{Reason, State, Status};
 use libmsb::state::{Home, layout};
 
 use crate::engine::{self, Descriptors, Wanted, upper};
+use crate::net::Net;
 use crate::startup::Startup;
 
 const TOOL: &str = "msb-supervisor";
@@ -68,6 +69,7 @@ pub(crate) struct Setup {
     pub(crate) engine: Box<dyn engine::Engine>,
     pub(crate) root_disk: std::path::PathBuf,
     pub(crate) upper: File,
+    pub(crate) net: Option<Net>,
 }
 
 /// Runs a sandbox to its end.
@@ -114,11 +116,12 @@ fn prepare(home: Home, sandbox: &Sandbox, lock: Lock) -> Result<(Setup, Option<S
             .images()
             .open(&reference, &spec.image.manifest_digest)?
             .disk;
+        let net = Net::prepare(&spec.name, &spec.net)?;
         let upper = open_upper(sandbox, &spec)?;
-        Ok((spec, engine, note, root_disk, upper))
+        Ok((spec, engine, note, root_disk, upper, net))
     })();
     match found {
-        Ok((spec, engine, note, root_disk, upper)) => {
+        Ok((spec, engine, note, root_disk, upper, net)) => {
             let setup = Setup {
                 home,
                 sandbox: sandbox.clone(),
@@ -127,6 +130,7 @@ fn prepare(home: Home, sandbox: &Sandbox, lock: Lock) -> Result<(Setup, Option<S
                 engine,
                 root_disk,
                 upper,
+                net,
             };
             Ok((setup, note))
         }
@@ -176,6 +180,7 @@ pub(crate) fn wanted(setup: &Setup) -> Wanted {
         memory_mib: setup.spec.memory_mib,
         disks: vec![root, upper],
         shares: Vec::new(),
+        net: None,
         descriptors: Descriptors {
             agent: -1,
             console: -1,
@@ -198,7 +203,8 @@ pub(crate) fn start_machine(
     attempt: u32,
 ) -> anyhow::Result<Option<machine::Machine>> {
     let held = [setup.lock.as_fd(), setup.upper.as_fd()];
-    machine::start(setup.engine.as_ref(), attempt, wanted(setup), &held)
+    let net = setup.net.as_ref();
+    machine::start(setup.engine.as_ref(), attempt, wanted(setup), net, &held)
 }
 
 /// The sandbox never came to life: its folder says so, or goes.

@@ -15,6 +15,7 @@ use msb_wire::sandbox::{ClockRequest, Request};
 use msb_wire::text::to_hex;
 
 use super::{BOOT_TIMEOUTS, Life, Limits, PROGRAM, Phase};
+use crate::net::Net;
 use crate::startup::{Startup, monotonic_ns};
 use crate::supervisor::last_line::LastLine;
 use crate::supervisor::relay::{Own, Violation};
@@ -32,6 +33,10 @@ impl Life {
             .map_err(|error| Violation(format!("a hello: {error}")))?;
         peer.require(operation::BOOT)
             .map_err(|error| Violation(format!("a hello: {error}")))?;
+        if self.setup.net.is_some() {
+            peer.require(operation::NET)
+                .map_err(|error| Violation(format!("a hello: {error}")))?;
+        }
         self.tells_time = peer.require(operation::CLOCK).is_ok();
         self.stamps.guest_agent_ns = peer.agent_start_ns.unwrap_or(0);
         self.relay.meet(peer);
@@ -60,6 +65,7 @@ impl Life {
             env: spec.env.clone(),
             cwd: spec.workdir.clone(),
             user: spec.user.clone(),
+            net: self.setup.net.as_ref().map(Net::boot),
             clock_unix_ns: clock::unix_ns(),
             entropy_hex: to_hex(&entropy),
         })

@@ -294,6 +294,7 @@ fn has_crashed(reason: Reason, completed: bool) -> bool {
         | Reason::GuestPanicked
         | Reason::VmExited
         | Reason::VmmFailed
+        | Reason::NetFailed
         | Reason::AgentFailed
         | Reason::SupervisorFailed => true,
         Reason::OutOfMemory => !completed,

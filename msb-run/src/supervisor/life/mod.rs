@@ -4,6 +4,8 @@
 mod boot;
 /// The end.
 mod end;
+/// The network's process and its log.
+mod net;
 /// How a machine that ended by itself came to that.
 mod outcome;
 
@@ -22,6 +24,7 @@ use msb_wire::frame::{Assembler, Kind};
 use msb_wire::handshake::{Hello, operation};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use self::net::NetLog;
 use super::clock::{HostClock, went_on};
 use super::exec_log::ExecLog;
 use super::last_line::LastLine;
@@ -113,6 +116,7 @@ pub(crate) struct Life {
     /// The agent was asked whether it is there, and must answer until then.
     pinged: Option<Instant>,
     log: Option<ExecLog>,
+    net_log: NetLog,
     attached: Option<ClientId>,
     /// A pipe that is closed when nobody needs the sandbox any more.
     bond: Option<File>,
@@ -160,6 +164,8 @@ pub(crate) fn begin(setup: Setup, starter: &mut Starter) -> Result<Life, Aborted
         let log = log.context("cannot open the log of the main command")?;
         let console = RotatedFile::open(&setup.sandbox.path(layout::CONSOLE_LOG), CONSOLE_BOUNDS);
         let console = console.context("cannot open the log of the console")?;
+        let net_log = NetLog::open(&setup.sandbox.path(layout::NET_LOG), setup.net.is_some());
+        let net_log = net_log.context("cannot open the log of the network")?;
         let status = Status {
             started_at: Some(jiff::Timestamp::now()),
             engine: Some(setup.engine.name().to_owned()),
@@ -178,14 +184,25 @@ pub(crate) fn begin(setup: Setup, starter: &mut Starter) -> Result<Life, Aborted
             attached,
             log,
             console,
+            net_log,
             status,
         ))
     })();
-    let (machine, machine_ns, (signals, clock), socket, relay, attached, log, console, status) =
-        match parts {
-            Ok(parts) => parts,
-            Err(error) => return Err((error, setup.lock)),
-        };
+    let (
+        machine,
+        machine_ns,
+        (signals, clock),
+        socket,
+        relay,
+        attached,
+        log,
+        console,
+        net_log,
+        status,
+    ) = match parts {
+        Ok(parts) => parts,
+        Err(error) => return Err((error, setup.lock)),
+    };
     Ok(Life {
         setup,
         machine,
@@ -209,6 +226,7 @@ pub(crate) fn begin(setup: Setup, starter: &mut Starter) -> Result<Life, Aborted
         last_line: LastLine::default(),
         pinged: None,
         log,
+        net_log,
         attached,
         bond: starter.bond.take(),
         stoppers: Vec::new(),
@@ -227,6 +245,8 @@ enum Source {
     Agent,
     Console,
     Exit,
+    NetExit,
+    NetEvents,
     Listener,
     Signals,
     Clock,
@@ -287,6 +307,10 @@ impl Life {
         if self.console.is_some() {
             sources.push((Source::Console, self.machine.console.as_fd(), PollFlags::IN));
         }
+        if let Some(net) = &self.machine.net {
+            sources.push((Source::NetExit, net.pidfd(), PollFlags::IN));
+            sources.push((Source::NetEvents, net.events.as_fd(), PollFlags::IN));
+        }
         if let Some(bond) = &self.bond {
             sources.push((Source::Bond, bond.as_fd(), PollFlags::IN));
         }
@@ -339,6 +363,8 @@ impl Life {
             Source::Agent => self.read_agent(notices),
             Source::Console => drop(self.copy_console()),
             Source::Exit => self.machine_ended(),
+            Source::NetExit => self.net_ended(),
+            Source::NetEvents => self.copy_net_events(),
             Source::Listener => self.accept(),
             Source::Signals => {
                 let number = self.signals.wait().context("cannot read a signal")?;
