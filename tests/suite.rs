@@ -30,12 +30,20 @@ mod doctor;
 mod engine;
 /// What `run` and `exec` end with.
 mod exit_codes;
+/// Changes of a guest's files before anything of its image runs.
+mod guest_files;
+/// What commands of a guest may do.
+mod guest_rights;
 /// Archives that mean harm.
 mod hostile;
 /// Registries that are wrong, slow or wicked.
 mod hostile_registry;
+/// By what sandboxes of one image differ.
+mod identity;
 /// From an archive to the tree that a guest sees.
 mod image_to_run;
+/// Commands that go on without a client.
+mod jobs;
 /// Programs that are killed at any moment.
 mod kill;
 /// The life of a sandbox, verb by verb.
@@ -46,6 +54,8 @@ mod lifecycle;
 mod logs;
 /// Memory, as the host sees it.
 mod memory;
+/// What a guest reaches, and who reaches it.
+mod net;
 /// Names, room on the disk, and what goes when nobody needs it.
 mod prune;
 /// Guests and machines that end without being asked to.

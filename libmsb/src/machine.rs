@@ -187,6 +187,8 @@ pub enum Format {
     Raw,
     /// A VMDK descriptor of flat extents.
     Vmdk,
+    /// QEMU's own format, without a backing file.
+    Qcow2,
 }
 
 #[cfg(test)]

@@ -25,14 +25,17 @@ const STDERR: RawFd = 2;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Operations of this agent.
-pub(crate) const OPERATIONS: [&str; 8] = [
+pub(crate) const OPERATIONS: &[&str] = &[
     operation::BOOT,
     operation::CLOCK,
     operation::EXEC,
     operation::EXEC_RLIMIT,
     operation::FILES,
     operation::NET,
+    operation::FILES_CHANGE,
+    operation::INIT,
     operation::PING,
+    operation::SECURITY,
     operation::SHUTDOWN,
 ];
 
@@ -92,10 +95,7 @@ fn greet(modules: &mut Modules, start_ns: u64) -> Option<Port> {
 }
 
 fn say_hello(port: &mut Port, start_ns: u64) {
-    let mut hello = Hello::of(
-        concat!("msb-agent ", env!("CARGO_PKG_VERSION")),
-        &OPERATIONS,
-    );
+    let mut hello = Hello::of(concat!("msb-agent ", env!("CARGO_PKG_VERSION")), OPERATIONS);
     hello.agent_start_ns = Some(start_ns);
     if let Ok(json) = serde_json::to_vec(&hello) {
         put_message(&mut port.outgoing, CONNECTION, Kind::Hello, 0, &json);

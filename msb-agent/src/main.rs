@@ -8,8 +8,12 @@
 
 /// The boot request, step by step.
 mod boot;
+/// Folders that are made, and what is removed.
+mod change;
 /// The kernel's clocks.
 mod clock;
+/// Rights that commands of a restricted guest do not get.
+mod confine;
 /// Messages of the agent on the guest's console, and the words for errors.
 mod console;
 /// Disks by serial number.
@@ -20,10 +24,14 @@ mod env;
 mod exec;
 /// Copies into the guest and out of it.
 mod files;
+/// The image's own init.
+mod handover;
 /// Host name, `/etc/hosts`, loopback, limits: who the guest is.
 mod identity;
 /// From the first instruction to the loop.
 mod init;
+/// By what this guest differs from all others.
+mod machine_id;
 /// Kernel modules of the initramfs.
 mod modules;
 /// The guest's kernel file systems.

@@ -12,28 +12,31 @@ use std::time::{Duration, Instant};
 use msb_wire::boot::{BootEvent, BootRequest};
 use msb_wire::exec::{ExecControl, ExecEvent, FailureKind};
 use msb_wire::frame::{Assembler, Decoder, FrameError, Header, Kind, STDIN, flags, put_message};
+use msb_wire::guest::{InitEvent, InitRequest};
 use msb_wire::handshake::{Hello, VersionMismatch};
 use msb_wire::sandbox::{ClockEvent, PingEvent, Request, StopEvent};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::process::{Pid, WaitOptions, wait};
+use rustix::process::{Pid, WaitOptions, WaitStatus, wait};
 
 use crate::boot::{self, Guest};
 use crate::console::{log, reason};
 use crate::exec::{self, Refusal};
-use crate::files;
 use crate::init::OPERATIONS;
 use crate::modules::Modules;
 use crate::port::Port;
 use crate::session::{CreditViolation, Session, put_event, scratch};
 use crate::spawn::Spawner;
-use crate::{clock, shutdown, sys};
+use crate::{clock, files, handover, shutdown, sys};
 
 /// Commands at a time.
 const SESSIONS_MAX: usize = 1024;
 
 /// Time that processes have after SIGTERM.
 const TERM_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Time that the image's init has for its shutdown: less than the supervisor waits when nobody says how long.
+const INIT_PATIENCE: Duration = Duration::from_secs(8);
 
 /// Time that processes have to vanish after SIGKILL, and the host to take their last words.
 const KILL_PATIENCE: Duration = Duration::from_millis(300);
@@ -99,6 +102,8 @@ pub(crate) struct Agent {
     children: OwnedFd,
     modules: Modules,
     guest: Option<Guest>,
+    /// The image's own init, if it runs.
+    init: Option<Pid>,
     greeted: bool,
     started: Instant,
     messages: Assembler,
@@ -125,6 +130,7 @@ impl Agent {
             children,
             modules,
             guest: None,
+            init: None,
             greeted: false,
             started: Instant::now(),
             messages: Assembler::new(),
@@ -312,9 +318,15 @@ impl Agent {
                 };
                 self.put_last(stream, serde_json::to_vec(&event));
             }
+            Ok(Request::Init(request)) => self.hand_over(stream, &request),
             Ok(Request::Shutdown) => self.shut_down(stream),
             Ok(Request::Ping) => self.put_last(stream, serde_json::to_vec(&PingEvent::Pong)),
-            Ok(request @ (Request::Stop(_) | Request::Wait)) => {
+            Ok(
+                request @ (Request::Stop(_)
+                | Request::Wait
+                | Request::Signal(_)
+                | Request::Attach(_)),
+            ) => {
                 self.refuse(stream, unsupported(request.operation()));
             }
             Err(error) => self.refuse(stream, misunderstood(message, &error)),
@@ -338,6 +350,39 @@ impl Agent {
             }
         };
         self.put_last(stream, serde_json::to_vec(&event));
+    }
+
+    /// Starts the image's init, in whose namespace all that comes later is.
+    fn hand_over(&mut self, stream: u32, request: &InitRequest) {
+        let started = match &self.guest {
+            None => Err("the guest is not set up".to_owned()),
+            Some(_) if self.init.is_some() || !self.sessions.is_empty() => {
+                Err("something runs already".to_owned())
+            }
+            Some(guest) => handover::start(guest, request, &mut self.spawner),
+        };
+        let event = match started {
+            Ok((pid, path)) => {
+                self.init = Some(pid);
+                self.has_children = true;
+                InitEvent::Started { path }
+            }
+            Err(message) => InitEvent::Failed { message },
+        };
+        self.put_last(stream, serde_json::to_vec(&event));
+    }
+
+    /// The init has ended, and everything in its namespace with it.
+    fn init_ended(&mut self, status: WaitStatus) {
+        self.init = None;
+        handover::uncover_proc();
+        if self.stopping.is_none() {
+            self.port.flush(FLUSH_PATIENCE);
+            if let Some(guest) = &self.guest {
+                shutdown::flush_disks(&guest.upper);
+            }
+            handover::end_machine(status);
+        }
     }
 
     /// Starts a command, or a process of our own that serves a stream as a command does.
@@ -471,6 +516,7 @@ impl Agent {
         while rustix::io::read(&self.children, &mut ignored).is_ok() {}
         loop {
             match wait(WaitOptions::NOHANG) {
+                Ok(Some((pid, status))) if self.init == Some(pid) => self.init_ended(status),
                 Ok(Some((pid, status))) => {
                     let session = self
                         .sessions
@@ -535,6 +581,15 @@ impl Agent {
                 message: "the guest is shutting down already".into(),
             };
             return self.put_last(stream, serde_json::to_vec(&event));
+        }
+        if let Some(init) = self.init {
+            handover::ask_to_end(init);
+            self.stopping = Some(Stopping {
+                stream,
+                killed: false,
+                until: Instant::now() + INIT_PATIENCE,
+            });
+            return;
         }
         sys::kill_all(libc::SIGTERM);
         // Interactive shells take no notice of SIGTERM, and who is stopped hears nothing before it goes on.

@@ -64,6 +64,14 @@ fn unmount_others() {
     sync();
 }
 
+/// Ends the machine as its own init wanted it. An engine that does not end for that is ended by the supervisor, who reads
+/// it on the console.
+pub(crate) fn power_off() -> ! {
+    let error = reboot(RebootCommand::PowerOff);
+    log(&format!("cannot power off: {error:?}"));
+    end()
+}
+
 /// Ends the machine.
 pub(crate) fn end() -> ! {
     let error = reboot(RebootCommand::Restart);

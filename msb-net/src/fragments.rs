@@ -117,7 +117,7 @@ impl Incomplete {
             .is_some_and(|total| end > total || (!piece.more && end != total));
         let bad = end > PAYLOAD_BYTES_MAX
             || bytes.is_empty()
-            || (piece.more && bytes.len() % 8 != 0)
+            || (piece.more && !bytes.len().is_multiple_of(8))
             || known_end
             || self.pieces.len() >= FRAGMENTS_OF_PACKET_MAX
             || self.pieces.iter().any(overlaps);

@@ -150,6 +150,7 @@ struct Echoes {
     asks: Asks,
     socket: OwnedFd,
     used: Instant,
+    timer: Option<Instant>,
 }
 
 /// Echoes that are under way.
@@ -230,6 +231,7 @@ impl Icmp {
             asks,
             socket,
             used: world.now,
+            timer: None,
         });
         let watched = self.flows.get(key).ok_or(Errno::NOENT).and_then(|flow| {
             world.watch(
@@ -244,7 +246,10 @@ impl Icmp {
             return Err(error);
         }
         self.by_asks.insert(asks, key);
-        self.timers.add(world.now + PING_TIMEOUT, key);
+        if let Some(added) = self.flows.get_mut(key) {
+            self.timers
+                .set(&mut added.timer, world.now + PING_TIMEOUT, key);
+        }
         Ok(key)
     }
 
@@ -274,12 +279,13 @@ impl Icmp {
     /// Ends those that nobody uses.
     pub(crate) fn tick(&mut self, now: Instant) {
         while let Some(key) = self.timers.pop_due(now) {
-            let Some(flow) = self.flows.get(key) else {
+            let Some(flow) = self.flows.get_mut(key) else {
                 continue;
             };
+            flow.timer = None;
             let end = flow.used + PING_TIMEOUT;
             if end > now {
-                self.timers.add(end, key);
+                self.timers.set(&mut flow.timer, end, key);
             } else if let Some(flow) = self.flows.remove(key) {
                 self.by_asks.remove(&flow.asks);
             }

@@ -31,6 +31,8 @@ mod host;
 mod icmp;
 /// Ethernet and IP.
 mod ip;
+/// What this process gives up.
+mod isolate;
 /// What a guest can make us hold.
 mod limits;
 /// Events.

@@ -15,6 +15,7 @@ use rustix::io::{FdFlags, fcntl_getfd, fcntl_setfd, ioctl_fionbio};
 
 use crate::address::HostFacts;
 use crate::gate::Gate;
+use crate::isolate;
 use crate::log::Log;
 use crate::policy::Judge;
 use crate::ports::Port;
@@ -106,6 +107,7 @@ pub(crate) fn serve(args: &ServeArgs) -> anyhow::Result<()> {
         ports,
         max_connections: settings.net.max_connections as usize,
     })?;
+    isolate::while_serving()?;
     stack.run().map(drop)
 }
 

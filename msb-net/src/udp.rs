@@ -39,6 +39,7 @@ struct Datagrams {
     side: Side,
     opened: Instant,
     used: Instant,
+    timer: Option<Instant>,
     bytes_up: u64,
     bytes_down: u64,
 }
@@ -59,11 +60,6 @@ impl Udp {
             timers: Timers::new(),
             count: 0,
         }
-    }
-
-    /// How many flows there are.
-    pub(crate) fn len(&self) -> usize {
-        self.flows.len()
     }
 
     /// A datagram from the guest.
@@ -135,11 +131,15 @@ impl Udp {
             side,
             opened: world.now,
             used: world.now,
+            timer: None,
             bytes_up: 0,
             bytes_down: 0,
         });
         self.by_flow.insert(flow, key);
-        self.timers.add(world.now + UDP_TIMEOUT, key);
+        if let Some(added) = self.flows.get_mut(key) {
+            self.timers
+                .set(&mut added.timer, world.now + UDP_TIMEOUT, key);
+        }
         world.log.open(&flow, "udp", self.count);
         key
     }
@@ -154,9 +154,10 @@ impl Udp {
     }
 
     fn remove(&mut self, world: &mut World, key: Key) {
-        let Some(flow) = self.flows.remove(key) else {
+        let Some(mut flow) = self.flows.remove(key) else {
             return;
         };
+        self.timers.cancel(&mut flow.timer, key);
         self.by_flow.remove(&flow.flow);
         let bytes = (flow.bytes_up, flow.bytes_down);
         let lasted = world.now.saturating_duration_since(flow.opened);
@@ -237,12 +238,13 @@ impl Udp {
     /// Ends those that nobody uses.
     pub(crate) fn tick(&mut self, world: &mut World) {
         while let Some(key) = self.timers.pop_due(world.now) {
-            let Some(flow) = self.flows.get(key) else {
+            let Some(flow) = self.flows.get_mut(key) else {
                 continue;
             };
+            flow.timer = None;
             let end = flow.used + UDP_TIMEOUT;
             if end > world.now {
-                self.timers.add(end, key);
+                self.timers.set(&mut flow.timer, end, key);
             } else {
                 self.remove(world, key);
             }

@@ -13,10 +13,11 @@ use libmsb::reference::Reference;
 use libmsb::state::images::Image;
 use libmsb::state::lock::Lock;
 use libmsb::state::sandboxes::Sandbox;
-use libmsb::state::spec::Spec;
-use libmsb::state::{Home, layout};
+use libmsb::state::spec::{MainBounds, Spec};
+use libmsb::state::{Home, layout, write};
 
 use crate::engine::{self, upper};
+use crate::guest::GuestArgs;
 use crate::plan::{self, Choices};
 use crate::pull::{self, PullPolicy};
 use crate::verbs::SettingArgs;
@@ -59,6 +60,8 @@ pub(crate) struct MakeArgs {
     /// Stop it when it has run for so long
     #[arg(long, value_parser = parse_positive_duration, value_name = "DURATION")]
     max_duration: Option<Duration>,
+    #[command(flatten)]
+    guest: GuestArgs,
     /// Remove the sandbox of that name first, with its disk
     #[arg(long, requires = "name")]
     replace: bool,
@@ -86,6 +89,7 @@ impl MakeArgs {
             || self.idle_timeout.is_some()
             || self.max_duration.is_some()
             || self.net.is_given()
+            || self.guest.is_given()
     }
 
     fn choices(
@@ -107,6 +111,9 @@ impl MakeArgs {
             idle_timeout: self.idle_timeout,
             max_duration: self.max_duration,
             net: self.net.spec()?,
+            machine_id: write::random_machine_id()?,
+            main: MainBounds::default(),
+            guest: self.guest.choices()?,
             command: command.to_vec(),
         })
     }
@@ -133,10 +140,14 @@ pub(crate) fn make(
     name: Option<&SandboxName>,
     ephemeral: bool,
     args: (&MakeArgs, &SettingArgs, &[OsString]),
+    main: MainBounds,
 ) -> anyhow::Result<Made> {
     let (making, setting, command) = args;
     let images = home.images();
-    let choices = making.choices(home, setting, command)?;
+    let choices = Choices {
+        main,
+        ..making.choices(home, setting, command)?
+    };
     pull::bring(&images, image, making.pull)?;
     // Held until the sandbox, which pins the image, is there.
     let in_use = if images.root().is_dir() {
@@ -153,7 +164,7 @@ pub(crate) fn make(
         remove(home, &name, timeout)?;
     }
     let (sandbox, lock) = home.sandboxes().create(&name, &spec, |folder| {
-        if ephemeral {
+        if ephemeral || !spec.guest.root_disk.is_managed() {
             return Ok(());
         }
         let path = folder.join(layout::UPPER);
@@ -169,6 +180,22 @@ pub(crate) fn make(
         spec,
         lock,
     })
+}
+
+/// A new sandbox whose files were not changed as they should have been leaves nothing behind. For its maker, when the
+/// start has failed.
+pub(crate) fn discard_unchanged(sandbox: &Sandbox) -> anyhow::Result<()> {
+    let (Ok(spec), Ok(status)) = (sandbox.spec(), sandbox.status()) else {
+        return Ok(());
+    };
+    if spec.guest.changes.is_empty() || status.changed {
+        return Ok(());
+    }
+    if let Some(lock) = sandbox.try_lock()? {
+        sandbox.remove_held()?;
+        drop(lock);
+    }
+    Ok(())
 }
 
 /// Removes a sandbox, whatever its state; there may be none.

@@ -51,6 +51,8 @@ pub const STATUS: &str = "status.json";
 pub const UPPER: &str = "upper.img";
 /// What the main command printed, as JSON lines.
 pub const EXEC_LOG: &str = "exec.log";
+/// Commands that run, or ran, without a client.
+pub const JOBS: &str = "jobs.json";
 /// What the guest's kernel and agent printed.
 pub const CONSOLE_LOG: &str = "console.log";
 /// What the guest's network did, as JSON lines.

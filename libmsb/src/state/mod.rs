@@ -9,8 +9,12 @@ use std::path::{Path, PathBuf};
 use crate::cli::args::SandboxName;
 use crate::cli::error::Failure;
 
+/// What a guest is made of and may do.
+pub mod guest;
 /// References, manifests and disks of images.
 pub mod images;
+/// Commands that run, or ran, without a client.
+pub mod jobs;
 /// The name of every file and folder.
 pub mod layout;
 /// Locks: who is alive, who may write.

@@ -163,6 +163,9 @@ pub struct Status {
     /// Release of the guest's kernel.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kernel: Option<String>,
+    /// Whether the changes that come before the first boot were made.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub changed: bool,
     /// Fields of later versions, kept.
     #[serde(flatten)]
     pub other: serde_json::Map<String, serde_json::Value>,
@@ -182,6 +185,7 @@ impl Status {
             clean: None,
             engine: None,
             kernel: None,
+            changed: false,
             other: serde_json::Map::new(),
         }
     }

@@ -138,6 +138,15 @@ pub fn random_hex() -> anyhow::Result<String> {
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
+/// A random machine-id(5): 32 hexadecimal digits, in the form of a UUID of version 4 without its dashes.
+pub fn random_machine_id() -> anyhow::Result<String> {
+    let mut bytes = [0; 16];
+    random(&mut bytes)?;
+    bytes[6] = (bytes[6] & 0x0f) | 0x40;
+    bytes[8] = (bytes[8] & 0x3f) | 0x80;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
 /// Fills a buffer from the kernel's random number generator.
 pub fn random(buffer: &mut [u8]) -> anyhow::Result<()> {
     let count = rustix::rand::getrandom(&mut *buffer, rustix::rand::GetRandomFlags::empty())

@@ -7,6 +7,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::guest::Settings;
 use crate::text::Text;
 
 /// Sets the guest up. Answered by one [`BootEvent`], which ends the stream.
@@ -16,6 +17,9 @@ pub struct BootRequest {
     pub root: Root,
     /// The guest's host name.
     pub hostname: String,
+    /// The guest's machine-id(5), 32 hexadecimal digits; put in place where the image has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine_id: Option<String>,
     /// Variables of every command (`NAME=value`), below those of the command itself.
     #[serde(default)]
     pub env: Vec<Text>,
@@ -33,6 +37,9 @@ pub struct BootRequest {
     /// Random bytes in hexadecimal digits, for the guest's entropy pool.
     #[serde(default)]
     pub entropy_hex: String,
+    /// What commands may do.
+    #[serde(default)]
+    pub guest: Settings,
 }
 
 /// A guest's network.
@@ -72,6 +79,13 @@ pub enum Root {
         lower: String,
         /// Serial number of the disk with the ext4 file system, which grows to the size of its disk.
         upper: String,
+    },
+    /// An EROFS image below, memory above: what is written is gone when the guest ends.
+    OverlayInMemory {
+        /// Serial number of the disk with the EROFS image.
+        lower: String,
+        /// How much may be written, in MiB.
+        size_mib: u64,
     },
 }
 

@@ -15,8 +15,12 @@ pub mod exec;
 pub mod file;
 /// Frames: the header, the checked door for bytes from the other side, and the writer.
 pub mod frame;
+/// What a guest may do, and what is its first process.
+pub mod guest;
 /// The first frame of each side: versions, operations, and what to do when they differ.
 pub mod handshake;
+/// Commands that go on without a client.
+pub mod job;
 /// Every bound of the protocol.
 pub mod limits;
 /// Requests to the supervisor itself.

@@ -104,6 +104,8 @@ pub(crate) struct Connection {
     pub(super) readable: bool,
     pub(super) writable: bool,
     pub(super) hung_up: bool,
+    /// An error waits there.
+    pub(super) broken: bool,
     /// It stands in the queue of those that are served; it has segments of this turn.
     pub(super) queued: bool,
     pub(super) batched: bool,
@@ -163,6 +165,7 @@ impl Connection {
             readable: false,
             writable: false,
             hung_up: false,
+            broken: false,
             queued: false,
             batched: false,
             deadline: now,

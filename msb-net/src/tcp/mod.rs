@@ -54,8 +54,12 @@ use crate::timers::Timers;
 
 /// Parts that one call writes (`UIO_MAXIOV` is 1024).
 const PARTS_MAX: usize = 512;
+/// Parts that a connection keeps room for between turns.
+const PARTS_KEPT: usize = 32;
 /// Bytes that are read at once from a host's socket.
 const READ_BYTES: usize = 256 * 1024;
+/// The same for a connection that has brought nothing yet.
+const READ_BYTES_FIRST: usize = 16 * 1024;
 /// Times that one connection is read in its turn, before others have theirs.
 const READS: usize = 4;
 
@@ -94,11 +98,6 @@ impl Tcp {
             count: 0,
             max,
         }
-    }
-
-    /// How many connections there are.
-    pub(crate) fn len(&self) -> usize {
-        self.connections.len()
     }
 
     fn find(&mut self, flow: &Flow) -> Option<Key> {
@@ -245,6 +244,7 @@ impl Tcp {
         connection.writable |= flags.contains(EventFlags::OUT);
         connection.readable |= flags.intersects(EventFlags::IN | ended);
         connection.hung_up |= flags.intersects(ended);
+        connection.broken |= flags.contains(EventFlags::ERR);
         self.queue(key);
     }
 
@@ -301,6 +301,11 @@ impl Tcp {
 
     /// Serves those that wait: each once, and those that have more to do next time again.
     pub(crate) fn serve(&mut self, world: &mut World) -> io::Result<()> {
+        if !self.starved.is_empty() && self.pool.has_room() {
+            for key in std::mem::take(&mut self.starved) {
+                self.queue(key);
+            }
+        }
         for _ in 0..self.ready.len() {
             let Some(key) = self.ready.pop_front() else {
                 break;
@@ -328,19 +333,15 @@ impl Tcp {
         if let Some(over) = connection.over {
             return self.remove(world, key, over);
         }
-        if connection
-            .timer
-            .is_none_or(|timer| timer > connection.deadline)
-        {
-            connection.timer = Some(connection.deadline);
-            self.timers.add(connection.deadline, key);
-        }
+        self.timers
+            .set(&mut connection.timer, connection.deadline, key);
     }
 
     fn remove(&mut self, world: &mut World, key: Key, over: Over) {
         let Some(mut connection) = self.connections.remove(key) else {
             return;
         };
+        self.timers.cancel(&mut connection.timer, key);
         self.flows.remove(&connection.flow);
         connection.to_guest.release(&mut self.pool);
         connection.to_host.release(&mut self.pool);
@@ -360,9 +361,6 @@ impl Tcp {
         } else {
             host::break_off(connection.socket);
         }
-        for key in std::mem::take(&mut self.starved) {
-            self.queue(key);
-        }
     }
 
     /// When the next timer is due.
@@ -376,9 +374,6 @@ impl Tcp {
             let Some(connection) = self.connections.get_mut(key) else {
                 continue;
             };
-            if connection.timer.is_none_or(|timer| timer > world.now) {
-                continue;
-            }
             connection.timer = None;
             if connection.deadline <= world.now {
                 if world.transmitter.is_blocked() {
@@ -410,6 +405,10 @@ fn serve(connection: &mut Connection, pool: &mut Pool, world: &mut World) -> io:
     }
     drain_to_host(connection, pool);
     shut_host(connection);
+    if connection.broken && connection.host_done && connection.over.is_none() {
+        // The end was read already, so nobody will read of this.
+        connection.over = Some(Over::HostReset);
+    }
     let mut again = Again::Now;
     for _ in 0..READS {
         let read = read_host(connection, pool);
@@ -468,7 +467,9 @@ fn read_host(connection: &mut Connection, pool: &mut Pool) -> Read {
     if connection.to_guest.room_max() == 0 {
         return Read::Nothing;
     }
-    if connection.to_guest.reserve(READ_BYTES, pool) == 0 {
+    // Who has brought much will bring more; most bring little, and need no large ring for it.
+    let expected = READ_BYTES.min(READ_BYTES_FIRST + connection.bytes_down as usize);
+    if connection.to_guest.reserve(expected, pool) == 0 {
         return Read::NoMemory;
     }
     let (first, second) = connection.to_guest.room();
@@ -579,6 +580,7 @@ fn commit(connection: &mut Connection, pool: &mut Pool, received: &[u8]) {
     }
     connection.parts = parts;
     connection.parts.clear();
+    connection.parts.shrink_to(PARTS_KEPT);
     if taken < total {
         // There is no room for the rest: the guest sends it again.
         connection.rcv = Seq(connection.rcv.0.wrapping_sub((total - taken) as u32));

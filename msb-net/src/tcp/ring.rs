@@ -31,6 +31,11 @@ impl Pool {
         self.free_bytes + self.used_bytes
     }
 
+    /// Whether another ring could be had.
+    pub(crate) fn has_room(&self) -> bool {
+        self.used_bytes + BYTES_MIN <= RINGS_BYTES_TOTAL
+    }
+
     fn take(&mut self, bytes: usize) -> Option<Box<[u8]>> {
         if let Some(ring) = self.free[size_number(bytes)].pop() {
             self.free_bytes -= bytes;
@@ -88,7 +93,15 @@ impl Ring {
         let needed = (self.len + wanted).min(RING_BYTES_MAX);
         if needed > self.bytes.len() {
             let bytes = needed.next_power_of_two().clamp(BYTES_MIN, RING_BYTES_MAX);
-            if let Some(larger) = pool.take(bytes) {
+            // When much is taken, what is left is for those that have nothing.
+            let bytes = if pool.used_bytes > RINGS_BYTES_TOTAL / 2 {
+                BYTES_MIN
+            } else {
+                bytes
+            };
+            if bytes > self.bytes.len()
+                && let Some(larger) = pool.take(bytes)
+            {
                 self.move_to(larger, pool);
             }
         }

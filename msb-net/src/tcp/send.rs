@@ -14,6 +14,8 @@ use libmsb::net::network::Network;
 const FRAMES_MAX: usize = 64;
 /// A segment is sent again so often: about ten minutes.
 const RETRIES_MAX: u32 = 14;
+/// A SYN so often: about half a minute. A guest is there or it is not.
+const SYN_RETRIES_MAX: u32 = 6;
 
 /// A header's numbers are written at the end of what was begun.
 const NO_OPTIONS: &[u8] = &[];
@@ -140,7 +142,12 @@ impl Connection {
         now: Instant,
     ) -> io::Result<()> {
         self.retries += 1;
-        if self.retries > RETRIES_MAX {
+        let max = if self.stage == Stage::Open {
+            RETRIES_MAX
+        } else {
+            SYN_RETRIES_MAX
+        };
+        if self.retries > max {
             self.send_reset(transmitter);
             self.over = Some(Over::Silent);
             return Ok(());
@@ -148,6 +155,7 @@ impl Connection {
         self.sample = None;
         match self.stage {
             Stage::Dialing => {
+                self.send_reset(transmitter);
                 self.over = Some(Over::HostReset);
                 return Ok(());
             }

@@ -5,6 +5,7 @@
 //! be: stopped and clean, or gone. It is one loop over descriptors, in one thread, and sleeps when nothing happens.
 
 mod args;
+mod changes;
 mod clock;
 mod exec_log;
 mod last_line;
@@ -28,6 +29,7 @@ use libmsb::cli::error::{Failure, print_error};
 use libmsb::jsonl;
 use libmsb::machine::{Disk, Format, SERIAL_ROOT, SERIAL_UPPER};
 use libmsb::reference::Reference;
+use libmsb::state::guest::{DiskFormat, RootDisk};
 use libmsb::state::lock::Lock;
 use libmsb::state::sandboxes::Sandbox;
 use libmsb::state::spec::Spec;
@@ -35,6 +37,7 @@ use libmsb::state::status::{Reason, State, Status};
 use libmsb::state::{Home, layout};
 
 use crate::engine::{self, Descriptors, Wanted, upper};
+use crate::guest::root_disk;
 use crate::net::Net;
 use crate::startup::Startup;
 
@@ -68,7 +71,8 @@ pub(crate) struct Setup {
     pub(crate) lock: Lock,
     pub(crate) engine: Box<dyn engine::Engine>,
     pub(crate) root_disk: std::path::PathBuf,
-    pub(crate) upper: File,
+    /// The disk that is written to; `None` when that is the guest's memory.
+    pub(crate) upper: Option<File>,
     pub(crate) net: Option<Net>,
 }
 
@@ -139,12 +143,31 @@ fn prepare(home: Home, sandbox: &Sandbox, lock: Lock) -> Result<(Setup, Option<S
 }
 
 /// The writable disk: that of the sandbox, or for one that goes with its command a file that has no name.
-fn open_upper(sandbox: &Sandbox, spec: &Spec) -> anyhow::Result<File> {
-    let path = sandbox.path(layout::UPPER);
-    if !spec.ephemeral {
-        let file = OpenOptions::new().read(true).write(true).open(&path);
-        return file.with_context(|| format!("cannot open the disk '{}'", path.display()));
+fn open_upper(sandbox: &Sandbox, spec: &Spec) -> anyhow::Result<Option<File>> {
+    match &spec.guest.root_disk {
+        RootDisk::Managed if spec.ephemeral => make_upper(sandbox, spec).map(Some),
+        RootDisk::Managed => open_managed(sandbox, spec).map(Some),
+        RootDisk::Disk { path, format } => root_disk::open(path, *format).map(Some),
+        RootDisk::Tmpfs { .. } => Ok(None),
     }
+}
+
+/// The disk of a sandbox that lasts. It grows when a larger one is wanted by now; its file system does so in the guest.
+fn open_managed(sandbox: &Sandbox, spec: &Spec) -> anyhow::Result<File> {
+    let path = sandbox.path(layout::UPPER);
+    let cannot = |what: &str| format!("cannot {what} the disk '{}'", path.display());
+    let file = OpenOptions::new().read(true).write(true).open(&path);
+    let file = file.with_context(|| cannot("open"))?;
+    let wanted = spec.upper_mib.saturating_mul(1024 * 1024);
+    if file.metadata().with_context(|| cannot("read"))?.len() < wanted {
+        file.set_len(wanted).with_context(|| cannot("grow"))?;
+    }
+    Ok(file)
+}
+
+/// The disk of a sandbox that goes with its command.
+fn make_upper(sandbox: &Sandbox, spec: &Spec) -> anyhow::Result<File> {
+    let path = sandbox.path(layout::UPPER);
     let cannot = || format!("cannot make the disk '{}'", path.display());
     let file = OpenOptions::new()
         .read(true)
@@ -167,18 +190,25 @@ pub(crate) fn wanted(setup: &Setup) -> Wanted {
         read_only: true,
         volatile: false,
     };
-    let upper = Disk {
+    let root_disk = &setup.spec.guest.root_disk;
+    let upper = setup.upper.as_ref().map(|file| Disk {
         serial: SERIAL_UPPER.to_owned(),
         // By descriptor: the file that was locked is the one that is used, whatever its name is by now.
-        path: format!("/proc/self/fd/{}", setup.upper.as_raw_fd()).into(),
-        format: Format::Raw,
+        path: format!("/proc/self/fd/{}", file.as_raw_fd()).into(),
+        format: match root_disk {
+            RootDisk::Disk {
+                format: DiskFormat::Qcow2,
+                ..
+            } => Format::Qcow2,
+            _ => Format::Raw,
+        },
         read_only: false,
-        volatile: setup.spec.ephemeral,
-    };
+        volatile: setup.spec.ephemeral && root_disk.is_managed(),
+    });
     Wanted {
         cpus: setup.spec.cpus,
         memory_mib: setup.spec.memory_mib,
-        disks: vec![root, upper],
+        disks: [root].into_iter().chain(upper).collect(),
         shares: Vec::new(),
         net: None,
         descriptors: Descriptors {
@@ -202,7 +232,8 @@ pub(crate) fn start_machine(
     setup: &Setup,
     attempt: u32,
 ) -> anyhow::Result<Option<machine::Machine>> {
-    let held = [setup.lock.as_fd(), setup.upper.as_fd()];
+    let mut held = vec![setup.lock.as_fd()];
+    held.extend(setup.upper.as_ref().map(AsFd::as_fd));
     let net = setup.net.as_ref();
     machine::start(setup.engine.as_ref(), attempt, wanted(setup), net, &held)
 }
@@ -212,6 +243,7 @@ pub(crate) fn give_up(sandbox: &Sandbox, error: &anyhow::Error) {
     let status = Status {
         reason: Some(Reason::BootFailed),
         message: Some(libmsb::cli::error::message(error)),
+        changed: sandbox.status().is_ok_and(|status| status.changed),
         ..Status::new(State::Crashed)
     };
     let ephemeral = sandbox.spec().is_ok_and(|spec| spec.ephemeral);

@@ -7,11 +7,12 @@ use libmsb::cli::args::SandboxName;
 use libmsb::cli::output;
 use libmsb::reference::Reference;
 use libmsb::state::Home;
+use libmsb::state::spec::MainBounds;
 
 use super::SettingArgs;
 use super::start::BondArgs;
 use crate::launch::launch;
-use crate::make::{MakeArgs, make};
+use crate::make::{MakeArgs, discard_unchanged, make};
 
 /// Make a sandbox from an image, and start it
 #[derive(Debug, Parser)]
@@ -49,10 +50,16 @@ pub(crate) fn run(args: CreateArgs) -> anyhow::Result<()> {
         args.name.as_ref(),
         false,
         (&args.making, &args.setting, &args.command),
+        MainBounds::default(),
     )?;
     let name = made.sandbox.name.clone();
     if !args.no_start {
-        launch(&name, made.lock, args.bond.take()?)?.wait_until_ready()?;
+        let bond = args.bond.take()?;
+        let started = launch(&name, made.lock, bond).and_then(|mut new| new.wait_until_ready());
+        if let Err(error) = started {
+            discard_unchanged(&made.sandbox)?;
+            return Err(error);
+        }
     }
     if args.name.is_none() {
         output::print(&name)?;

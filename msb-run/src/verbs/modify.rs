@@ -15,6 +15,7 @@ use libmsb::state::spec::Spec;
 use serde::Serialize;
 
 use super::SettingArgs;
+use crate::guest::root_disk::{self, parse_size};
 use crate::plan;
 
 const TOOL: &str = "msb-modify";
@@ -38,6 +39,9 @@ pub(crate) struct ModifyArgs {
     /// Host name in the guest
     #[arg(short = 'H', long)]
     hostname: Option<String>,
+    /// Grow the writable disk to this size
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, visible_alias = "root-disk")]
+    oci_upper_size: Option<u64>,
     /// Set a label
     #[arg(long, value_name = "KEY[=VALUE]", value_parser = parse_label)]
     label: Vec<(String, String)>,
@@ -114,6 +118,9 @@ fn change(spec: &mut Spec, args: &ModifyArgs) -> anyhow::Result<()> {
     }
     if let Some(hostname) = &args.hostname {
         spec.hostname = plan::hostname(Some(hostname.clone()), &args.name)?;
+    }
+    if let Some(size_mib) = args.oci_upper_size {
+        root_disk::grow(spec, size_mib)?;
     }
     spec.labels.retain(|key, _| !args.label_rm.contains(key));
     spec.labels.extend(args.label.iter().cloned());

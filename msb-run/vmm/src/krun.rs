@@ -255,6 +255,7 @@ impl Machine {
         let format = match disk.format {
             Format::Raw => libkrun_sys::KRUN_DISK_FORMAT_RAW,
             Format::Vmdk => FORMAT_VMDK,
+            Format::Qcow2 => libkrun_sys::KRUN_DISK_FORMAT_QCOW2,
         };
         let sync = if disk.volatile { SYNC_NONE } else { SYNC_FULL };
         // SAFETY: the strings outlive the call.

@@ -155,6 +155,7 @@ fn drive(number: usize, disk: &Disk) -> OsString {
     let format = match disk.format {
         Format::Raw => "raw",
         Format::Vmdk => "vmdk",
+        Format::Qcow2 => "qcow2",
     };
     let access = match (disk.read_only, disk.volatile) {
         (true, _) => "read-only=on",

@@ -79,6 +79,24 @@ pub(crate) const COMMANDS: &[Command] = &[
         "msb-exec",
     ),
     sandbox(
+        "jobs",
+        None,
+        "List commands that go on by themselves (exec -d)",
+        "msb-jobs",
+    ),
+    sandbox(
+        "attach",
+        None,
+        "Be with a job: its output, its input, its end",
+        "msb-attach",
+    ),
+    sandbox(
+        "signal",
+        None,
+        "Send a signal to the processes of a job",
+        "msb-signal",
+    ),
+    sandbox(
         "copy",
         Some("cp"),
         "Copy files into and out of running sandboxes",

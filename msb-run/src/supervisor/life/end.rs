@@ -4,6 +4,7 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use libmsb::cli::error::Failure;
+use libmsb::cli::exit;
 use libmsb::events::{Event, What};
 use libmsb::logs::LAST_REMARK;
 use libmsb::state::status::{Reason, State};
@@ -21,18 +22,24 @@ use crate::supervisor::{Starter, last_words};
 impl Life {
     pub(super) fn main_ended(&mut self, event: &ExecEvent, starter: &mut Starter) {
         let oom_killed = matches!(event, ExecEvent::Exited { oom_killed, .. } if *oom_killed);
-        self.status.exit_code = event.exit_code();
+        let by_itself = matches!(event, ExecEvent::Exited { code: Some(_), .. });
+        let timed_out = self.jobs.was_timed_out(Own::Main, by_itself);
+        self.status.exit_code = if timed_out {
+            Some(i32::from(exit::TIMED_OUT))
+        } else {
+            event.exit_code()
+        };
         self.status.oom_killed = oom_killed;
         if let Some(log) = &mut self.log {
             let _ = log.end(None);
-            let why = if oom_killed {
-                ", killed since the guest had run out of memory"
-            } else {
-                ""
+            let why = match (oom_killed, timed_out) {
+                (true, _) => ", killed since the guest had run out of memory",
+                (_, true) => ", killed since its time was over",
+                _ => "",
             };
             let _ = log.system(&format!(
                 "main command ended with {}{why}",
-                event.exit_code().unwrap_or_default()
+                self.status.exit_code.unwrap_or_default()
             ));
         }
         if self.attached.is_some() || !self.setup.spec.lasting {
@@ -49,7 +56,7 @@ impl Life {
 
     /// Begins the end. A machine whose disk goes with it, and whose command has ended, needs no ceremony.
     pub(super) fn stop(&mut self, reason: Reason, timeout: Duration, starter: &mut Starter) {
-        let booting = matches!(self.phase, Phase::Booting { .. });
+        let booting = matches!(self.phase, Phase::Booting { .. } | Phase::Preparing);
         let volatile = self.setup.spec.ephemeral
             && matches!(
                 reason,
@@ -154,7 +161,7 @@ impl Life {
 
     /// Ends with what the machine left, in the words for where the sandbox stood.
     fn finish_for(&mut self, outcome: Outcome) {
-        let booting = matches!(self.phase, Phase::Booting { .. });
+        let booting = matches!(self.phase, Phase::Booting { .. } | Phase::Preparing);
         let (reason, message) = if booting {
             let message = format!(
                 "the virtual machine ended before the guest was up: {}",
@@ -239,6 +246,9 @@ impl Life {
         }
         let (state, what) = end.state(self.status.exit_code.is_some());
         let sandbox = &self.setup.sandbox;
+        if !self.setup.spec.ephemeral {
+            self.jobs.end_all(sandbox);
+        }
         let event = Event {
             reason: Some(end.reason),
             message: end.message.clone(),

@@ -4,14 +4,19 @@
 mod boot;
 /// The end.
 mod end;
+/// Commands that go on without a client.
+mod jobs;
 /// The network's process and its log.
 mod net;
 /// How a machine that ended by itself came to that.
 mod outcome;
+/// Between a guest that is set up and one that is open.
+mod prepare;
 
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -25,6 +30,7 @@ use msb_wire::handshake::{Hello, operation};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use self::net::NetLog;
+use super::changes::Changing;
 use super::clock::{HostClock, went_on};
 use super::exec_log::ExecLog;
 use super::last_line::LastLine;
@@ -39,11 +45,13 @@ use crate::startup::{Stamps, monotonic_ns};
 const PROGRAM: &str = concat!("msb-supervisor ", env!("CARGO_PKG_VERSION"));
 
 /// What clients may ask: of us, or through us of the guest's agent.
-const OPERATIONS: [&str; 7] = [
+const OPERATIONS: &[&str] = &[
     operation::EXEC,
     operation::EXEC_LOG,
     operation::EXEC_RLIMIT,
     operation::FILES,
+    operation::FILES_CHANGE,
+    operation::JOBS,
     operation::PING,
     operation::STOP,
     operation::WAIT,
@@ -72,9 +80,15 @@ const AGENT_READS: usize = 16;
 /// Where the sandbox stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
-    Booting { deadline: Instant },
+    Booting {
+        deadline: Instant,
+    },
+    /// The guest is set up, its files are changed, and its init is started: nobody else is served yet.
+    Preparing,
     Running,
-    Stopping { deadline: Instant },
+    Stopping {
+        deadline: Instant,
+    },
 }
 
 /// When a running sandbox is to end, though nobody asked for it then.
@@ -118,6 +132,8 @@ pub(crate) struct Life {
     log: Option<ExecLog>,
     net_log: NetLog,
     attached: Option<ClientId>,
+    /// The changes before anything of the image runs.
+    changing: Option<Changing>,
     /// A pipe that is closed when nobody needs the sandbox any more.
     bond: Option<File>,
     /// Clients that asked for the end: they are told when it has come.
@@ -125,6 +141,7 @@ pub(crate) struct Life {
     /// Clients that want to know how it ends.
     waiters: Vec<(ClientId, u32)>,
     limits: Limits,
+    jobs: jobs::Table,
     /// When somebody last used it.
     used_at: Instant,
     /// Why it is stopping.
@@ -148,7 +165,7 @@ pub(crate) fn begin(setup: Setup, starter: &mut Starter) -> Result<Life, Aborted
         .context("cannot wait for signals")?;
         let clock = HostClock::new().context("cannot watch the clock")?;
         let socket = Socket::listen(setup.home.agent_socket(&setup.sandbox.name))?;
-        let hello = Hello::of(PROGRAM, &OPERATIONS);
+        let hello = Hello::of(PROGRAM, OPERATIONS);
         // Of a sandbox that goes with its command, and whose client sees all, nobody could read a log.
         let logged = !setup.spec.ephemeral || starter.client.is_none();
         let mut relay = Relay::new(&hello, logged)?;
@@ -169,6 +186,7 @@ pub(crate) fn begin(setup: Setup, starter: &mut Starter) -> Result<Life, Aborted
         let status = Status {
             started_at: Some(jiff::Timestamp::now()),
             engine: Some(setup.engine.name().to_owned()),
+            changed: setup.sandbox.status().is_ok_and(|status| status.changed),
             ..Status::new(State::Starting)
         };
         setup.sandbox.set_status(&status)?;
@@ -203,6 +221,7 @@ pub(crate) fn begin(setup: Setup, starter: &mut Starter) -> Result<Life, Aborted
         Ok(parts) => parts,
         Err(error) => return Err((error, setup.lock)),
     };
+    let jobs = jobs::Table::of(&setup.sandbox);
     Ok(Life {
         setup,
         machine,
@@ -228,10 +247,12 @@ pub(crate) fn begin(setup: Setup, starter: &mut Starter) -> Result<Life, Aborted
         log,
         net_log,
         attached,
+        changing: None,
         bond: starter.bond.take(),
         stoppers: Vec::new(),
         waiters: Vec::new(),
         limits: Limits::default(),
+        jobs,
         used_at: Instant::now(),
         ending: None,
         clean: false,
@@ -251,6 +272,7 @@ enum Source {
     Signals,
     Clock,
     Bond,
+    Changes,
     Client(ClientId),
 }
 
@@ -314,6 +336,9 @@ impl Life {
         if let Some(bond) = &self.bond {
             sources.push((Source::Bond, bond.as_fd(), PollFlags::IN));
         }
+        if let Some(changing) = &self.changing {
+            sources.push((Source::Changes, changing.as_fd(), PollFlags::IN));
+        }
         for (id, link, readable) in self.relay.links() {
             sources.push((
                 Source::Client(id),
@@ -339,12 +364,14 @@ impl Life {
     fn timeout(&self) -> Option<Timespec> {
         let phase = match self.phase {
             Phase::Booting { deadline } | Phase::Stopping { deadline } => Some(deadline),
+            Phase::Preparing => None,
             Phase::Running => [self.idle_deadline(), self.limits.end]
                 .into_iter()
                 .flatten()
                 .min(),
         };
-        let deadline = [phase, self.pinged].into_iter().flatten().min()?;
+        let deadlines = [phase, self.pinged, self.jobs.deadline()];
+        let deadline = deadlines.into_iter().flatten().min()?;
         let left = deadline.saturating_duration_since(Instant::now());
         Some(Timespec {
             tv_sec: left.as_secs() as i64,
@@ -380,6 +407,7 @@ impl Life {
                 }
             }
             Source::Bond => self.read_bond(starter),
+            Source::Changes => self.changes_made(starter)?,
             Source::Client(id) => {
                 let gone = flags.intersects(PollFlags::HUP | PollFlags::ERR | PollFlags::RDHUP);
                 if flags.contains(PollFlags::IN) || gone {
@@ -414,7 +442,11 @@ impl Life {
 
     fn accept(&mut self) {
         while let Ok((socket, _)) = self.socket.listener.accept() {
-            self.relay.add_client(socket);
+            if is_ours(&socket) {
+                self.relay.add_early_client(socket);
+            } else {
+                self.relay.add_client(socket);
+            }
         }
     }
 
@@ -484,6 +516,10 @@ impl Life {
                 message,
             } => self.booted(&message, starter)?,
             Notice::Event {
+                own: Own::Init,
+                message,
+            } => self.handed_over(&message, starter)?,
+            Notice::Event {
                 own: Own::Shutdown,
                 message,
             } => self.shut_down(&message),
@@ -491,6 +527,10 @@ impl Life {
                 self.pinged = None;
                 self.last_line.goes_on();
             }
+            Notice::Event {
+                own: Own::Job(number),
+                message,
+            } => self.job_event(number, &message),
             Notice::Event {
                 own: Own::Main | Own::Clock,
                 ..
@@ -523,6 +563,9 @@ impl Life {
                 self.stop(reason, Duration::from_millis(timeout_ms), starter);
             }
             Notice::Wait { client, stream } => self.waiters.push((client, stream)),
+            Notice::Job { asker, request } => self.start_job(asker, *request),
+            Notice::Signal { asker, request } => self.signal_job(asker, &request),
+            Notice::Attach { asker, request } => self.attach_job(asker, &request),
             Notice::Gone(id) if self.attached == Some(id) => {
                 self.attached = None;
                 // When the main command has ended, the client has no reason to stay.
@@ -530,7 +573,7 @@ impl Life {
                     self.stop(Reason::ClientGone, STOP_TIMEOUT, starter);
                 }
             }
-            Notice::Gone(_) => {}
+            Notice::Gone(id) => self.forget_client(id),
         }
         Ok(())
     }
@@ -559,6 +602,9 @@ impl Life {
 
     fn check_deadlines(&mut self, starter: &mut Starter) -> anyhow::Result<()> {
         let now = Instant::now();
+        if self.jobs.deadline().is_some_and(|end| end <= now) {
+            self.end_late_commands();
+        }
         match self.phase {
             Phase::Running if self.limits.end.is_some_and(|end| end <= now) => {
                 self.stop(Reason::MaxDuration, STOP_TIMEOUT, starter);
@@ -583,6 +629,12 @@ impl Life {
         }
         Ok(())
     }
+}
+
+/// Whether the other end is this process.
+fn is_ours(socket: &UnixStream) -> bool {
+    rustix::net::sockopt::socket_peercred(socket)
+        .is_ok_and(|peer| peer.pid == rustix::process::getpid())
 }
 
 fn interest(readable: bool, link: &Link) -> PollFlags {
