@@ -8,7 +8,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::support::{Guests, Home, Random, wait_until};
+use crate::support::{Guests, Home, Outcome, Random, wait_until};
 
 /// The guest's name for its host.
 const HOST: &str = "host.microsandbox.internal";
@@ -34,6 +34,10 @@ fn random_bytes(count: usize) -> Vec<u8> {
     bytes
 }
 
+fn stderr(outcome: &Outcome) -> String {
+    String::from_utf8_lossy(&outcome.stderr).into_owned()
+}
+
 fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     listener.local_addr().unwrap().port()
@@ -42,7 +46,7 @@ fn free_port() -> u16 {
 /// A guest that may reach its host, under the name `x`.
 fn guest(more: &[&str]) -> Guests {
     let words = ["--net", "host"];
-    Guests::with(&[&words, more].concat())
+    Guests::with(&[&words[..], more].concat())
 }
 
 #[test]
@@ -84,7 +88,7 @@ fn a_guest_reaches_no_host_unless_it_may() {
     let outcome = guests.run(["exec", "x", "--", "nc", HOST, &port]);
     assert_eq!(outcome.code, 1, "{outcome:?}");
     assert!(
-        outcome.stderr().contains("Connection refused"),
+        stderr(&outcome).contains("Connection refused"),
         "{outcome:?}"
     );
     listener.set_nonblocking(true).unwrap();
@@ -111,7 +115,7 @@ fn a_port_where_nobody_listens_refuses() {
     let outcome = guests.run(["exec", "x", "--", "nc", HOST, &port]);
     assert_eq!(outcome.code, 1, "{outcome:?}");
     assert!(
-        outcome.stderr().contains("Connection refused"),
+        stderr(&outcome).contains("Connection refused"),
         "{outcome:?}"
     );
 }
@@ -172,7 +176,7 @@ fn a_port_that_is_in_use_ends_the_start_and_leaves_nothing() {
     let outcome = home.run(["run", "-p", &published, "busybox:test", "--", "true"]);
     assert_eq!(outcome.code, 125, "{outcome:?}");
     let said = format!("cannot publish the port 127.0.0.1:{port}/tcp: address already in use");
-    assert!(outcome.stderr().contains(&said), "{outcome:?}");
+    assert!(stderr(&outcome).contains(&said), "{outcome:?}");
     assert!(home.sandboxes().is_empty());
 }
 

@@ -7,6 +7,8 @@ pub mod cli;
 pub mod digest;
 /// What happened to all sandboxes.
 pub mod events;
+/// Giving up what a process does not need.
+pub mod isolate;
 /// One JSON object a line.
 pub mod jsonl;
 /// The logs of a sandbox, for reading.

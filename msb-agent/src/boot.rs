@@ -13,7 +13,7 @@ use rustix::process::umask;
 use crate::console::{log, reason};
 use crate::env::Base;
 use crate::modules::Modules;
-use crate::{clock, identity, machine_id, mount, net, root, sys};
+use crate::{attach, clock, identity, machine_id, mount, net, root, sys};
 
 /// A guest that takes commands.
 pub(crate) struct Guest {
@@ -27,6 +27,8 @@ pub(crate) struct Guest {
     pub(crate) security: Security,
     /// Top of the file system that is written to.
     pub(crate) upper: OwnedFd,
+    /// Tops of the other disks that are written to.
+    pub(crate) disks: Vec<OwnedFd>,
 }
 
 /// Sets the guest up.
@@ -42,7 +44,11 @@ pub(crate) fn boot(request: BootRequest, modules: &Modules) -> Result<Guest, Boo
     add_entropy(&request.entropy_hex);
     let upper = root::enter(&request.root).map_err(|message| failed("root", message))?;
     mount::guest().map_err(|message| failed("mounts", message))?;
-    let hosts = request.net.as_ref().map_or(&[][..], |net| &net.hosts);
+    let disks = attach::attach(&request.mounts).map_err(|message| failed("mounts", message))?;
+    let hosts = request
+        .net
+        .as_ref()
+        .map_or(&[][..], |net| net.hosts.as_slice());
     identity::assume(&request.hostname, hosts).map_err(|message| failed("hostname", message))?;
     if let Some(net) = &request.net {
         net::set_up(net).map_err(|message| failed("network", message))?;
@@ -60,6 +66,7 @@ pub(crate) fn boot(request: BootRequest, modules: &Modules) -> Result<Guest, Boo
         user: request.user,
         security: request.guest.security,
         upper,
+        disks,
     })
 }
 

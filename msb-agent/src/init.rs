@@ -34,6 +34,7 @@ pub(crate) const OPERATIONS: &[&str] = &[
     operation::NET,
     operation::FILES_CHANGE,
     operation::INIT,
+    operation::MOUNTS,
     operation::PING,
     operation::SECURITY,
     operation::SHUTDOWN,

@@ -6,6 +6,8 @@
 
 #![cfg_attr(not(test), no_main)]
 
+/// What is mounted besides the root.
+mod attach;
 /// The boot request, step by step.
 mod boot;
 /// Folders that are made, and what is removed.

@@ -6,8 +6,10 @@ mod copy;
 mod doctor;
 mod engine;
 mod guest;
+mod isolate;
 mod launch;
 mod make;
+mod mounts;
 mod net;
 mod plan;
 mod pull;
@@ -50,6 +52,7 @@ fn main() -> ExitCode {
         Some("msb-signal") => tool("msb-signal", arguments, verbs::signal::run),
         Some("msb-start") => tool("msb-start", arguments, verbs::start::run),
         Some("msb-stop") => tool("msb-stop", arguments, verbs::stop::run),
+        Some("msb-volume") => tool("msb-volume", arguments, verbs::volume::run),
         Some("msb-wait") => tool("msb-wait", arguments, verbs::wait::run),
         Some("msb-supervisor") => tool("msb-supervisor", arguments, supervisor::run),
         _ => verb("msb-run", arguments, verbs::run::run),

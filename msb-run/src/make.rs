@@ -18,6 +18,7 @@ use libmsb::state::{Home, layout, write};
 
 use crate::engine::{self, upper};
 use crate::guest::GuestArgs;
+use crate::mounts::{self, MountArgs};
 use crate::plan::{self, Choices};
 use crate::pull::{self, PullPolicy};
 use crate::verbs::SettingArgs;
@@ -51,6 +52,8 @@ pub(crate) struct MakeArgs {
     /// When to pull the image from its registry
     #[arg(long, value_name = "WHEN", default_value = "if-missing")]
     pull: PullPolicy,
+    #[command(flatten)]
+    mounts: MountArgs,
     /// Label of the sandbox
     #[arg(long, value_name = "KEY[=VALUE]", value_parser = parse_label)]
     label: Vec<(String, String)>,
@@ -86,6 +89,7 @@ impl MakeArgs {
             || self.engine.is_some()
             || self.hostname.is_some()
             || !self.label.is_empty()
+            || self.mounts.is_given()
             || self.idle_timeout.is_some()
             || self.max_duration.is_some()
             || self.net.is_given()
@@ -108,6 +112,7 @@ impl MakeArgs {
             hostname: self.hostname.clone(),
             entrypoint: self.entrypoint.clone(),
             labels: self.label.iter().cloned().collect(),
+            mounts: self.mounts.mounts()?,
             idle_timeout: self.idle_timeout,
             max_duration: self.max_duration,
             net: self.net.spec()?,
@@ -159,6 +164,7 @@ pub(crate) fn make(
     let name = name.cloned().map_or_else(SandboxName::random, Ok)?;
     let spec = plan::spec(&name, ephemeral, &image, choices)?;
     home.prepare()?;
+    mounts::make_volumes(home, &spec.mounts)?;
     if let Some(timeout) = making.replace() {
         // Only now, when nothing but the disk can stand in the way of the new one.
         remove(home, &name, timeout)?;

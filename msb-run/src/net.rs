@@ -53,7 +53,7 @@ impl Net {
         let ports = spec.ports.iter().flat_map(|ports| ports.each());
         let ports = ports
             .map(|port| Ok((bound(&port)?, port)))
-            .collect::<Result<_, Failure>>()?;
+            .collect::<Result<Vec<_>, Failure>>()?;
         Ok(Some(Net {
             spec: spec.clone(),
             network,

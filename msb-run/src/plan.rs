@@ -10,6 +10,7 @@ use libmsb::cli::error::Failure;
 use libmsb::machine::EngineChoice;
 use libmsb::net::NetSpec;
 use libmsb::state::images::Image;
+use libmsb::state::mounts::Mount;
 use libmsb::state::spec::{MainBounds, SPEC_VERSION, Spec, SpecImage};
 use msb_wire::guest::{INIT_PATHS, InitRequest};
 use msb_wire::text::Text;
@@ -43,6 +44,8 @@ pub(crate) struct Choices {
     pub(crate) entrypoint: Option<OsString>,
     /// `--label`.
     pub(crate) labels: BTreeMap<String, String>,
+    /// `--volume`, `--mount-disk`, `--tmpfs`.
+    pub(crate) mounts: Vec<Mount>,
     /// `--idle-timeout`.
     pub(crate) idle_timeout: Option<Duration>,
     /// `--max-duration`.
@@ -115,6 +118,7 @@ pub(crate) fn spec(
             .or_else(|| given(config.user())),
         command,
         lasting,
+        mounts: choices.mounts,
         idle_timeout_ms: choices.idle_timeout.map(milliseconds),
         max_duration_ms: choices.max_duration.map(milliseconds),
         net: choices.net,

@@ -15,7 +15,7 @@ impl Guests {
     pub(crate) fn with(options: &[&str]) -> Guests {
         let home = Home::with_busybox();
         let words = ["run", "-d", "--name", "x"];
-        home.run([&words, options, &["busybox:test"]].concat())
+        home.run([&words[..], options, &["busybox:test"]].concat())
             .done();
         Guests(home)
     }

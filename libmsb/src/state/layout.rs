@@ -60,6 +60,15 @@ pub const NET_LOG: &str = "net.log";
 /// What the supervisor and the VMM printed.
 pub const SUPERVISOR_LOG: &str = "supervisor.log";
 
+/// Folder of named volumes, one folder each, with a [`LOCK`] that is held as long as a sandbox uses the volume.
+pub const VOLUMES: &str = "volumes";
+/// What the volume is.
+pub const VOLUME: &str = "volume.json";
+/// The image of a volume of the kind `disk`: ext4, sparse.
+pub const VOLUME_DISK: &str = "disk.img";
+/// The contents of a volume of the kind `dir`.
+pub const VOLUME_DATA: &str = "data";
+
 /// Folder of initial RAM disks, one for each kernel and agent, named by a digest of both.
 pub const BOOT: &str = "boot";
 

@@ -139,18 +139,7 @@ impl Sandboxes {
     }
 
     fn folder_names(&self) -> anyhow::Result<Vec<String>> {
-        let entries = match std::fs::read_dir(&self.root) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => {
-                return Err(error)
-                    .with_context(|| format!("cannot list '{}'", self.root.display()));
-            }
-        };
-        let names: std::io::Result<Vec<_>> = entries
-            .map(|entry| entry.map(|entry| entry.file_name().to_string_lossy().into_owned()))
-            .collect();
-        names.with_context(|| format!("cannot list '{}'", self.root.display()))
+        folder_names(&self.root)
     }
 }
 
@@ -293,6 +282,21 @@ impl Sandbox {
     }
 }
 
+/// The names in a folder, which need not be there.
+pub(super) fn folder_names(root: &Path) -> anyhow::Result<Vec<String>> {
+    let entries = match std::fs::read_dir(root) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => {
+            return Err(error).with_context(|| format!("cannot list '{}'", root.display()));
+        }
+    };
+    let names: std::io::Result<Vec<_>> = entries
+        .map(|entry| entry.map(|entry| entry.file_name().to_string_lossy().into_owned()))
+        .collect();
+    names.with_context(|| format!("cannot list '{}'", root.display()))
+}
+
 fn no_such_sandbox(name: &SandboxName) -> Failure {
     Failure::not_found(format!("there is no sandbox '{name}'"))
         .code(Code::SandboxNotFound)
@@ -306,7 +310,7 @@ fn is_dead_ephemeral(path: &Path) -> bool {
 }
 
 /// Deletes a left-over folder, unless its lock is held.
-fn sweep_folder(root: &Path, path: &Path) -> anyhow::Result<()> {
+pub(super) fn sweep_folder(root: &Path, path: &Path) -> anyhow::Result<()> {
     let Some(lock) = Lock::try_exclusive(&path.join(layout::LOCK))? else {
         return Ok(());
     };
@@ -321,7 +325,7 @@ fn sweep_folder(root: &Path, path: &Path) -> anyhow::Result<()> {
 const ATTEMPTS: u32 = 10;
 
 /// Deletes a folder, which others may be deleting too: files vanish, and a sweep may put a lock file into it.
-fn delete_folder(path: &Path) -> anyhow::Result<()> {
+pub(super) fn delete_folder(path: &Path) -> anyhow::Result<()> {
     let mut result = Ok(());
     for _ in 0..ATTEMPTS {
         result = match std::fs::remove_dir_all(path) {
@@ -336,15 +340,16 @@ fn delete_folder(path: &Path) -> anyhow::Result<()> {
 }
 
 /// A folder that does not count yet. It is deleted unless it is published.
-struct NewFolder {
-    path: PathBuf,
+pub(super) struct NewFolder {
+    /// Where it is for now.
+    pub(super) path: PathBuf,
     published: bool,
 }
 
 impl NewFolder {
     /// Makes the folder and takes its lock. Between the two it looks like a left-over: a sweep may take it away, and
     /// then another one is made.
-    fn create(root: &Path) -> anyhow::Result<(NewFolder, Lock)> {
+    pub(super) fn create(root: &Path) -> anyhow::Result<(NewFolder, Lock)> {
         let mut attempts = 0;
         loop {
             let path = root.join(format!("{}{}", layout::NEW_PREFIX, write::random_hex()?));
@@ -360,6 +365,11 @@ impl NewFolder {
                 _ => {}
             }
         }
+    }
+
+    /// It counts now, under another name.
+    pub(super) fn keep(mut self) {
+        self.published = true;
     }
 
     fn publish(mut self, sandbox: &Sandbox) -> anyhow::Result<()> {

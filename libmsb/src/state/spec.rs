@@ -10,6 +10,7 @@ use crate::digest::Digest;
 use crate::machine::EngineChoice;
 use crate::net::NetSpec;
 use crate::state::guest::GuestSpec;
+use crate::state::mounts::Mount;
 
 /// The version of the file's form.
 pub const SPEC_VERSION: u32 = 1;
@@ -59,6 +60,9 @@ pub struct Spec {
     /// Whether the sandbox, when nobody is attached to it, outlives its main command and ends only when it is stopped.
     #[serde(default)]
     pub lasting: bool,
+    /// What is mounted besides the root.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mounts: Vec<Mount>,
     /// Nobody has used it for so many milliseconds: then it is stopped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_timeout_ms: Option<u64>,

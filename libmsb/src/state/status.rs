@@ -5,6 +5,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::isolate::Step;
+
 /// Longest file, in bytes.
 pub const STATUS_BYTES_MAX: u64 = 1024 * 1024;
 
@@ -84,6 +86,8 @@ pub enum Reason {
     VmmFailed,
     /// The process of the network failed, or was killed.
     NetFailed,
+    /// The process that shares folders of the host with the guest failed, or was killed.
+    ShareFailed,
     /// The guest's agent broke the protocol, or ended.
     AgentFailed,
     /// The supervisor could not go on.
@@ -125,6 +129,7 @@ impl Reason {
             Reason::VmExited => Some("ended by itself"),
             Reason::VmmFailed => Some("VMM failed"),
             Reason::NetFailed => Some("network failed"),
+            Reason::ShareFailed => Some("shared folders failed"),
             Reason::AgentFailed => Some("agent failed"),
             Reason::SupervisorFailed => Some("supervisor failed"),
             Reason::SupervisorGone => Some("supervisor was killed"),
@@ -163,6 +168,9 @@ pub struct Status {
     /// Release of the guest's kernel.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kernel: Option<String>,
+    /// What its processes have given up; see [`Step`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub isolation: Vec<Step>,
     /// Whether the changes that come before the first boot were made.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub changed: bool,
@@ -185,6 +193,7 @@ impl Status {
             clean: None,
             engine: None,
             kernel: None,
+            isolation: Vec::new(),
             changed: false,
             other: serde_json::Map::new(),
         }

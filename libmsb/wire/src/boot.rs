@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::guest::Settings;
+use crate::mount::GuestMount;
 use crate::text::Text;
 
 /// Sets the guest up. Answered by one [`BootEvent`], which ends the stream.
@@ -32,6 +33,9 @@ pub struct BootRequest {
     /// The network, if the guest has one; an agent must serve [`crate::handshake::operation::NET`] for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub net: Option<BootNet>,
+    /// What is mounted besides the root. Needs [`crate::handshake::operation::MOUNTS`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mounts: Vec<GuestMount>,
     /// The host's clock, in nanoseconds since 1970.
     pub clock_unix_ns: u64,
     /// Random bytes in hexadecimal digits, for the guest's entropy pool.

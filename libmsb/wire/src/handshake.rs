@@ -34,6 +34,8 @@ pub mod operation {
     pub const FILES_CHANGE: &str = "files.change";
     /// Guest: hand over to the image's init; see [`crate::guest`].
     pub const INIT: &str = "init";
+    /// Guest: mount what the boot request asks for; see [`crate::mount`].
+    pub const MOUNTS: &str = "mounts";
     /// Guest: answer, to show that it is alive; see [`crate::sandbox`].
     pub const PING: &str = "ping";
     /// Guest: take rights away from commands; see [`crate::guest::Security`].

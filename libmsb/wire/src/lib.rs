@@ -23,6 +23,8 @@ pub mod handshake;
 pub mod job;
 /// Every bound of the protocol.
 pub mod limits;
+/// What a guest mounts besides its root.
+pub mod mount;
 /// Requests to the supervisor itself.
 pub mod sandbox;
 /// Strings that may hold bytes which are not UTF-8, in JSON.

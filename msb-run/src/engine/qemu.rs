@@ -26,6 +26,8 @@ const MODULES: &[&str] = &["virtio_blk", "virtio_console", "erofs", "ext4", "ove
 
 /// The network's, for a guest that has one.
 const MODULE_NET: &str = "virtio_net";
+/// What a guest with shared folders needs besides.
+const MODULE_SHARES: &str = "virtiofs";
 
 /// The guest gives memory that it has freed back through this.
 const MODULES_LATER: &[&str] = &["virtio_balloon"];
@@ -71,15 +73,10 @@ impl Engine for Qemu {
         let Some(board) = self.board(attempt) else {
             return Ok(None);
         };
-        if let Some(share) = wanted.shares.first() {
-            return Err(Failure::failed(format!(
-                "the engine qemu cannot share the folder '{}' with the guest",
-                share.path.display()
-            ))
-            .hint("the engine krun can, where hardware virtualization works: see 'msb doctor'")
-            .into());
+        let mut modules = needed_modules(board, wanted.net.is_some());
+        if !wanted.shares.is_empty() {
+            modules.push(MODULE_SHARES);
         }
-        let modules = needed_modules(board, wanted.net.is_some());
         let modules = Modules {
             needed: &modules,
             later: MODULES_LATER,
@@ -104,8 +101,9 @@ impl Engine for Qemu {
             agent_fd: wanted.descriptors.agent,
             console_fd: wanted.descriptors.console,
             life_fd: wanted.descriptors.life,
+            report_fd: wanted.descriptors.report,
             net: wanted.net.clone(),
-            shares: Vec::new(),
+            shares: wanted.shares.clone(),
         }))
     }
 }

@@ -14,6 +14,7 @@ mod link;
 mod machine;
 mod relay;
 mod rotate;
+mod share;
 mod socket;
 
 pub(crate) use args::SupervisorArgs;
@@ -27,7 +28,7 @@ use anyhow::Context;
 use libmsb::cli::args::SandboxName;
 use libmsb::cli::error::{Failure, print_error};
 use libmsb::jsonl;
-use libmsb::machine::{Disk, Format, SERIAL_ROOT, SERIAL_UPPER};
+use libmsb::machine::{Disk, Format, SERIAL_ROOT, SERIAL_UPPER, Share};
 use libmsb::reference::Reference;
 use libmsb::state::guest::{DiskFormat, RootDisk};
 use libmsb::state::lock::Lock;
@@ -38,6 +39,7 @@ use libmsb::state::{Home, layout};
 
 use crate::engine::{self, Descriptors, Wanted, upper};
 use crate::guest::root_disk;
+use crate::mounts::{self, Prepared};
 use crate::net::Net;
 use crate::startup::Startup;
 
@@ -74,6 +76,7 @@ pub(crate) struct Setup {
     /// The disk that is written to; `None` when that is the guest's memory.
     pub(crate) upper: Option<File>,
     pub(crate) net: Option<Net>,
+    pub(crate) mounts: Prepared,
 }
 
 /// Runs a sandbox to its end.
@@ -120,12 +123,13 @@ fn prepare(home: Home, sandbox: &Sandbox, lock: Lock) -> Result<(Setup, Option<S
             .images()
             .open(&reference, &spec.image.manifest_digest)?
             .disk;
+        let mounts = mounts::prepare(&home, &spec.mounts)?;
         let net = Net::prepare(&spec.name, &spec.net)?;
         let upper = open_upper(sandbox, &spec)?;
-        Ok((spec, engine, note, root_disk, upper, net))
+        Ok((spec, engine, note, root_disk, upper, mounts, net))
     })();
     match found {
-        Ok((spec, engine, note, root_disk, upper, net)) => {
+        Ok((spec, engine, note, root_disk, upper, mounts, net)) => {
             let setup = Setup {
                 home,
                 sandbox: sandbox.clone(),
@@ -135,6 +139,7 @@ fn prepare(home: Home, sandbox: &Sandbox, lock: Lock) -> Result<(Setup, Option<S
                 root_disk,
                 upper,
                 net,
+                mounts,
             };
             Ok((setup, note))
         }
@@ -205,16 +210,28 @@ pub(crate) fn wanted(setup: &Setup) -> Wanted {
         read_only: false,
         volatile: setup.spec.ephemeral && root_disk.is_managed(),
     });
+    let mounts = &setup.mounts;
+    let disks = [root]
+        .into_iter()
+        .chain(upper)
+        .chain(mounts.disks.clone())
+        .collect();
+    let share = (!mounts.entries.is_empty()).then(|| Share {
+        tag: Prepared::tag().to_owned(),
+        fd: -1,
+        entries: mounts.entries.clone(),
+    });
     Wanted {
         cpus: setup.spec.cpus,
         memory_mib: setup.spec.memory_mib,
-        disks: [root].into_iter().chain(upper).collect(),
-        shares: Vec::new(),
+        disks,
+        shares: share.into_iter().collect(),
         net: None,
         descriptors: Descriptors {
             agent: -1,
             console: -1,
             life: -1,
+            report: None,
         },
     }
 }
@@ -234,6 +251,7 @@ pub(crate) fn start_machine(
 ) -> anyhow::Result<Option<machine::Machine>> {
     let mut held = vec![setup.lock.as_fd()];
     held.extend(setup.upper.as_ref().map(AsFd::as_fd));
+    held.extend(setup.mounts.held());
     let net = setup.net.as_ref();
     machine::start(setup.engine.as_ref(), attempt, wanted(setup), net, &held)
 }

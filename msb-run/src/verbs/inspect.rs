@@ -8,8 +8,10 @@ use libmsb::cli::args::SandboxName;
 use libmsb::cli::escape::escape;
 use libmsb::cli::output;
 use libmsb::cli::style::{age, bytes, local_time};
+use libmsb::isolate::Step;
 use libmsb::net::network::Network;
 use libmsb::state::guest::{DiskFormat, GuestSpec, RootDisk};
+use libmsb::state::mounts::{Mount, Source};
 use libmsb::state::sandboxes::{Sandbox, Seen};
 use libmsb::state::spec::Spec;
 use libmsb::state::status::Status;
@@ -100,6 +102,26 @@ fn disk(sandbox: &Sandbox, spec: &Spec) -> Disk {
     }
 }
 
+/// What the processes of a running sandbox have given up, and what they could not.
+fn isolation_rows(steps: &[Step]) -> Vec<(&'static str, String)> {
+    let holds: Vec<String> = steps
+        .iter()
+        .filter(|step| step.holds)
+        .map(|step| format!("{}:{}", step.process, step.step))
+        .collect();
+    let lacking = steps.iter().filter_map(|step| {
+        let reason = step.reason.as_ref()?;
+        Some((
+            "Lacking",
+            format!("{}:{}: {reason}", step.process, step.step),
+        ))
+    });
+    [("Isolation", holds.join(" "))]
+        .into_iter()
+        .chain(lacking)
+        .collect()
+}
+
 /// What a guest may do and is made of, where it is not the default.
 fn guest_rows(guest: &GuestSpec) -> Vec<(&'static str, String)> {
     let root_disk = match &guest.root_disk {
@@ -185,6 +207,7 @@ fn rows(seen: &Seen, disk: Disk) -> Vec<(&'static str, String)> {
         let ports = spec.net.ports.iter();
         rows.extend(ports.map(|port| ("Port", port.to_string())));
     }
+    rows.extend(isolation_rows(&status.isolation));
     let millis = |ms: u64| format!("{} s", ms as f64 / 1000.0);
     rows.extend([
         (
@@ -196,6 +219,7 @@ fn rows(seen: &Seen, disk: Disk) -> Vec<(&'static str, String)> {
             spec.max_duration_ms.map(millis).unwrap_or_default(),
         ),
     ]);
+    rows.extend(spec.mounts.iter().map(|mount| ("Mount", described(mount))));
     rows.extend(
         spec.labels
             .iter()
@@ -204,4 +228,19 @@ fn rows(seen: &Seen, disk: Disk) -> Vec<(&'static str, String)> {
     rows.extend(spec.env.iter().map(|text| ("Variable", text.to_lossy())));
     rows.retain(|(_, value)| !value.is_empty());
     rows
+}
+
+/// A mount as it would be typed, its kind before it.
+fn described(mount: &Mount) -> String {
+    let (kind, source) = match &mount.source {
+        Source::Bind { source } => ("bind", source.to_lossy()),
+        Source::Volume { name } => ("volume", name.to_string()),
+        Source::Disk { source, .. } => ("disk", source.to_lossy()),
+        Source::Tmpfs { size_mib } => (
+            "tmpfs",
+            size_mib.map_or("half of memory".to_owned(), |mib| bytes(mib << 20)),
+        ),
+    };
+    let (target, options) = (mount.target.to_lossy(), mount.options());
+    format!("{kind} {source} at {target} ({options})")
 }

@@ -42,6 +42,8 @@ pub(crate) mod signal;
 pub(crate) mod start;
 /// `msb stop`: stop sandboxes.
 pub(crate) mod stop;
+/// `msb volume`: named volumes.
+pub(crate) mod volume;
 /// `msb wait`: wait for the end of sandboxes.
 pub(crate) mod wait;
 

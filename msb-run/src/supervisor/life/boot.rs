@@ -43,6 +43,10 @@ impl Life {
             peer.require(operation::SECURITY)
                 .map_err(|error| Violation(format!("a hello: {error}")))?;
         }
+        if !self.setup.mounts.guest.is_empty() {
+            peer.require(operation::MOUNTS)
+                .map_err(|error| Violation(format!("a hello: {error}")))?;
+        }
         self.tells_time = peer.require(operation::CLOCK).is_ok();
         self.stamps.guest_agent_ns = peer.agent_start_ns.unwrap_or(0);
         self.relay.meet(peer);
@@ -77,6 +81,7 @@ impl Life {
             cwd: spec.workdir.clone(),
             user: spec.user.clone(),
             net: self.setup.net.as_ref().map(Net::boot),
+            mounts: self.setup.mounts.guest.clone(),
             clock_unix_ns: clock::unix_ns(),
             entropy_hex: to_hex(&entropy),
             guest: Settings {

@@ -1,6 +1,7 @@
 //! The end: why it comes, how the guest is shut down, and what is left.
 
 use std::os::fd::AsFd;
+use std::os::unix::process::ExitStatusExt;
 use std::time::{Duration, Instant};
 
 use libmsb::cli::error::Failure;
@@ -17,6 +18,7 @@ use super::{End, FAREWELL_TIMEOUT, Life, PING_TIMEOUT, POWER_OFF_TIMEOUT, Phase,
 use crate::startup::Startup;
 use crate::supervisor::machine::Machine;
 use crate::supervisor::relay::{ClientId, Own, Relay};
+use crate::supervisor::share::ShareServer;
 use crate::supervisor::{Starter, last_words};
 
 impl Life {
@@ -54,10 +56,11 @@ impl Life {
         }
     }
 
-    /// Begins the end. A machine whose disk goes with it, and whose command has ended, needs no ceremony.
+    /// Begins the end. A machine whose disks go with it, and whose command has ended, needs no ceremony.
     pub(super) fn stop(&mut self, reason: Reason, timeout: Duration, starter: &mut Starter) {
         let booting = matches!(self.phase, Phase::Booting { .. } | Phase::Preparing);
         let volatile = self.setup.spec.ephemeral
+            && !self.setup.mounts.outlive()
             && matches!(
                 reason,
                 Reason::Completed | Reason::OutOfMemory | Reason::ClientGone
@@ -157,6 +160,27 @@ impl Life {
             last_words(&self.setup.sandbox),
         );
         self.finish_for(outcome);
+    }
+
+    /// A guest whose folders are gone hangs at the first file that it asks for. A server ends well only when the machine
+    /// has hung up, whose own end says why.
+    pub(super) fn share_ended(&mut self) {
+        let exit = self.machine.share.as_mut().and_then(ShareServer::poll_exit);
+        let Some(exit) = exit else { return };
+        self.machine.share = None;
+        if exit.success() {
+            return;
+        }
+        let how = match exit.signal() {
+            Some(signal) => format!("died of signal {signal}"),
+            None => last_words(&self.setup.sandbox).unwrap_or_else(|| exit.to_string()),
+        };
+        self.finish(
+            Reason::ShareFailed,
+            Some(format!(
+                "the process that shares folders with the guest: {how}"
+            )),
+        );
     }
 
     /// Ends with what the machine left, in the words for where the sandbox stood.

@@ -268,6 +268,7 @@ enum Source {
     Exit,
     NetExit,
     NetEvents,
+    Share,
     Listener,
     Signals,
     Clock,
@@ -333,6 +334,9 @@ impl Life {
             sources.push((Source::NetExit, net.pidfd(), PollFlags::IN));
             sources.push((Source::NetEvents, net.events.as_fd(), PollFlags::IN));
         }
+        if let Some(share) = &self.machine.share {
+            sources.push((Source::Share, share.pidfd(), PollFlags::IN));
+        }
         if let Some(bond) = &self.bond {
             sources.push((Source::Bond, bond.as_fd(), PollFlags::IN));
         }
@@ -392,6 +396,7 @@ impl Life {
             Source::Exit => self.machine_ended(),
             Source::NetExit => self.net_ended(),
             Source::NetEvents => self.copy_net_events(),
+            Source::Share => self.share_ended(),
             Source::Listener => self.accept(),
             Source::Signals => {
                 let number = self.signals.wait().context("cannot read a signal")?;
