@@ -14,6 +14,10 @@ mod arguments;
 mod checksum;
 /// The frame stream.
 mod device;
+/// The guest's way to find names.
+mod dns;
+/// `msb net explain`.
+mod explain;
 /// Who speaks with whom.
 mod flow;
 /// Packets in pieces.
@@ -34,8 +38,14 @@ mod log;
 mod neighbours;
 /// Addresses of the guest and its gateway.
 mod network;
+/// Verdicts.
+mod policy;
 /// Published ports.
 mod ports;
+/// `msb net replay`.
+mod replay;
+/// Sockets of the name server.
+mod resolver;
 /// `msb-net serve`.
 mod serve;
 /// Things by numbers.
@@ -46,20 +56,10 @@ mod stack;
 mod tcp;
 /// Deadlines.
 mod timers;
+/// The name that TLS asks for.
+mod tls;
 /// Datagrams.
 mod udp;
-/// The guest's way to find names.
-#[allow(dead_code, unused_imports, reason = "the data plane is to use it")]
-mod dns;
-/// `msb net explain`.
-mod explain;
-/// Verdicts.
-mod policy;
-/// `msb net replay`.
-mod replay;
-/// The name that TLS asks for.
-#[allow(dead_code, reason = "the data plane is to use it")]
-mod tls;
 
 use arguments::{Args, Command};
 
