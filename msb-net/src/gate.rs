@@ -3,9 +3,11 @@
 //! The gateway's address stands for the host: what is allowed to go there goes to the host's loopback.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Instant;
 
 use libmsb::net::rule::{Direction, Protocol};
 
+use crate::dns::{Output, Server, Transport};
 use crate::flow::{End, Flow};
 use crate::log::Log;
 use crate::policy::{Facts, Judge, Tls, Verdict};
@@ -14,14 +16,24 @@ use libmsb::net::network::Network;
 /// The port of name servers.
 pub(crate) const DNS_PORT: u16 = 53;
 
-/// What judges.
+/// What judges, and knows the names.
 pub(crate) struct Gate {
     judge: Judge,
+    names: Server,
+}
+
+/// Where a connection of the guest goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// To somebody. `look`: what the guest says first must be looked at before anybody else hears of it.
+    To { target: SocketAddr, look: bool },
+    /// To our own name server.
+    Names,
 }
 
 impl Gate {
-    pub(crate) fn new(judge: Judge) -> Gate {
-        Gate { judge }
+    pub(crate) fn new(judge: Judge, names: Server) -> Gate {
+        Gate { judge, names }
     }
 
     /// Another policy, from now on: what was allowed before goes on.
@@ -29,90 +41,110 @@ impl Gate {
         self.judge = judge;
     }
 
-    fn judge(&self, direction: Direction, protocol: Protocol, end: End) -> Verdict {
-        self.judge.verdict(&Facts {
+    /// The guest asks for a name.
+    pub(crate) fn query(
+        &mut self,
+        now: Instant,
+        client: u64,
+        transport: Transport,
+        message: &[u8],
+    ) -> Vec<Output> {
+        self.names
+            .query(&self.judge, now, client, transport, message)
+    }
+
+    /// Somebody who was asked for a name has said something.
+    pub(crate) fn answer(&mut self, now: Instant, exchange: u64, message: &[u8]) -> Vec<Output> {
+        self.names.answer(&self.judge, now, exchange, message)
+    }
+
+    /// Somebody who was asked for a name will say nothing.
+    pub(crate) fn names_failed(&mut self, now: Instant, exchange: u64) -> Vec<Output> {
+        self.names.failed(now, exchange)
+    }
+
+    /// When [`Gate::names_tick`] is to be called.
+    pub(crate) fn names_deadline(&self) -> Option<Instant> {
+        self.names.deadline()
+    }
+
+    /// Somebody who was asked for a name has said nothing for too long.
+    pub(crate) fn names_tick(&mut self, now: Instant) -> Vec<Output> {
+        self.names.tick(now)
+    }
+
+    fn facts(&self, now: Instant, direction: Direction, protocol: Protocol, end: End) -> Facts {
+        Facts {
             direction,
             protocol,
             address: end.address,
-            port: Some(end.port),
-            names: Vec::new(),
+            port: (!protocol.is_icmp()).then_some(end.port),
+            names: self.names.names(now, end.address),
             tls: Tls::Unseen,
-        })
+        }
     }
 
-    /// Where a connection of the guest goes. `None`: nowhere.
-    pub(crate) fn tcp(
+    /// The verdict, which is told to the log.
+    fn judge(&self, flow: &Flow, facts: Facts, log: &mut Log) -> Verdict {
+        let verdict = self.judge.verdict(&facts);
+        if verdict.allows() {
+            log.allowed(facts, verdict);
+        } else {
+            log.deny(flow, &facts, verdict);
+        }
+        verdict
+    }
+
+    /// Where a connection of the guest goes, or a datagram. `None`: nowhere.
+    pub(crate) fn egress(
         &mut self,
-        network: &Network,
-        flow: &Flow,
-        log: &mut Log,
-    ) -> Option<SocketAddr> {
-        self.egress(network, flow, Protocol::Tcp, log)
-    }
-
-    /// Where a datagram of the guest goes. `None`: nowhere.
-    pub(crate) fn udp(
-        &mut self,
-        network: &Network,
-        flow: &Flow,
-        log: &mut Log,
-    ) -> Option<SocketAddr> {
-        self.egress(network, flow, Protocol::Udp, log)
-    }
-
-    fn egress(
-        &self,
         network: &Network,
         flow: &Flow,
         protocol: Protocol,
-        log: &mut Log,
-    ) -> Option<SocketAddr> {
-        let verdict = self.judge(Direction::Egress, protocol, flow.remote);
-        // A question for a name is no connection: whoever comes here with one has found no name server.
-        if !verdict.allows() || flow.remote.port == DNS_PORT {
-            log.deny(
-                flow,
-                &protocol.to_string(),
-                verdict.rule,
-                verdict.reason.text(),
-            );
-            return None;
+        (now, log): (Instant, &mut Log),
+    ) -> Option<Way> {
+        if flow.remote.port == DNS_PORT {
+            return Some(Way::Names);
         }
-        Some(SocketAddr::new(
-            host_address(network, flow.remote.address),
-            flow.remote.port,
-        ))
+        let facts = self.facts(now, Direction::Egress, protocol, flow.remote);
+        let verdict = self.judge(flow, facts, log);
+        let target = SocketAddr::new(host_address(network, flow.remote.address), flow.remote.port);
+        verdict.allows().then_some(Way::To {
+            target,
+            look: verdict.look,
+        })
+    }
+
+    /// Whether a connection may go on, now that it is known what the guest says first.
+    pub(crate) fn look(&mut self, flow: &Flow, tls: Tls, (now, log): (Instant, &mut Log)) -> bool {
+        let facts = self.facts(now, Direction::Egress, Protocol::Tcp, flow.remote);
+        let facts = Facts { tls, ..facts };
+        let verdict = self.judge.verdict(&facts);
+        if !verdict.allows() {
+            log.deny(flow, &facts, verdict);
+        }
+        verdict.allows()
     }
 
     /// Whether the guest may ask somebody for an echo.
-    pub(crate) fn ping(&mut self, guest: IpAddr, remote: IpAddr, log: &mut Log) -> bool {
+    pub(crate) fn ping(
+        &mut self,
+        guest: IpAddr,
+        remote: IpAddr,
+        (now, log): (Instant, &mut Log),
+    ) -> bool {
         let protocol = if remote.is_ipv4() {
             Protocol::Icmpv4
         } else {
             Protocol::Icmpv6
         };
-        let verdict = self.judge.verdict(&Facts {
-            direction: Direction::Egress,
-            protocol,
-            address: remote,
-            port: None,
-            names: Vec::new(),
-            tls: Tls::Unseen,
-        });
-        if !verdict.allows() {
-            let end = |address| End { address, port: 0 };
-            let flow = Flow {
-                guest: end(guest),
-                remote: end(remote),
-            };
-            log.deny(
-                &flow,
-                &protocol.to_string(),
-                verdict.rule,
-                verdict.reason.text(),
-            );
-        }
-        verdict.allows()
+        let end = |address| End { address, port: 0 };
+        let flow = Flow {
+            guest: end(guest),
+            remote: end(remote),
+        };
+        let facts = self.facts(now, Direction::Egress, protocol, flow.remote);
+        self.judge(&flow, facts, log).allows()
     }
 
     /// Whether somebody may come to a published port, which is that of the flow's guest.
@@ -121,22 +153,14 @@ impl Gate {
         flow: &Flow,
         peer: SocketAddr,
         protocol: Protocol,
-        log: &mut Log,
+        (now, log): (Instant, &mut Log),
     ) -> bool {
-        let facts = End {
+        let caller = End {
             address: peer.ip().to_canonical(),
             port: flow.guest.port,
         };
-        let verdict = self.judge(Direction::Ingress, protocol, facts);
-        if !verdict.allows() {
-            log.deny(
-                flow,
-                &protocol.to_string(),
-                verdict.rule,
-                verdict.reason.text(),
-            );
-        }
-        verdict.allows()
+        let facts = self.facts(now, Direction::Ingress, protocol, caller);
+        self.judge(flow, facts, log).allows()
     }
 }
 

@@ -186,10 +186,8 @@ impl Icmp {
             header[0] = reply;
             return send_message(world, packet.destination, packet.source, header, rest);
         }
-        if !world
-            .gate
-            .ping(packet.source, packet.destination, &mut world.log)
-        {
+        let told = (world.now, &mut world.log);
+        if !world.gate.ping(packet.source, packet.destination, told) {
             return unreachable(world, packet, Code::Forbidden);
         }
         self.ask(world, packet, [header[4], header[5]]);

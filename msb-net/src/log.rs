@@ -10,7 +10,9 @@ use std::time::Duration;
 use rustix::io::{Errno, write};
 use serde::Serialize;
 
+use crate::dns;
 use crate::flow::Flow;
+use crate::policy::{Facts, Verdict};
 
 /// Bytes of events that wait for the reader.
 const WAITING_BYTES_MAX: usize = 256 * 1024;
@@ -21,10 +23,11 @@ const WAITING_BYTES_MAX: usize = 256 * 1024;
 enum Event<'a> {
     /// A connection or a flow of datagrams begins.
     Open {
-        protocol: &'a str,
         id: u64,
         guest: String,
         remote: String,
+        #[serde(flatten)]
+        judged: &'a Judged,
     },
     /// It ends.
     Close {
@@ -39,12 +42,11 @@ enum Event<'a> {
     },
     /// It was not allowed.
     Deny {
-        protocol: &'a str,
         guest: String,
         remote: String,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        rule: Option<usize>,
-        reason: &'a str,
+        #[serde(flatten)]
+        judged: &'a Judged,
+        text: &'a str,
     },
     /// There are as many as there may be.
     Limit {
@@ -58,12 +60,23 @@ enum Event<'a> {
     Lost { events: u64 },
 }
 
+/// What was judged, and how: what `msb net replay` judges again.
+#[derive(Debug, Serialize)]
+struct Judged {
+    #[serde(flatten)]
+    facts: Facts,
+    #[serde(flatten)]
+    verdict: Verdict,
+}
+
 /// Where events go.
 #[derive(Debug, Default)]
 pub(crate) struct Log {
     reader: Option<OwnedFd>,
     waiting: VecDeque<u8>,
     lost: u64,
+    /// What was allowed last: the connection that is opened next.
+    allowed: Option<Judged>,
 }
 
 impl Log {
@@ -75,7 +88,7 @@ impl Log {
         }
     }
 
-    fn put(&mut self, event: &Event<'_>) {
+    fn put(&mut self, event: &impl Serialize) {
         if self.reader.is_none() {
             return;
         }
@@ -92,7 +105,7 @@ impl Log {
         self.append(event);
     }
 
-    fn append(&mut self, event: &Event<'_>) {
+    fn append(&mut self, event: &impl Serialize) {
         if let Ok(line) = serde_json::to_vec(event) {
             self.waiting.extend(line);
             self.waiting.push_back(b'\n');
@@ -121,16 +134,26 @@ impl Log {
         !self.waiting.is_empty()
     }
 
-    pub(crate) fn open(&mut self, flow: &Flow, protocol: &str, id: u64) {
-        if self.reader.is_some() {
+    /// A connection was allowed; it is told of when it is opened.
+    pub(crate) fn allowed(&mut self, facts: Facts, verdict: Verdict) {
+        self.allowed = self.reader.is_some().then_some(Judged { facts, verdict });
+    }
+
+    pub(crate) fn open(&mut self, flow: &Flow, id: u64) {
+        if let Some(judged) = self.allowed.take() {
             let (guest, remote) = ends(flow);
             self.put(&Event::Open {
-                protocol,
                 id,
                 guest,
                 remote,
+                judged: &judged,
             });
         }
+    }
+
+    /// A question for a name has its answer.
+    pub(crate) fn dns(&mut self, event: &dns::Event) {
+        self.put(event);
     }
 
     pub(crate) fn close(
@@ -158,15 +181,15 @@ impl Log {
         }
     }
 
-    pub(crate) fn deny(&mut self, flow: &Flow, protocol: &str, rule: Option<usize>, reason: &str) {
+    pub(crate) fn deny(&mut self, flow: &Flow, facts: &Facts, verdict: Verdict) {
         if self.reader.is_some() {
             let (guest, remote) = ends(flow);
+            let facts = facts.clone();
             self.put(&Event::Deny {
-                protocol,
                 guest,
                 remote,
-                rule,
-                reason,
+                judged: &Judged { facts, verdict },
+                text: verdict.reason.text(),
             });
         }
     }

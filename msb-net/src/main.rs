@@ -15,7 +15,6 @@ mod checksum;
 /// The frame stream.
 mod device;
 /// The guest's way to find names.
-#[allow(dead_code, unused_imports, reason = "the data plane is to use it")]
 mod dns;
 /// `msb net explain`.
 mod explain;
@@ -45,6 +44,8 @@ mod policy;
 mod ports;
 /// `msb net replay`.
 mod replay;
+/// Sockets of the name server.
+mod resolver;
 /// `msb-net serve`.
 mod serve;
 /// Things by numbers.
@@ -59,7 +60,6 @@ mod testing;
 /// Deadlines.
 mod timers;
 /// The name that TLS asks for.
-#[allow(dead_code, reason = "the data plane is to use it")]
 mod tls;
 /// Datagrams.
 mod udp;

@@ -62,7 +62,7 @@ pub(crate) fn accept(world: &mut World, tcp: &mut Tcp, number: u32) {
             Some(flow)
                 if world
                     .gate
-                    .ingress(&flow, peer, Protocol::Tcp, &mut world.log) =>
+                    .ingress(&flow, peer, Protocol::Tcp, (world.now, &mut world.log)) =>
             {
                 tcp.accepted(world, flow, socket);
             }
@@ -95,7 +95,7 @@ pub(crate) fn receive(world: &mut World, udp: &mut Udp, number: u32) {
             && (udp.has(&flow)
                 || world
                     .gate
-                    .ingress(&flow, peer, Protocol::Udp, &mut world.log))
+                    .ingress(&flow, peer, Protocol::Udp, (world.now, &mut world.log)))
         {
             udp.published(world, flow, (number, peer), &buffer[..count]);
         }

@@ -2,18 +2,22 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
 use libmsb::cli::error::Failure;
 use libmsb::net::args::NetArgs;
+use libmsb::net::dns;
 use rustix::io::{FdFlags, fcntl_getfd, fcntl_setfd, ioctl_fionbio};
+use rustix::rand::{GetRandomFlags, getrandom};
 
 use crate::address::HostFacts;
+use crate::dns::Server;
 use crate::gate::Gate;
 use crate::isolate;
 use crate::log::Log;
@@ -98,17 +102,31 @@ pub(crate) fn serve(args: &ServeArgs) -> anyhow::Result<()> {
     ioctl_fionbio(&frames, true).context("cannot use the frame stream")?;
     raise_descriptor_limit();
     let judge = judge(&settings);
+    let names = Server::new(
+        crate::dns::Settings {
+            upstreams: settings.nameservers.clone(),
+            timeout: Duration::from_millis(u64::from(settings.net.dns.query_timeout_ms)),
+        },
+        Box::new(random),
+    );
     let mut stack = Stack::new(Parts {
         frames,
         life,
         network: settings.network,
-        gate: Gate::new(judge),
+        gate: Gate::new(judge, names),
         log: Log::new(events),
         ports,
         max_connections: settings.net.max_connections as usize,
     })?;
     isolate::while_serving()?;
     stack.run().map(drop)
+}
+
+/// A number that nobody can guess.
+fn random() -> Option<u16> {
+    let mut bytes = [0; 2];
+    let count = getrandom(&mut bytes[..], GetRandomFlags::empty()).ok()?;
+    (count == bytes.len()).then(|| u16::from_ne_bytes(bytes))
 }
 
 fn judge(settings: &Settings) -> Judge {
@@ -146,7 +164,7 @@ fn settings(args: &ServeArgs) -> anyhow::Result<Settings> {
             },
             net: args.net.spec()?,
             own: Vec::new(),
-            nameservers: Vec::new(),
+            nameservers: dns::upstreams(&args.net.spec()?.dns)?,
             ports: Vec::new(),
         });
     };

@@ -23,6 +23,7 @@ use crate::ip::{self, Frame, Packet, protocol};
 use crate::log::Log;
 use crate::neighbours;
 use crate::ports::{self, Port};
+use crate::resolver::{Asked, Resolver};
 use crate::slab::Key;
 use crate::tcp::Tcp;
 use crate::udp::Udp;
@@ -56,15 +57,21 @@ pub(crate) enum Kind {
     Ping,
     /// A published port.
     Port,
+    /// A connection of the guest to the name server.
+    Stream,
+    /// A question to another name server.
+    Upstream,
 }
 
-const KINDS: [Kind; 6] = [
+const KINDS: [Kind; 8] = [
     Kind::Frames,
     Kind::Life,
     Kind::Tcp,
     Kind::Udp,
     Kind::Ping,
     Kind::Port,
+    Kind::Stream,
+    Kind::Upstream,
 ];
 /// The kind stands above the key in an event's data.
 const KIND_SHIFT: u32 = 56;
@@ -88,6 +95,8 @@ pub(crate) struct World {
     pub(crate) gate: Gate,
     pub(crate) log: Log,
     pub(crate) ports: Vec<Port>,
+    /// What the guest has asked the name server in this turn.
+    pub(crate) asked: Vec<Asked>,
     /// When this turn began.
     pub(crate) now: Instant,
     /// Room for one datagram.
@@ -141,6 +150,7 @@ pub(crate) struct Stack {
     tcp: Tcp,
     udp: Udp,
     icmp: Icmp,
+    resolver: Resolver,
     life: Option<OwnedFd>,
 }
 
@@ -165,6 +175,7 @@ impl Stack {
             gate: parts.gate,
             log: parts.log,
             ports: parts.ports,
+            asked: Vec::new(),
             now: Instant::now(),
             scratch: vec![0; SCRATCH_BYTES].into_boxed_slice(),
             piece_id: 0,
@@ -196,6 +207,7 @@ impl Stack {
             tcp: Tcp::new(parts.max_connections),
             udp: Udp::new(),
             icmp: Icmp::new(),
+            resolver: Resolver::new(),
             life: parts.life,
         })
     }
@@ -235,6 +247,7 @@ impl Stack {
         self.tcp.tick(&mut self.world)?;
         self.udp.tick(&mut self.world);
         self.icmp.tick(self.world.now);
+        self.resolver.serve(&mut self.world);
         self.world.log.flush();
         match self.world.transmitter.flush() {
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(Some(End::GuestGone)),
@@ -266,6 +279,7 @@ impl Stack {
             self.tcp.deadline(),
             self.udp.deadline(),
             self.icmp.deadline(),
+            self.resolver.deadline(&self.world),
             log,
         ];
         let deadline = deadlines.into_iter().flatten().min()?;
@@ -292,6 +306,8 @@ impl Stack {
             Kind::Tcp => self.tcp.event(world, key, flags),
             Kind::Udp => self.udp.event(world, key),
             Kind::Ping => self.icmp.event(world, key),
+            Kind::Stream => self.resolver.stream(world, key),
+            Kind::Upstream => self.resolver.upstream(world, key),
             Kind::Port => {
                 let number = data as u32;
                 match world.ports.get(number as usize).map(|port| port.transport) {

@@ -47,7 +47,7 @@ pub(crate) fn peek(bytes: &[u8]) -> Peek {
 }
 
 /// TLS that does not say what it asks for.
-const NAMELESS: Tls = Tls::Hello {
+pub(crate) const NAMELESS: Tls = Tls::Hello {
     sni: None,
     ech: false,
 };

@@ -7,15 +7,18 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
+use libmsb::net::rule::Protocol;
 use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send, sendto};
 
 use crate::flow::{End, Flow};
+use crate::gate::{DNS_PORT, Way};
 use crate::host;
 use crate::icmp::{self, Code};
 use crate::ip::{self, Head, Packet, Piece, protocol};
 use crate::limits::{UDP_FLOWS_MAX, UDP_TIMEOUT};
+use crate::resolver::Asked;
 use crate::slab::{Key, Slab};
 use crate::stack::{Kind, World};
 use crate::timers::Timers;
@@ -69,6 +72,9 @@ impl Udp {
         };
         let key = match self.by_flow.get(&flow) {
             Some(key) => *key,
+            None if flow.remote.port == DNS_PORT => {
+                return world.asked.push(Asked::Datagram(flow, payload.to_vec()));
+            }
             None => match self.open(world, flow) {
                 Ok(Some(key)) => key,
                 Ok(None) => return icmp::unreachable(world, packet, Code::Forbidden),
@@ -105,7 +111,11 @@ impl Udp {
 
     /// `None`: it is forbidden.
     fn open(&mut self, world: &mut World, flow: Flow) -> Result<Option<Key>, Errno> {
-        let Some(target) = world.gate.udp(&world.network, &flow, &mut world.log) else {
+        let (network, log) = (&world.network, &mut world.log);
+        let way = world
+            .gate
+            .egress(network, &flow, Protocol::Udp, (world.now, log));
+        let Some(Way::To { target, .. }) = way else {
             return Ok(None);
         };
         let socket = host::datagrams(target)?;
@@ -140,7 +150,7 @@ impl Udp {
             self.timers
                 .set(&mut added.timer, world.now + UDP_TIMEOUT, key);
         }
-        world.log.open(&flow, "udp", self.count);
+        world.log.open(&flow, self.count);
         key
     }
 

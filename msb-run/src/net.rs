@@ -5,7 +5,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, ExitStatus, Stdio};
@@ -13,7 +13,7 @@ use std::process::{Child, ExitStatus, Stdio};
 use anyhow::Context;
 use libmsb::cli::error::Failure;
 use libmsb::machine;
-use libmsb::net::dns::{DNS_PORT, NAMESERVERS_MAX, Nameserver};
+use libmsb::net::dns;
 use libmsb::net::network::{HandedPort, Network, Settings};
 use libmsb::net::ports::{PublishedPort, Transport};
 use libmsb::net::{HOST_ALIAS, NetSpec};
@@ -29,8 +29,6 @@ use crate::supervisor::spawn_with;
 
 /// Callers that wait at a published port, at most; the system has a bound of its own.
 const BACKLOG: i32 = 4096;
-/// Where the host's name servers stand.
-const RESOLVERS: &str = "/etc/resolv.conf";
 
 /// A network whose ports are bound.
 pub(crate) struct Net {
@@ -58,7 +56,7 @@ impl Net {
             spec: spec.clone(),
             network,
             ports,
-            nameservers: nameservers(&spec.dns.nameservers)?,
+            nameservers: dns::upstreams(&spec.dns)?,
         }))
     }
 
@@ -240,41 +238,6 @@ fn try_bind(port: &PublishedPort) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// Who is asked for names: those that were said, else those that the host asks.
-fn nameservers(said: &[Nameserver]) -> anyhow::Result<Vec<SocketAddr>> {
-    if said.is_empty() {
-        let text = fs::read_to_string(RESOLVERS).unwrap_or_default();
-        return Ok(resolvers(&text));
-    }
-    said.iter().map(address_of).collect()
-}
-
-fn address_of(server: &Nameserver) -> anyhow::Result<SocketAddr> {
-    match server {
-        Nameserver::Address(address) => Ok(*address),
-        Nameserver::Name(name, port) => (name.to_string(), *port)
-            .to_socket_addrs()
-            .ok()
-            .and_then(|mut found| found.next())
-            .ok_or_else(|| Failure::failed(format!("cannot find the name server '{name}'")).into()),
-    }
-}
-
-/// The name servers of a resolv.conf(5); without any it is the host itself.
-fn resolvers(text: &str) -> Vec<SocketAddr> {
-    let servers = text.lines().filter_map(|line| {
-        let mut words = line.split_whitespace();
-        // A link-local address has its interface behind it, which cannot be passed on.
-        let address = (words.next()? == "nameserver").then(|| words.next())??;
-        Some(SocketAddr::new(address.parse().ok()?, DNS_PORT))
-    });
-    let mut servers: Vec<SocketAddr> = servers.take(NAMESERVERS_MAX).collect();
-    if servers.is_empty() {
-        servers.push(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), DNS_PORT));
-    }
-    servers
-}
-
 fn host_has_v6() -> bool {
     fs::exists("/proc/net/if_inet6").unwrap_or(false)
 }
@@ -315,14 +278,6 @@ fn local_v6(list: &str) -> Vec<IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn name_servers_are_those_of_the_file_or_the_host() {
-        let text = "# x\nsearch a b\nnameserver 10.0.0.1\nnameserver fd00::1\nnameserver fe80::1%eth0\nnameserver\n";
-        let found: Vec<String> = resolvers(text).iter().map(ToString::to_string).collect();
-        assert_eq!(found, ["10.0.0.1:53", "[fd00::1]:53"]);
-        assert_eq!(resolvers("options x\n")[0].to_string(), "127.0.0.1:53");
-    }
 
     #[test]
     fn the_hosts_own_addresses_are_read_from_the_kernels_lists() {

@@ -1,9 +1,11 @@
 //! How the guest finds names: who is asked, for how long, and which answers are believed.
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::fs;
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::str::FromStr;
 
+use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
 use super::name::HostName;
@@ -101,6 +103,28 @@ impl fmt::Display for Nameserver {
             Nameserver::Name(name, port) => write!(f, "{name}:{port}"),
         }
     }
+}
+
+/// Whom to ask, by address: those that were named, or those of the host. Names among them are looked up now.
+pub fn upstreams(settings: &DnsSettings) -> anyhow::Result<Vec<SocketAddr>> {
+    if settings.nameservers.is_empty() {
+        // A host without this file has no name servers, and nor has its guest.
+        let text = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+        return Ok(nameservers_of_resolv_conf(&text));
+    }
+    let mut found = Vec::new();
+    for nameserver in &settings.nameservers {
+        match nameserver {
+            Nameserver::Address(address) => found.push(*address),
+            Nameserver::Name(name, port) => {
+                let addresses = (name.as_str(), *port).to_socket_addrs();
+                let cannot = || format!("cannot find the name server '{nameserver}'");
+                found.extend(addresses.with_context(cannot)?);
+            }
+        }
+    }
+    found.truncate(NAMESERVERS_MAX);
+    Ok(found)
 }
 
 /// The servers of a resolv.conf(5), those of our family of systems: `nameserver ADDRESS`, an address with a zone left out.

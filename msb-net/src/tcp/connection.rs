@@ -47,6 +47,8 @@ pub(crate) enum Over {
     HostReset,
     /// The guest answers no more.
     Silent,
+    /// What the guest said first is not allowed.
+    Denied,
 }
 
 impl Over {
@@ -57,6 +59,7 @@ impl Over {
             Over::GuestReset => "reset by guest",
             Over::HostReset => "reset by peer",
             Over::Silent => "guest does not answer",
+            Over::Denied => "denied",
         }
     }
 }
@@ -100,6 +103,8 @@ pub(crate) struct Connection {
     pub(super) host_shut: bool,
     pub(super) ack_due: bool,
 
+    /// What the guest says first must be looked at: until then it waits.
+    pub(super) look: bool,
     /// The host's socket may have something, may take something, will not say more than it has.
     pub(super) readable: bool,
     pub(super) writable: bool,
@@ -162,6 +167,7 @@ impl Connection {
             guest_done: false,
             host_shut: false,
             ack_due: false,
+            look: false,
             readable: false,
             writable: false,
             hung_up: false,

@@ -34,6 +34,7 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
+use libmsb::net::rule::Protocol;
 use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendFlags, Shutdown, sendmsg, shutdown, sockopt};
@@ -44,13 +45,17 @@ pub(crate) use self::segment::Seq;
 use self::segment::{Segment, flag};
 use self::template::{Says, Template};
 use crate::flow::{End, Flow};
+use crate::gate::Way;
 use crate::host;
 use crate::icmp;
 use crate::ip::Packet;
 use crate::limits::CONNECT_TIMEOUT;
+use crate::policy::Tls;
+use crate::resolver;
 use crate::slab::{Key, Slab};
 use crate::stack::{Kind, World};
 use crate::timers::Timers;
+use crate::tls::{self, Peek};
 
 /// Parts that one call writes (`UIO_MAXIOV` is 1024).
 const PARTS_MAX: usize = 512;
@@ -154,10 +159,16 @@ impl Tcp {
             world.log.limit(&flow, "tcp");
             return refuse(world, &flow, segment);
         }
-        let Some(target) = world.gate.tcp(&world.network, &flow, &mut world.log) else {
-            return refuse(world, &flow, segment);
+        let (network, log) = (&world.network, &mut world.log);
+        let way = world
+            .gate
+            .egress(network, &flow, Protocol::Tcp, (world.now, log));
+        let (dialed, look) = match way {
+            None => return refuse(world, &flow, segment),
+            Some(Way::Names) => (resolver::connect(world), false),
+            Some(Way::To { target, look }) => (host::dial(target), look),
         };
-        let socket = match host::dial(target) {
+        let socket = match dialed {
             Ok(socket) => socket,
             Err(error) => return unreachable(world, &flow, segment, packet, error),
         };
@@ -168,6 +179,7 @@ impl Tcp {
         if let Some(connection) = self.connections.get_mut(key) {
             connection.meet(&world.network, segment);
             connection.deadline = world.now + CONNECT_TIMEOUT;
+            connection.look = look;
         }
         self.settle(world, key);
     }
@@ -220,7 +232,7 @@ impl Tcp {
         }
         self.flows.insert(flow, key);
         world.counters.connections += 1;
-        world.log.open(&flow, "tcp", self.count);
+        world.log.open(&flow, self.count);
         Some(key)
     }
 
@@ -403,8 +415,11 @@ fn serve(connection: &mut Connection, pool: &mut Pool, world: &mut World) -> io:
         acknowledge(connection, world);
         return Ok(Again::No);
     }
-    drain_to_host(connection, pool);
-    shut_host(connection);
+    look(connection, world);
+    if !connection.look {
+        drain_to_host(connection, pool);
+        shut_host(connection);
+    }
     if connection.broken && connection.host_done && connection.over.is_none() {
         // The end was read already, so nobody will read of this.
         connection.over = Some(Over::HostReset);
@@ -430,7 +445,7 @@ fn serve(connection: &mut Connection, pool: &mut Pool, world: &mut World) -> io:
             break;
         }
     }
-    if connection.over == Some(Over::HostReset) {
+    if matches!(connection.over, Some(Over::HostReset | Over::Denied)) {
         connection.send_reset(&mut world.transmitter);
         return Ok(Again::No);
     }
@@ -441,6 +456,28 @@ fn serve(connection: &mut Connection, pool: &mut Pool, world: &mut World) -> io:
         again = Again::Now;
     }
     Ok(again)
+}
+
+/// Looks at what the guest says first, where a rule on a name has let it in: the name that TLS asks for must be the rule's.
+/// Until that is known nothing of it goes to the host's side; what comes from there is not held up.
+fn look(connection: &mut Connection, world: &mut World) {
+    if !connection.look || (connection.to_host.is_empty() && !connection.guest_done) {
+        return;
+    }
+    let count = connection.to_host.len().min(tls::PEEK_BYTES_MAX);
+    let (first, second) = connection.to_host.slices(0, count);
+    let seen = match tls::peek(&[first, second].concat()) {
+        Peek::Known(seen) => seen,
+        Peek::More if !connection.guest_done => return,
+        Peek::More if count == 0 => Tls::Plain,
+        Peek::More => tls::NAMELESS,
+    };
+    let told = (world.now, &mut world.log);
+    if world.gate.look(&connection.flow, seen, told) {
+        connection.look = false;
+    } else {
+        connection.over = Some(Over::Denied);
+    }
 }
 
 fn acknowledge(connection: &mut Connection, world: &mut World) {
@@ -563,7 +600,10 @@ fn commit(connection: &mut Connection, pool: &mut Pool, received: &[u8]) {
     let parts = std::mem::take(&mut connection.parts);
     let total: usize = parts.iter().map(|(_, length)| length).sum();
     let mut taken = 0;
-    let direct = connection.writable && connection.to_host.is_empty() && connection.over.is_none();
+    let direct = connection.writable
+        && !connection.look
+        && connection.to_host.is_empty()
+        && connection.over.is_none();
     if direct && total > 0 {
         taken = write_parts(connection, &parts, received);
     }
