@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
@@ -12,7 +12,7 @@ use anyhow::Context;
 use clap::Args;
 use libmsb::cli::error::Failure;
 use libmsb::net::args::NetArgs;
-use libmsb::net::dns;
+use libmsb::net::{dns, own};
 use rustix::io::{FdFlags, fcntl_getfd, fcntl_setfd, ioctl_fionbio};
 use rustix::rand::{GetRandomFlags, getrandom};
 
@@ -163,7 +163,7 @@ fn settings(args: &ServeArgs) -> anyhow::Result<Settings> {
                 }),
             },
             net: args.net.spec()?,
-            own: Vec::new(),
+            own: own::addresses(),
             nameservers: dns::upstreams(&args.net.spec()?.dns)?,
             ports: Vec::new(),
         });

@@ -5,7 +5,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, ExitStatus, Stdio};
@@ -16,7 +16,7 @@ use libmsb::machine;
 use libmsb::net::dns;
 use libmsb::net::network::{HandedPort, Network, Settings};
 use libmsb::net::ports::{PublishedPort, Transport};
-use libmsb::net::{HOST_ALIAS, NetSpec};
+use libmsb::net::{HOST_ALIAS, NetSpec, own};
 use libmsb::tools;
 use msb_wire::boot::{BootAddress, BootNet};
 use rustix::fs::{MemfdFlags, SeekFrom, memfd_create, seek};
@@ -136,7 +136,7 @@ impl Net {
         let settings = Settings {
             network: self.network.clone(),
             net: self.spec.clone(),
-            own: own_addresses(),
+            own: own::addresses(),
             nameservers: self.nameservers.clone(),
             ports: self
                 .ports
@@ -240,50 +240,4 @@ fn try_bind(port: &PublishedPort) -> io::Result<OwnedFd> {
 
 fn host_has_v6() -> bool {
     fs::exists("/proc/net/if_inet6").unwrap_or(false)
-}
-
-/// Addresses of the host's interfaces, as the kernel lists them.
-fn own_addresses() -> Vec<IpAddr> {
-    let read = |path| fs::read_to_string(path).unwrap_or_default();
-    let mut addresses = local_v4(&read("/proc/net/fib_trie"));
-    addresses.extend(local_v6(&read("/proc/net/if_inet6")));
-    addresses.sort();
-    addresses.dedup();
-    addresses
-}
-
-/// In the kernel's tree of routes, an address stands above the line that says that it is the host's own.
-fn local_v4(tree: &str) -> Vec<IpAddr> {
-    let mut last = None;
-    let mut found = Vec::new();
-    for line in tree.lines().map(str::trim) {
-        if let Some(address) = line.strip_prefix("|-- ") {
-            last = address.parse().ok();
-        } else if line == "/32 host LOCAL" {
-            found.extend(last.map(IpAddr::V4));
-        }
-    }
-    found
-}
-
-/// Lines begin with the 32 digits of an address.
-fn local_v6(list: &str) -> Vec<IpAddr> {
-    let digits = list
-        .lines()
-        .filter_map(|line| line.split_whitespace().next());
-    let numbers = digits.filter_map(|digits| u128::from_str_radix(digits, 16).ok());
-    numbers.map(|number| IpAddr::V6(number.into())).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_hosts_own_addresses_are_read_from_the_kernels_lists() {
-        let tree = "Local:\n  +-- 0.0.0.0/0 3 0 5\n     |-- 10.0.0.0\n        /24 link UNICAST\n     |-- 10.0.0.5\n        /32 host LOCAL\n";
-        assert_eq!(local_v4(tree), ["10.0.0.5".parse::<IpAddr>().unwrap()]);
-        let list = "00000000000000000000000000000001 01 80 10 80 lo\nnonsense\n";
-        assert_eq!(local_v6(list), ["::1".parse::<IpAddr>().unwrap()]);
-    }
 }

@@ -33,6 +33,8 @@ pub mod dns;
 pub mod name;
 /// Who is on it, and what `msb-net` is told.
 pub mod network;
+/// The host's own addresses.
+pub mod own;
 /// What may be reached, and by whom.
 pub mod policy;
 /// Published ports.
