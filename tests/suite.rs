@@ -64,6 +64,8 @@ mod memory;
 mod metrics;
 /// Folders and files of the host, and memory, in a guest.
 mod mounts;
+/// What a guest reaches, and who reaches it.
+mod net;
 /// Names, room on the disk, and what goes when nobody needs it.
 mod prune;
 /// Guests and machines that end without being asked to.

@@ -15,6 +15,8 @@ pub mod jsonl;
 pub mod logs;
 /// The plan of a virtual machine.
 pub mod machine;
+/// The network of a sandbox: policy, names, published ports.
+pub mod net;
 /// References to images.
 pub mod reference;
 /// The sample file of a sandbox: what it costs.

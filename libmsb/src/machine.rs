@@ -19,6 +19,9 @@ pub const SERIAL_UPPER: &str = "msb-upper";
 /// Name of the console port over which the guest's agent speaks.
 pub const PORT_AGENT: &str = "msb.agent";
 
+/// Largest packet of a guest's network.
+pub const NET_MTU: u16 = crate::net::network::MTU_MAX;
+
 /// A virtual machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -13,7 +13,7 @@ use rustix::process::umask;
 use crate::console::{log, reason};
 use crate::env::Base;
 use crate::modules::Modules;
-use crate::{attach, clock, identity, machine_id, mount, root, sys};
+use crate::{attach, clock, identity, machine_id, mount, net, root, sys};
 
 /// A guest that takes commands.
 pub(crate) struct Guest {
@@ -47,7 +47,14 @@ pub(crate) fn boot(request: BootRequest, modules: &Modules) -> Result<Guest, Boo
     let restricted = request.guest.security.is_restricted();
     let disks =
         attach::attach(&request.mounts, restricted).map_err(|message| failed("mounts", message))?;
-    identity::assume(&request.hostname).map_err(|message| failed("hostname", message))?;
+    let hosts = request
+        .net
+        .as_ref()
+        .map_or(&[][..], |net| net.hosts.as_slice());
+    identity::assume(&request.hostname, hosts).map_err(|message| failed("hostname", message))?;
+    if let Some(net) = &request.net {
+        net::set_up(net).map_err(|message| failed("network", message))?;
+    }
     if let Some(id) = &request.machine_id {
         machine_id::assume(id);
     }

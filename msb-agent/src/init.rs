@@ -31,6 +31,7 @@ pub(crate) const OPERATIONS: &[&str] = &[
     operation::EXEC,
     operation::EXEC_RLIMIT,
     operation::FILES,
+    operation::NET,
     operation::FILES_CHANGE,
     operation::INIT,
     operation::MOUNTS,

@@ -40,6 +40,10 @@ mod machine_id;
 mod modules;
 /// The guest's kernel file systems.
 mod mount;
+/// The network interface, and the files that name its servers.
+mod net;
+/// Messages to the kernel about interfaces.
+mod netlink;
 /// Whom the kernel killed for lack of memory.
 mod oom;
 /// The console port to the supervisor.

@@ -12,6 +12,7 @@ mod make;
 mod metrics;
 mod microsandbox;
 mod mounts;
+mod net;
 mod plan;
 mod pull;
 mod session;

@@ -8,6 +8,7 @@ use clap::Args;
 use libmsb::cli::args::{SandboxName, parse_cpus, parse_duration, parse_label, parse_memory};
 use libmsb::cli::error::Failure;
 use libmsb::machine::EngineChoice;
+use libmsb::net::args::NetArgs;
 use libmsb::reference::Reference;
 use libmsb::state::images::Image;
 use libmsb::state::lock::Lock;
@@ -74,6 +75,8 @@ pub(crate) struct MakeArgs {
     /// The same, with a time for it to stop; 0 kills it (--replace: 10s)
     #[arg(long, value_parser = parse_duration, value_name = "DURATION", requires = "name")]
     replace_with_timeout: Option<Duration>,
+    #[command(flatten)]
+    net: NetArgs,
     /// What a stored configuration says that no option does.
     #[arg(skip)]
     stored: StoredParts,
@@ -104,6 +107,7 @@ impl MakeArgs {
             || self.idle_timeout.is_some()
             || self.max_duration.is_some()
             || self.metrics.given().is_some()
+            || self.net.is_given()
             || self.guest.is_given()
     }
 
@@ -151,6 +155,7 @@ impl MakeArgs {
             metrics: self.metrics.choice(home)?,
             upper_mib: self.stored.upper_mib,
             stored_command: self.stored.command.clone(),
+            net: self.net.spec()?,
             machine_id: write::random_machine_id()?,
             main: MainBounds::default(),
             guest: self.guest.choices()?,

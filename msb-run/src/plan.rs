@@ -8,6 +8,7 @@ use std::time::Duration;
 use libmsb::cli::args::{EnvVar, SandboxName};
 use libmsb::cli::error::Failure;
 use libmsb::machine::EngineChoice;
+use libmsb::net::NetSpec;
 use libmsb::state::images::Image;
 use libmsb::state::mounts::Mount;
 use libmsb::state::spec::{MainBounds, MetricsSpec, SPEC_VERSION, Spec, SpecImage};
@@ -23,7 +24,7 @@ const UPPER_MIB: u64 = 4096;
 const HOSTNAME_BYTES_MAX: usize = 64;
 
 /// What was typed, checked.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Choices {
     /// `--cpus`.
     pub(crate) cpus: u32,
@@ -55,6 +56,8 @@ pub(crate) struct Choices {
     pub(crate) upper_mib: Option<u64>,
     /// The whole main command, in place of all that the image says; the sandbox outlives it.
     pub(crate) stored_command: Vec<OsString>,
+    /// `--net` and its like.
+    pub(crate) net: NetSpec,
     /// That of the guest, 32 hexadecimal digits.
     pub(crate) machine_id: String,
     /// `--rlimit` and `--timeout` of a detached main command.
@@ -133,6 +136,7 @@ pub(crate) fn spec(
         idle_timeout_ms: choices.idle_timeout.map(milliseconds),
         max_duration_ms: choices.max_duration.map(milliseconds),
         metrics: choices.metrics,
+        net: choices.net,
         machine_id: Some(choices.machine_id),
         main: choices.main,
         guest,

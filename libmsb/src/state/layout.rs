@@ -55,6 +55,8 @@ pub const EXEC_LOG: &str = "exec.log";
 pub const JOBS: &str = "jobs.json";
 /// What the guest's kernel and agent printed.
 pub const CONSOLE_LOG: &str = "console.log";
+/// What the guest's network did, as JSON lines.
+pub const NET_LOG: &str = "net.log";
 /// What the supervisor and the VMM printed.
 pub const SUPERVISOR_LOG: &str = "supervisor.log";
 

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
 use crate::machine::EngineChoice;
+use crate::net::NetSpec;
 use crate::state::guest::GuestSpec;
 use crate::state::mounts::Mount;
 
@@ -71,6 +72,9 @@ pub struct Spec {
     /// Samples of what it costs.
     #[serde(default, skip_serializing_if = "MetricsSpec::is_default")]
     pub metrics: MetricsSpec,
+    /// Its network.
+    #[serde(default = "NetSpec::none")]
+    pub net: NetSpec,
     /// The guest's machine-id(5): 32 hexadecimal digits, of this sandbox alone and the same at each start.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine_id: Option<String>,

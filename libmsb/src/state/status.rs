@@ -84,6 +84,8 @@ pub enum Reason {
     VmExited,
     /// The process of the virtual machine failed, or was killed.
     VmmFailed,
+    /// The process of the network failed, or was killed.
+    NetFailed,
     /// The process that shares folders of the host with the guest failed, or was killed.
     ShareFailed,
     /// The guest's agent broke the protocol, or ended.
@@ -126,6 +128,7 @@ impl Reason {
             Reason::GuestRebooted => Some("restarted itself"),
             Reason::VmExited => Some("ended by itself"),
             Reason::VmmFailed => Some("VMM failed"),
+            Reason::NetFailed => Some("network failed"),
             Reason::ShareFailed => Some("shared folders failed"),
             Reason::AgentFailed => Some("agent failed"),
             Reason::SupervisorFailed => Some("supervisor failed"),

@@ -3,6 +3,8 @@
 //! Everything that the guest must know travels here and never on the kernel's command line: there is no limit of a
 //! few kilobytes, and nothing to be read in `/proc/cmdline`.
 
+use std::net::IpAddr;
+
 use serde::{Deserialize, Serialize};
 
 use crate::guest::Settings;
@@ -28,6 +30,9 @@ pub struct BootRequest {
     /// User of every command that names none: `USER|UID[:GROUP|GID]`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<Text>,
+    /// The network, if the guest has one; an agent must serve [`crate::handshake::operation::NET`] for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub net: Option<BootNet>,
     /// What is mounted besides the root. Needs [`crate::handshake::operation::MOUNTS`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub mounts: Vec<GuestMount>,
@@ -39,6 +44,33 @@ pub struct BootRequest {
     /// What commands may do.
     #[serde(default)]
     pub guest: Settings,
+}
+
+/// A guest's network.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootNet {
+    /// The hardware address by which the interface is found.
+    pub mac: [u8; 6],
+    /// Largest packet, in bytes.
+    pub mtu: u32,
+    /// Addresses, each with its way out.
+    pub addresses: Vec<BootAddress>,
+    /// Name servers, for `/etc/resolv.conf`.
+    pub nameservers: Vec<IpAddr>,
+    /// Names of hosts, for `/etc/hosts`.
+    #[serde(default)]
+    pub hosts: Vec<(IpAddr, String)>,
+}
+
+/// An address of the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootAddress {
+    /// The address.
+    pub address: IpAddr,
+    /// Bits of its network's prefix.
+    pub prefix: u8,
+    /// The way to all others, in the same network.
+    pub gateway: IpAddr,
 }
 
 /// Where the root file system comes from. Disks are named by their serial number.

@@ -28,6 +28,8 @@ pub mod operation {
     pub const JOBS: &str = "jobs";
     /// Copy files; see [`crate::file`].
     pub const FILES: &str = "files";
+    /// Guest: have a network; see [`crate::boot::BootNet`].
+    pub const NET: &str = "net";
     /// Make folders and remove what is there; see [`crate::file::Direction`].
     pub const FILES_CHANGE: &str = "files.change";
     /// Guest: hand over to the image's init; see [`crate::guest`].

@@ -90,7 +90,7 @@ impl Engine for Krun {
             console_fd: wanted.descriptors.console,
             life_fd: wanted.descriptors.life,
             report_fd: wanted.descriptors.report,
-            net: None,
+            net: wanted.net.clone(),
             shares: wanted.shares.clone(),
         }))
     }

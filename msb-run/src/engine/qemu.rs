@@ -24,6 +24,8 @@ const CMDLINE: &str = "console=ttyS0 panic=-1 reboot=t quiet no_timer_check tsc=
 /// Modules on the way to disks and host; those of the board come first.
 const MODULES: &[&str] = &["virtio_blk", "virtio_console", "erofs", "ext4", "overlay"];
 
+/// The network's, for a guest that has one.
+const MODULE_NET: &str = "virtio_net";
 /// What a guest with shared folders needs besides.
 const MODULE_SHARES: &str = "virtiofs";
 
@@ -71,7 +73,7 @@ impl Engine for Qemu {
         let Some(board) = self.board(attempt) else {
             return Ok(None);
         };
-        let mut modules = needed_modules(board);
+        let mut modules = needed_modules(board, wanted.net.is_some());
         if !wanted.shares.is_empty() {
             modules.push(MODULE_SHARES);
         }
@@ -100,7 +102,7 @@ impl Engine for Qemu {
             console_fd: wanted.descriptors.console,
             life_fd: wanted.descriptors.life,
             report_fd: wanted.descriptors.report,
-            net: None,
+            net: wanted.net.clone(),
             shares: wanted.shares.clone(),
         }))
     }
@@ -118,15 +120,20 @@ pub(crate) fn program() -> anyhow::Result<PathBuf> {
 
 /// Whether the modules that a guest needs can be had of this kernel.
 pub(crate) fn check_modules(kernel: &Kernel) -> anyhow::Result<()> {
-    initramfs::check(kernel, &needed_modules(Board::Microvm))
+    initramfs::check(kernel, &needed_modules(Board::Microvm, true))
 }
 
-fn needed_modules(board: Board) -> Vec<&'static str> {
+fn needed_modules(board: Board, net: bool) -> Vec<&'static str> {
     let bus = match board {
         Board::Microvm => "virtio_mmio",
         Board::Q35 => "virtio_pci",
     };
-    [bus].into_iter().chain(MODULES.iter().copied()).collect()
+    let net = net.then_some(MODULE_NET);
+    [bus]
+        .into_iter()
+        .chain(MODULES.iter().copied())
+        .chain(net)
+        .collect()
 }
 
 /// In software the guest sees the host's time stamp counter; without being told its rate, the kernel measures it

@@ -18,6 +18,7 @@ use serde::Serialize;
 use super::link::Link;
 use super::share::{self, ShareServer};
 use crate::engine::{Console, Descriptors, Engine, Wanted};
+use crate::net::{Net, NetProcess};
 
 /// Longest report of what the machine's process has given up, in bytes.
 const REPORT_BYTES_MAX: usize = 4096;
@@ -32,6 +33,8 @@ pub(crate) struct Machine {
     pub(crate) agent: Link,
     /// What the guest's kernel prints.
     pub(crate) console: File,
+    /// The network, if it has one.
+    pub(crate) net: Option<NetProcess>,
     /// Serves folders of the host to it, if any are shared.
     pub(crate) share: Option<ShareServer>,
     /// Takes what the machine's process says of itself.
@@ -46,6 +49,7 @@ pub(crate) fn start(
     engine: &dyn Engine,
     attempt: u32,
     mut wanted: Wanted,
+    net: Option<&Net>,
     held: &[BorrowedFd<'_>],
 ) -> anyhow::Result<Option<Machine>> {
     let (agent, agent_theirs) = UnixStream::pair().context("cannot make a socket for the agent")?;
@@ -65,6 +69,11 @@ pub(crate) fn start(
     for share in &mut wanted.shares {
         served.push(share::start(share, life_theirs.as_fd())?);
     }
+    let mut net_process = net.map(|net| net.start(life_theirs.as_fd())).transpose()?;
+    let frames = net_process.as_mut().and_then(|net| net.frames.take());
+    wanted.net = net
+        .zip(frames.as_ref())
+        .map(|(net, frames)| net.device(frames));
     let Some(plan) = engine.plan(&wanted, attempt)? else {
         return Ok(None);
     };
@@ -76,6 +85,7 @@ pub(crate) fn start(
         life_theirs.as_fd(),
         report_theirs.as_fd(),
     ];
+    inherited.extend(frames.as_ref().map(|frames| frames.as_fd()));
     inherited.extend(served.iter().map(|(_, socket)| socket.as_fd()));
     inherited.extend_from_slice(held);
     let mut command = tools::command("msb-vmm")?;
@@ -91,6 +101,7 @@ pub(crate) fn start(
         exit: None,
         agent,
         console,
+        net: net_process,
         share: served.pop().map(|(server, _)| server),
         report: report.into(),
         _life: life,

@@ -41,6 +41,7 @@ use libmsb::state::{Home, layout};
 use crate::engine::{self, Descriptors, Wanted, upper};
 use crate::guest::root_disk;
 use crate::mounts::{self, Prepared};
+use crate::net::Net;
 use crate::startup::Startup;
 
 const TOOL: &str = "msb-supervisor";
@@ -77,6 +78,7 @@ pub(crate) struct Setup {
     pub(crate) root_disk: std::path::PathBuf,
     /// The disk that is written to; `None` when that is the guest's memory.
     pub(crate) upper: Option<File>,
+    pub(crate) net: Option<Net>,
     pub(crate) mounts: Prepared,
 }
 
@@ -125,11 +127,12 @@ fn prepare(home: Home, sandbox: &Sandbox, lock: Lock) -> Result<(Setup, Option<S
             .images()
             .open(&reference, &spec.image.manifest_digest)?
             .disk;
+        let net = Net::prepare(&spec.name, &spec.net)?;
         let upper = open_upper(sandbox, &spec)?;
-        Ok((spec, engine, note, root_disk, upper, mounts))
+        Ok((spec, engine, note, root_disk, upper, mounts, net))
     })();
     match found {
-        Ok((spec, engine, note, root_disk, upper, mounts)) => {
+        Ok((spec, engine, note, root_disk, upper, mounts, net)) => {
             let setup = Setup {
                 home,
                 sandbox: sandbox.clone(),
@@ -138,6 +141,7 @@ fn prepare(home: Home, sandbox: &Sandbox, lock: Lock) -> Result<(Setup, Option<S
                 engine,
                 root_disk,
                 upper,
+                net,
                 mounts,
             };
             Ok((setup, note))
@@ -225,6 +229,7 @@ pub(crate) fn wanted(setup: &Setup) -> Wanted {
         memory_mib: setup.spec.memory_mib,
         disks,
         shares: share.into_iter().collect(),
+        net: None,
         descriptors: Descriptors {
             agent: -1,
             console: -1,
@@ -250,7 +255,8 @@ pub(crate) fn start_machine(
     let mut held = vec![setup.lock.as_fd()];
     held.extend(setup.upper.as_ref().map(AsFd::as_fd));
     held.extend(setup.mounts.held());
-    machine::start(setup.engine.as_ref(), attempt, wanted(setup), &held)
+    let net = setup.net.as_ref();
+    machine::start(setup.engine.as_ref(), attempt, wanted(setup), net, &held)
 }
 
 /// The sandbox never came to life: its folder says so, or goes.

@@ -9,6 +9,7 @@ use libmsb::cli::escape::escape;
 use libmsb::cli::output;
 use libmsb::cli::style::{age, bytes, local_time};
 use libmsb::isolate::Step;
+use libmsb::net::network::Network;
 use libmsb::state::guest::{DiskFormat, GuestSpec, RootDisk};
 use libmsb::state::mounts::{Mount, Source};
 use libmsb::state::sandboxes::{Sandbox, Seen};
@@ -49,6 +50,9 @@ struct Document<'a> {
     /// What its supervisor last wrote, as in `status.json`.
     state: &'a Status,
     disk: Disk,
+    /// The guest's addresses and those of its gateway; missing when it has no network.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    network: Option<Network>,
     created_at: jiff::Timestamp,
     updated_at: jiff::Timestamp,
 }
@@ -74,6 +78,7 @@ pub(crate) fn run(args: InspectArgs) -> anyhow::Result<()> {
             config: &seen.spec,
             state: &seen.status,
             disk,
+            network: network(&seen.spec),
             created_at: seen.spec.created_at,
             updated_at: seen.status.since,
         })?);
@@ -82,6 +87,11 @@ pub(crate) fn run(args: InspectArgs) -> anyhow::Result<()> {
         output::print(&format!("{name:<12} {}", escape(&value)))?;
     }
     Ok(())
+}
+
+fn network(spec: &Spec) -> Option<Network> {
+    let is_there = spec.net.enabled;
+    is_there.then(|| Network::of_sandbox(&spec.name, &spec.net))
 }
 
 fn disk(sandbox: &Sandbox, spec: &Spec) -> Disk {
@@ -190,6 +200,13 @@ fn rows(seen: &Seen, disk: Disk) -> Vec<(&'static str, String)> {
         ("Started", status.started_at.map(when).unwrap_or_default()),
     ]);
     rows.extend(guest_rows(&spec.guest));
+    if let Some(network) = network(spec) {
+        let v4 = network.v4.map(|v4| format!("{}/{}", v4.guest, v4.prefix));
+        let v6 = network.v6.map(|v6| format!("{}/{}", v6.guest, v6.prefix));
+        rows.extend(v4.into_iter().chain(v6).map(|text| ("Address", text)));
+        let ports = spec.net.ports.iter();
+        rows.extend(ports.map(|port| ("Port", port.to_string())));
+    }
     rows.extend(isolation_rows(&status.isolation));
     let millis = |ms: u64| format!("{} s", ms as f64 / 1000.0);
     rows.extend([

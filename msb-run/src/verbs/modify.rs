@@ -7,6 +7,8 @@ use clap::{Parser, ValueEnum};
 use libmsb::cli::args::{SandboxName, parse_cpus, parse_duration, parse_label, parse_memory};
 use libmsb::cli::error::Failure;
 use libmsb::cli::output;
+use libmsb::net::args::NetArgs;
+use libmsb::net::ports::PublishedPorts;
 use libmsb::state::Home;
 use libmsb::state::sandboxes::Sandbox;
 use libmsb::state::spec::Spec;
@@ -60,6 +62,11 @@ pub(crate) struct ModifyArgs {
     max_duration: Option<Duration>,
     #[command(flatten)]
     metrics: MetricsArgs,
+    #[command(flatten)]
+    net: NetArgs,
+    /// Publish a port no more
+    #[arg(long, value_name = "[BIND:]HOST:GUEST[/udp]", help_heading = "Network")]
+    port_rm: Vec<PublishedPorts>,
     /// Only say what would change
     #[arg(long)]
     dry_run: bool,
@@ -128,6 +135,8 @@ fn change(spec: &mut Spec, args: &ModifyArgs) -> anyhow::Result<()> {
     if let Some(user) = &args.setting.user {
         spec.user = Some(user.clone().into());
     }
+    spec.net.ports.retain(|port| !args.port_rm.contains(port));
+    args.net.change(&mut spec.net)?;
     let limit = |limit: Duration| Some(plan::milliseconds(limit)).filter(|ms| *ms > 0);
     if let Some(timeout) = args.idle_timeout {
         spec.idle_timeout_ms = limit(timeout);

@@ -1,5 +1,6 @@
 //! `msb ps`: the sandboxes that run, and what runs in them.
 
+use std::net::IpAddr;
 use std::time::SystemTime;
 
 use clap::{Parser, ValueEnum};
@@ -98,7 +99,7 @@ fn row<'a>(name: &'a str, seen: &'a Seen) -> Row<'a> {
         } else {
             command_line(words)
         },
-        ports: Vec::new(),
+        ports: published(seen),
         started_at: seen.status.started_at,
         exit_code: seen.status.exit_code,
     }
@@ -108,6 +109,21 @@ fn row<'a>(name: &'a str, seen: &'a Seen) -> Row<'a> {
 pub(super) fn command_line(words: &[Text]) -> String {
     let words: Vec<String> = words.iter().map(|word| quoted(&word.to_lossy())).collect();
     words.join(" ")
+}
+
+/// Published ports of one that runs.
+fn published(seen: &Seen) -> Vec<String> {
+    let ports = seen.spec.net.ports.iter();
+    let ports = ports.filter(|_| seen.state.is_active());
+    ports
+        .map(|ports| {
+            let host = match ports.bind() {
+                IpAddr::V4(address) => format!("{address}:{}", ports.host()),
+                IpAddr::V6(address) => format!("[{address}]:{}", ports.host()),
+            };
+            format!("{host}->{}/{}", ports.guest(), ports.transport())
+        })
+        .collect()
 }
 
 /// The word as a shell would take it.

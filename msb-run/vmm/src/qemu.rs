@@ -6,12 +6,10 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-use anyhow::ensure;
-use libmsb::machine::{Accelerator, Board, Disk, Format, PORT_AGENT, Plan, Qemu};
+use libmsb::machine::{Accelerator, Board, Disk, Format, NET_MTU, Net, PORT_AGENT, Plan, Qemu};
 
 /// Becomes QEMU. Returns only when that fails, with the reason.
 pub(crate) fn exec(plan: &Plan, engine: &Qemu) -> anyhow::Result<io::Error> {
-    ensure!(plan.net.is_none(), "the engine qemu has no network");
     Ok(Command::new(&engine.program)
         .args(arguments(plan, engine))
         .exec())
@@ -85,6 +83,10 @@ fn arguments(plan: &Plan, engine: &Qemu) -> Vec<OsString> {
             format!("virtio-blk-{bus},drive=disk{number},serial={}", disk.serial),
         );
     }
+    if let Some(net) = &plan.net {
+        args.pair("-netdev", netdev(net));
+        args.pair("-device", network(net, bus));
+    }
     for (number, share) in plan.shares.iter().enumerate() {
         args.pair(
             "-chardev",
@@ -99,6 +101,22 @@ fn arguments(plan: &Plan, engine: &Qemu) -> Vec<OsString> {
         );
     }
     args.list
+}
+
+/// The frame stream.
+fn netdev(net: &Net) -> String {
+    format!("stream,id=net,server=off,addr.type=fd,addr.str={}", net.fd)
+}
+
+/// The network device. It tells the guest its largest packet. Nothing of a packet's making is left to the other side, which
+/// sees whole frames only; and no program of the firmware is there to boot from the network.
+fn network(net: &Net, bus: Bus) -> String {
+    let mac = net.mac.map(|byte| format!("{byte:02x}")).join(":");
+    let firmware = if bus.0 == "pci" { ",romfile=" } else { "" };
+    format!(
+        "virtio-net-{bus},netdev=net,mac={mac},host_mtu={NET_MTU},mrg_rxbuf=on,csum=off,guest_csum=off,gso=off,\
+         guest_tso4=off,guest_tso6=off,guest_ecn=off,guest_ufo=off,host_tso4=off,host_tso6=off,host_ecn=off,host_ufo=off{firmware}"
+    )
 }
 
 #[derive(Default)]

@@ -18,6 +18,7 @@ use msb_wire::sandbox::{ClockRequest, Request};
 use msb_wire::text::to_hex;
 
 use super::{BOOT_TIMEOUTS, Life, Limits, PROGRAM, Phase};
+use crate::net::Net;
 use crate::startup::{Startup, monotonic_ns};
 use crate::supervisor::last_line::LastLine;
 use crate::supervisor::relay::{Own, Violation};
@@ -35,6 +36,10 @@ impl Life {
             .map_err(|error| Violation(format!("a hello: {error}")))?;
         peer.require(operation::BOOT)
             .map_err(|error| Violation(format!("a hello: {error}")))?;
+        if self.setup.net.is_some() {
+            peer.require(operation::NET)
+                .map_err(|error| Violation(format!("a hello: {error}")))?;
+        }
         if self.setup.spec.guest.security.is_restricted() {
             peer.require(operation::SECURITY)
                 .map_err(|error| Violation(format!("a hello: {error}")))?;
@@ -77,6 +82,7 @@ impl Life {
             env: spec.env.clone(),
             cwd: spec.workdir.clone(),
             user: spec.user.clone(),
+            net: self.setup.net.as_ref().map(Net::boot),
             mounts: self.setup.mounts.guest.clone(),
             clock_unix_ns: clock::unix_ns(),
             entropy_hex: to_hex(&entropy),

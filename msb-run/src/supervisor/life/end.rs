@@ -331,6 +331,7 @@ fn has_crashed(reason: Reason, completed: bool) -> bool {
         | Reason::VmExited
         | Reason::VmmFailed
         | Reason::ShareFailed
+        | Reason::NetFailed
         | Reason::AgentFailed
         | Reason::SupervisorFailed => true,
         Reason::OutOfMemory => !completed,

@@ -6,6 +6,8 @@ mod boot;
 mod end;
 /// Commands that go on without a client.
 mod jobs;
+/// The network's process and its log.
+mod net;
 /// How a machine that ended by itself came to that.
 mod outcome;
 /// Between a guest that is set up and one that is open.
@@ -29,6 +31,7 @@ use msb_wire::handshake::{Hello, operation};
 use msb_wire::samples::SamplesControl;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use self::net::NetLog;
 use super::changes::Changing;
 use super::clock::{HostClock, went_on};
 use super::exec_log::ExecLog;
@@ -134,6 +137,7 @@ pub(crate) struct Life {
     /// The agent was asked whether it is there, and must answer until then.
     pinged: Option<Instant>,
     log: Option<ExecLog>,
+    net_log: NetLog,
     attached: Option<ClientId>,
     /// The changes before anything of the image runs.
     changing: Option<Changing>,
@@ -184,6 +188,8 @@ pub(crate) fn begin(setup: Setup, starter: &mut Starter) -> Result<Life, Aborted
         let log = log.context("cannot open the log of the main command")?;
         let console = RotatedFile::open(&setup.sandbox.path(layout::CONSOLE_LOG), CONSOLE_BOUNDS);
         let console = console.context("cannot open the log of the console")?;
+        let net_log = NetLog::open(&setup.sandbox.path(layout::NET_LOG), setup.net.is_some());
+        let net_log = net_log.context("cannot open the log of the network")?;
         let status = Status {
             started_at: Some(jiff::Timestamp::now()),
             engine: Some(setup.engine.name().to_owned()),
@@ -203,14 +209,25 @@ pub(crate) fn begin(setup: Setup, starter: &mut Starter) -> Result<Life, Aborted
             attached,
             log,
             console,
+            net_log,
             status,
         ))
     })();
-    let (machine, machine_ns, (signals, clock), socket, relay, attached, log, console, status) =
-        match parts {
-            Ok(parts) => parts,
-            Err(error) => return Err((error, setup.lock)),
-        };
+    let (
+        machine,
+        machine_ns,
+        (signals, clock),
+        socket,
+        relay,
+        attached,
+        log,
+        console,
+        net_log,
+        status,
+    ) = match parts {
+        Ok(parts) => parts,
+        Err(error) => return Err((error, setup.lock)),
+    };
     let samples = Samples::begin(&setup, machine.pid());
     let jobs = jobs::Table::of(&setup.sandbox);
     Ok(Life {
@@ -238,6 +255,7 @@ pub(crate) fn begin(setup: Setup, starter: &mut Starter) -> Result<Life, Aborted
         last_line: LastLine::default(),
         pinged: None,
         log,
+        net_log,
         attached,
         changing: None,
         bond: starter.bond.take(),
@@ -258,6 +276,8 @@ enum Source {
     Agent,
     Console,
     Exit,
+    NetExit,
+    NetEvents,
     Share,
     Listener,
     Signals,
@@ -322,6 +342,10 @@ impl Life {
         if self.console.is_some() {
             sources.push((Source::Console, self.machine.console.as_fd(), PollFlags::IN));
         }
+        if let Some(net) = &self.machine.net {
+            sources.push((Source::NetExit, net.pidfd(), PollFlags::IN));
+            sources.push((Source::NetEvents, net.events.as_fd(), PollFlags::IN));
+        }
         if let Some(share) = &self.machine.share {
             sources.push((Source::Share, share.pidfd(), PollFlags::IN));
         }
@@ -382,6 +406,8 @@ impl Life {
             Source::Agent => self.read_agent(notices),
             Source::Console => drop(self.copy_console()),
             Source::Exit => self.machine_ended(),
+            Source::NetExit => self.net_ended(),
+            Source::NetEvents => self.copy_net_events(),
             Source::Share => self.share_ended(),
             Source::Listener => self.accept(),
             Source::Signals => {
