@@ -384,8 +384,12 @@ fn a_log_is_held_against_another_policy() {
         r#"{"type":"dns","name":"example.org","record":"A","code":"NOERROR","answers":["1.1.1.1"],"action":"allow","rule":1,"reason":"rule"}"#,
         "\n",
     );
-    let replay =
-        |policy: &[&str]| home.run_with([&["net", "replay", "-"], policy].concat(), log.as_bytes());
+    let replay = |policy: &[&str]| {
+        home.run_with(
+            [&["net", "replay", "-"][..], policy].concat(),
+            log.as_bytes(),
+        )
+    };
     replay(&[]).is(0, "", "0 of 3 differ\n");
     replay(&["--net-rule", "allow@example.com"]).is(
         0,

@@ -85,7 +85,7 @@ fn answer(bytes: &[u8]) {
     let name: Name<Vec<u8>> = "a.test".parse().unwrap();
     question.push((name, kind, Class::IN)).unwrap();
     let question = question.finish();
-    let message = [&[0, 0], &header[1..], &question[12..], records].concat();
+    let message = [&[0, 0][..], &header[1..], &question[12..], records].concat();
     let (judge, mut server, now) = (judge(), server(), Instant::now());
     drop(server.query(&judge, now, 1, Transport::Tcp, &question));
     for output in server.answer(&judge, now, 1, &message) {

@@ -374,8 +374,8 @@ impl Judge {
 
     /// What becomes of a question for the host's own name: it is there if the guest may reach one of its gateways.
     pub(crate) fn alias(&self) -> Verdict {
-        let gateways = self.host.gateways.iter();
-        match gateways.filter_map(|gateway| self.reaches(*gateway)).next() {
+        let mut gateways = self.host.gateways.iter();
+        match gateways.find_map(|gateway| self.reaches(*gateway)) {
             Some(Some(rule)) => verdict(Action::Allow, Some(rule), Reason::Rule),
             Some(None) => verdict(Action::Allow, None, Reason::Default),
             None => verdict(Action::Deny, None, Reason::Default),
