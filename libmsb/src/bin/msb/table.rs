@@ -29,6 +29,7 @@ impl Command {
 pub(crate) enum Group {
     Sandboxes,
     Images,
+    Network,
     Storage,
     Metrics,
     Other,
@@ -38,9 +39,10 @@ pub(crate) enum Group {
 
 impl Group {
     /// Those of the ordinary help.
-    pub(crate) const SHOWN: [Group; 5] = [
+    pub(crate) const SHOWN: [Group; 6] = [
         Group::Sandboxes,
         Group::Images,
+        Group::Network,
         Group::Storage,
         Group::Metrics,
         Group::Other,
@@ -51,6 +53,7 @@ impl Group {
         match self {
             Group::Sandboxes => "Sandboxes",
             Group::Images => "Images",
+            Group::Network => "Network and SSH",
             Group::Storage => "Storage",
             Group::Metrics => "Metrics",
             Group::Other => "Other",
@@ -196,6 +199,14 @@ pub(crate) const COMMANDS: &[Command] = &[
         group: Group::Storage,
         about: "Make, list, inspect and remove named volumes",
         program: "msb-volume",
+        args: &[],
+    },
+    Command {
+        name: "net",
+        alias: None,
+        group: Group::Network,
+        about: "Say what a sandbox's network allows, and why",
+        program: "msb-net",
         args: &[],
     },
     Command {
