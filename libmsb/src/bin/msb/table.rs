@@ -30,6 +30,7 @@ pub(crate) enum Group {
     Sandboxes,
     Images,
     Storage,
+    Network,
     Other,
     /// Programs that people do not start themselves; only under `help --all`.
     Plumbing,
@@ -37,10 +38,11 @@ pub(crate) enum Group {
 
 impl Group {
     /// Those of the ordinary help.
-    pub(crate) const SHOWN: [Group; 4] = [
+    pub(crate) const SHOWN: [Group; 5] = [
         Group::Sandboxes,
         Group::Images,
         Group::Storage,
+        Group::Network,
         Group::Other,
     ];
 
@@ -50,6 +52,7 @@ impl Group {
             Group::Sandboxes => "Sandboxes",
             Group::Images => "Images",
             Group::Storage => "Storage",
+            Group::Network => "Network",
             Group::Other => "Other",
             Group::Plumbing => "Plumbing",
         }
@@ -185,6 +188,14 @@ pub(crate) const COMMANDS: &[Command] = &[
         group: Group::Storage,
         about: "Make, list, inspect and remove named volumes",
         program: "msb-volume",
+        args: &[],
+    },
+    Command {
+        name: "net",
+        alias: None,
+        group: Group::Network,
+        about: "Say what a sandbox's network allows, and why",
+        program: "msb-net",
         args: &[],
     },
     Command {
