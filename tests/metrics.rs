@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::process::Command;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -47,15 +48,13 @@ fn figures(home: &Home, name: &str) -> Value {
 
 /// The figures of a sandbox whose guest has spoken after now, twice: what happened before is in them.
 fn fresh_figures(home: &Home, name: &str) -> Value {
-    let uptime = |figures: &Value| figures["pressure_cpu_some_secs"].clone();
-    let first = figures(home, name);
-    let wakeups = |figures: &Value| figures["wakeups"].as_u64().unwrap_or(0);
-    let mut seen = BTreeSet::from([wakeups(&first)]);
-    let mut last = first;
+    // Each sample costs some, so each has another number of them.
+    let mut seen = BTreeSet::new();
+    let mut last = Value::Null;
     wait_until("two more samples", || {
         last = figures(home, name);
-        seen.insert(wakeups(&last));
-        seen.len() > 3 && !uptime(&last).is_null()
+        seen.insert(last["wakeups"].as_u64().unwrap_or(0));
+        seen.len() > 3
     });
     last
 }
@@ -112,19 +111,51 @@ impl Receiver {
     }
 }
 
-/// `msb-metrics otel`, running along.
-fn otel(home: &Home, endpoint: &str, more: &[&str]) -> Running {
-    let mut args = vec!["metrics", "otel", "--endpoint", endpoint];
-    args.extend(more);
-    home.start(args)
+/// A program that runs along, and what it says on standard error.
+struct Along {
+    running: Running,
+    log: PathBuf,
 }
 
-/// Ends a program as a service manager does; it ends well.
-fn stop(running: Running) -> String {
-    kill_process(Pid::from_raw(running.pid()).unwrap(), Signal::TERM).unwrap();
-    let outcome = running.finish();
-    assert_eq!(outcome.code, 0, "{outcome:?}");
-    String::from_utf8(outcome.stderr).unwrap()
+impl Along {
+    /// `msb-metrics` with arguments.
+    fn start(home: &Home, args: &[&str]) -> Along {
+        let mut command = home.msb(["metrics"]);
+        let log = home.folder.join("said");
+        let file = std::fs::File::create(&log).unwrap();
+        command
+            .args(args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(file);
+        Along {
+            running: Running::start_as_is(command),
+            log,
+        }
+    }
+
+    fn said(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap()
+    }
+
+    /// Ends it as a service manager does; it ends well. Gives what it said.
+    fn stop(self) -> String {
+        kill_process(Pid::from_raw(self.running.pid()).unwrap(), Signal::TERM).unwrap();
+        self.finish()
+    }
+
+    /// Closes its input, and waits for its end.
+    fn finish(self) -> String {
+        let outcome = self.running.finish();
+        let said = std::fs::read_to_string(&self.log).unwrap();
+        assert_eq!(outcome.code, 0, "{said}");
+        said
+    }
+}
+
+/// `msb-metrics otel`.
+fn otel(home: &Home, endpoint: &str, more: &[&str]) -> Along {
+    Along::start(home, &[&["otel", "--endpoint", endpoint], more].concat())
 }
 
 /// Lines of `msb-metrics jsonl`: so many collections, a second apart, of one sandbox.
@@ -220,7 +251,8 @@ fn shown(home: &Home) {
         );
         assert_eq!(parse(&watch.read_until("\n"))["type"], "collected");
     }
-    stop(watch);
+    kill_process(Pid::from_raw(watch.pid()).unwrap(), Signal::TERM).unwrap();
+    assert_eq!(watch.finish().code, 0);
 }
 
 fn exported(home: &Home, protocol: &str, compression: &str) {
@@ -244,7 +276,7 @@ fn exported(home: &Home, protocol: &str, compression: &str) {
     args.push("--emit-run-id");
     let exporting = otel(home, &endpoint, &args);
     wait_until("three collections", || receiver.requests().len() > 2);
-    stop(exporting);
+    exporting.stop();
     let request = &receiver.requests()[0];
     assert_eq!(request["headers"]["x-tenant"], "a=b");
     if protocol == "http" {
@@ -330,14 +362,14 @@ fn exported_to_victoria_metrics(home: &Home) {
     });
     let series = parse(found.lines().next().unwrap());
     assert_eq!(series["metric"]["team"], "ml", "{series}");
-    stop(exporting);
+    exporting.stop();
     drop(database);
 }
 
 fn scraped(home: &Home) {
     let (ours, theirs) = (free_port(), free_port());
     let listen = format!("127.0.0.1:{ours}");
-    let serving = home.start(["metrics", "prom", "--listen", &listen]);
+    let serving = Along::start(home, &["prom", "--listen", &listen]);
     let config = home.folder.join("prometheus.yml");
     let scrape = format!(
         "scrape_configs:\n- job_name: msb\n  scrape_interval: 1s\n  static_configs:\n  - targets: ['{listen}']\n"
@@ -378,20 +410,15 @@ fn scraped(home: &Home) {
     );
     drop(prometheus);
     assert!(http_get(ours, "/nowhere").unwrap().contains("/metrics"));
-    stop(serving);
+    serving.stop();
     let file = home.folder.join("msb.prom");
-    let writing = home.start([
-        "metrics",
-        "prom",
-        "--collect-interval",
-        "200ms",
-        "--textfile",
-        file.to_str().unwrap(),
-    ]);
+    let path = file.to_str().unwrap();
+    let args = ["prom", "--collect-interval", "200ms", "--textfile", path];
+    let writing = Along::start(home, &args);
     wait_until("the file", || {
         std::fs::read_to_string(&file).is_ok_and(|text| text.contains("microsandbox_sandboxes 3"))
     });
-    stop(writing);
+    writing.stop();
     assert!(!file.exists(), "it would look alive");
 }
 
@@ -586,24 +613,13 @@ fn collections_that_waited_through_an_outage_arrive_as_so_many_points() {
             &endpoint,
             &[&args[..], &["--exclude-label-key", "secret"]].concat(),
         );
-        exporting.write(&lines(10));
-        // The first tries fail, since nobody listens.
-        let mut said = String::new();
-        wait_until("a failure", || {
-            said = std::fs::read_to_string(format!("/proc/{}/status", exporting.pid()))
-                .unwrap_or_default();
-            !said.is_empty()
-        });
-        std::thread::sleep(std::time::Duration::from_millis(900));
+        exporting.running.write(&lines(10));
+        // Nobody listens.
+        let waiting = "cannot export, 10 collections wait";
+        wait_until("a try that fails", || exporting.said().contains(waiting));
         let receiver = Receiver::start(protocol, port);
         wait_until("all of them", || receiver.requests().len() >= 10);
-        let outcome = exporting.finish();
-        assert_eq!(outcome.code, 0, "{outcome:?}");
-        let stderr = String::from_utf8(outcome.stderr).unwrap();
-        assert!(
-            stderr.contains("cannot export, 10 collections wait"),
-            "{stderr}"
-        );
+        exporting.finish();
         let values = receiver.values("microsandbox.memory.usage");
         let found: Vec<u64> = values
             .iter()
@@ -679,12 +695,10 @@ fn receivers_that_refuse_stall_or_break_off_lose_nothing() {
             "1s",
         ];
         let mut exporting = otel(&home, &endpoint, &args);
-        exporting.write(&lines(3));
+        exporting.running.write(&lines(3));
         // The one that failed, and each of the three.
         wait_until(word, || server.requests().len() >= 4);
-        let outcome = exporting.finish();
-        let stderr = String::from_utf8(outcome.stderr).unwrap();
-        assert_eq!(outcome.code, 0, "{word}: {stderr}");
+        let stderr = exporting.finish();
         assert!(stderr.contains(word), "{word}: {stderr}");
         assert_eq!(server.requests().len(), 4, "{word}: {stderr}");
     }
@@ -703,10 +717,14 @@ fn what_does_not_fit_into_the_buffer_is_counted_and_what_is_refused_for_good_doe
         ["--max-buffered", "3"],
     ];
     let exporting = otel(&home, &endpoint, &args.concat());
-    std::thread::sleep(std::time::Duration::from_secs(1));
+    wait_until("a full buffer", || {
+        exporting.said().contains("3 collections wait")
+    });
+    let again = exporting.said().lines().count();
+    wait_until("more", || exporting.said().lines().count() > again);
     let receiver = Receiver::start("http", port);
     wait_until("an export", || !receiver.requests().is_empty());
-    stop(exporting);
+    exporting.stop();
     let dropped = receiver.values("microsandbox.collector.collections.dropped");
     assert!(dropped.last().unwrap()["value"].as_u64().unwrap() > 0);
 
@@ -714,9 +732,8 @@ fn what_does_not_fit_into_the_buffer_is_counted_and_what_is_refused_for_good_doe
         Server::start(|_, stream| answer(stream, "400 Bad Request", &[], b"no such tenant"));
     let endpoint = format!("http://{}/", server.host());
     let mut exporting = otel(&home, &endpoint, &["--stdin", "--protocol", "http"]);
-    exporting.write(&lines(2));
-    let outcome = exporting.finish();
-    let stderr = String::from_utf8(outcome.stderr).unwrap();
+    exporting.running.write(&lines(2));
+    let stderr = exporting.finish();
     assert_eq!(server.requests().len(), 2);
     assert!(
         stderr.contains("refuses it: it answered with status 400: no such tenant"),
@@ -740,8 +757,8 @@ fn a_collector_that_hangs_does_not_hold_up_the_end() {
             "1s",
         ];
         let exporting = otel(&home, &endpoint, &args);
-        std::thread::sleep(std::time::Duration::from_millis(300));
-        let stderr = stop(exporting);
+        wait_until("the begin", || exporting.said().contains("exporting to"));
+        let stderr = exporting.stop();
         assert!(stderr.contains("not exported"), "{stderr}");
     }
 }
