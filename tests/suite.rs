@@ -26,10 +26,14 @@ mod copy;
 mod docs;
 /// What the doctor says of a host.
 mod doctor;
+/// What was written in a guest, and what is there of it later.
+mod durable;
 /// Which engine runs a sandbox.
 mod engine;
 /// What `run` and `exec` end with.
 mod exit_codes;
+/// Configurations of another program.
+mod from_microsandbox;
 /// Changes of a guest's files before anything of its image runs.
 mod guest_files;
 /// What commands of a guest may do.
@@ -52,8 +56,12 @@ mod life;
 mod lifecycle;
 /// What commands printed, seen later.
 mod logs;
+/// Many sandboxes at once.
+mod many;
 /// Memory, as the host sees it.
 mod memory;
+/// What sandboxes cost.
+mod metrics;
 /// Folders and files of the host, and memory, in a guest.
 mod mounts;
 /// Names, room on the disk, and what goes when nobody needs it.

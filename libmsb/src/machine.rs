@@ -39,6 +39,10 @@ pub struct Plan {
     pub console_fd: i32,
     /// The reading end of a pipe whose writing end the supervisor holds: closed when it is gone.
     pub life_fd: i32,
+    /// The writing end of a pipe: takes one line of JSON that says what the machine's process has given up
+    /// ([`crate::isolate::Step`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub report_fd: Option<i32>,
     /// The network, if the machine has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub net: Option<Net>,

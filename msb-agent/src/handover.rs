@@ -26,6 +26,10 @@ use crate::{shutdown, sys};
 /// `SIGRTMIN+4` of the C library: it asks systemd to power off (systemd(1)).
 const POWER_OFF: c_int = 38;
 
+/// How an init is told that devices, modules and clock are somebody else's: else it waits for a device manager that
+/// images seldom have (systemd: container interface).
+const IN_CONTAINER: &[u8] = b"container=msb";
+
 /// Starts the init, and gives its process and its path.
 pub(crate) fn start(
     guest: &Guest,
@@ -44,6 +48,7 @@ pub(crate) fn start(
         argv.push(terminated(arg)?);
     }
     let mut env = guest.env.environment(false);
+    env.set(IN_CONTAINER);
     for entry in &request.env {
         env.set(entry.as_bytes());
     }

@@ -5,6 +5,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::isolate::Step;
+
 /// Longest file, in bytes.
 pub const STATUS_BYTES_MAX: u64 = 1024 * 1024;
 
@@ -163,6 +165,9 @@ pub struct Status {
     /// Release of the guest's kernel.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kernel: Option<String>,
+    /// What its processes have given up; see [`Step`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub isolation: Vec<Step>,
     /// Whether the changes that come before the first boot were made.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub changed: bool,
@@ -185,6 +190,7 @@ impl Status {
             clean: None,
             engine: None,
             kernel: None,
+            isolation: Vec::new(),
             changed: false,
             other: serde_json::Map::new(),
         }

@@ -13,6 +13,7 @@ mod script;
 
 use std::ffi::OsStr;
 use std::io::Write;
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -23,6 +24,7 @@ use msb_wire::file::send::{self, Sent};
 use msb_wire::file::{Direction, FilesRequest};
 use msb_wire::text::Text;
 
+use crate::isolate;
 use guest::GuestOutput;
 
 /// One end of a copy.
@@ -176,7 +178,10 @@ fn out_of_guest(
                 pass_on(&mut records, out, report)
             })
         }
-        (_, Some(folder)) => Ok(receive::tree(&mut records, folder, keep, report)?),
+        (_, Some(folder)) => {
+            isolate::while_writing(folder.as_fd());
+            Ok(receive::tree(&mut records, folder, keep, report)?)
+        }
         (_, None) => archive::write(&mut records, name.as_deref(), report),
     }
 }

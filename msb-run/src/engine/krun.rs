@@ -89,6 +89,7 @@ impl Engine for Krun {
             agent_fd: wanted.descriptors.agent,
             console_fd: wanted.descriptors.console,
             life_fd: wanted.descriptors.life,
+            report_fd: wanted.descriptors.report,
             net: None,
             shares: wanted.shares.clone(),
         }))

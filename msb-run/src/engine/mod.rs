@@ -69,6 +69,8 @@ pub(crate) struct Descriptors {
     pub(crate) console: RawFd,
     /// The life pipe.
     pub(crate) life: RawFd,
+    /// What the machine's process says of itself.
+    pub(crate) report: Option<RawFd>,
 }
 
 /// What an engine takes for [`Descriptors::console`].

@@ -99,6 +99,7 @@ impl Engine for Qemu {
             agent_fd: wanted.descriptors.agent,
             console_fd: wanted.descriptors.console,
             life_fd: wanted.descriptors.life,
+            report_fd: wanted.descriptors.report,
             net: None,
             shares: wanted.shares.clone(),
         }))

@@ -1,12 +1,14 @@
 //! The process of the virtual machine, and the sockets to it.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::Context;
+use libmsb::isolate::Step;
 use libmsb::tools;
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::io::{FdFlags, fcntl_setfd};
@@ -16,6 +18,9 @@ use serde::Serialize;
 use super::link::Link;
 use super::share::{self, ShareServer};
 use crate::engine::{Console, Descriptors, Engine, Wanted};
+
+/// Longest report of what the machine's process has given up, in bytes.
+const REPORT_BYTES_MAX: usize = 4096;
 
 /// A machine that was started.
 #[derive(Debug)]
@@ -29,6 +34,8 @@ pub(crate) struct Machine {
     pub(crate) console: File,
     /// Serves folders of the host to it, if any are shared.
     pub(crate) share: Option<ShareServer>,
+    /// Takes what the machine's process says of itself.
+    report: File,
     /// Closed when this process is gone: then the machine ends.
     _life: OwnedFd,
 }
@@ -45,10 +52,14 @@ pub(crate) fn start(
     let (console, console_theirs) = console(engine).context("cannot make a way for the console")?;
     let (life_theirs, life) =
         rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).context("cannot make a pipe")?;
+    let (report, report_theirs) =
+        rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).context("cannot make a pipe")?;
+    rustix::io::ioctl_fionbio(&report, true).context("cannot use a pipe")?;
     wanted.descriptors = Descriptors {
         agent: agent_theirs.as_raw_fd(),
         console: console_theirs.as_raw_fd(),
         life: life_theirs.as_raw_fd(),
+        report: Some(report_theirs.as_raw_fd()),
     };
     let mut served = Vec::new();
     for share in &mut wanted.shares {
@@ -63,6 +74,7 @@ pub(crate) fn start(
         agent_theirs.as_fd(),
         console_theirs.as_fd(),
         life_theirs.as_fd(),
+        report_theirs.as_fd(),
     ];
     inherited.extend(served.iter().map(|(_, socket)| socket.as_fd()));
     inherited.extend_from_slice(held);
@@ -80,6 +92,7 @@ pub(crate) fn start(
         agent,
         console,
         share: served.pop().map(|(server, _)| server),
+        report: report.into(),
         _life: life,
     }))
 }
@@ -97,9 +110,11 @@ fn console(engine: &dyn Engine) -> io::Result<(File, OwnedFd)> {
     Ok((ours.into(), theirs))
 }
 
-/// Starts a program with descriptors that are closed on exec otherwise. This process has one thread, so no other child
-/// gets them by chance.
+/// Starts a program with descriptors that are closed on exec otherwise. One at a time, so that no other child gets them by
+/// chance: it would keep the lock of another's sandbox.
 pub(crate) fn spawn_with(command: &mut Command, inherited: &[BorrowedFd<'_>]) -> io::Result<Child> {
+    static ONE: Mutex<()> = Mutex::new(());
+    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     for descriptor in inherited {
         fcntl_setfd(descriptor, FdFlags::empty())?;
     }
@@ -129,6 +144,13 @@ impl Machine {
     /// The process.
     pub(crate) fn pid(&self) -> Pid {
         Pid::from_child(&self.child)
+    }
+
+    /// What the process has given up. For when the guest has said hello: by then it was told.
+    pub(crate) fn isolation(&self) -> Vec<Step> {
+        let mut line = [0; REPORT_BYTES_MAX];
+        let count = (&self.report).read(&mut line).unwrap_or(0);
+        serde_json::from_slice(&line[..count]).unwrap_or_default()
     }
 
     /// How the process ended, if it did.

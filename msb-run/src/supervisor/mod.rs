@@ -14,6 +14,7 @@ mod link;
 mod machine;
 mod relay;
 mod rotate;
+mod samples;
 mod share;
 mod socket;
 
@@ -53,6 +54,8 @@ pub(crate) struct Starter {
     pub(crate) bond: Option<File>,
     /// Takes a [`Startup`] line when the guest is up or cannot come up, and another when it ends badly after that.
     pub(crate) ready: Option<File>,
+    /// Held for the time of the boot, so that not too many boot at a time.
+    pub(crate) slot: Option<OwnedFd>,
 }
 
 impl Starter {
@@ -226,6 +229,7 @@ pub(crate) fn wanted(setup: &Setup) -> Wanted {
             agent: -1,
             console: -1,
             life: -1,
+            report: None,
         },
     }
 }

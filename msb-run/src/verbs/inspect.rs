@@ -8,6 +8,7 @@ use libmsb::cli::args::SandboxName;
 use libmsb::cli::escape::escape;
 use libmsb::cli::output;
 use libmsb::cli::style::{age, bytes, local_time};
+use libmsb::isolate::Step;
 use libmsb::state::guest::{DiskFormat, GuestSpec, RootDisk};
 use libmsb::state::mounts::{Mount, Source};
 use libmsb::state::sandboxes::{Sandbox, Seen};
@@ -91,6 +92,26 @@ fn disk(sandbox: &Sandbox, spec: &Spec) -> Disk {
     }
 }
 
+/// What the processes of a running sandbox have given up, and what they could not.
+fn isolation_rows(steps: &[Step]) -> Vec<(&'static str, String)> {
+    let holds: Vec<String> = steps
+        .iter()
+        .filter(|step| step.holds)
+        .map(|step| format!("{}:{}", step.process, step.step))
+        .collect();
+    let lacking = steps.iter().filter_map(|step| {
+        let reason = step.reason.as_ref()?;
+        Some((
+            "Lacking",
+            format!("{}:{}: {reason}", step.process, step.step),
+        ))
+    });
+    [("Isolation", holds.join(" "))]
+        .into_iter()
+        .chain(lacking)
+        .collect()
+}
+
 /// What a guest may do and is made of, where it is not the default.
 fn guest_rows(guest: &GuestSpec) -> Vec<(&'static str, String)> {
     let root_disk = match &guest.root_disk {
@@ -169,6 +190,7 @@ fn rows(seen: &Seen, disk: Disk) -> Vec<(&'static str, String)> {
         ("Started", status.started_at.map(when).unwrap_or_default()),
     ]);
     rows.extend(guest_rows(&spec.guest));
+    rows.extend(isolation_rows(&status.isolation));
     let millis = |ms: u64| format!("{} s", ms as f64 / 1000.0);
     rows.extend([
         (

@@ -14,6 +14,7 @@ use serde::Serialize;
 
 use super::SettingArgs;
 use crate::guest::root_disk::{self, parse_size};
+use crate::metrics::MetricsArgs;
 use crate::plan;
 
 const TOOL: &str = "msb-modify";
@@ -57,6 +58,8 @@ pub(crate) struct ModifyArgs {
     /// Stop it when it has run for so long; 0: never
     #[arg(long, value_parser = parse_duration, value_name = "DURATION")]
     max_duration: Option<Duration>,
+    #[command(flatten)]
+    metrics: MetricsArgs,
     /// Only say what would change
     #[arg(long)]
     dry_run: bool,
@@ -131,6 +134,9 @@ fn change(spec: &mut Spec, args: &ModifyArgs) -> anyhow::Result<()> {
     }
     if let Some(duration) = args.max_duration {
         spec.max_duration_ms = limit(duration);
+    }
+    if let Some(metrics) = args.metrics.given() {
+        spec.metrics = metrics;
     }
     Ok(())
 }

@@ -16,8 +16,6 @@ use std::ptr;
 use anyhow::{Context, bail, ensure};
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 use libmsb::machine::{Disk, Format, Krun, KrunKernel, Net, PORT_AGENT, Plan};
-use rustix::process::{Resource, Rlimit, setrlimit};
-use rustix::thread::set_no_new_privs;
 
 /// The tag of the first root, and the path of the first process: libkrun's kernel command line names both.
 const ROOT: &str = "/dev/root";
@@ -107,7 +105,6 @@ pub(crate) fn enter(plan: &Plan, engine: &Krun) -> anyhow::Result<()> {
         .iter()
         .try_for_each(|disk| machine.add_disk(disk))?;
     plan.net.iter().try_for_each(|net| machine.add_net(net))?;
-    give_up_privilege()?;
     machine.start()
 }
 
@@ -137,17 +134,6 @@ fn load_library(path: &Path) -> anyhow::Result<()> {
     // It stays loaded for good.
     std::mem::forget(ours);
     Ok(())
-}
-
-/// From here on this process needs nothing that it does not have.
-fn give_up_privilege() -> anyhow::Result<()> {
-    set_no_new_privs(true).context("cannot give up new privileges")?;
-    // The guest's memory is nobody's business, also when we crash.
-    let none = Rlimit {
-        current: Some(0),
-        maximum: Some(0),
-    };
-    setrlimit(Resource::Core, none).context("cannot forbid core dumps")
 }
 
 /// A context of libkrun: a machine that is being described.
@@ -348,6 +334,7 @@ mod tests {
             agent_fd: -1,
             console_fd: -1,
             life_fd: -1,
+            report_fd: None,
             net: None,
             shares: Vec::new(),
         };

@@ -3,6 +3,7 @@
 //! The supervisor starts this program with the plan on a descriptor. It ties its life to the supervisor's, and
 //! becomes the engine's process: QEMU by exec, or libkrun, which is part of this program.
 
+mod isolate;
 mod krun;
 mod lifeline;
 mod qemu;
@@ -87,7 +88,10 @@ fn ensure_version(version: u32) -> anyhow::Result<()> {
 }
 
 fn become_machine(plan: &Plan) -> anyhow::Result<()> {
+    // First, since a change of rights may cut the tie.
+    let steps = isolate::before_guest(plan);
     lifeline::tie(plan.life_fd)?;
+    isolate::report(plan, &steps);
     match &plan.engine {
         Engine::Qemu(engine) => {
             let error = qemu::exec(plan, engine)?;

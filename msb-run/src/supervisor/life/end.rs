@@ -241,11 +241,13 @@ impl Life {
             mut relay,
             machine,
             socket,
+            samples,
             attached,
             stoppers,
             waiters,
             ..
         } = self;
+        drop(samples);
         drop(socket);
         drop(setup);
         if let Some(message) = &end.message {

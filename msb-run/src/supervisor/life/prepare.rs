@@ -8,9 +8,10 @@ use msb_wire::guest::InitEvent;
 use msb_wire::sandbox::Request;
 
 use super::{Life, Phase};
-use crate::supervisor::Starter;
+use crate::isolate;
 use crate::supervisor::changes::Changing;
 use crate::supervisor::relay::Own;
+use crate::supervisor::{Setup, Starter};
 
 impl Life {
     /// The guest is set up.
@@ -42,8 +43,22 @@ impl Life {
         }
     }
 
+    /// All is started, and all files of the host are read: what is needed no more is given up.
+    fn isolate(&mut self) {
+        let Setup {
+            home,
+            sandbox,
+            spec,
+            ..
+        } = &self.setup;
+        self.status.isolation = self.machine.isolation();
+        let ours = isolate::while_serving(home, sandbox, spec.ephemeral);
+        self.status.isolation.extend(ours);
+    }
+
     /// Starts the image's init, or goes on without one.
     fn hand_over(&mut self, starter: &mut Starter) -> anyhow::Result<()> {
+        self.isolate();
         let Some(init) = self.setup.spec.guest.init.clone() else {
             return self.open(starter);
         };
