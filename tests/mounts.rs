@@ -280,6 +280,33 @@ fn a_mount_that_cannot_be_is_refused_with_its_reason() {
     assert!(home.sandboxes().is_empty());
 }
 
+#[test]
+fn a_kind_that_is_said_must_be_that() {
+    let home = Home::with_busybox();
+    let folder = source(&home);
+    let refused = |option: &str, mount: String| {
+        let outcome = home.run(["run", option, &mount, "busybox:test", "--", "true"]);
+        assert_eq!(outcome.code, 125);
+        stderr(&outcome)
+    };
+    assert!(refused("--mount-file", bind(&folder, "/x")).contains("is a folder"));
+    assert!(refused("--mount-dir", bind(&folder.join("f"), "/x")).contains("is no folder"));
+    assert!(refused("--mount-named", "none:/x".to_owned()).contains("there is no volume 'none'"));
+    let outcome = home.run([
+        "run",
+        "--mount-dir",
+        "src:/d",
+        "--mount-file",
+        "src/f:/f",
+        "busybox:test",
+        "--",
+        "cat",
+        "/d/f",
+        "/f",
+    ]);
+    outcome.is(0, "from the host\nfrom the host\n", "");
+}
+
 /// Programs of the user on the host must not come out of a guest.
 #[test]
 fn a_guests_root_makes_neither_setuid_files_nor_devices_on_the_host() {

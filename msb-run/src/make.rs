@@ -149,7 +149,7 @@ impl MakeArgs {
             hostname: self.hostname.clone(),
             entrypoint: self.entrypoint.clone(),
             labels: self.label.iter().cloned().collect(),
-            mounts: self.mounts.mounts()?,
+            mounts: self.mounts.mounts(home)?,
             idle_timeout: self.idle_timeout,
             max_duration: self.max_duration,
             metrics: self.metrics.choice(home)?,

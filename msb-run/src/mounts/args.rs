@@ -1,7 +1,7 @@
 //! The options of `run` and `create`.
 
 use std::collections::HashSet;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -24,6 +24,15 @@ pub(crate) struct MountArgs {
     /// Mount a folder or file of the host (a path), or a volume (a name, made when it is not there)
     #[arg(short, long, value_name = "SOURCE:TARGET[:OPTIONS]")]
     volume: Vec<OsString>,
+    /// Mount a folder of the host, whatever its path looks like
+    #[arg(long, value_name = "DIR:TARGET[:OPTIONS]")]
+    mount_dir: Vec<OsString>,
+    /// Mount a file of the host
+    #[arg(long, value_name = "FILE:TARGET[:OPTIONS]")]
+    mount_file: Vec<OsString>,
+    /// Mount a volume that is there
+    #[arg(long, value_name = "NAME:TARGET[:OPTIONS]")]
+    mount_named: Vec<OsString>,
     /// Mount a disk image: raw or qcow2, with a file system in it
     #[arg(long, value_name = "IMAGE:TARGET[:OPTIONS]")]
     mount_disk: Vec<OsString>,
@@ -35,18 +44,32 @@ pub(crate) struct MountArgs {
 impl MountArgs {
     /// Whether any is asked for.
     pub(crate) fn is_given(&self) -> bool {
-        !(self.volume.is_empty() && self.mount_disk.is_empty() && self.tmpfs.is_empty())
+        let lists = [
+            &self.volume,
+            &self.mount_dir,
+            &self.mount_file,
+            &self.mount_named,
+            &self.mount_disk,
+            &self.tmpfs,
+        ];
+        lists.iter().any(|list| !list.is_empty())
     }
 
-    /// The mounts, with paths that are there and lead through no symbolic link.
-    pub(crate) fn mounts(&self) -> anyhow::Result<Vec<Mount>> {
-        let binds = self.volume.iter().map(|typed| syntax::volume(typed));
-        let disks = self.mount_disk.iter().map(|typed| syntax::disk(typed));
-        let memory = self.tmpfs.iter().map(|typed| syntax::tmpfs(typed));
-        let mut mounts = binds
-            .chain(disks)
-            .chain(memory)
-            .collect::<Result<Vec<Mount>, Failure>>()?;
+    /// The mounts, with paths and volumes that are there; paths lead through no symbolic link.
+    pub(crate) fn mounts(&self, home: &Home) -> anyhow::Result<Vec<Mount>> {
+        let mut mounts = Vec::new();
+        let mut add = |typed: &[OsString], parse: fn(&OsStr) -> Result<Mount, Failure>| {
+            typed.iter().try_for_each(|typed| {
+                mounts.push(parse(typed)?);
+                Ok::<(), Failure>(())
+            })
+        };
+        add(&self.volume, syntax::volume)?;
+        add(&self.mount_dir, syntax::path)?;
+        add(&self.mount_file, syntax::path)?;
+        add(&self.mount_named, syntax::named)?;
+        add(&self.mount_disk, syntax::disk)?;
+        add(&self.tmpfs, syntax::tmpfs)?;
         if mounts.len() > MOUNTS_MAX {
             return Err(Failure::usage(format!(
                 "{} mounts are more than {MOUNTS_MAX}",
@@ -60,8 +83,27 @@ impl MountArgs {
                 *source = resolved(source)?;
             }
         }
+        self.check_kinds()?;
+        for typed in &self.mount_named {
+            if let Source::Volume { name } = syntax::named(typed)?.source {
+                home.volumes().find(&name)?;
+            }
+        }
         Ok(mounts)
     }
+}
+
+/// A folder is a folder, and a file a file.
+fn check_kind(typed: &OsStr, folder: bool) -> anyhow::Result<()> {
+    let Source::Bind { source } = syntax::path(typed)?.source else {
+        return Ok(());
+    };
+    let path = Path::new(source.as_os_str());
+    if path.is_dir() == folder {
+        return Ok(());
+    }
+    let what = if folder { "no folder" } else { "a folder" };
+    Err(Failure::usage(format!("'{}' is {what}", path.display())).into())
 }
 
 /// Makes the volumes that are not there yet.
@@ -72,6 +114,17 @@ pub(crate) fn make_volumes(home: &Home, mounts: &[Mount]) -> anyhow::Result<()> 
         }
     }
     Ok(())
+}
+
+impl MountArgs {
+    fn check_kinds(&self) -> anyhow::Result<()> {
+        self.mount_dir
+            .iter()
+            .try_for_each(|typed| check_kind(typed, true))?;
+        self.mount_file
+            .iter()
+            .try_for_each(|typed| check_kind(typed, false))
+    }
 }
 
 fn refuse_doubles(mounts: &[Mount]) -> Result<(), Failure> {

@@ -38,18 +38,43 @@ const REFUSED: [(&str, &str); 2] = [
 /// `-v`: a volume by its name, or a folder or file by its path.
 pub(crate) fn volume(typed: &OsStr) -> Result<Mount, Failure> {
     let (source, target, options) = split(typed)?;
-    let kind = if is_path(source) {
+    let source = if is_path(source) {
         Source::Bind {
             source: Text(source.to_vec()),
         }
     } else {
-        let name =
-            std::str::from_utf8(source).map_err(|_| wrong(typed, "a volume has a plain name"))?;
-        Source::Volume {
-            name: name.parse()?,
-        }
+        named_volume(typed, source)?
     };
-    let mut mount = Mount::new(self::target(target)?, kind);
+    with_flags(Mount::new(self::target(target)?, source), &options)
+}
+
+/// `--mount-dir`, `--mount-file`: what it is to be is said, and the source may be any path.
+pub(crate) fn path(typed: &OsStr) -> Result<Mount, Failure> {
+    let (source, target, options) = split(typed)?;
+    let source = Source::Bind {
+        source: Text(source.to_vec()),
+    };
+    with_flags(Mount::new(self::target(target)?, source), &options)
+}
+
+/// `--mount-named`: a volume, which must be there.
+pub(crate) fn named(typed: &OsStr) -> Result<Mount, Failure> {
+    let (source, target, options) = split(typed)?;
+    with_flags(
+        Mount::new(self::target(target)?, named_volume(typed, source)?),
+        &options,
+    )
+}
+
+fn named_volume(typed: &OsStr, source: &[u8]) -> Result<Source, Failure> {
+    let name =
+        std::str::from_utf8(source).map_err(|_| wrong(typed, "a volume has a plain name"))?;
+    Ok(Source::Volume {
+        name: name.parse()?,
+    })
+}
+
+fn with_flags(mut mount: Mount, options: &[&str]) -> Result<Mount, Failure> {
     for option in options {
         set_flag(&mut mount, option)?;
     }
@@ -78,11 +103,7 @@ pub(crate) fn disk(typed: &OsStr) -> Result<Mount, Failure> {
         format,
         fstype,
     };
-    let mut mount = Mount::new(self::target(target)?, source);
-    for flag in flags {
-        set_flag(&mut mount, flag)?;
-    }
-    Ok(mount)
+    with_flags(Mount::new(self::target(target)?, source), &flags)
 }
 
 /// `--tmpfs`: a target, then a size, then options; any of the two may be left out.
@@ -106,11 +127,7 @@ pub(crate) fn tmpfs(typed: &OsStr) -> Result<Mount, Failure> {
             }
         }
     }
-    let mut mount = Mount::new(target, Source::Tmpfs { size_mib });
-    for flag in flags {
-        set_flag(&mut mount, flag)?;
-    }
-    Ok(mount)
+    with_flags(Mount::new(target, Source::Tmpfs { size_mib }), &flags)
 }
 
 /// A size in MiB, written as memory is.
