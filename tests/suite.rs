@@ -32,14 +32,20 @@ mod engine;
 mod exit_codes;
 /// Changes of a guest's files before anything of its image runs.
 mod guest_files;
+/// The image's own init as the first process of a guest.
+mod guest_init;
 /// What commands of a guest may do.
 mod guest_rights;
+/// What a guest's root is made of.
+mod guest_root;
 /// Archives that mean harm.
 mod hostile;
 /// Registries that are wrong, slow or wicked.
 mod hostile_registry;
 /// From an archive to the tree that a guest sees.
 mod image_to_run;
+/// What the host's processes of a sandbox have given up.
+mod isolation;
 /// Programs that are killed at any moment.
 mod kill;
 /// The life of a sandbox, verb by verb.
