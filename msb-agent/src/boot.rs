@@ -13,7 +13,7 @@ use rustix::process::umask;
 use crate::console::{log, reason};
 use crate::env::Base;
 use crate::modules::Modules;
-use crate::{clock, identity, mount, root, sys};
+use crate::{attach, clock, identity, machine_id, mount, root, sys};
 
 /// A guest that takes commands.
 pub(crate) struct Guest {
@@ -27,6 +27,8 @@ pub(crate) struct Guest {
     pub(crate) security: Security,
     /// Top of the file system that is written to.
     pub(crate) upper: OwnedFd,
+    /// Tops of the other disks that are written to.
+    pub(crate) disks: Vec<OwnedFd>,
 }
 
 /// Sets the guest up.
@@ -42,7 +44,13 @@ pub(crate) fn boot(request: BootRequest, modules: &Modules) -> Result<Guest, Boo
     add_entropy(&request.entropy_hex);
     let upper = root::enter(&request.root).map_err(|message| failed("root", message))?;
     mount::guest().map_err(|message| failed("mounts", message))?;
+    let restricted = request.guest.security.is_restricted();
+    let disks =
+        attach::attach(&request.mounts, restricted).map_err(|message| failed("mounts", message))?;
     identity::assume(&request.hostname).map_err(|message| failed("hostname", message))?;
+    if let Some(id) = &request.machine_id {
+        machine_id::assume(id);
+    }
     if let Some(cwd) = &request.cwd {
         identity::create_cwd(Path::new(cwd.as_os_str()));
     }
@@ -53,6 +61,7 @@ pub(crate) fn boot(request: BootRequest, modules: &Modules) -> Result<Guest, Boo
         user: request.user,
         security: request.guest.security,
         upper,
+        disks,
     })
 }
 

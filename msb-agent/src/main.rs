@@ -6,6 +6,8 @@
 
 #![cfg_attr(not(test), no_main)]
 
+/// What is mounted besides the root.
+mod attach;
 /// The boot request, step by step.
 mod boot;
 /// Folders that are made, and what is removed.
@@ -30,6 +32,8 @@ mod handover;
 mod identity;
 /// From the first instruction to the loop.
 mod init;
+/// By what this guest differs from all others.
+mod machine_id;
 /// Kernel modules of the initramfs.
 mod modules;
 /// The guest's kernel file systems.

@@ -31,7 +31,7 @@ const CHANGES_NEW: &str = "/msb/upper/root.new";
 const WORK: &str = "/msb/upper/work";
 
 /// Block size of the ext4 file system, in bytes.
-const BLOCK_BYTES: u64 = 4096;
+pub(crate) const BLOCK_BYTES: u64 = 4096;
 
 /// Bytes of names and of one value of the image's root's extended attributes.
 const XATTR_BYTES_MAX: usize = 64 * 1024;

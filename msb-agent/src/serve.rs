@@ -321,7 +321,12 @@ impl Agent {
             Ok(Request::Init(request)) => self.hand_over(stream, &request),
             Ok(Request::Shutdown) => self.shut_down(stream),
             Ok(Request::Ping) => self.put_last(stream, serde_json::to_vec(&PingEvent::Pong)),
-            Ok(request @ (Request::Stop(_) | Request::Wait)) => {
+            Ok(
+                request @ (Request::Stop(_)
+                | Request::Wait
+                | Request::Signal(_)
+                | Request::Attach(_)),
+            ) => {
                 self.refuse(stream, unsupported(request.operation()));
             }
             Err(error) => self.refuse(stream, misunderstood(message, &error)),
@@ -373,7 +378,7 @@ impl Agent {
         if self.stopping.is_none() {
             self.port.flush(FLUSH_PATIENCE);
             if let Some(guest) = &self.guest {
-                shutdown::flush_disks(&guest.upper);
+                shutdown::flush_disks(&guest.upper, &guest.disks);
             }
             handover::end_machine(status);
         }
@@ -632,7 +637,7 @@ impl Agent {
         let clean = self
             .guest
             .as_ref()
-            .is_none_or(|guest| shutdown::flush_disks(&guest.upper));
+            .is_none_or(|guest| shutdown::flush_disks(&guest.upper, &guest.disks));
         self.put_last(stream, serde_json::to_vec(&StopEvent::Stopped { clean }));
         if self.port.flush(FLUSH_PATIENCE) {
             // The last bytes are in the device's queue; a host that has read them hangs up or ends the machine itself.
@@ -656,7 +661,7 @@ impl Agent {
     fn end_at_once(&mut self) -> ! {
         sys::kill_all(libc::SIGKILL);
         if let Some(guest) = &self.guest {
-            shutdown::flush_disks(&guest.upper);
+            shutdown::flush_disks(&guest.upper, &guest.disks);
         }
         shutdown::end()
     }

@@ -9,7 +9,8 @@ use libmsb::cli::args::{EnvVar, SandboxName};
 use libmsb::cli::error::Failure;
 use libmsb::machine::EngineChoice;
 use libmsb::state::images::Image;
-use libmsb::state::spec::{SPEC_VERSION, Spec, SpecImage};
+use libmsb::state::mounts::Mount;
+use libmsb::state::spec::{MainBounds, SPEC_VERSION, Spec, SpecImage};
 use msb_wire::guest::{INIT_PATHS, InitRequest};
 use msb_wire::text::Text;
 
@@ -42,10 +43,20 @@ pub(crate) struct Choices {
     pub(crate) entrypoint: Option<OsString>,
     /// `--label`.
     pub(crate) labels: BTreeMap<String, String>,
+    /// `--volume`, `--mount-disk`, `--tmpfs`.
+    pub(crate) mounts: Vec<Mount>,
     /// `--idle-timeout`.
     pub(crate) idle_timeout: Option<Duration>,
     /// `--max-duration`.
     pub(crate) max_duration: Option<Duration>,
+    /// Size of the writable disk, in MiB.
+    pub(crate) upper_mib: Option<u64>,
+    /// The whole main command, in place of all that the image says; the sandbox outlives it.
+    pub(crate) stored_command: Vec<OsString>,
+    /// That of the guest, 32 hexadecimal digits.
+    pub(crate) machine_id: String,
+    /// `--rlimit` and `--timeout` of a detached main command.
+    pub(crate) main: MainBounds,
     /// What is said of the guest.
     pub(crate) guest: GuestChoices,
     /// What stands after `--`.
@@ -70,12 +81,16 @@ pub(crate) fn spec(
     labels.extend(choices.labels);
     let lasting = choices.command.is_empty();
     let mut guest = choices.guest.spec;
-    let mut command = command(
-        choices.entrypoint,
-        choices.command,
-        config.entrypoint().clone().unwrap_or_default(),
-        config.cmd().clone().unwrap_or_default(),
-    );
+    let mut command = if lasting && !choices.stored_command.is_empty() {
+        choices.stored_command.into_iter().map(Text::from).collect()
+    } else {
+        command(
+            choices.entrypoint,
+            choices.command,
+            config.entrypoint().clone().unwrap_or_default(),
+            config.cmd().clone().unwrap_or_default(),
+        )
+    };
     if let Some(init) = &mut guest.init {
         take_init(init, &mut command);
     }
@@ -92,7 +107,11 @@ pub(crate) fn spec(
         cpus: choices.cpus,
         memory_mib: choices.memory_mib,
         engine: choices.engine,
-        upper_mib: choices.guest.upper_mib.unwrap_or(UPPER_MIB),
+        upper_mib: choices
+            .guest
+            .upper_mib
+            .or(choices.upper_mib)
+            .unwrap_or(UPPER_MIB),
         hostname: hostname(choices.hostname, name)?,
         env: merge_env(
             image_env.into_iter().map(Text::from).collect(),
@@ -108,8 +127,11 @@ pub(crate) fn spec(
             .or_else(|| given(config.user())),
         command,
         lasting,
+        mounts: choices.mounts,
         idle_timeout_ms: choices.idle_timeout.map(milliseconds),
         max_duration_ms: choices.max_duration.map(milliseconds),
+        machine_id: Some(choices.machine_id),
+        main: choices.main,
         guest,
         other: serde_json::Map::new(),
     })

@@ -62,6 +62,12 @@ impl Lock {
     }
 }
 
+impl From<Lock> for OwnedFd {
+    fn from(lock: Lock) -> OwnedFd {
+        lock.file.into()
+    }
+}
+
 impl AsFd for Lock {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()

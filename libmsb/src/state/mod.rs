@@ -13,16 +13,22 @@ use crate::cli::error::Failure;
 pub mod guest;
 /// References, manifests and disks of images.
 pub mod images;
+/// Commands that run, or ran, without a client.
+pub mod jobs;
 /// The name of every file and folder.
 pub mod layout;
 /// Locks: who is alive, who may write.
 pub mod lock;
+/// What a sandbox mounts.
+pub mod mounts;
 /// Sandboxes on disk: create, find, list, remove.
 pub mod sandboxes;
 /// What a sandbox should be.
 pub mod spec;
 /// What a sandbox is.
 pub mod status;
+/// Named volumes on disk: create, find, list, remove.
+pub mod volumes;
 /// Files that are there whole or not at all.
 pub mod write;
 
@@ -93,6 +99,11 @@ impl Home {
     /// The folder of sandboxes.
     pub fn sandboxes(&self) -> sandboxes::Sandboxes {
         sandboxes::Sandboxes::at(self.root.join(layout::SANDBOXES), self.events())
+    }
+
+    /// The folder of named volumes.
+    pub fn volumes(&self) -> volumes::Volumes {
+        volumes::Volumes::at(self.root.join(layout::VOLUMES))
     }
 
     /// The file that says what happened to sandboxes.

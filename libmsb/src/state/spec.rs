@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use msb_wire::exec::Rlimit;
 use msb_wire::text::Text;
 use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
 use crate::machine::EngineChoice;
 use crate::state::guest::GuestSpec;
+use crate::state::mounts::Mount;
 
 /// The version of the file's form.
 pub const SPEC_VERSION: u32 = 1;
@@ -57,18 +59,45 @@ pub struct Spec {
     /// Whether the sandbox, when nobody is attached to it, outlives its main command and ends only when it is stopped.
     #[serde(default)]
     pub lasting: bool,
+    /// What is mounted besides the root.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mounts: Vec<Mount>,
     /// Nobody has used it for so many milliseconds: then it is stopped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_timeout_ms: Option<u64>,
     /// It has run for so many milliseconds: then it is stopped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_duration_ms: Option<u64>,
+    /// The guest's machine-id(5): 32 hexadecimal digits, of this sandbox alone and the same at each start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine_id: Option<String>,
+    /// What the main command may use, when nobody is attached to the sandbox.
+    #[serde(default, skip_serializing_if = "MainBounds::is_empty")]
+    pub main: MainBounds,
     /// What the guest is made of and may do.
     #[serde(default, skip_serializing_if = "is_plain")]
     pub guest: GuestSpec,
     /// Fields of later versions, kept.
     #[serde(flatten)]
     pub other: serde_json::Map<String, serde_json::Value>,
+}
+
+/// What the main command of a detached sandbox may use.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct MainBounds {
+    /// Limits of its resources, in place of those that it would inherit.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rlimits: Vec<Rlimit>,
+    /// It has run for so many milliseconds: then it is killed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<u64>,
+}
+
+impl MainBounds {
+    /// Whether it may use what it likes.
+    pub fn is_empty(&self) -> bool {
+        *self == MainBounds::default()
+    }
 }
 
 /// Whether a guest need not be described.

@@ -84,6 +84,8 @@ pub enum Reason {
     VmExited,
     /// The process of the virtual machine failed, or was killed.
     VmmFailed,
+    /// The process that shares folders of the host with the guest failed, or was killed.
+    ShareFailed,
     /// The guest's agent broke the protocol, or ended.
     AgentFailed,
     /// The supervisor could not go on.
@@ -124,6 +126,7 @@ impl Reason {
             Reason::GuestRebooted => Some("restarted itself"),
             Reason::VmExited => Some("ended by itself"),
             Reason::VmmFailed => Some("VMM failed"),
+            Reason::ShareFailed => Some("shared folders failed"),
             Reason::AgentFailed => Some("agent failed"),
             Reason::SupervisorFailed => Some("supervisor failed"),
             Reason::SupervisorGone => Some("supervisor was killed"),

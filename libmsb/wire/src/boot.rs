@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::guest::Settings;
+use crate::mount::GuestMount;
 use crate::text::Text;
 
 /// Sets the guest up. Answered by one [`BootEvent`], which ends the stream.
@@ -15,6 +16,9 @@ pub struct BootRequest {
     pub root: Root,
     /// The guest's host name.
     pub hostname: String,
+    /// The guest's machine-id(5), 32 hexadecimal digits; put in place where the image has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine_id: Option<String>,
     /// Variables of every command (`NAME=value`), below those of the command itself.
     #[serde(default)]
     pub env: Vec<Text>,
@@ -24,6 +28,9 @@ pub struct BootRequest {
     /// User of every command that names none: `USER|UID[:GROUP|GID]`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<Text>,
+    /// What is mounted besides the root. Needs [`crate::handshake::operation::MOUNTS`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mounts: Vec<GuestMount>,
     /// The host's clock, in nanoseconds since 1970.
     pub clock_unix_ns: u64,
     /// Random bytes in hexadecimal digits, for the guest's entropy pool.

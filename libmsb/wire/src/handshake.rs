@@ -24,12 +24,16 @@ pub mod operation {
     pub const EXEC_LOG: &str = "exec.log";
     /// Limit a command's resources; see [`crate::exec::ExecRequest::rlimits`].
     pub const EXEC_RLIMIT: &str = "exec.rlimit";
+    /// Supervisor: commands that go on without a client, signals to them, and being attached; see [`crate::job`].
+    pub const JOBS: &str = "jobs";
     /// Copy files; see [`crate::file`].
     pub const FILES: &str = "files";
     /// Make folders and remove what is there; see [`crate::file::Direction`].
     pub const FILES_CHANGE: &str = "files.change";
     /// Guest: hand over to the image's init; see [`crate::guest`].
     pub const INIT: &str = "init";
+    /// Guest: mount what the boot request asks for; see [`crate::mount`].
+    pub const MOUNTS: &str = "mounts";
     /// Guest: answer, to show that it is alive; see [`crate::sandbox`].
     pub const PING: &str = "ping";
     /// Guest: take rights away from commands; see [`crate::guest::Security`].

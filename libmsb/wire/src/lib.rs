@@ -19,8 +19,12 @@ pub mod frame;
 pub mod guest;
 /// The first frame of each side: versions, operations, and what to do when they differ.
 pub mod handshake;
+/// Commands that go on without a client.
+pub mod job;
 /// Every bound of the protocol.
 pub mod limits;
+/// What a guest mounts besides its root.
+pub mod mount;
 /// Requests to the supervisor itself.
 pub mod sandbox;
 /// Strings that may hold bytes which are not UTF-8, in JSON.

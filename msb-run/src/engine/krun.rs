@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use libmsb::cli::error::Failure;
 use libmsb::machine::{self, KrunKernel, PLAN_VERSION, Plan};
 
 use super::initramfs::{self, Modules};
@@ -69,6 +70,13 @@ impl Engine for Krun {
         // There is no other way, but the same may do when the host is less busy.
         if attempt >= ATTEMPTS {
             return Ok(None);
+        }
+        if !wanted.shares.is_empty() {
+            return Err(Failure::failed(
+                "the engine krun does not share folders of the host with a guest yet",
+            )
+            .hint("take the other engine: --engine qemu; or a volume of the kind disk")
+            .into());
         }
         Ok(Some(Plan {
             version: PLAN_VERSION,

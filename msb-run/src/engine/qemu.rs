@@ -24,6 +24,9 @@ const CMDLINE: &str = "console=ttyS0 panic=-1 reboot=t quiet no_timer_check tsc=
 /// Modules on the way to disks and host; those of the board come first.
 const MODULES: &[&str] = &["virtio_blk", "virtio_console", "erofs", "ext4", "overlay"];
 
+/// What a guest with shared folders needs besides.
+const MODULE_SHARES: &str = "virtiofs";
+
 /// The guest gives memory that it has freed back through this.
 const MODULES_LATER: &[&str] = &["virtio_balloon"];
 
@@ -68,15 +71,10 @@ impl Engine for Qemu {
         let Some(board) = self.board(attempt) else {
             return Ok(None);
         };
-        if let Some(share) = wanted.shares.first() {
-            return Err(Failure::failed(format!(
-                "the engine qemu cannot share the folder '{}' with the guest",
-                share.path.display()
-            ))
-            .hint("the engine krun can, where hardware virtualization works: see 'msb doctor'")
-            .into());
+        let mut modules = needed_modules(board);
+        if !wanted.shares.is_empty() {
+            modules.push(MODULE_SHARES);
         }
-        let modules = needed_modules(board);
         let modules = Modules {
             needed: &modules,
             later: MODULES_LATER,
@@ -103,7 +101,7 @@ impl Engine for Qemu {
             life_fd: wanted.descriptors.life,
             report_fd: wanted.descriptors.report,
             net: None,
-            shares: Vec::new(),
+            shares: wanted.shares.clone(),
         }))
     }
 }

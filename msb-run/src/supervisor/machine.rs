@@ -5,16 +5,18 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::Context;
 use libmsb::isolate::Step;
-use libmsb::machine::Plan;
 use libmsb::tools;
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use serde::Serialize;
 
 use super::link::Link;
+use super::share::{self, ShareServer};
 use crate::engine::{Console, Descriptors, Engine, Wanted};
 
 /// Longest report of what the machine's process has given up, in bytes.
@@ -30,6 +32,8 @@ pub(crate) struct Machine {
     pub(crate) agent: Link,
     /// What the guest's kernel prints.
     pub(crate) console: File,
+    /// Serves folders of the host to it, if any are shared.
+    pub(crate) share: Option<ShareServer>,
     /// Takes what the machine's process says of itself.
     report: File,
     /// Closed when this process is gone: then the machine ends.
@@ -57,6 +61,10 @@ pub(crate) fn start(
         life: life_theirs.as_raw_fd(),
         report: Some(report_theirs.as_raw_fd()),
     };
+    let mut served = Vec::new();
+    for share in &mut wanted.shares {
+        served.push(share::start(share, life_theirs.as_fd())?);
+    }
     let Some(plan) = engine.plan(&wanted, attempt)? else {
         return Ok(None);
     };
@@ -68,6 +76,7 @@ pub(crate) fn start(
         life_theirs.as_fd(),
         report_theirs.as_fd(),
     ];
+    inherited.extend(served.iter().map(|(_, socket)| socket.as_fd()));
     inherited.extend_from_slice(held);
     let mut command = tools::command("msb-vmm")?;
     command.arg(format!("/proc/self/fd/{}", plan.as_raw_fd()));
@@ -82,6 +91,7 @@ pub(crate) fn start(
         exit: None,
         agent,
         console,
+        share: served.pop().map(|(server, _)| server),
         report: report.into(),
         _life: life,
     }))
@@ -100,9 +110,11 @@ fn console(engine: &dyn Engine) -> io::Result<(File, OwnedFd)> {
     Ok((ours.into(), theirs))
 }
 
-/// Starts a program with descriptors that are closed on exec otherwise. This process has one thread, so no other child
-/// gets them by chance.
+/// Starts a program with descriptors that are closed on exec otherwise. One at a time, so that no other child gets them by
+/// chance: it would keep the lock of another's sandbox.
 pub(crate) fn spawn_with(command: &mut Command, inherited: &[BorrowedFd<'_>]) -> io::Result<Child> {
+    static ONE: Mutex<()> = Mutex::new(());
+    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     for descriptor in inherited {
         fcntl_setfd(descriptor, FdFlags::empty())?;
     }
@@ -113,7 +125,8 @@ pub(crate) fn spawn_with(command: &mut Command, inherited: &[BorrowedFd<'_>]) ->
     child
 }
 
-fn plan_file(plan: &Plan) -> anyhow::Result<File> {
+/// A plan, as a file that its reader inherits.
+pub(super) fn plan_file<P: Serialize>(plan: &P) -> anyhow::Result<File> {
     let descriptor =
         memfd_create("msb-plan", MemfdFlags::CLOEXEC).context("cannot make the plan's file")?;
     let mut file = File::from(descriptor);

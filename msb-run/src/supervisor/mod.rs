@@ -14,6 +14,7 @@ mod link;
 mod machine;
 mod relay;
 mod rotate;
+mod share;
 mod socket;
 
 pub(crate) use args::SupervisorArgs;
@@ -27,7 +28,7 @@ use anyhow::Context;
 use libmsb::cli::args::SandboxName;
 use libmsb::cli::error::{Failure, print_error};
 use libmsb::jsonl;
-use libmsb::machine::{Disk, Format, SERIAL_ROOT, SERIAL_UPPER};
+use libmsb::machine::{Disk, Format, SERIAL_ROOT, SERIAL_UPPER, Share};
 use libmsb::reference::Reference;
 use libmsb::state::guest::{DiskFormat, RootDisk};
 use libmsb::state::lock::Lock;
@@ -38,6 +39,7 @@ use libmsb::state::{Home, layout};
 
 use crate::engine::{self, Descriptors, Wanted, upper};
 use crate::guest::root_disk;
+use crate::mounts::{self, Prepared};
 use crate::startup::Startup;
 
 const TOOL: &str = "msb-supervisor";
@@ -51,6 +53,8 @@ pub(crate) struct Starter {
     pub(crate) bond: Option<File>,
     /// Takes a [`Startup`] line when the guest is up or cannot come up, and another when it ends badly after that.
     pub(crate) ready: Option<File>,
+    /// Held for the time of the boot, so that not too many boot at a time.
+    pub(crate) slot: Option<OwnedFd>,
 }
 
 impl Starter {
@@ -72,6 +76,7 @@ pub(crate) struct Setup {
     pub(crate) root_disk: std::path::PathBuf,
     /// The disk that is written to; `None` when that is the guest's memory.
     pub(crate) upper: Option<File>,
+    pub(crate) mounts: Prepared,
 }
 
 /// Runs a sandbox to its end.
@@ -112,17 +117,18 @@ fn prepare(home: Home, sandbox: &Sandbox, lock: Lock) -> Result<(Setup, Option<S
             sandbox.name
         );
         let spec = sandbox.spec()?;
-        let (engine, note) = engine::choose(&home, spec.engine)?;
+        let mounts = mounts::prepare(&home, &spec.mounts)?;
+        let (engine, note) = engine::choose(&home, mounts.engine(spec.engine))?;
         let reference: Reference = spec.image.reference.parse()?;
         let root_disk = home
             .images()
             .open(&reference, &spec.image.manifest_digest)?
             .disk;
         let upper = open_upper(sandbox, &spec)?;
-        Ok((spec, engine, note, root_disk, upper))
+        Ok((spec, engine, note, root_disk, upper, mounts))
     })();
     match found {
-        Ok((spec, engine, note, root_disk, upper)) => {
+        Ok((spec, engine, note, root_disk, upper, mounts)) => {
             let setup = Setup {
                 home,
                 sandbox: sandbox.clone(),
@@ -131,6 +137,7 @@ fn prepare(home: Home, sandbox: &Sandbox, lock: Lock) -> Result<(Setup, Option<S
                 engine,
                 root_disk,
                 upper,
+                mounts,
             };
             Ok((setup, note))
         }
@@ -201,11 +208,22 @@ pub(crate) fn wanted(setup: &Setup) -> Wanted {
         read_only: false,
         volatile: setup.spec.ephemeral && root_disk.is_managed(),
     });
+    let mounts = &setup.mounts;
+    let disks = [root]
+        .into_iter()
+        .chain(upper)
+        .chain(mounts.disks.clone())
+        .collect();
+    let share = (!mounts.entries.is_empty()).then(|| Share {
+        tag: Prepared::tag().to_owned(),
+        fd: -1,
+        entries: mounts.entries.clone(),
+    });
     Wanted {
         cpus: setup.spec.cpus,
         memory_mib: setup.spec.memory_mib,
-        disks: [root].into_iter().chain(upper).collect(),
-        shares: Vec::new(),
+        disks,
+        shares: share.into_iter().collect(),
         descriptors: Descriptors {
             agent: -1,
             console: -1,
@@ -230,6 +248,7 @@ pub(crate) fn start_machine(
 ) -> anyhow::Result<Option<machine::Machine>> {
     let mut held = vec![setup.lock.as_fd()];
     held.extend(setup.upper.as_ref().map(AsFd::as_fd));
+    held.extend(setup.mounts.held());
     machine::start(setup.engine.as_ref(), attempt, wanted(setup), &held)
 }
 

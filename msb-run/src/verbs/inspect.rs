@@ -10,6 +10,7 @@ use libmsb::cli::output;
 use libmsb::cli::style::{age, bytes, local_time};
 use libmsb::isolate::Step;
 use libmsb::state::guest::{DiskFormat, GuestSpec, RootDisk};
+use libmsb::state::mounts::{Mount, Source};
 use libmsb::state::sandboxes::{Sandbox, Seen};
 use libmsb::state::spec::Spec;
 use libmsb::state::status::Status;
@@ -201,6 +202,7 @@ fn rows(seen: &Seen, disk: Disk) -> Vec<(&'static str, String)> {
             spec.max_duration_ms.map(millis).unwrap_or_default(),
         ),
     ]);
+    rows.extend(spec.mounts.iter().map(|mount| ("Mount", described(mount))));
     rows.extend(
         spec.labels
             .iter()
@@ -209,4 +211,19 @@ fn rows(seen: &Seen, disk: Disk) -> Vec<(&'static str, String)> {
     rows.extend(spec.env.iter().map(|text| ("Variable", text.to_lossy())));
     rows.retain(|(_, value)| !value.is_empty());
     rows
+}
+
+/// A mount as it would be typed, its kind before it.
+fn described(mount: &Mount) -> String {
+    let (kind, source) = match &mount.source {
+        Source::Bind { source } => ("bind", source.to_lossy()),
+        Source::Volume { name } => ("volume", name.to_string()),
+        Source::Disk { source, .. } => ("disk", source.to_lossy()),
+        Source::Tmpfs { size_mib } => (
+            "tmpfs",
+            size_mib.map_or("half of memory".to_owned(), |mib| bytes(mib << 20)),
+        ),
+    };
+    let (target, options) = (mount.target.to_lossy(), mount.options());
+    format!("{kind} {source} at {target} ({options})")
 }

@@ -9,6 +9,7 @@ use libmsb::cli::style::{Table, age};
 use libmsb::selector::Selector;
 use libmsb::state::Home;
 use libmsb::state::sandboxes::{Entry, Seen};
+use msb_wire::text::Text;
 use serde::Serialize;
 
 /// Show running sandboxes and their main commands
@@ -87,8 +88,7 @@ fn is_chosen(seen: &Seen, args: &PsArgs) -> bool {
 }
 
 fn row<'a>(name: &'a str, seen: &'a Seen) -> Row<'a> {
-    let words = seen.spec.command.iter();
-    let words: Vec<String> = words.map(|word| quoted(&word.to_lossy())).collect();
+    let words = &seen.spec.command;
     Row {
         name,
         status: seen.state.word(),
@@ -96,12 +96,18 @@ fn row<'a>(name: &'a str, seen: &'a Seen) -> Row<'a> {
         command: if words.is_empty() {
             "-".to_owned()
         } else {
-            words.join(" ")
+            command_line(words)
         },
         ports: Vec::new(),
         started_at: seen.status.started_at,
         exit_code: seen.status.exit_code,
     }
+}
+
+/// The words as a shell would take them.
+pub(super) fn command_line(words: &[Text]) -> String {
+    let words: Vec<String> = words.iter().map(|word| quoted(&word.to_lossy())).collect();
+    words.join(" ")
 }
 
 /// The word as a shell would take it.
@@ -132,7 +138,7 @@ fn table(rows: &[Row<'_>]) -> Table {
 }
 
 /// A long command would tear the table apart; `inspect` has the whole.
-fn shortened(command: &str) -> String {
+pub(super) fn shortened(command: &str) -> String {
     const WIDTH: usize = 40;
     if command.chars().count() <= WIDTH {
         return command.to_owned();

@@ -143,14 +143,6 @@ fn keep_paths(plan: &Plan) -> Taken {
             .iter()
             .for_each(|extent| keep(extent, Access::Read));
     }
-    for share in &plan.shares {
-        let access = if share.read_only {
-            Access::Read
-        } else {
-            Access::Write
-        };
-        keep(&share.path, access);
-    }
     isolate::keep_paths(&rules, Reach::Alone)
 }
 

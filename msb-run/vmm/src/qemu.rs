@@ -11,10 +11,7 @@ use libmsb::machine::{Accelerator, Board, Disk, Format, PORT_AGENT, Plan, Qemu};
 
 /// Becomes QEMU. Returns only when that fails, with the reason.
 pub(crate) fn exec(plan: &Plan, engine: &Qemu) -> anyhow::Result<io::Error> {
-    ensure!(
-        plan.net.is_none() && plan.shares.is_empty(),
-        "the engine qemu has neither network nor shared folders"
-    );
+    ensure!(plan.net.is_none(), "the engine qemu has no network");
     Ok(Command::new(&engine.program)
         .args(arguments(plan, engine))
         .exec())
@@ -35,7 +32,19 @@ fn arguments(plan: &Plan, engine: &Qemu) -> Vec<OsString> {
         "-sandbox",
         "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
     );
-    args.pair("-M", machine(engine.board));
+    let mut machine = machine(engine.board).to_owned();
+    if !plan.shares.is_empty() {
+        // The server of a share reads requests out of the guest's memory, and writes answers there.
+        machine.push_str(",memory-backend=memory");
+        args.pair(
+            "-object",
+            format!(
+                "memory-backend-memfd,id=memory,share=on,size={}M",
+                plan.memory_mib
+            ),
+        );
+    }
+    args.pair("-M", machine);
     args.pair(
         "-accel",
         if engine.accelerator == Accelerator::Kvm {
@@ -72,6 +81,19 @@ fn arguments(plan: &Plan, engine: &Qemu) -> Vec<OsString> {
         args.pair(
             "-device",
             format!("virtio-blk-{bus},drive=disk{number},serial={}", disk.serial),
+        );
+    }
+    for (number, share) in plan.shares.iter().enumerate() {
+        args.pair(
+            "-chardev",
+            format!("socket,id=share{number},fd={}", share.fd),
+        );
+        args.pair(
+            "-device",
+            format!(
+                "vhost-user-fs-{bus},chardev=share{number},tag={},queue-size=1024",
+                share.tag
+            ),
         );
     }
     args.list

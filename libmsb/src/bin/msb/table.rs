@@ -29,6 +29,7 @@ impl Command {
 pub(crate) enum Group {
     Sandboxes,
     Images,
+    Storage,
     Other,
     /// Programs that people do not start themselves; only under `help --all`.
     Plumbing,
@@ -36,13 +37,19 @@ pub(crate) enum Group {
 
 impl Group {
     /// Those of the ordinary help.
-    pub(crate) const SHOWN: [Group; 3] = [Group::Sandboxes, Group::Images, Group::Other];
+    pub(crate) const SHOWN: [Group; 4] = [
+        Group::Sandboxes,
+        Group::Images,
+        Group::Storage,
+        Group::Other,
+    ];
 
     /// The heading.
     pub(crate) fn title(self) -> &'static str {
         match self {
             Group::Sandboxes => "Sandboxes",
             Group::Images => "Images",
+            Group::Storage => "Storage",
             Group::Other => "Other",
             Group::Plumbing => "Plumbing",
         }
@@ -77,6 +84,24 @@ pub(crate) const COMMANDS: &[Command] = &[
         None,
         "Run another command in a running sandbox",
         "msb-exec",
+    ),
+    sandbox(
+        "jobs",
+        None,
+        "List commands that go on by themselves (exec -d)",
+        "msb-jobs",
+    ),
+    sandbox(
+        "attach",
+        None,
+        "Be with a job: its output, its input, its end",
+        "msb-attach",
+    ),
+    sandbox(
+        "signal",
+        None,
+        "Send a signal to the processes of a job",
+        "msb-signal",
     ),
     sandbox(
         "copy",
@@ -154,6 +179,14 @@ pub(crate) const COMMANDS: &[Command] = &[
         "Log in to registries and out of them (image registry)",
         &["registry"],
     ),
+    Command {
+        name: "volume",
+        alias: Some("vol"),
+        group: Group::Storage,
+        about: "Make, list, inspect and remove named volumes",
+        program: "msb-volume",
+        args: &[],
+    },
     Command {
         name: "doctor",
         alias: None,

@@ -38,6 +38,10 @@ impl Life {
             peer.require(operation::SECURITY)
                 .map_err(|error| Violation(format!("a hello: {error}")))?;
         }
+        if !self.setup.mounts.guest.is_empty() {
+            peer.require(operation::MOUNTS)
+                .map_err(|error| Violation(format!("a hello: {error}")))?;
+        }
         self.tells_time = peer.require(operation::CLOCK).is_ok();
         self.stamps.guest_agent_ns = peer.agent_start_ns.unwrap_or(0);
         self.relay.meet(peer);
@@ -67,9 +71,11 @@ impl Life {
                 },
             },
             hostname: spec.hostname.clone(),
+            machine_id: spec.machine_id.clone(),
             env: spec.env.clone(),
             cwd: spec.workdir.clone(),
             user: spec.user.clone(),
+            mounts: self.setup.mounts.guest.clone(),
             clock_unix_ns: clock::unix_ns(),
             entropy_hex: to_hex(&entropy),
             guest: Settings {
@@ -93,6 +99,8 @@ impl Life {
                 Ok(())
             }
             BootEvent::Ready { kernel, ready_ns } => {
+                // The next one may boot.
+                starter.slot = None;
                 self.stamps.guest_ready_ns = ready_ns;
                 self.status.kernel = Some(kernel);
                 self.prepare(starter)
@@ -153,11 +161,16 @@ impl Life {
         if self.attached.is_some() || self.setup.spec.command.is_empty() {
             return Ok(());
         }
+        let spec = &self.setup.spec;
         let exec = ExecRequest {
-            argv: self.setup.spec.command.clone(),
+            argv: spec.command.clone(),
+            rlimits: spec.main.rlimits.clone(),
             main: true,
             ..ExecRequest::default()
         };
+        if let Some(timeout_ms) = spec.main.timeout_ms {
+            self.jobs.bind(Own::Main, Duration::from_millis(timeout_ms));
+        }
         self.relay
             .request(Own::Main, &Request::Exec(exec), &mut self.machine.agent)?;
         Ok(())

@@ -4,6 +4,8 @@
 mod boot;
 /// The end.
 mod end;
+/// Commands that go on without a client.
+mod jobs;
 /// How a machine that ended by itself came to that.
 mod outcome;
 /// Between a guest that is set up and one that is open.
@@ -40,12 +42,13 @@ use crate::startup::{Stamps, monotonic_ns};
 const PROGRAM: &str = concat!("msb-supervisor ", env!("CARGO_PKG_VERSION"));
 
 /// What clients may ask: of us, or through us of the guest's agent.
-const OPERATIONS: [&str; 8] = [
+const OPERATIONS: &[&str] = &[
     operation::EXEC,
     operation::EXEC_LOG,
     operation::EXEC_RLIMIT,
     operation::FILES,
     operation::FILES_CHANGE,
+    operation::JOBS,
     operation::PING,
     operation::STOP,
     operation::WAIT,
@@ -134,6 +137,7 @@ pub(crate) struct Life {
     /// Clients that want to know how it ends.
     waiters: Vec<(ClientId, u32)>,
     limits: Limits,
+    jobs: jobs::Table,
     /// When somebody last used it.
     used_at: Instant,
     /// Why it is stopping.
@@ -157,7 +161,7 @@ pub(crate) fn begin(setup: Setup, starter: &mut Starter) -> Result<Life, Aborted
         .context("cannot wait for signals")?;
         let clock = HostClock::new().context("cannot watch the clock")?;
         let socket = Socket::listen(setup.home.agent_socket(&setup.sandbox.name))?;
-        let hello = Hello::of(PROGRAM, &OPERATIONS);
+        let hello = Hello::of(PROGRAM, OPERATIONS);
         // Of a sandbox that goes with its command, and whose client sees all, nobody could read a log.
         let logged = !setup.spec.ephemeral || starter.client.is_none();
         let mut relay = Relay::new(&hello, logged)?;
@@ -200,6 +204,7 @@ pub(crate) fn begin(setup: Setup, starter: &mut Starter) -> Result<Life, Aborted
             Ok(parts) => parts,
             Err(error) => return Err((error, setup.lock)),
         };
+    let jobs = jobs::Table::of(&setup.sandbox);
     Ok(Life {
         setup,
         machine,
@@ -229,6 +234,7 @@ pub(crate) fn begin(setup: Setup, starter: &mut Starter) -> Result<Life, Aborted
         stoppers: Vec::new(),
         waiters: Vec::new(),
         limits: Limits::default(),
+        jobs,
         used_at: Instant::now(),
         ending: None,
         clean: false,
@@ -242,6 +248,7 @@ enum Source {
     Agent,
     Console,
     Exit,
+    Share,
     Listener,
     Signals,
     Clock,
@@ -303,6 +310,9 @@ impl Life {
         if self.console.is_some() {
             sources.push((Source::Console, self.machine.console.as_fd(), PollFlags::IN));
         }
+        if let Some(share) = &self.machine.share {
+            sources.push((Source::Share, share.pidfd(), PollFlags::IN));
+        }
         if let Some(bond) = &self.bond {
             sources.push((Source::Bond, bond.as_fd(), PollFlags::IN));
         }
@@ -340,7 +350,8 @@ impl Life {
                 .flatten()
                 .min(),
         };
-        let deadline = [phase, self.pinged].into_iter().flatten().min()?;
+        let deadlines = [phase, self.pinged, self.jobs.deadline()];
+        let deadline = deadlines.into_iter().flatten().min()?;
         let left = deadline.saturating_duration_since(Instant::now());
         Some(Timespec {
             tv_sec: left.as_secs() as i64,
@@ -359,6 +370,7 @@ impl Life {
             Source::Agent => self.read_agent(notices),
             Source::Console => drop(self.copy_console()),
             Source::Exit => self.machine_ended(),
+            Source::Share => self.share_ended(),
             Source::Listener => self.accept(),
             Source::Signals => {
                 let number = self.signals.wait().context("cannot read a signal")?;
@@ -495,6 +507,10 @@ impl Life {
                 self.last_line.goes_on();
             }
             Notice::Event {
+                own: Own::Job(number),
+                message,
+            } => self.job_event(number, &message),
+            Notice::Event {
                 own: Own::Main | Own::Clock,
                 ..
             } => {}
@@ -526,6 +542,9 @@ impl Life {
                 self.stop(reason, Duration::from_millis(timeout_ms), starter);
             }
             Notice::Wait { client, stream } => self.waiters.push((client, stream)),
+            Notice::Job { asker, request } => self.start_job(asker, *request),
+            Notice::Signal { asker, request } => self.signal_job(asker, &request),
+            Notice::Attach { asker, request } => self.attach_job(asker, &request),
             Notice::Gone(id) if self.attached == Some(id) => {
                 self.attached = None;
                 // When the main command has ended, the client has no reason to stay.
@@ -533,7 +552,7 @@ impl Life {
                     self.stop(Reason::ClientGone, STOP_TIMEOUT, starter);
                 }
             }
-            Notice::Gone(_) => {}
+            Notice::Gone(id) => self.forget_client(id),
         }
         Ok(())
     }
@@ -562,6 +581,9 @@ impl Life {
 
     fn check_deadlines(&mut self, starter: &mut Starter) -> anyhow::Result<()> {
         let now = Instant::now();
+        if self.jobs.deadline().is_some_and(|end| end <= now) {
+            self.end_late_commands();
+        }
         match self.phase {
             Phase::Running if self.limits.end.is_some_and(|end| end <= now) => {
                 self.stop(Reason::MaxDuration, STOP_TIMEOUT, starter);
