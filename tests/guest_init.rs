@@ -105,7 +105,7 @@ fn an_init_that_is_none_fails_the_start_with_its_reason() {
 }
 
 #[test]
-fn an_init_that_dies_is_a_crash_of_the_guest() {
+fn an_init_that_dies_is_a_crash_and_the_console_says_how() {
     let home = Home::with_busybox();
     home.run([
         "run",
@@ -123,7 +123,7 @@ fn an_init_that_dies_is_a_crash_of_the_guest() {
     let status = status(&home, "x");
     assert_eq!(
         (&status["state"], &status["reason"]),
-        (&"Crashed".into(), &"guest_panicked".into())
+        (&"Crashed".into(), &"agent_failed".into())
     );
     let console = fs::read_to_string(home.state().join("sandboxes/x/console.log")).unwrap();
     assert!(
