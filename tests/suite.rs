@@ -36,8 +36,12 @@ mod exit_codes;
 mod from_microsandbox;
 /// Changes of a guest's files before anything of its image runs.
 mod guest_files;
+/// The image's own init as the first process of a guest.
+mod guest_init;
 /// What commands of a guest may do.
 mod guest_rights;
+/// What a guest's root is made of.
+mod guest_root;
 /// Archives that mean harm.
 mod hostile;
 /// Registries that are wrong, slow or wicked.
@@ -46,6 +50,8 @@ mod hostile_registry;
 mod identity;
 /// From an archive to the tree that a guest sees.
 mod image_to_run;
+/// What the host's processes of a sandbox have given up.
+mod isolation;
 /// Commands that go on without a client.
 mod jobs;
 /// Programs that are killed at any moment.

@@ -152,7 +152,7 @@ pub(crate) fn end_machine(status: WaitStatus) -> ! {
                 _ => "somehow".to_owned(),
             };
             crate::console::log(&format!("error: the init ended {how}"));
-            // As when the kernel's first process ends: a panic.
+            // With us the kernel's first process ends, as it would with an init that is not ours to watch.
             std::process::exit(1)
         }
     }

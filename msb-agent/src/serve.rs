@@ -364,9 +364,8 @@ impl Agent {
     fn hand_over(&mut self, stream: u32, request: &InitRequest) {
         let started = match &self.guest {
             None => Err("the guest is not set up".to_owned()),
-            Some(_) if self.init.is_some() || !self.sessions.is_empty() => {
-                Err("something runs already".to_owned())
-            }
+            Some(_) if self.init.is_some() => Err("it runs already".to_owned()),
+            // What serves the last change of the files may still be there: it is ours, and about to end.
             Some(guest) => handover::start(guest, request, &mut self.spawner),
         };
         let event = match started {
