@@ -114,7 +114,12 @@ fn a_configuration_of_0_5_5_is_taken_over() {
     home.run(create).is(0, "", warning);
     let text = home.run(["inspect", "mine", "--format", "json"]).done();
     let config = &serde_json::from_str::<Value>(&text).unwrap()["config"];
-    assert_eq!(config["labels"], json!({"team": "web", "gpu": ""}));
+    // Those of the image are there as always.
+    let labels = &config["labels"];
+    assert_eq!(
+        (&labels["team"], &labels["gpu"]),
+        (&json!("web"), &json!(""))
+    );
     assert_eq!(config["command"], json!(["sh", "-c", "echo hello"]));
     assert_eq!(
         (&config["hostname"], &config["upper_mib"]),
