@@ -26,10 +26,14 @@ mod copy;
 mod docs;
 /// What the doctor says of a host.
 mod doctor;
+/// What was written in a guest, and what is there of it later.
+mod durable;
 /// Which engine runs a sandbox.
 mod engine;
 /// What `run` and `exec` end with.
 mod exit_codes;
+/// Configurations of another program.
+mod from_microsandbox;
 /// Changes of a guest's files before anything of its image runs.
 mod guest_files;
 /// What commands of a guest may do.
@@ -52,8 +56,14 @@ mod life;
 mod lifecycle;
 /// What commands printed, seen later.
 mod logs;
+/// Many sandboxes at once.
+mod many;
 /// Memory, as the host sees it.
 mod memory;
+/// What sandboxes cost.
+mod metrics;
+/// Folders and files of the host, and memory, in a guest.
+mod mounts;
 /// What a guest reaches, and who reaches it.
 mod net;
 /// Names, room on the disk, and what goes when nobody needs it.
@@ -66,6 +76,8 @@ mod registry;
 mod roundtrip;
 /// Archives that are written.
 mod save;
+/// Attempts to leave what is shared with a guest.
+mod share_escape;
 /// Standard input, output and error.
 mod streams;
 /// What the tests stand on.
@@ -74,3 +86,5 @@ mod support;
 mod tar_readers;
 /// A person before a terminal.
 mod terminal;
+/// Named volumes and disk images.
+mod volumes;

@@ -19,6 +19,8 @@ pub mod machine;
 pub mod net;
 /// References to images.
 pub mod reference;
+/// The sample file of a sandbox: what it costs.
+pub mod samples;
 /// For programs that use sandboxes.
 pub mod sdk;
 /// Choosing sandboxes by their labels.

@@ -23,11 +23,16 @@ const STAGE: &str = "/dev/.msb-share";
 /// File systems that are tried on a disk of which nothing is known, as far as the kernel has them.
 const FSTYPES: [&CStr; 2] = [c"ext4", c"erofs"];
 
-/// Mounts all of them. Gives the tops of the disks that are written to, which must be clean at the end.
-pub(crate) fn attach(mounts: &[GuestMount]) -> Result<Vec<OwnedFd>, String> {
+/// Mounts all of them; in a restricted guest without setuid programs and devices, whatever is asked for. Gives the tops of the disks that are written to, which must be clean at the end.
+pub(crate) fn attach(mounts: &[GuestMount], restricted: bool) -> Result<Vec<OwnedFd>, String> {
     let mut disks = Vec::new();
     let mut stage = None;
     for mount in parents_first(mounts) {
+        let mount = &GuestMount {
+            nosuid: mount.nosuid || restricted,
+            nodev: mount.nodev || restricted,
+            ..mount.clone()
+        };
         let target = Path::new(mount.target.as_os_str());
         let done = match &mount.source {
             MountSource::Share { tag, entry, file } => {

@@ -44,7 +44,9 @@ pub(crate) fn boot(request: BootRequest, modules: &Modules) -> Result<Guest, Boo
     add_entropy(&request.entropy_hex);
     let upper = root::enter(&request.root).map_err(|message| failed("root", message))?;
     mount::guest().map_err(|message| failed("mounts", message))?;
-    let disks = attach::attach(&request.mounts).map_err(|message| failed("mounts", message))?;
+    let restricted = request.guest.security.is_restricted();
+    let disks =
+        attach::attach(&request.mounts, restricted).map_err(|message| failed("mounts", message))?;
     let hosts = request
         .net
         .as_ref()

@@ -36,6 +36,7 @@ pub(crate) const OPERATIONS: &[&str] = &[
     operation::INIT,
     operation::MOUNTS,
     operation::PING,
+    operation::SAMPLES,
     operation::SECURITY,
     operation::SHUTDOWN,
 ];

@@ -26,6 +26,8 @@ mod env;
 mod exec;
 /// Copies into the guest and out of it.
 mod files;
+/// What the guest costs.
+mod gauges;
 /// The image's own init.
 mod handover;
 /// Host name, `/etc/hosts`, loopback, limits: who the guest is.
@@ -50,6 +52,8 @@ mod port;
 mod pty;
 /// The root file system: EROFS below, ext4 above.
 mod root;
+/// Samples for the host, at an interval.
+mod samples;
 /// The loop over the port, the commands and their ends.
 mod serve;
 /// One running command and its streams.

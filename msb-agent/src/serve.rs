@@ -14,6 +14,7 @@ use msb_wire::exec::{ExecControl, ExecEvent, FailureKind};
 use msb_wire::frame::{Assembler, Decoder, FrameError, Header, Kind, STDIN, flags, put_message};
 use msb_wire::guest::{InitEvent, InitRequest};
 use msb_wire::handshake::{Hello, VersionMismatch};
+use msb_wire::samples::{SamplesEvent, SamplesRequest};
 use msb_wire::sandbox::{ClockEvent, PingEvent, Request, StopEvent};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -25,6 +26,7 @@ use crate::exec::{self, Refusal};
 use crate::init::OPERATIONS;
 use crate::modules::Modules;
 use crate::port::Port;
+use crate::samples::Samples;
 use crate::session::{CreditViolation, Session, put_event, scratch};
 use crate::spawn::Spawner;
 use crate::{clock, files, handover, shutdown, sys};
@@ -117,6 +119,7 @@ pub(crate) struct Agent {
     has_children: bool,
     /// When the modules that can wait are loaded.
     later: Option<Instant>,
+    samples: Option<Samples>,
     stopping: Option<Stopping>,
 }
 
@@ -141,6 +144,7 @@ impl Agent {
             turn: 0,
             has_children: false,
             later: None,
+            samples: None,
             stopping: None,
         })
     }
@@ -161,6 +165,7 @@ impl Agent {
             self.end_sessions();
             self.stop_further();
             self.load_later();
+            self.sample();
             if let Err(error) = self.port.write() {
                 self.lost(&reason(error));
             }
@@ -214,7 +219,9 @@ impl Agent {
 
     fn timeout(&self) -> Option<Timespec> {
         let stopping = self.stopping.as_ref().map(|stopping| stopping.until);
-        let until = [stopping, self.later].into_iter().flatten().min()?;
+        let sample = self.samples.as_ref().map(Samples::due);
+        let until = [stopping, self.later, sample];
+        let until = until.into_iter().flatten().min()?;
         Timespec::try_from(until.saturating_duration_since(Instant::now())).ok()
     }
 
@@ -285,7 +292,7 @@ impl Agent {
 
     fn take_open(&mut self, header: &Header, payload: &[u8]) -> Result<(), Broken> {
         let stream = header.stream;
-        if self.sessions.contains_key(&stream) {
+        if self.sessions.contains_key(&stream) || Samples::on(&mut self.samples, stream).is_some() {
             return Err(Broken::StreamInUse(stream));
         }
         match self.messages.push(header, payload)? {
@@ -318,6 +325,7 @@ impl Agent {
                 };
                 self.put_last(stream, serde_json::to_vec(&event));
             }
+            Ok(Request::Samples(request)) => self.start_samples(stream, request),
             Ok(Request::Init(request)) => self.hand_over(stream, &request),
             Ok(Request::Shutdown) => self.shut_down(stream),
             Ok(Request::Ping) => self.put_last(stream, serde_json::to_vec(&PingEvent::Pong)),
@@ -483,6 +491,12 @@ impl Agent {
     }
 
     fn take_control(&mut self, header: &Header, payload: &[u8]) -> Result<(), Broken> {
+        if let Some(samples) = Samples::on(&mut self.samples, header.stream) {
+            if let Some(message) = self.messages.push(header, payload)? {
+                samples.control(&message);
+            }
+            return Ok(());
+        }
         let Some(session) = self.sessions.get_mut(&header.stream) else {
             return Ok(());
         };
@@ -504,8 +518,46 @@ impl Agent {
                 Refusal::new(FailureKind::Other, "closed before the request was complete"),
             );
         }
+        if Samples::on(&mut self.samples, stream).is_some() {
+            self.samples = None;
+            self.put_last(stream, serde_json::to_vec(&SamplesEvent::Closed));
+        }
         if let Some(session) = self.sessions.get_mut(&stream) {
             session.close();
+        }
+    }
+
+    /// There is one host, and one stream of samples for it.
+    fn start_samples(&mut self, stream: u32, request: SamplesRequest) {
+        let refused = match &self.guest {
+            None => "the guest is not set up".to_owned(),
+            Some(_) if self.samples.is_some() => "samples are being taken already".to_owned(),
+            Some(guest) => match Samples::start(stream, request, &guest.upper) {
+                Ok(samples) => {
+                    self.samples = Some(samples);
+                    return;
+                }
+                Err(error) => reason(error),
+            },
+        };
+        self.refuse(stream, Refusal::new(FailureKind::Other, refused));
+    }
+
+    /// The next sample, when it is time. While the host does not read, there is none.
+    fn sample(&mut self) {
+        let has_room = self.port.has_room();
+        if let Some(samples) = &mut self.samples
+            && let Some(sample) = samples.next()
+            && has_room
+            && let Ok(json) = serde_json::to_vec(&SamplesEvent::Sample(sample))
+        {
+            put_message(
+                &mut self.port.outgoing,
+                samples.stream(),
+                Kind::Event,
+                0,
+                &json,
+            );
         }
     }
 

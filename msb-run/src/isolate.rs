@@ -11,7 +11,7 @@ use libmsb::state::sandboxes::Sandbox;
 const SUPERVISOR: &str = "supervisor";
 
 /// The supervisor, when all is started and nothing of the image has run yet. What is left: the sandbox's folder, its
-/// sockets, and the list of events. From here on it starts no program, opens no connection, and mounts nothing; the guest,
+/// sockets, the list of events, and reading what processes cost. From here on it starts no program, opens no connection, and mounts nothing; the guest,
 /// whose every byte it reads, would gain nothing else by it.
 pub(crate) fn while_serving(home: &Home, sandbox: &Sandbox, ephemeral: bool) -> Vec<Step> {
     let runtime = home.runtime_dir(&sandbox.name);
@@ -21,6 +21,9 @@ pub(crate) fn while_serving(home: &Home, sandbox: &Sandbox, ephemeral: bool) -> 
         // Its folder of sockets goes in the end.
         (Place::from(home.runtime()), Access::Folders),
         (Place::from(home.events()), Access::Write),
+        // What its own processes cost. Of others the kernel shows no more than to everybody: what is theirs alone it shows
+        // only to who may trace them, and a confined process may trace none outside.
+        (Place::from(Path::new("/proc")), Access::Read),
     ];
     if ephemeral && let Some(sandboxes) = sandbox.dir.parent() {
         // So does its own folder: under another name first.

@@ -18,6 +18,8 @@ use libmsb::state::{Home, layout, write};
 
 use crate::engine::{self, upper};
 use crate::guest::GuestArgs;
+use crate::metrics::MetricsArgs;
+use crate::microsandbox::Stored;
 use crate::mounts::{self, MountArgs};
 use crate::plan::{self, Choices};
 use crate::pull::{self, PullPolicy};
@@ -64,6 +66,8 @@ pub(crate) struct MakeArgs {
     #[arg(long, value_parser = parse_positive_duration, value_name = "DURATION")]
     max_duration: Option<Duration>,
     #[command(flatten)]
+    metrics: MetricsArgs,
+    #[command(flatten)]
     guest: GuestArgs,
     /// Remove the sandbox of that name first, with its disk
     #[arg(long, requires = "name")]
@@ -73,6 +77,16 @@ pub(crate) struct MakeArgs {
     replace_with_timeout: Option<Duration>,
     #[command(flatten)]
     net: NetArgs,
+    /// What a stored configuration says that no option does.
+    #[arg(skip)]
+    stored: StoredParts,
+}
+
+/// Parts of a stored configuration for which there are no options.
+#[derive(Clone, Debug, Default)]
+struct StoredParts {
+    upper_mib: Option<u64>,
+    command: Vec<OsString>,
 }
 
 impl MakeArgs {
@@ -93,7 +107,30 @@ impl MakeArgs {
             || self.idle_timeout.is_some()
             || self.max_duration.is_some()
             || self.net.is_given()
+            || self.metrics.given().is_some()
             || self.guest.is_given()
+    }
+
+    /// Takes over what a stored configuration says where nothing was typed.
+    pub(crate) fn fill_in(&mut self, stored: &Stored) -> Result<(), Failure> {
+        let seconds = |seconds: Option<u64>| seconds.filter(|s| *s > 0).map(Duration::from_secs);
+        self.cpus = self.cpus.or(stored.cpus);
+        self.memory = self.memory.or(stored.memory_mib);
+        self.hostname = self.hostname.take().or_else(|| stored.hostname.clone());
+        self.idle_timeout = self.idle_timeout.or(seconds(stored.idle_timeout_s));
+        self.max_duration = self.max_duration.or(seconds(stored.max_duration_s));
+        // Checked as if they had been typed, and below those that were.
+        let mut labels = Vec::with_capacity(stored.labels.len() + self.label.len());
+        for (key, value) in &stored.labels {
+            labels.push(parse_label(&format!("{key}={value}"))?);
+        }
+        labels.append(&mut self.label);
+        self.label = labels;
+        self.stored.upper_mib = stored.upper_mib.map(|mib| mib.max(upper::SIZE_MIB_MIN));
+        if self.entrypoint.is_none() {
+            self.stored.command = stored.command.clone();
+        }
+        Ok(())
     }
 
     fn choices(
@@ -116,6 +153,9 @@ impl MakeArgs {
             idle_timeout: self.idle_timeout,
             max_duration: self.max_duration,
             net: self.net.spec()?,
+            metrics: self.metrics.choice(home)?,
+            upper_mib: self.stored.upper_mib,
+            stored_command: self.stored.command.clone(),
             machine_id: write::random_machine_id()?,
             main: MainBounds::default(),
             guest: self.guest.choices()?,

@@ -11,7 +11,7 @@ use libmsb::machine::EngineChoice;
 use libmsb::net::NetSpec;
 use libmsb::state::images::Image;
 use libmsb::state::mounts::Mount;
-use libmsb::state::spec::{MainBounds, SPEC_VERSION, Spec, SpecImage};
+use libmsb::state::spec::{MainBounds, MetricsSpec, SPEC_VERSION, Spec, SpecImage};
 use msb_wire::guest::{INIT_PATHS, InitRequest};
 use msb_wire::text::Text;
 
@@ -52,6 +52,12 @@ pub(crate) struct Choices {
     pub(crate) max_duration: Option<Duration>,
     /// `--net` and its like.
     pub(crate) net: NetSpec,
+    /// `--metrics-sample-interval`, `--disable-metrics-sample`.
+    pub(crate) metrics: MetricsSpec,
+    /// Size of the writable disk, in MiB.
+    pub(crate) upper_mib: Option<u64>,
+    /// The whole main command, in place of all that the image says; the sandbox outlives it.
+    pub(crate) stored_command: Vec<OsString>,
     /// That of the guest, 32 hexadecimal digits.
     pub(crate) machine_id: String,
     /// `--rlimit` and `--timeout` of a detached main command.
@@ -80,12 +86,16 @@ pub(crate) fn spec(
     labels.extend(choices.labels);
     let lasting = choices.command.is_empty();
     let mut guest = choices.guest.spec;
-    let mut command = command(
-        choices.entrypoint,
-        choices.command,
-        config.entrypoint().clone().unwrap_or_default(),
-        config.cmd().clone().unwrap_or_default(),
-    );
+    let mut command = if lasting && !choices.stored_command.is_empty() {
+        choices.stored_command.into_iter().map(Text::from).collect()
+    } else {
+        command(
+            choices.entrypoint,
+            choices.command,
+            config.entrypoint().clone().unwrap_or_default(),
+            config.cmd().clone().unwrap_or_default(),
+        )
+    };
     if let Some(init) = &mut guest.init {
         take_init(init, &mut command);
     }
@@ -102,7 +112,11 @@ pub(crate) fn spec(
         cpus: choices.cpus,
         memory_mib: choices.memory_mib,
         engine: choices.engine,
-        upper_mib: choices.guest.upper_mib.unwrap_or(UPPER_MIB),
+        upper_mib: choices
+            .guest
+            .upper_mib
+            .or(choices.upper_mib)
+            .unwrap_or(UPPER_MIB),
         hostname: hostname(choices.hostname, name)?,
         env: merge_env(
             image_env.into_iter().map(Text::from).collect(),
@@ -122,6 +136,7 @@ pub(crate) fn spec(
         idle_timeout_ms: choices.idle_timeout.map(milliseconds),
         max_duration_ms: choices.max_duration.map(milliseconds),
         net: choices.net,
+        metrics: choices.metrics,
         machine_id: Some(choices.machine_id),
         main: choices.main,
         guest,

@@ -79,8 +79,14 @@ pub const ENGINE_NOTE: &str = "engine.note";
 pub const RUN: &str = "run";
 /// Folder of sockets in `$XDG_RUNTIME_DIR`.
 pub const RUNTIME: &str = "msb";
+/// Folder of the slots for boots, beside those of sandboxes, whose names do not begin with a dot.
+pub const BOOT_SLOTS: &str = ".slots";
+/// Held by the first of those who wait for a slot.
+pub const BOOT_QUEUE: &str = "queue";
 /// The socket of a sandbox's supervisor.
 pub const AGENT_SOCKET: &str = "agent.sock";
+/// What the sandbox costs; see [`crate::samples`].
+pub const SAMPLES: &str = "samples";
 
 /// Begins the name of a folder that is being made and does not count yet. No sandbox's name begins so.
 pub const NEW_PREFIX: &str = ".new-";

@@ -126,6 +126,11 @@ impl Home {
         self.runtime_dir(name).join(layout::AGENT_SOCKET)
     }
 
+    /// The file that says what a sandbox costs.
+    pub fn samples(&self, name: &SandboxName) -> PathBuf {
+        self.runtime_dir(name).join(layout::SAMPLES)
+    }
+
     /// Makes the state directory and its version file, or checks that an existing one can be used.
     pub fn prepare(&self) -> anyhow::Result<()> {
         if self.check_version()? {

@@ -72,6 +72,9 @@ pub struct Spec {
     /// Its network.
     #[serde(default = "NetSpec::none")]
     pub net: NetSpec,
+    /// Samples of what it costs.
+    #[serde(default, skip_serializing_if = "MetricsSpec::is_default")]
+    pub metrics: MetricsSpec,
     /// The guest's machine-id(5): 32 hexadecimal digits, of this sandbox alone and the same at each start.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine_id: Option<String>,
@@ -84,6 +87,26 @@ pub struct Spec {
     /// Fields of later versions, kept.
     #[serde(flatten)]
     pub other: serde_json::Map<String, serde_json::Value>,
+}
+
+/// Whether and how often samples are taken of what a sandbox costs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MetricsSpec {
+    /// Time between two samples, in milliseconds, whoever watches; 0 for none at all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sample_interval_ms: Option<u64>,
+}
+
+impl MetricsSpec {
+    fn is_default(&self) -> bool {
+        *self == MetricsSpec::default()
+    }
+
+    /// Whether no samples are taken.
+    pub fn is_off(&self) -> bool {
+        self.sample_interval_ms == Some(0)
+    }
 }
 
 /// What the main command of a detached sandbox may use.

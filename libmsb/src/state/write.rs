@@ -14,6 +14,9 @@ use serde::de::DeserializeOwned;
 
 use super::layout;
 
+/// Larger than most files of the state directory.
+const SMALL_FILE_BYTES: usize = 4096;
+
 /// Replaces a file by new contents, mode 0600.
 pub fn replace(path: &Path, contents: &[u8]) -> anyhow::Result<()> {
     let mut new = NewFile::create(path)?;
@@ -50,7 +53,8 @@ pub fn read_bounded(path: &Path, bytes_max: u64) -> anyhow::Result<Option<Vec<u8
             return Err(error).with_context(|| format!("cannot open '{}'", path.display()));
         }
     };
-    let mut bytes = Vec::new();
+    // Most files are small: one read takes them whole.
+    let mut bytes = Vec::with_capacity(SMALL_FILE_BYTES);
     file.take(bytes_max + 1)
         .read_to_end(&mut bytes)
         .with_context(|| format!("cannot read '{}'", path.display()))?;

@@ -38,6 +38,8 @@ pub mod operation {
     pub const MOUNTS: &str = "mounts";
     /// Guest: answer, to show that it is alive; see [`crate::sandbox`].
     pub const PING: &str = "ping";
+    /// Say again and again what the guest costs; see [`crate::samples`].
+    pub const SAMPLES: &str = "samples";
     /// Guest: take rights away from commands; see [`crate::guest::Security`].
     pub const SECURITY: &str = "security";
     /// Supervisor: say how the sandbox ended, when it has; see [`crate::sandbox`].

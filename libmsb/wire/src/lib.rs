@@ -25,6 +25,8 @@ pub mod job;
 pub mod limits;
 /// What a guest mounts besides its root.
 pub mod mount;
+/// What a guest costs, as its agent sees it.
+pub mod samples;
 /// Requests to the supervisor itself.
 pub mod sandbox;
 /// Strings that may hold bytes which are not UTF-8, in JSON.

@@ -8,6 +8,7 @@ use crate::file::FilesRequest;
 use crate::guest::InitRequest;
 use crate::handshake::operation;
 use crate::job::{AttachRequest, SignalRequest};
+use crate::samples::SamplesRequest;
 
 /// The payload of an `Open` frame.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,6 +29,9 @@ pub enum Request {
     /// Answer at once (to the agent). Answered by [`PingEvent`]; one that does not know it refuses, which is a sign of life
     /// too.
     Ping,
+    /// Say again and again what the guest costs (supervisor to agent); take samples at this interval while the client is
+    /// connected (client to supervisor).
+    Samples(SamplesRequest),
     /// Say how the sandbox ended (client to supervisor). Answered by [`EndEvent`] when its lock is free.
     Wait,
     /// Stop the sandbox (client to supervisor). Answered by [`StopEvent`] when it has stopped.
@@ -75,6 +79,7 @@ impl Request {
             Request::Files(_) => operation::FILES,
             Request::Init(_) => operation::INIT,
             Request::Ping => operation::PING,
+            Request::Samples(_) => operation::SAMPLES,
             Request::Wait => operation::WAIT,
             Request::Shutdown => operation::SHUTDOWN,
             Request::Stop(_) => operation::STOP,

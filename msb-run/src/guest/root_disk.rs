@@ -116,7 +116,7 @@ pub(crate) fn open(path: &Path, format: DiskFormat) -> anyhow::Result<File> {
 const EXTERNAL_DATA: u64 = 1 << 2;
 
 /// A qcow2 may name other files, which QEMU would open with our rights (qemu: docs/interop/qcow2.txt). Such are refused.
-fn check_qcow2(file: &File) -> anyhow::Result<()> {
+pub(crate) fn check_qcow2(file: &File) -> anyhow::Result<()> {
     let refuse = |why: &str| Err(Failure::failed(why.to_owned()).into());
     let mut header = [0; 80];
     match file.read_exact_at(&mut header, 0) {

@@ -2,8 +2,6 @@
 
 /// The options of `run` and `create`.
 mod args;
-/// Disk images: what may be attached.
-mod image;
 /// What a sandbox's mounts need of the host, opened before its machine starts.
 mod prepare;
 /// One mount as it is typed.

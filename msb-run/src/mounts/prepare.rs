@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use libmsb::cli::error::Failure;
-use libmsb::machine::{Disk, Format, ShareEntry};
+use libmsb::machine::{Disk, EngineChoice, Format, ShareEntry};
 use libmsb::state::Home;
 use libmsb::state::mounts::{Mount, Source};
 use libmsb::state::volumes::{VolumeKind, VolumeName};
@@ -18,7 +18,7 @@ use msb_wire::mount::{GuestMount, MountSource};
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, openat2};
 use rustix::io::Errno;
 
-use super::image;
+use crate::guest::root_disk::check_qcow2;
 
 /// The tag of the one share that holds all folders and files.
 const SHARE_TAG: &str = "msb-mounts";
@@ -45,6 +45,14 @@ impl Prepared {
     /// What the machine must hold.
     pub(crate) fn held(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         self.held.iter().map(OwnedFd::as_fd)
+    }
+
+    /// The engine to look for: only QEMU shares folders so far.
+    pub(crate) fn engine(&self, choice: EngineChoice) -> EngineChoice {
+        match choice {
+            EngineChoice::Auto if !self.entries.is_empty() => EngineChoice::Qemu,
+            choice => choice,
+        }
     }
 
     /// Whether something that the guest writes is there after it: then its file systems must be flushed at the end.
@@ -143,7 +151,9 @@ impl Prepared {
         if !file.metadata().context("cannot look at it")?.is_file() {
             return Err(Failure::usage("it is not a file").into());
         }
-        image::check(&file, format)?;
+        if format == Format::Qcow2 {
+            check_qcow2(&file)?;
+        }
         let serial = format!("msb-mount-{}", self.disks.len());
         self.disks.push(Disk {
             serial: serial.clone(),
@@ -193,7 +203,7 @@ fn open_plainly(path: &Path, flags: OFlags) -> anyhow::Result<OwnedFd> {
     let opened = openat2(
         CWD,
         path,
-        flags | OFlags::CLOEXEC | OFlags::NOFOLLOW,
+        flags | OFlags::CLOEXEC,
         Mode::empty(),
         ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS,
     );

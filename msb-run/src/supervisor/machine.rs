@@ -5,6 +5,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::Context;
 use libmsb::isolate::Step;
@@ -120,9 +121,11 @@ fn console(engine: &dyn Engine) -> io::Result<(File, OwnedFd)> {
     Ok((ours.into(), theirs))
 }
 
-/// Starts a program with descriptors that are closed on exec otherwise. This process has one thread, so no other child
-/// gets them by chance.
+/// Starts a program with descriptors that are closed on exec otherwise. One at a time, so that no other child gets them by
+/// chance: it would keep the lock of another's sandbox.
 pub(crate) fn spawn_with(command: &mut Command, inherited: &[BorrowedFd<'_>]) -> io::Result<Child> {
+    static ONE: Mutex<()> = Mutex::new(());
+    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     for descriptor in inherited {
         fcntl_setfd(descriptor, FdFlags::empty())?;
     }

@@ -14,6 +14,7 @@ mod link;
 mod machine;
 mod relay;
 mod rotate;
+mod samples;
 mod share;
 mod socket;
 
@@ -54,6 +55,8 @@ pub(crate) struct Starter {
     pub(crate) bond: Option<File>,
     /// Takes a [`Startup`] line when the guest is up or cannot come up, and another when it ends badly after that.
     pub(crate) ready: Option<File>,
+    /// Held for the time of the boot, so that not too many boot at a time.
+    pub(crate) slot: Option<OwnedFd>,
 }
 
 impl Starter {
@@ -117,13 +120,13 @@ fn prepare(home: Home, sandbox: &Sandbox, lock: Lock) -> Result<(Setup, Option<S
             sandbox.name
         );
         let spec = sandbox.spec()?;
-        let (engine, note) = engine::choose(&home, spec.engine)?;
+        let mounts = mounts::prepare(&home, &spec.mounts)?;
+        let (engine, note) = engine::choose(&home, mounts.engine(spec.engine))?;
         let reference: Reference = spec.image.reference.parse()?;
         let root_disk = home
             .images()
             .open(&reference, &spec.image.manifest_digest)?
             .disk;
-        let mounts = mounts::prepare(&home, &spec.mounts)?;
         let net = Net::prepare(&spec.name, &spec.net)?;
         let upper = open_upper(sandbox, &spec)?;
         Ok((spec, engine, note, root_disk, upper, mounts, net))

@@ -64,6 +64,7 @@ use msb_wire::exec::{ExecEvent, ExecRequest, FailureKind, RESOURCES, Rlimit};
 use msb_wire::sandbox::Request;
 use msb_wire::text::Text;
 
+use crate::microsandbox::Stored;
 use crate::plan;
 use crate::session::Outcome;
 use crate::terminal::window_size;
@@ -92,6 +93,24 @@ pub(crate) struct SettingArgs {
 }
 
 impl SettingArgs {
+    /// Takes over what a stored configuration says where nothing was typed; its variables are below those that were.
+    pub(crate) fn fill_in(&mut self, stored: &Stored) {
+        let variables = stored.env.iter();
+        let mut env: Vec<OsString> = variables
+            .map(|(name, value)| format!("{name}={value}").into())
+            .collect();
+        env.append(&mut self.env);
+        self.env = env;
+        self.workdir = self
+            .workdir
+            .take()
+            .or_else(|| stored.workdir.clone().map(Into::into));
+        self.user = self
+            .user
+            .take()
+            .or_else(|| stored.user.clone().map(Into::into));
+    }
+
     /// The variables. Of two with one name, the later one counts.
     pub(crate) fn env(&self) -> anyhow::Result<Vec<EnvVar>> {
         let mut variables = Vec::new();

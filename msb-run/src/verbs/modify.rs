@@ -16,6 +16,7 @@ use serde::Serialize;
 
 use super::SettingArgs;
 use crate::guest::root_disk::{self, parse_size};
+use crate::metrics::MetricsArgs;
 use crate::plan;
 
 const TOOL: &str = "msb-modify";
@@ -64,6 +65,8 @@ pub(crate) struct ModifyArgs {
     /// Publish a port no more
     #[arg(long, value_name = "[BIND:]HOST:GUEST[/udp]", help_heading = "Network")]
     port_rm: Vec<PublishedPorts>,
+    #[command(flatten)]
+    metrics: MetricsArgs,
     /// Only say what would change
     #[arg(long)]
     dry_run: bool,
@@ -140,6 +143,9 @@ fn change(spec: &mut Spec, args: &ModifyArgs) -> anyhow::Result<()> {
     }
     if let Some(duration) = args.max_duration {
         spec.max_duration_ms = limit(duration);
+    }
+    if let Some(metrics) = args.metrics.given() {
+        spec.metrics = metrics;
     }
     Ok(())
 }

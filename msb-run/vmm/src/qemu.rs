@@ -30,6 +30,8 @@ fn arguments(plan: &Plan, engine: &Qemu) -> Vec<OsString> {
         "-sandbox",
         "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
     );
+    // Who looks at the threads finds those that are virtual processors by their names.
+    args.pair("-name", "msb,debug-threads=on");
     let mut machine = machine(engine.board).to_owned();
     if !plan.shares.is_empty() {
         // The server of a share reads requests out of the guest's memory, and writes answers there.

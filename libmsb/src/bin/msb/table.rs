@@ -30,6 +30,7 @@ pub(crate) enum Group {
     Sandboxes,
     Images,
     Storage,
+    Metrics,
     Other,
     /// Programs that people do not start themselves; only under `help --all`.
     Plumbing,
@@ -37,10 +38,11 @@ pub(crate) enum Group {
 
 impl Group {
     /// Those of the ordinary help.
-    pub(crate) const SHOWN: [Group; 4] = [
+    pub(crate) const SHOWN: [Group; 5] = [
         Group::Sandboxes,
         Group::Images,
         Group::Storage,
+        Group::Metrics,
         Group::Other,
     ];
 
@@ -50,6 +52,7 @@ impl Group {
             Group::Sandboxes => "Sandboxes",
             Group::Images => "Images",
             Group::Storage => "Storage",
+            Group::Metrics => "Metrics",
             Group::Other => "Other",
             Group::Plumbing => "Plumbing",
         }
@@ -179,6 +182,14 @@ pub(crate) const COMMANDS: &[Command] = &[
         "Log in to registries and out of them (image registry)",
         &["registry"],
     ),
+    Command {
+        name: "metrics",
+        alias: None,
+        group: Group::Metrics,
+        about: "Show what running sandboxes cost, or export it (OTLP, Prometheus)",
+        program: "msb-metrics",
+        args: &[],
+    },
     Command {
         name: "volume",
         alias: Some("vol"),

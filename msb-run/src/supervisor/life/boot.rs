@@ -13,6 +13,7 @@ use msb_wire::exec::ExecRequest;
 use msb_wire::frame::{self, Assembler, Kind};
 use msb_wire::guest::Settings;
 use msb_wire::handshake::{Hello, operation};
+use msb_wire::samples::SamplesRequest;
 use msb_wire::sandbox::{ClockRequest, Request};
 use msb_wire::text::to_hex;
 
@@ -48,6 +49,7 @@ impl Life {
                 .map_err(|error| Violation(format!("a hello: {error}")))?;
         }
         self.tells_time = peer.require(operation::CLOCK).is_ok();
+        self.tells_costs = peer.require(operation::SAMPLES).is_ok();
         self.stamps.guest_agent_ns = peer.agent_start_ns.unwrap_or(0);
         self.relay.meet(peer);
         let hello = serde_json::to_vec(&Hello::of(PROGRAM, &[]))
@@ -105,6 +107,8 @@ impl Life {
                 Ok(())
             }
             BootEvent::Ready { kernel, ready_ns } => {
+                // The next one may boot.
+                starter.slot = None;
                 self.stamps.guest_ready_ns = ready_ns;
                 self.status.kernel = Some(kernel);
                 self.prepare(starter)
@@ -124,6 +128,7 @@ impl Life {
         self.start_main()?;
         let _ = self.machine.agent.flush();
         self.start_clocks();
+        self.start_samples();
         self.enter(State::Running, What::Running);
         if let Some(log) = &mut self.log {
             let _ = log.system("sandbox started");
@@ -146,6 +151,18 @@ impl Life {
         let _ = self
             .relay
             .request(Own::Clock, &request, &mut self.machine.agent);
+    }
+
+    /// The guest tells what it costs, if its agent can.
+    fn start_samples(&mut self) {
+        let Some(interval_ms) = self.samples.start().filter(|_| self.tells_costs) else {
+            return;
+        };
+        let request = Request::Samples(SamplesRequest { interval_ms });
+        // It is made of a number: there is no way to fail.
+        let _ = self
+            .relay
+            .request(Own::Samples, &request, &mut self.machine.agent);
     }
 
     /// The times of this life begin when the guest takes commands: what was before, and earlier lives, do not count.
@@ -196,6 +213,7 @@ impl Life {
             );
             return Ok(());
         };
+        self.samples.restart(&self.setup.spec, machine.pid());
         self.machine = machine;
         self.attempt = attempt;
         self.greeted = false;

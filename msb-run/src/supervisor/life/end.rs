@@ -241,11 +241,13 @@ impl Life {
             mut relay,
             machine,
             socket,
+            samples,
             attached,
             stoppers,
             waiters,
             ..
         } = self;
+        drop(samples);
         drop(socket);
         drop(setup);
         if let Some(message) = &end.message {
@@ -329,6 +331,7 @@ fn has_crashed(reason: Reason, completed: bool) -> bool {
         | Reason::VmExited
         | Reason::VmmFailed
         | Reason::NetFailed
+        | Reason::ShareFailed
         | Reason::AgentFailed
         | Reason::SupervisorFailed => true,
         Reason::OutOfMemory => !completed,

@@ -16,6 +16,7 @@ mod prepare;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
@@ -27,6 +28,7 @@ use libmsb::state::layout;
 use libmsb::state::status::{Reason, State, Status};
 use msb_wire::frame::{Assembler, Kind};
 use msb_wire::handshake::{Hello, operation};
+use msb_wire::samples::SamplesControl;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use self::net::NetLog;
@@ -38,6 +40,7 @@ use super::link::{Link, Received};
 use super::machine::Machine;
 use super::relay::{ClientId, Notice, Own, Relay, Violation};
 use super::rotate::{Bounds, RotatedFile};
+use super::samples::Samples;
 use super::socket::Socket;
 use super::{Aborted, Setup, Starter, TOOL, start_machine};
 use crate::startup::{Stamps, monotonic_ns};
@@ -53,6 +56,7 @@ const OPERATIONS: &[&str] = &[
     operation::FILES_CHANGE,
     operation::JOBS,
     operation::PING,
+    operation::SAMPLES,
     operation::STOP,
     operation::WAIT,
 ];
@@ -115,8 +119,11 @@ pub(crate) struct Life {
     attempt: u32,
     signals: Signals,
     clock: HostClock,
+    samples: Samples,
     /// Whether the agent takes the time.
     tells_time: bool,
+    /// Whether it says what the guest costs.
+    tells_costs: bool,
     socket: Socket,
     relay: Relay,
     phase: Phase,
@@ -221,14 +228,17 @@ pub(crate) fn begin(setup: Setup, starter: &mut Starter) -> Result<Life, Aborted
         Ok(parts) => parts,
         Err(error) => return Err((error, setup.lock)),
     };
+    let samples = Samples::begin(&setup, machine.pid());
     let jobs = jobs::Table::of(&setup.sandbox);
     Ok(Life {
         setup,
         machine,
+        samples,
         attempt: 0,
         signals,
         clock,
         tells_time: false,
+        tells_costs: false,
         socket,
         relay,
         phase: Phase::Booting {
@@ -303,6 +313,8 @@ impl Life {
             self.act_on(notice, starter)?;
         }
         self.ping_if_suspect();
+        let upper = &self.setup.upper;
+        self.samples.look_if_due(|| allocated_bytes(upper.as_ref()));
         self.write_out(&mut Vec::new());
         if self.relay.is_in_use() {
             self.used_at = Instant::now();
@@ -374,7 +386,7 @@ impl Life {
                 .flatten()
                 .min(),
         };
-        let deadlines = [phase, self.pinged, self.jobs.deadline()];
+        let deadlines = [phase, self.pinged, self.jobs.deadline(), self.samples.due()];
         let deadline = deadlines.into_iter().flatten().min()?;
         let left = deadline.saturating_duration_since(Instant::now());
         Some(Timespec {
@@ -533,6 +545,12 @@ impl Life {
                 self.last_line.goes_on();
             }
             Notice::Event {
+                own: Own::Samples,
+                message,
+            } => self
+                .samples
+                .take(&message, allocated_bytes(self.setup.upper.as_ref())),
+            Notice::Event {
                 own: Own::Job(number),
                 message,
             } => self.job_event(number, &message),
@@ -568,19 +586,41 @@ impl Life {
                 self.stop(reason, Duration::from_millis(timeout_ms), starter);
             }
             Notice::Wait { client, stream } => self.waiters.push((client, stream)),
+            Notice::Watch {
+                client,
+                interval_ms,
+            } => {
+                let interval_ms = self.samples.watch(client, interval_ms);
+                self.ask_for_samples(interval_ms);
+            }
             Notice::Job { asker, request } => self.start_job(asker, *request),
             Notice::Signal { asker, request } => self.signal_job(asker, &request),
             Notice::Attach { asker, request } => self.attach_job(asker, &request),
             Notice::Gone(id) if self.attached == Some(id) => {
                 self.attached = None;
+                let interval_ms = self.samples.gone(id);
+                self.ask_for_samples(interval_ms);
                 // When the main command has ended, the client has no reason to stay.
                 if self.status.exit_code.is_none() {
                     self.stop(Reason::ClientGone, STOP_TIMEOUT, starter);
                 }
             }
-            Notice::Gone(id) => self.forget_client(id),
+            Notice::Gone(id) => {
+                self.forget_client(id);
+                let interval_ms = self.samples.gone(id);
+                self.ask_for_samples(interval_ms);
+            }
         }
         Ok(())
+    }
+
+    /// Samples at another interval. A guest that cannot be asked goes on as it did.
+    fn ask_for_samples(&mut self, interval_ms: Option<u64>) {
+        if let Some(interval_ms) = interval_ms {
+            let control = SamplesControl::Interval { interval_ms };
+            self.relay
+                .control(Own::Samples, &control, &mut self.machine.agent);
+        }
     }
 
     /// A change of state, for those who look and those who listen.
@@ -634,6 +674,11 @@ impl Life {
         }
         Ok(())
     }
+}
+
+/// What a sparse file takes on the host: the kernel counts in blocks of 512 bytes.
+fn allocated_bytes(file: Option<&File>) -> Option<u64> {
+    file?.metadata().ok()?.blocks().checked_mul(512)
 }
 
 /// Whether the other end is this process.

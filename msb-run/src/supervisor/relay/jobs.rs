@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 
 use msb_wire::credit::{ReceiveCredit, SendCredit};
-use msb_wire::exec::{ExecControl, ExecRequest};
+use msb_wire::exec::ExecRequest;
 use msb_wire::frame::{self, Frame, Kind, STDIN, flags};
 use msb_wire::limits::PAYLOAD_BYTES_MAX;
 use msb_wire::sandbox::Request;
@@ -102,7 +102,12 @@ impl Relay {
     }
 
     /// Tells one of the supervisor's own commands something. `false` when it has ended.
-    pub(crate) fn control(&mut self, own: Own, control: &ExecControl, agent: &mut Link) -> bool {
+    pub(crate) fn control(
+        &mut self,
+        own: Own,
+        control: &impl serde::Serialize,
+        agent: &mut Link,
+    ) -> bool {
         let (Some(stream), Ok(message)) = (self.own_stream(own), serde_json::to_vec(control))
         else {
             return false;

@@ -61,6 +61,8 @@ pub(crate) enum Own {
     Main,
     /// Telling the guest the time.
     Clock,
+    /// Hearing what the guest costs.
+    Samples,
     /// Shutting the guest down.
     Shutdown,
     /// Asking whether the agent is there.
@@ -147,6 +149,13 @@ pub(crate) enum Notice {
         client: ClientId,
         /// Its stream, on which the answer goes.
         stream: u32,
+    },
+    /// A client wants samples at an interval, as long as it is there.
+    Watch {
+        /// The client.
+        client: ClientId,
+        /// Time between two samples.
+        interval_ms: u64,
     },
     /// A client wants a command that goes on without it.
     Job {

@@ -132,6 +132,10 @@ impl Relay {
                 timeout_ms: stop.timeout_ms,
             }),
             Request::Wait => notices.push(Notice::Wait { client, stream }),
+            Request::Samples(samples) => notices.push(Notice::Watch {
+                client,
+                interval_ms: samples.interval_ms,
+            }),
             Request::Signal(request) => notices.push(Notice::Signal {
                 asker: (client, stream),
                 request,

@@ -62,7 +62,7 @@ fn tree(entry: &ShareEntry) -> anyhow::Result<OwnedFd> {
     let source = openat2(
         CWD,
         &entry.path,
-        OFlags::PATH | OFlags::CLOEXEC | OFlags::NOFOLLOW,
+        OFlags::PATH | OFlags::CLOEXEC,
         Mode::empty(),
         ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS,
     )
