@@ -66,6 +66,8 @@ mod metrics;
 mod mounts;
 /// What a guest reaches, and who reaches it.
 mod net;
+/// What a guest may reach, and which names it finds.
+mod net_policy;
 /// Names, room on the disk, and what goes when nobody needs it.
 mod prune;
 /// Guests and machines that end without being asked to.

@@ -9,10 +9,11 @@ use libmsb::cli::error::Failure;
 use libmsb::cli::escape::escape;
 use libmsb::cli::output;
 use libmsb::jsonl;
-use libmsb::net::NetSpec;
 use libmsb::net::name::HostName;
+use libmsb::net::network::Network;
 use libmsb::net::policy::Policy;
 use libmsb::net::rule::{Action, Direction, Protocol};
+use libmsb::net::{HOST_ALIAS, NetSpec};
 use libmsb::state::Home;
 use serde::{Deserialize, Serialize};
 
@@ -88,8 +89,13 @@ pub(crate) fn judge(args: &PolicyArgs) -> anyhow::Result<Judge> {
         (None, None) => NetSpec::public(),
     };
     args.net.change(&mut spec)?;
+    let name = args.sandbox.as_ref().map_or("", |name| name.as_str());
+    let gateways = match &args.gateway[..] {
+        [] => Network::of_sandbox(name, &spec).gateways(),
+        gateways => gateways.to_vec(),
+    };
     let host = HostFacts {
-        gateways: args.gateway.clone(),
+        gateways,
         own: args.own.clone(),
         nat64: spec.nat64,
     };
@@ -221,8 +227,13 @@ pub(crate) fn explain<'a>(judge: &Judge, case: &'a Case) -> Explained<'a> {
 
 /// The verdict on a name, and on all that it was found to have: one bad address spoils the answer.
 fn answer(judge: &Judge, question: &Question) -> Verdict {
-    let name = judge.name(Some(&question.name));
-    if !name.allows() {
+    let alias = question.name.as_str() == HOST_ALIAS;
+    let name = if alias {
+        judge.alias()
+    } else {
+        judge.name(Some(&question.name))
+    };
+    if alias || !name.allows() {
         return name;
     }
     let answers = question

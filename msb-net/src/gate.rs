@@ -83,7 +83,7 @@ impl Gate {
     fn judge(&self, flow: &Flow, facts: Facts, log: &mut Log) -> Verdict {
         let verdict = self.judge.verdict(&facts);
         if verdict.allows() {
-            log.allowed(facts, verdict);
+            log.allowed(*flow, facts, verdict);
         } else {
             log.deny(flow, &facts, verdict);
         }

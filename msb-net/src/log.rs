@@ -75,8 +75,8 @@ pub(crate) struct Log {
     reader: Option<OwnedFd>,
     waiting: VecDeque<u8>,
     lost: u64,
-    /// What was allowed last: the connection that is opened next.
-    allowed: Option<Judged>,
+    /// What was allowed last: mostly the connection that is opened next.
+    allowed: Option<(Flow, Judged)>,
 }
 
 impl Log {
@@ -135,12 +135,13 @@ impl Log {
     }
 
     /// A connection was allowed; it is told of when it is opened.
-    pub(crate) fn allowed(&mut self, facts: Facts, verdict: Verdict) {
-        self.allowed = self.reader.is_some().then_some(Judged { facts, verdict });
+    pub(crate) fn allowed(&mut self, flow: Flow, facts: Facts, verdict: Verdict) {
+        let judged = Judged { facts, verdict };
+        self.allowed = self.reader.is_some().then_some((flow, judged));
     }
 
     pub(crate) fn open(&mut self, flow: &Flow, id: u64) {
-        if let Some(judged) = self.allowed.take() {
+        if let Some((_, judged)) = self.allowed.take_if(|(allowed, _)| allowed == flow) {
             let (guest, remote) = ends(flow);
             self.put(&Event::Open {
                 id,

@@ -1,5 +1,11 @@
 //! `msb-net`: Ethernet frames on a descriptor, sockets of the host, and a policy between them.
 
+#![cfg_attr(
+    fuzzing,
+    no_main,
+    allow(dead_code, reason = "the fuzzer has a main of its own")
+)]
+
 use std::process::ExitCode;
 
 use clap::CommandFactory;
@@ -22,6 +28,15 @@ mod explain;
 mod flow;
 /// Packets in pieces.
 mod fragments;
+/// Doors for any bytes.
+#[cfg(any(test, fuzzing))]
+#[allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by a panic"
+)]
+mod fuzz;
 /// Judges connections.
 mod gate;
 /// Sockets of the host.

@@ -372,6 +372,16 @@ impl Judge {
         }
     }
 
+    /// What becomes of a question for the host's own name: it is there if the guest may reach one of its gateways.
+    pub(crate) fn alias(&self) -> Verdict {
+        let gateways = self.host.gateways.iter();
+        match gateways.filter_map(|gateway| self.reaches(*gateway)).next() {
+            Some(Some(rule)) => verdict(Action::Allow, Some(rule), Reason::Rule),
+            Some(None) => verdict(Action::Allow, None, Reason::Default),
+            None => verdict(Action::Deny, None, Reason::Default),
+        }
+    }
+
     /// Whether a rule on addresses, or the default, lets the guest reach the address, on some port: its number.
     pub(crate) fn reaches(&self, address: IpAddr) -> Option<Option<usize>> {
         let faces = self.host.faces(address);

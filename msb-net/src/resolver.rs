@@ -109,6 +109,10 @@ impl Resolver {
             let outputs = world.gate.names_tick(world.now);
             self.perform(world, outputs);
         }
+        // Answers make room for questions that waited, and the last one ends a connection.
+        for key in self.streams.keys() {
+            self.stream(world, key);
+        }
     }
 
     /// When something is to be done that nobody sends anything for.
@@ -312,13 +316,6 @@ impl Resolver {
         if put(&stream.socket, &mut stream.outgoing).is_err() {
             stream.ended = true;
             stream.outgoing.clear();
-        }
-    }
-
-    /// Connections whose turn it is again: those with questions that waited for others.
-    pub(crate) fn go_on(&mut self, world: &mut World) {
-        for key in self.streams.keys() {
-            self.stream(world, key);
         }
     }
 }

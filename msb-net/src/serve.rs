@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
@@ -130,10 +130,8 @@ fn random() -> Option<u16> {
 }
 
 fn judge(settings: &Settings) -> Judge {
-    let v4 = settings.network.v4.map(|v4| IpAddr::V4(v4.gateway));
-    let v6 = settings.network.v6.map(|v6| IpAddr::V6(v6.gateway));
     let host = HostFacts {
-        gateways: v4.into_iter().chain(v6).collect(),
+        gateways: settings.network.gateways(),
         own: settings.own.clone(),
         nat64: settings.net.nat64.clone(),
     };

@@ -109,6 +109,13 @@ impl Network {
         }
     }
 
+    /// The gateway's addresses.
+    pub fn gateways(&self) -> Vec<IpAddr> {
+        let v4 = self.v4.map(|v4| IpAddr::V4(v4.gateway));
+        let v6 = self.v6.map(|v6| IpAddr::V6(v6.gateway));
+        v4.into_iter().chain(v6).collect()
+    }
+
     /// Whether the numbers make sense.
     pub fn check(&self) -> Result<(), &'static str> {
         if !(MTU_MIN..=MTU_MAX).contains(&self.mtu) {

@@ -10,11 +10,10 @@ use domain::base::{Message, ParsedRecord, Record, Rtype, Ttl};
 use domain::dep::octseq::Octets;
 use domain::rdata::svcb::{SvcParams, SvcbRdata, UnknownSvcParam};
 use domain::rdata::{AllRecordData, Cname};
-use libmsb::net::rule::Action;
 
 use super::query::{Query, host_name};
 use super::{TTL_SECONDS_MAX, reply};
-use crate::policy::{Judge, Reason, Verdict};
+use crate::policy::{Judge, Verdict};
 
 /// Longest chain of aliases. Servers stop at 11 to 16.
 const ALIASES_MAX: usize = 16;
@@ -272,15 +271,5 @@ impl Judged {
             Judged::Refused(verdict, _) => *verdict,
             _ => asked,
         }
-    }
-}
-
-/// The verdict on a question that nobody could answer.
-pub(super) fn unanswered() -> Verdict {
-    Verdict {
-        action: Action::Allow,
-        rule: None,
-        reason: Reason::Default,
-        look: false,
     }
 }

@@ -197,10 +197,8 @@ impl Server {
             .copied()
             .filter(|gateway| judge.reaches(*gateway).is_some())
             .collect();
-        let verdict = gateways
-            .first()
-            .map_or_else(answer::unanswered, |gateway| judge.answer(*gateway));
-        if reached.is_empty() {
+        let verdict = judge.alias();
+        if !verdict.allows() {
             return told(client, transport, query, Rcode::NXDOMAIN, verdict);
         }
         let message = reply::cut(query, transport, reply::addresses(query, &reached));

@@ -31,6 +31,7 @@ pub(crate) enum Group {
     Images,
     Storage,
     Metrics,
+    Network,
     Other,
     /// Programs that people do not start themselves; only under `help --all`.
     Plumbing,
@@ -38,11 +39,12 @@ pub(crate) enum Group {
 
 impl Group {
     /// Those of the ordinary help.
-    pub(crate) const SHOWN: [Group; 5] = [
+    pub(crate) const SHOWN: [Group; 6] = [
         Group::Sandboxes,
         Group::Images,
         Group::Storage,
         Group::Metrics,
+        Group::Network,
         Group::Other,
     ];
 
@@ -53,6 +55,7 @@ impl Group {
             Group::Images => "Images",
             Group::Storage => "Storage",
             Group::Metrics => "Metrics",
+            Group::Network => "Network",
             Group::Other => "Other",
             Group::Plumbing => "Plumbing",
         }
@@ -196,6 +199,14 @@ pub(crate) const COMMANDS: &[Command] = &[
         group: Group::Storage,
         about: "Make, list, inspect and remove named volumes",
         program: "msb-volume",
+        args: &[],
+    },
+    Command {
+        name: "net",
+        alias: None,
+        group: Group::Network,
+        about: "Say what a sandbox's network allows, and why",
+        program: "msb-net",
         args: &[],
     },
     Command {
