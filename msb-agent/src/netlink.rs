@@ -18,8 +18,10 @@ mod kind {
     pub(super) const NEW_ROUTE: u16 = 24;
 }
 
-/// Make it, or replace what is there, and say how it went (linux/netlink.h).
-const FLAGS: u16 = 0x1 | 0x4 | 0x100 | 0x400;
+/// Do it, and say how it went (linux/netlink.h).
+const DO: u16 = 0x1 | 0x4;
+/// Make it, or replace what is there. Of an interface, which is there, this is refused.
+const MAKE: u16 = DO | 0x100 | 0x400;
 /// Bytes of a message's header.
 const HEADER: usize = 16;
 /// Bytes of the longest answer: it quotes the message.
@@ -59,7 +61,7 @@ impl Netlink {
         body.extend_from_slice(&IFF_UP.to_ne_bytes());
         body.extend_from_slice(&IFF_UP.to_ne_bytes());
         put(&mut body, IFLA_MTU, &mtu.to_ne_bytes());
-        self.ask(kind::NEW_LINK, &body)
+        self.ask(kind::NEW_LINK, DO, &body)
     }
 
     /// Gives an interface an address.
@@ -73,7 +75,7 @@ impl Netlink {
         body.extend_from_slice(&interface.to_ne_bytes());
         put(&mut body, IFA_LOCAL, &bytes(address));
         put(&mut body, IFA_ADDRESS, &bytes(address));
-        self.ask(kind::NEW_ADDRESS, &body)
+        self.ask(kind::NEW_ADDRESS, MAKE, &body)
     }
 
     /// Leads everything that no other route leads anywhere to a gateway.
@@ -91,23 +93,23 @@ impl Netlink {
         body.extend_from_slice(&[0; 4]);
         put(&mut body, RTA_GATEWAY, &bytes(gateway));
         put(&mut body, RTA_OIF, &interface.to_ne_bytes());
-        self.ask(kind::NEW_ROUTE, &body)
+        self.ask(kind::NEW_ROUTE, MAKE, &body)
     }
 
-    fn ask(&self, kind: u16, body: &[u8]) -> io::Result<()> {
-        send(&self.0, &message(kind, body), SendFlags::empty())?;
+    fn ask(&self, kind: u16, flags: u16, body: &[u8]) -> io::Result<()> {
+        send(&self.0, &message(kind, flags, body), SendFlags::empty())?;
         let mut answer = [0; ANSWER];
         let (count, _) = recv(&self.0, &mut answer, RecvFlags::empty())?;
         result(&answer[..count])
     }
 }
 
-fn message(kind: u16, body: &[u8]) -> Vec<u8> {
+fn message(kind: u16, flags: u16, body: &[u8]) -> Vec<u8> {
     let length = (HEADER + body.len()) as u32;
     let mut message = Vec::with_capacity(HEADER + body.len());
     message.extend_from_slice(&length.to_ne_bytes());
     message.extend_from_slice(&kind.to_ne_bytes());
-    message.extend_from_slice(&FLAGS.to_ne_bytes());
+    message.extend_from_slice(&flags.to_ne_bytes());
     // Neither number nor sender: one question is open at a time.
     message.extend_from_slice(&[0; 8]);
     message.extend_from_slice(body);
@@ -158,11 +160,11 @@ mod tests {
 
     #[test]
     fn an_answer_is_an_error_or_none() {
-        let answer = |error: i32| message(kind::ERROR, &error.to_ne_bytes());
+        let answer = |error: i32| message(kind::ERROR, 0, &error.to_ne_bytes());
         assert!(result(&answer(0)).is_ok());
         assert_eq!(result(&answer(-17)).unwrap_err().raw_os_error(), Some(17));
         assert!(result(&answer(0)[..HEADER + 3]).is_err());
-        assert!(result(&message(3, &[0; 4])).is_err() && result(&[]).is_err());
+        assert!(result(&message(3, 0, &[0; 4])).is_err() && result(&[]).is_err());
     }
 
     #[test]
