@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use libmsb::cli::args::SandboxName;
 use libmsb::cli::error::message;
-use libmsb::samples::{self, Snapshot};
+use libmsb::samples::{Reader, Snapshot};
 use libmsb::selector::Selector;
 use libmsb::state::{Home, layout};
 
@@ -15,7 +15,7 @@ use crate::args::CollectArgs;
 use crate::exits::Follower;
 use crate::log;
 use crate::sample::{Collection, Identity, Labels, Now, Sample, figures, identity};
-use crate::watch::Watch;
+use crate::watch::{self, Watch};
 
 /// Problems that are remembered, so that each is told once.
 const PROBLEMS_MAX: usize = 1000;
@@ -65,6 +65,10 @@ pub(crate) struct Collector {
     home: Home,
     choice: Choice,
     known: HashMap<SandboxName, Known>,
+    /// Sample files that are kept open: opening one costs more than reading it.
+    open: HashMap<SandboxName, Reader>,
+    /// How many may be.
+    room: usize,
     follower: Follower,
     watch: Option<Watch>,
     told: HashSet<String>,
@@ -99,6 +103,8 @@ impl Collector {
             home,
             choice,
             known: HashMap::new(),
+            open: HashMap::new(),
+            room: watch::descriptors() / 2,
             watch,
             told: HashSet::new(),
         }
@@ -129,6 +135,8 @@ impl Collector {
         }
         // Those that are gone are forgotten, and recognized anew if they come back.
         self.known = known;
+        let known = &self.known;
+        self.open.retain(|name, _| known.contains_key(name));
         if let Some(watch) = &mut self.watch {
             watch.keep(&self.home, &running);
         }
@@ -151,7 +159,7 @@ impl Collector {
 
     /// What a file says. One that cannot be read is told once, and harms no other.
     fn read(&mut self, name: &SandboxName) -> Option<Snapshot> {
-        match samples::read(&self.home.samples(name)) {
+        match self.try_read(name) {
             Ok(snapshot) => snapshot,
             Err(error) => {
                 let problem = message(&error);
@@ -162,6 +170,24 @@ impl Collector {
                 None
             }
         }
+    }
+
+    /// The open file first. When nobody keeps that one any more, or it is spoiled, there may be another by now.
+    fn try_read(&mut self, name: &SandboxName) -> anyhow::Result<Option<Snapshot>> {
+        if let Some(reader) = self.open.get(name)
+            && let Ok(Some(snapshot)) = reader.read()
+        {
+            return Ok(Some(snapshot));
+        }
+        self.open.remove(name);
+        let Some(reader) = Reader::open(&self.home.samples(name))? else {
+            return Ok(None);
+        };
+        let snapshot = reader.read()?;
+        if snapshot.is_some() && self.open.len() < self.room {
+            self.open.insert(name.clone(), reader);
+        }
+        Ok(snapshot)
     }
 
     /// The life that a snapshot is of: one that is known, or a new one, whose labels are read.

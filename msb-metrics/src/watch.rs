@@ -37,7 +37,8 @@ impl Watch {
         let interval_ms = u64::try_from(interval.as_millis()).unwrap_or(u64::MAX);
         (interval_ms < INTERVAL_MS).then(|| Watch {
             interval_ms,
-            room: descriptors(),
+            // The other half is for open sample files.
+            room: descriptors() / 2,
             open: HashMap::new(),
         })
     }
@@ -65,8 +66,8 @@ impl Watch {
     }
 }
 
-/// How many connections there may be: as many as the system lets us have.
-fn descriptors() -> usize {
+/// How many descriptors there may be: as many as the system lets us have.
+pub(crate) fn descriptors() -> usize {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     let wanted = Rlimit {

@@ -34,7 +34,7 @@ mod values;
 mod writer;
 
 pub use clock::{boot_ns, unix_ns};
-pub use reader::{Snapshot, read};
+pub use reader::{Reader, Snapshot, read};
 pub use values::{Field, NetField, Slot, Values};
 pub use writer::{NetWriter, Writer};
 

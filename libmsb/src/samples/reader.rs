@@ -3,7 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
 
@@ -27,26 +27,52 @@ pub struct Snapshot {
     pub net: Option<Values<NetField>>,
 }
 
-/// Reads the sample file of a sandbox. `None` when there is no file, or nobody keeps it: the sandbox does not live. A file
-/// that is not what it should be is an error that names it.
+/// A sample file that is kept open, to be read again and again. One that a later life of the sandbox makes is another file:
+/// then nobody keeps this one any more.
+#[derive(Debug)]
+pub struct Reader {
+    file: File,
+    path: PathBuf,
+}
+
+impl Reader {
+    /// Opens the file. `None` when there is none.
+    pub fn open(path: &Path) -> anyhow::Result<Option<Reader>> {
+        let options = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY;
+        let opened = OpenOptions::new()
+            .read(true)
+            .custom_flags(options)
+            .open(path);
+        let file = match opened {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => {
+                return Err(error).with_context(|| format!("cannot open '{}'", path.display()));
+            }
+        };
+        let regular = file.metadata().is_ok_and(|file| file.is_file());
+        ensure!(regular, "'{}' is no regular file", path.display());
+        let path = path.to_owned();
+        Ok(Some(Reader { file, path }))
+    }
+
+    /// What it says now. `None` when nobody keeps it: that life of the sandbox is over. A file that is not what it should
+    /// be is an error that names it.
+    pub fn read(&self) -> anyhow::Result<Option<Snapshot>> {
+        read_from(&self.file)
+            .with_context(|| format!("cannot read the samples in '{}'", self.path.display()))
+    }
+}
+
+/// Reads the sample file of a sandbox once: [`Reader::read`]. `None` also when there is no file.
 pub fn read(path: &Path) -> anyhow::Result<Option<Snapshot>> {
-    let options = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY;
-    let opened = OpenOptions::new()
-        .read(true)
-        .custom_flags(options)
-        .open(path);
-    let file = match opened {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => {
-            return Err(error).with_context(|| format!("cannot open '{}'", path.display()));
-        }
-    };
-    read_from(&file).with_context(|| format!("cannot read the samples in '{}'", path.display()))
+    match Reader::open(path)? {
+        Some(reader) => reader.read(),
+        None => Ok(None),
+    }
 }
 
 fn read_from(file: &File) -> anyhow::Result<Option<Snapshot>> {
-    ensure!(file.metadata()?.is_file(), "it is no regular file");
     if !lock::is_locked(file)? {
         return Ok(None);
     }
@@ -70,11 +96,12 @@ fn is_of_this_boot(values: &Values<Field>) -> bool {
 /// The values of a page; `None` for one that nobody has written yet.
 fn page<S: Slot>(file: &File, number: u32) -> anyhow::Result<Option<Values<S>>> {
     for _ in 0..ATTEMPTS {
-        let (one, two) = (record(file, number)?, record(file, number)?);
+        let one = record(file, number)?;
         if one[..2] == [0, 0] {
             return Ok(None);
         }
         ensure!(one[..2] == title(number), "it has another form or version");
+        let two = record(file, number)?;
         // A copy need not be made in order. But the second began after the first was complete: when both are the same,
         // with the same even sequence, no write lies in between.
         if one == two && one[SEQUENCE_AT] % 2 == 0 {
