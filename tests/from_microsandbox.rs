@@ -11,7 +11,7 @@ fn write(home: &Home, config: &Value) -> String {
 }
 
 /// As 0.5.2 stored it: an image as a string, `readonly` beside a mount's paths, no labels.
-fn of_0_5_2() -> Value {
+fn of_0_5_2(home: &Home) -> Value {
     json!({
         "name": "old", "image": {"Oci": "busybox:test"}, "cpus": 2, "memory_mib": 300,
         "log_level": null, "metrics_sample_interval_ms": 1000, "disable_metrics_sample": false,
@@ -19,9 +19,13 @@ fn of_0_5_2() -> Value {
         "env": [["A", "1"], ["B", "two words"]], "rlimits": [],
         "mounts": [
             {"type": "Tmpfs", "guest": "/tmp", "size_mib": 75, "readonly": false},
-            {"type": "Bind", "host": "/srv/data", "guest": "/data", "readonly": true}
+            {"type": "Bind", "host": home.folder.join("data"), "guest": "/data", "readonly": true},
+            {"type": "DiskImage", "host": "/srv/d.qcow2", "guest": "/disk", "format": "Qcow2",
+                "fstype": null, "readonly": true}
         ],
-        "patches": [], "network": {"enabled": true, "ports": [], "secrets": {"secrets": []}},
+        "patches": [], "network": {"enabled": true, "ports": [], "secrets": {"secrets": []}, "policy": {
+            "default_egress": "deny", "default_ingress": "allow", "rules": [{"direction": "egress",
+                "destination": {"domain": "example.com"}, "protocols": ["tcp"], "ports": [], "action": "allow"}]}},
         "entrypoint": null, "cmd": ["sh"], "hostname": null, "user": "alice", "init": null,
         "pull_policy": "IfMissing",
         "policy": {"ephemeral": false, "max_duration_secs": null, "idle_timeout_secs": 600},
@@ -49,13 +53,14 @@ fn of_0_5_5() -> Value {
 #[test]
 fn a_configuration_of_0_5_2_is_taken_over_and_what_is_left_out_is_named() {
     let home = Home::with_busybox();
-    let file = write(&home, &of_0_5_2());
+    std::fs::create_dir(home.folder.join("data")).unwrap();
+    let file = write(&home, &of_0_5_2(&home));
     home.run(["create", "--no-start", "--from-microsandbox", &file])
         .is(
             1,
             "",
             "msb-create: error: the configuration has what sandboxes of this version cannot have: \
-         mounts: bind /srv/data:/data:ro\n\
+         mounts: diskimage /srv/d.qcow2:/disk:ro\n\
          msb-create: hint: make it without: --leave-out\n",
         );
     assert_eq!(home.sandboxes(), []);
@@ -70,9 +75,7 @@ fn a_configuration_of_0_5_2_is_taken_over_and_what_is_left_out_is_named() {
     outcome.is(
         0,
         "old\n",
-        "msb-create: warning: left out: mounts: bind /srv/data:/data:ro\n\
-         msb-create: warning: left out: mounts: '/tmp' in memory (it is on the sandbox's disk)\n\
-         msb-create: warning: left out: network: guests of this version have none but the loopback\n\
+        "msb-create: warning: left out: mounts: diskimage /srv/d.qcow2:/disk:ro\n\
          msb-create: warning: left out: 'manifest_digest'\n\
          msb-create: warning: left out: 'metrics_sample_interval_ms'\n\
          msb-create: warning: left out: 'pull_policy'\n",
@@ -83,6 +86,9 @@ fn a_configuration_of_0_5_2_is_taken_over_and_what_is_left_out_is_named() {
         "2 two words\n/home/alice\nalice\n2\nold\n",
         "",
     );
+    let script = "touch /data/x 2>/dev/null || grep -c ' /data .*\\bro\\b' /proc/mounts";
+    home.run(["exec", "-u", "root", "old", "--", "sh", "-c", script])
+        .is(0, "1\n", "");
     let text = home.run(["inspect", "old", "--format", "json"]).done();
     let config = &serde_json::from_str::<Value>(&text).unwrap()["config"];
     assert_eq!(
@@ -93,6 +99,10 @@ fn a_configuration_of_0_5_2_is_taken_over_and_what_is_left_out_is_named() {
         (&config["lasting"], &config["command"]),
         (&json!(true), &json!(["sh"]))
     );
+    assert_eq!(
+        (&config["net"]["enabled"], &config["net"]["policy"]["rules"]),
+        (&json!(true), &json!(["allow@domain=example.com:tcp"]))
+    );
     home.run(["rm", "-f", "old"]).done();
 }
 
@@ -100,8 +110,6 @@ fn a_configuration_of_0_5_2_is_taken_over_and_what_is_left_out_is_named() {
 fn a_configuration_of_0_5_5_is_taken_over() {
     let home = Home::with_busybox();
     let file = write(&home, &of_0_5_5());
-    let warning =
-        "msb-create: warning: left out: mounts: '/tmp' in memory (it is on the sandbox's disk)\n";
     let create = [
         "create",
         "--from-microsandbox",
@@ -111,7 +119,7 @@ fn a_configuration_of_0_5_5_is_taken_over() {
         "--label",
         "team=web",
     ];
-    home.run(create).is(0, "", warning);
+    home.run(create).is(0, "", "");
     let text = home.run(["inspect", "mine", "--format", "json"]).done();
     let config = &serde_json::from_str::<Value>(&text).unwrap()["config"];
     // Those of the image are there as always.
@@ -126,6 +134,10 @@ fn a_configuration_of_0_5_5_is_taken_over() {
         (&json!("host"), &json!(100))
     );
     assert_eq!(config["max_duration_ms"], 3_600_000);
+    assert_eq!(config["net"]["enabled"], false);
+    let memory = "grep -c '^tmpfs /tmp ' /proc/mounts";
+    home.run(["exec", "mine", "--", "sh", "-c", memory])
+        .is(0, "1\n", "");
     let size = "df -m / | awk 'NR == 2 { print ($2 > 60 && $2 < 100) }'";
     home.run(["exec", "mine", "--", "sh", "-c", size])
         .is(0, "1\n", "");

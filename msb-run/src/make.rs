@@ -8,6 +8,7 @@ use clap::Args;
 use libmsb::cli::args::{SandboxName, parse_cpus, parse_duration, parse_label, parse_memory};
 use libmsb::cli::error::Failure;
 use libmsb::machine::EngineChoice;
+use libmsb::net::NetSpec;
 use libmsb::net::args::NetArgs;
 use libmsb::reference::Reference;
 use libmsb::state::images::Image;
@@ -77,16 +78,12 @@ pub(crate) struct MakeArgs {
     replace_with_timeout: Option<Duration>,
     #[command(flatten)]
     net: NetArgs,
-    /// What a stored configuration says that no option does.
+    /// The main command of a stored configuration, for which there is no option.
     #[arg(skip)]
-    stored: StoredParts,
-}
-
-/// Parts of a stored configuration for which there are no options.
-#[derive(Clone, Debug, Default)]
-struct StoredParts {
-    upper_mib: Option<u64>,
-    command: Vec<OsString>,
+    stored_command: Vec<OsString>,
+    /// The network of a stored configuration, which what is typed changes.
+    #[arg(skip)]
+    stored_net: Option<NetSpec>,
 }
 
 impl MakeArgs {
@@ -126,11 +123,21 @@ impl MakeArgs {
         }
         labels.append(&mut self.label);
         self.label = labels;
-        self.stored.upper_mib = stored.upper_mib.map(|mib| mib.max(upper::SIZE_MIB_MIN));
         if self.entrypoint.is_none() {
-            self.stored.command = stored.command.clone();
+            self.stored_command = stored.command.clone();
         }
+        self.mounts.fill_in(stored);
+        self.guest.fill_in(stored);
+        self.stored_net = stored.network.clone();
         Ok(())
+    }
+
+    fn net(&self) -> Result<NetSpec, Failure> {
+        let Some(mut net) = self.stored_net.clone() else {
+            return self.net.spec();
+        };
+        self.net.change(&mut net)?;
+        Ok(net)
     }
 
     fn choices(
@@ -153,9 +160,8 @@ impl MakeArgs {
             idle_timeout: self.idle_timeout,
             max_duration: self.max_duration,
             metrics: self.metrics.choice(home)?,
-            upper_mib: self.stored.upper_mib,
-            stored_command: self.stored.command.clone(),
-            net: self.net.spec()?,
+            stored_command: self.stored_command.clone(),
+            net: self.net()?,
             machine_id: write::random_machine_id()?,
             main: MainBounds::default(),
             guest: self.guest.choices()?,

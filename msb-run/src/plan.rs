@@ -52,8 +52,6 @@ pub(crate) struct Choices {
     pub(crate) max_duration: Option<Duration>,
     /// `--metrics-sample-interval`, `--disable-metrics-sample`.
     pub(crate) metrics: MetricsSpec,
-    /// Size of the writable disk, in MiB.
-    pub(crate) upper_mib: Option<u64>,
     /// The whole main command, in place of all that the image says; the sandbox outlives it.
     pub(crate) stored_command: Vec<OsString>,
     /// `--net` and its like.
@@ -112,11 +110,7 @@ pub(crate) fn spec(
         cpus: choices.cpus,
         memory_mib: choices.memory_mib,
         engine: choices.engine,
-        upper_mib: choices
-            .guest
-            .upper_mib
-            .or(choices.upper_mib)
-            .unwrap_or(UPPER_MIB),
+        upper_mib: choices.guest.upper_mib.unwrap_or(UPPER_MIB),
         hostname: hostname(choices.hostname, name)?,
         env: merge_env(
             image_env.into_iter().map(Text::from).collect(),

@@ -18,6 +18,8 @@ use libmsb::state::guest::{GuestSpec, RootDisk};
 use msb_wire::guest::{InitRequest, Security};
 use msb_wire::text::Text;
 
+use crate::microsandbox::Stored;
+
 use changes::ChangeArgs;
 use root_disk::{Choice, parse_root_disk, parse_size};
 use script::ScriptArgs;
@@ -82,6 +84,19 @@ impl GuestArgs {
             || self.shell.is_some()
             || self.scripts.is_given()
             || self.changes.is_given()
+    }
+
+    /// Takes over what a stored configuration says where nothing was typed.
+    pub(crate) fn fill_in(&mut self, stored: &Stored) {
+        let security = stored.restricted.then_some(Profile::Restricted);
+        self.security = self.security.or(security);
+        self.shell = self
+            .shell
+            .take()
+            .or_else(|| stored.shell.clone().map(Into::into));
+        if self.root_disk.is_none() {
+            self.oci_upper_size = self.oci_upper_size.or(stored.upper_mib);
+        }
     }
 
     /// Checks what was typed. Files of the host are looked at.

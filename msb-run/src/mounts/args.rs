@@ -13,6 +13,7 @@ use libmsb::state::mounts::{Mount, Source};
 use msb_wire::text::Text;
 
 use super::syntax;
+use crate::microsandbox::Stored;
 use crate::verbs::volume;
 
 /// Most mounts of a sandbox.
@@ -53,6 +54,17 @@ impl MountArgs {
             &self.tmpfs,
         ];
         lists.iter().any(|list| !list.is_empty())
+    }
+
+    /// Takes over the mounts of a stored configuration; what is typed comes later.
+    pub(crate) fn fill_in(&mut self, stored: &Stored) {
+        for (there, typed) in [
+            (&stored.folders, &mut self.mount_dir),
+            (&stored.volumes, &mut self.volume),
+            (&stored.tmpfs, &mut self.tmpfs),
+        ] {
+            typed.splice(..0, there.iter().map(OsString::from));
+        }
     }
 
     /// The mounts, with paths and volumes that are there; paths lead through no symbolic link.

@@ -4,6 +4,8 @@
 //! it is passed over in silence. What a sandbox of ours cannot have yet is named, and refused unless the user says to leave
 //! it out; what has no meaning here is named in a warning. Values are never printed: some are secrets.
 
+mod network;
+
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::Path;
@@ -11,6 +13,7 @@ use std::path::Path;
 use anyhow::Context;
 use libmsb::cli::error::Failure;
 use libmsb::cli::escape::escape;
+use libmsb::net::NetSpec;
 use libmsb::state::write;
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -28,10 +31,6 @@ const WITHOUT_MEANING: [&str; 6] = [
     "registry_auth",
 ];
 
-/// The file system in memory that microsandbox gives every guest for `/tmp`: a share of its memory, and at most so many MiB.
-const TMP_SHARE: u64 = 4;
-const TMP_MIB_MAX: u64 = 512;
-
 /// What a stored sandbox is, in our terms.
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct Stored {
@@ -45,6 +44,18 @@ pub(crate) struct Stored {
     pub(crate) memory_mib: Option<u32>,
     /// Size of the writable disk in MiB.
     pub(crate) upper_mib: Option<u64>,
+    /// Mounts, in the form of `--mount-dir`.
+    pub(crate) folders: Vec<String>,
+    /// Mounts, in the form of `--volume`.
+    pub(crate) volumes: Vec<String>,
+    /// Mounts, in the form of `--tmpfs`.
+    pub(crate) tmpfs: Vec<String>,
+    /// Whether commands have fewer rights than usual.
+    pub(crate) restricted: bool,
+    /// Shell of the sandbox.
+    pub(crate) shell: Option<String>,
+    /// The network, if it says anything about one.
+    pub(crate) network: Option<NetSpec>,
     /// Variables.
     pub(crate) env: Vec<(String, String)>,
     /// Labels.
@@ -97,6 +108,8 @@ fn stored(mut fields: Map<String, Value>) -> Result<Stored, String> {
         workdir: take(&mut fields, "workdir")?,
         user: take(&mut fields, "user")?,
         hostname: take(&mut fields, "hostname")?,
+        shell: take(&mut fields, "shell")?,
+        restricted: take::<String>(&mut fields, "security")?.is_some_and(|is| is == "restricted"),
         env: take::<Pairs>(&mut fields, "env")?.unwrap_or_default().0,
         labels: take::<Pairs>(&mut fields, "labels")?
             .unwrap_or_default()
@@ -117,7 +130,9 @@ fn stored(mut fields: Map<String, Value>) -> Result<Stored, String> {
     image(&mut stored, &mut fields)?;
     policy(&mut stored, &mut fields)?;
     mounts(&mut stored, &mut fields)?;
-    network(&mut stored, &mut fields)?;
+    if let Some(fields) = take(&mut fields, "network")? {
+        stored.network = Some(network::network(fields, &mut stored.lacking)?);
+    }
     the_rest(&mut stored, fields);
     Ok(stored)
 }
@@ -222,6 +237,10 @@ struct Mount {
     readonly: bool,
     #[serde(default)]
     options: Option<MountOptions>,
+    #[serde(default)]
+    stat_virtualization: Option<String>,
+    #[serde(default)]
+    host_permissions: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize)]
@@ -241,8 +260,12 @@ impl Mount {
         })
     }
 
-    /// The form of `--volume` and `--tmpfs`, for people.
-    fn shown(&self) -> String {
+    fn source(&self) -> Option<&str> {
+        self.host.as_deref().or(self.name.as_deref())
+    }
+
+    /// With its options behind it, as they are typed.
+    fn typed(&self, what: &str) -> String {
         let options = self.options();
         let named = [
             (options.readonly, "ro"),
@@ -250,68 +273,50 @@ impl Mount {
             (options.nosuid, "nosuid"),
             (options.nodev, "nodev"),
         ];
-        let named: Vec<&str> = named
-            .iter()
-            .filter(|(given, _)| *given)
-            .map(|(_, name)| *name)
-            .collect();
-        let source = self.host.as_deref().or(self.name.as_deref());
-        let mut text = format!(
-            "{} {}",
-            self.r#type.to_lowercase(),
-            source.map_or_else(
-                || self.guest.clone(),
-                |source| format!("{source}:{}", self.guest)
-            )
-        );
-        if !named.is_empty() {
-            text.push(':');
-            text.push_str(&named.join(","));
+        let given = named.iter().filter(|(given, _)| *given);
+        let given: Vec<&str> = given.map(|(_, name)| *name).collect();
+        if given.is_empty() {
+            return what.to_owned();
         }
-        escape(&text).into_owned()
+        format!("{what}:{}", given.join(","))
+    }
+
+    /// For people.
+    fn shown(&self) -> String {
+        let source = self.source().map(|source| format!("{source}:"));
+        let what = format!("{}{}", source.unwrap_or_default(), self.guest);
+        let kind = self.r#type.to_lowercase();
+        escape(&format!("{kind} {}", self.typed(&what))).into_owned()
     }
 }
 
-/// Mounts: what has none of them yet names each.
+/// Mounts of folders, volumes and memory are taken over, disks and other ways to show owners and modes are not.
 fn mounts(stored: &mut Stored, fields: &mut Map<String, Value>) -> Result<(), String> {
     let mounts: Vec<Mount> = take(fields, "mounts")?.unwrap_or_default();
-    let memory = u64::from(stored.memory_mib.unwrap_or(512));
     for mount in mounts {
-        // Put there by microsandbox itself, not by a user.
-        let own = mount.r#type == "Tmpfs"
-            && mount.guest.trim_end_matches('/') == "/tmp"
-            && mount.size_mib == Some((memory / TMP_SHARE).clamp(1, TMP_MIB_MAX));
-        if own {
-            stored
-                .unused
-                .push("mounts: '/tmp' in memory (it is on the sandbox's disk)".to_owned());
-        } else {
-            stored.lacking.push(format!("mounts: {}", mount.shown()));
+        let unusual = |policy: &Option<String>, usual: &str| {
+            policy.as_deref().is_some_and(|policy| policy != usual)
+        };
+        let plain = !unusual(&mount.stat_virtualization, "strict")
+            && !unusual(&mount.host_permissions, "private");
+        match (mount.r#type.as_str(), mount.source(), plain) {
+            ("Bind", Some(source), true) => {
+                let typed = mount.typed(&format!("{source}:{}", mount.guest));
+                stored.folders.push(typed);
+            }
+            // A name that looks like a path would be taken for one.
+            ("Named", Some(source), true) if !source.starts_with(['/', '.']) => {
+                let typed = mount.typed(&format!("{source}:{}", mount.guest));
+                stored.volumes.push(typed);
+            }
+            ("Tmpfs", None, _) => {
+                let size = mount.size_mib.map(|mib| format!(":{mib}M"));
+                let typed = format!("{}{}", mount.guest, size.unwrap_or_default());
+                stored.tmpfs.push(mount.typed(&typed));
+            }
+            _ => stored.lacking.push(format!("mounts: {}", mount.shown())),
         }
     }
-    Ok(())
-}
-
-/// Network: what has none names what a user may have chosen.
-fn network(stored: &mut Stored, fields: &mut Map<String, Value>) -> Result<(), String> {
-    let Some(mut network) = take::<Map<String, Value>>(fields, "network")? else {
-        return Ok(());
-    };
-    let enabled: bool = take(&mut network, "enabled")?.unwrap_or(true);
-    if !enabled {
-        return Ok(());
-    }
-    for chosen in ["ports", "secrets"] {
-        if network
-            .remove(chosen)
-            .is_some_and(|value| says_something(&value))
-        {
-            stored.lacking.push(format!("network: {chosen}"));
-        }
-    }
-    stored
-        .unused
-        .push("network: guests of this version have none but the loopback".to_owned());
     Ok(())
 }
 
@@ -335,10 +340,7 @@ fn the_rest(stored: &mut Stored, fields: Map<String, Value>) {
         let shown = format!("'{}'", escape(&name));
         if WITHOUT_MEANING.contains(&name.as_str()) {
             stored.unused.push(shown);
-        // What every configuration has that nobody changed.
-        } else if (name.as_str(), value.as_str()) != ("security", Some("default"))
-            && (name.as_str(), value.as_str()) != ("shell", Some("/bin/sh"))
-        {
+        } else {
             stored.lacking.push(shown);
         }
     }
@@ -357,14 +359,27 @@ mod tests {
 
     #[test]
     fn the_old_form_of_a_mount_keeps_what_it_says() {
-        let mount = |json: Value| serde_json::from_value::<Mount>(json).unwrap().shown();
+        let mount = |json: Value| {
+            let stored = parsed(serde_json::json!({ "mounts": [json] })).unwrap();
+            [stored.folders, stored.volumes, stored.tmpfs, stored.lacking]
+                .concat()
+                .join("|")
+        };
         let old = serde_json::json!({"type":"Bind","host":"/data","guest":"/d","readonly":true});
-        assert_eq!(mount(old), "bind /data:/d:ro");
+        assert_eq!(mount(old), "/data:/d:ro");
         let new = serde_json::json!({"type":"Bind","host":"/data","guest":"/d",
             "options":{"readonly":false,"noexec":true,"nosuid":false,"nodev":false}});
-        assert_eq!(mount(new), "bind /data:/d:noexec");
+        assert_eq!(mount(new), "/data:/d:noexec");
         let named = serde_json::json!({"type":"Named","name":"cache","guest":"/c"});
-        assert_eq!(mount(named), "named cache:/c");
+        assert_eq!(mount(named), "cache:/c");
+        let path = serde_json::json!({"type":"Named","name":"/etc","guest":"/c"});
+        assert_eq!(mount(path), "mounts: named /etc:/c");
+        let memory =
+            serde_json::json!({"type":"Tmpfs","guest":"/m","size_mib":64,"readonly":false});
+        assert_eq!(mount(memory), "/m:64M");
+        let mirrored = serde_json::json!({"type":"Bind","host":"/h","guest":"/g",
+            "stat_virtualization":"strict","host_permissions":"mirror"});
+        assert_eq!(mount(mirrored), "mounts: bind /h:/g");
     }
 
     #[test]
@@ -406,7 +421,8 @@ mod tests {
             "security": "restricted", "log_level": "debug", "vsock": 3
         }));
         let stored = stored.unwrap();
-        assert_eq!(stored.lacking, ["'init'", "'security'", "'vsock'"]);
+        assert!(stored.restricted);
+        assert_eq!(stored.lacking, ["'init'", "'vsock'"]);
         assert_eq!(stored.unused, ["'log_level'"]);
     }
 }
