@@ -171,7 +171,10 @@ fn finish_mapper(mut mapper: Child, uid: u32) -> anyhow::Result<()> {
 
 /// What a process may map by itself: its own user alone.
 fn map_alone(uid: u32, gid: u32) -> anyhow::Result<()> {
-    let cannot = "cannot map the user into a namespace";
+    let cannot = match uid {
+        0 => "cannot map root into a namespace, for which it needs CAP_SETFCAP",
+        _ => "cannot map the user into a namespace",
+    };
     // If a mapper failed, it may have done a part.
     if unmapped("/proc/self/uid_map") {
         fs::write("/proc/self/uid_map", format!("0 {uid} 1")).context(cannot)?;
