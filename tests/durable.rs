@@ -51,7 +51,8 @@ fn what_was_written_is_there_after_a_stop_in_order() {
 #[test]
 fn what_was_written_is_there_after_the_stop_of_an_idle_sandbox() {
     let home = Home::with_busybox();
-    create(&home, &["--idle-timeout", "500ms"]);
+    // Long enough for a command to come, on a busy host too.
+    create(&home, &["--idle-timeout", "4s"]);
     let sums = write(&home);
     home.run(["wait", "x"]).is(0, "0 idle_timeout\n", "");
     home.run(["modify", "x", "--idle-timeout", "0"]).done();

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
-use crate::support::{Home, Outcome, wait_until};
+use crate::support::{Home, Outcome, Running, wait_until};
 
 fn stderr(outcome: &Outcome) -> String {
     String::from_utf8_lossy(&outcome.stderr).into_owned()
@@ -69,6 +69,24 @@ fn a_user_of_the_guest_has_files_of_its_own_which_are_no_users_of_the_host() {
         fs::read_to_string(folder.join("f")).unwrap(),
         "from the host\n"
     );
+}
+
+/// Root of a namespace stands for the host's: what it may map, and must have mapped by another process, is the same.
+#[test]
+fn roots_folders_are_shared_with_every_user_as_itself() {
+    let home = Home::with_busybox();
+    let folder = source(&home);
+    let mut command = home.program("unshare");
+    command
+        .args(["--map-root-user", "--map-auto", "--"])
+        .arg(home.prefix.join("bin/msb"))
+        .args(["run", "-v", &bind(&folder, "/src"), "busybox:test", "--"])
+        .args(["sh", "-c"])
+        .arg("cat /src/f; touch /src/n && chown 1000:1001 /src/n && stat -c %u:%g /src/n");
+    let outcome = Running::start(command).finish();
+    outcome.is(0, "from the host\n1000:1001\n", "");
+    let theirs = fs::metadata(folder.join("n")).unwrap();
+    assert!(theirs.uid() >= 100_000 && theirs.gid() >= 100_000);
 }
 
 #[test]

@@ -13,7 +13,7 @@ fn main() -> Result<(), Error> {
 }
 
 /// The sandbox is stopped when this returns, whatever happens; with `detached(true)` it would stay.
-pub fn hello(image: &str) -> Result<String, Error> {
+pub(crate) fn hello(image: &str) -> Result<String, Error> {
     let sandbox = Sandbox::builder("hello")
         .image(image)
         .label("example", "hello")

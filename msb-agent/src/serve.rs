@@ -548,7 +548,7 @@ impl Agent {
         if let Some(samples) = &mut self.samples
             && let Some(sample) = samples.next()
             && has_room
-            && let Ok(json) = serde_json::to_vec(&SamplesEvent::Sample(sample))
+            && let Ok(json) = serde_json::to_vec(&SamplesEvent::Sample(Box::new(sample)))
         {
             put_message(
                 &mut self.port.outgoing,

@@ -38,7 +38,7 @@ pub enum SamplesControl {
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum SamplesEvent {
     /// How it is now.
-    Sample(GuestSample),
+    Sample(Box<GuestSample>),
     /// The stream was closed.
     Closed,
 }
@@ -118,10 +118,10 @@ mod tests {
             cpu_ns: Some(0),
             ..GuestSample::default()
         };
-        let json = serde_json::to_string(&SamplesEvent::Sample(sample.clone())).unwrap();
+        let json = serde_json::to_string(&SamplesEvent::Sample(Box::new(sample.clone()))).unwrap();
         assert_eq!(json, r#"{"type":"sample","cpu_ns":0}"#);
         let read: SamplesEvent = serde_json::from_str(&json).unwrap();
-        assert_eq!(read, SamplesEvent::Sample(sample));
+        assert_eq!(read, SamplesEvent::Sample(Box::new(sample)));
     }
 
     #[test]

@@ -196,7 +196,7 @@ mod tests {
     #[test]
     fn bytes_leave_in_the_order_in_which_they_came() {
         let (mut pool, mut ring) = (Pool::default(), Ring::default());
-        let mut expected = std::collections::VecDeque::new();
+        let mut expected = std::collections::VecDeque::<u8>::new();
         for round in 0..400usize {
             let bytes: Vec<u8> = (0..round * 37 % 9000)
                 .map(|at| (at * 7 + round) as u8)

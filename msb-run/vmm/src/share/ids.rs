@@ -3,7 +3,10 @@
 //! The guest's root is the user who runs the sandbox, so that the user's files are root's in the guest, and what root makes
 //! is the user's. The guest's users 1 to 65536 are the first of the user's subordinate IDs (subuid(5)), as with rootless
 //! podman; newuidmap(1) sets that up. Without it, or without such IDs, root is the only user who can make files. For root
-//! on the host every user is itself.
+//! on the host every user is itself, as far as root's own namespace has the user.
+//!
+//! A process may map one ID into its own namespace, its own. More is for one who has the right in the namespace around it
+//! (user_namespaces(7)), root too: so another process is started before, which stays there.
 
 use std::fs;
 use std::io::Write;
@@ -22,16 +25,32 @@ const COUNT_MAX: u64 = 65_536;
 /// Longest file of users or of subordinate IDs, in bytes.
 const FILE_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
+/// Longest map of a namespace, in bytes: the kernel takes less than a page.
+const MAP_BYTES_MAX: u64 = 4095;
+
 /// Waits for a line, since the namespace must be there first, and asks the two programs that may map further IDs. Only
 /// numbers go in.
-const MAPPER: &str = "read -r _ && newuidmap \"$1\" 0 \"$2\" 1 1 \"$3\" \"$4\" && newgidmap \"$1\" 0 \"$5\" 1 1 \"$6\" \"$7\"";
+const USERS_MAPPER: &str = "read -r _ && newuidmap \"$1\" 0 \"$2\" 1 1 \"$3\" \"$4\" && newgidmap \"$1\" 0 \"$5\" 1 1 \"$6\" \"$7\"";
+
+/// The same by root, who needs no other program's right. A map must come in one piece, as only `cat` writes it whatever
+/// the shell. Only numbers go in.
+const ROOTS_MAPPER: &str =
+    "read -r _ && cat <<users >/proc/$1/uid_map && cat <<groups >/proc/$1/gid_map
+$2
+users
+$3
+groups
+";
 
 /// Enters namespaces of users, mounts, network and System V objects, and becomes root there.
 pub(super) fn enter_user_namespace() -> anyhow::Result<()> {
     let (uid, gid) = (getuid().as_raw(), getgid().as_raw());
-    let mapper = match subordinates(uid) {
-        Some(ranges) if uid != 0 => Some(start_mapper(uid, gid, ranges)?),
-        _ => None,
+    let mapper = if uid == 0 {
+        Some(start_roots_mapper()?)
+    } else if let Some(ranges) = subordinates(uid) {
+        Some(start_users_mapper(uid, gid, ranges)?)
+    } else {
+        None
     };
     let flags =
         UnshareFlags::NEWUSER | UnshareFlags::NEWNS | UnshareFlags::NEWNET | UnshareFlags::NEWIPC;
@@ -39,7 +58,7 @@ pub(super) fn enter_user_namespace() -> anyhow::Result<()> {
     unsafe { unshare_unsafe(flags) }.context(
         "the system does not let this user make namespaces, without which no folder is shared (sysctl kernel.unprivileged_userns_clone, user.max_user_namespaces)",
     )?;
-    let mapped = mapper.map(finish_mapper);
+    let mapped = mapper.map(|mapper| finish_mapper(mapper, uid));
     if !matches!(mapped, Some(Ok(()))) {
         if let Some(Err(why)) = mapped {
             print_warning(
@@ -91,9 +110,8 @@ fn find_range(text: &str, uid: &str, name: Option<&str>) -> Option<(u64, u64)> {
     })
 }
 
-fn start_mapper(uid: u32, gid: u32, [users, groups]: Ranges) -> anyhow::Result<Child> {
+fn start_users_mapper(uid: u32, gid: u32, [users, groups]: Ranges) -> anyhow::Result<Child> {
     let numbers = [
-        u64::from(getpid().as_raw_nonzero().get().unsigned_abs()),
         u64::from(uid),
         users.0,
         users.1,
@@ -101,41 +119,75 @@ fn start_mapper(uid: u32, gid: u32, [users, groups]: Ranges) -> anyhow::Result<C
         groups.0,
         groups.1,
     ];
+    start_mapper(USERS_MAPPER, &numbers.map(|number| number.to_string()))
+}
+
+fn start_roots_mapper() -> anyhow::Result<Child> {
+    let map = |path: &str| {
+        let bytes = libmsb::state::write::read_bounded(path.as_ref(), MAP_BYTES_MAX)?;
+        anyhow::Ok(itself(&String::from_utf8_lossy(&bytes.unwrap_or_default())))
+    };
+    let maps = [map("/proc/self/uid_map")?, map("/proc/self/gid_map")?];
+    start_mapper(ROOTS_MAPPER, &maps)
+}
+
+/// The map by which every ID that a namespace has is itself in a namespace inside. Lines are `ID OUTSIDE COUNT`.
+fn itself(map: &str) -> String {
+    let lines = map.lines().filter_map(|line| {
+        let mut fields = line.split_whitespace();
+        let first: u32 = fields.next()?.parse().ok()?;
+        let count: u32 = fields.nth(1)?.parse().ok()?;
+        Some(format!("{first} {first} {count}"))
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// Starts one of the two scripts: its first argument is this process, the others are as given.
+fn start_mapper(script: &str, arguments: &[String]) -> anyhow::Result<Child> {
     Command::new("/bin/sh")
-        .args(["-c", MAPPER, "sh"])
-        .args(numbers.map(|number| number.to_string()))
+        .args(["-c", script, "sh"])
+        .arg(getpid().as_raw_nonzero().to_string())
+        .args(arguments)
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .spawn()
         .context("cannot start a shell")
 }
 
-fn finish_mapper(mut mapper: Child) -> anyhow::Result<()> {
+fn finish_mapper(mut mapper: Child, uid: u32) -> anyhow::Result<()> {
     if let Some(mut go_on) = mapper.stdin.take() {
         // One that is gone already says so by its status.
         let _ = go_on.write_all(b"\n");
     }
     let status = mapper.wait().context("cannot wait for newuidmap")?;
     if !status.success() {
-        bail!("newuidmap or newgidmap failed (package uidmap)");
+        bail!(match uid {
+            0 => "this root may not map users (capabilities CAP_SETUID, CAP_SETGID, CAP_SETFCAP)",
+            _ => "newuidmap or newgidmap failed (package uidmap)",
+        });
     }
     Ok(())
 }
 
-/// What a process may map by itself: its own user alone; root everybody.
+/// What a process may map by itself: its own user alone.
 fn map_alone(uid: u32, gid: u32) -> anyhow::Result<()> {
-    let cannot = "cannot map users into a namespace";
-    if uid == 0 {
-        let all = format!("0 0 {}", u32::MAX);
-        fs::write("/proc/self/uid_map", &all).context(cannot)?;
-        return fs::write("/proc/self/gid_map", &all).context(cannot);
-    }
-    // If one of the two programs failed, the other may have done its part.
-    if fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| map.is_empty()) {
+    let cannot = match uid {
+        0 => "cannot map root into a namespace, for which it needs CAP_SETFCAP",
+        _ => "cannot map the user into a namespace",
+    };
+    // If a mapper failed, it may have done a part.
+    if unmapped("/proc/self/uid_map") {
         fs::write("/proc/self/uid_map", format!("0 {uid} 1")).context(cannot)?;
     }
-    fs::write("/proc/self/setgroups", "deny").context(cannot)?;
-    fs::write("/proc/self/gid_map", format!("0 {gid} 1")).context(cannot)
+    if unmapped("/proc/self/gid_map") {
+        fs::write("/proc/self/setgroups", "deny").context(cannot)?;
+        fs::write("/proc/self/gid_map", format!("0 {gid} 1")).context(cannot)?;
+    }
+    Ok(())
+}
+
+fn unmapped(path: &str) -> bool {
+    fs::read_to_string(path).is_ok_and(|map| map.is_empty())
 }
 
 #[cfg(test)]
@@ -155,5 +207,16 @@ mod tests {
             Some((300_000, COUNT_MAX))
         );
         assert_eq!(find_range(text, "1003", Some("eve")), None);
+    }
+
+    #[test]
+    fn each_user_of_a_namespace_is_itself_inside_and_none_is_made_up() {
+        assert_eq!(
+            itself("         0          0 4294967295\n"),
+            "0 0 4294967295"
+        );
+        // As in a container of a user: what lies outside is no concern.
+        assert_eq!(itself("0 1000 1\n1 100000 65536\n"), "0 0 1\n1 1 65536");
+        assert_eq!(itself("x y z\n7 7\n"), "");
     }
 }

@@ -5,13 +5,13 @@
 //! a guest's root can put any into the queue, `../../etc/passwd` among them. So the process has no file system but what is
 //! shared, before the first request is read:
 //!
-//! 1. [`ids`]: a user namespace. The user is root in it and nobody outside; the guest's other users are the host's
+//! 1. A user namespace, in [`ids`]. The user is root in it and nobody outside; the guest's other users are the host's
 //!    subordinate ones.
-//! 2. [`stage`]: a mount namespace whose root holds the shared folders and nothing else. Each is a mount of its own:
+//! 2. A mount namespace, in [`stage`], whose root holds the shared folders and nothing else. Each is a mount of its own:
 //!    read-only, if it is to be, by the host's kernel; without setuid, without devices, and without following links.
-//! 3. [`isolate`]: the capabilities that files need and no other, no new privileges, and no system call that a file
+//! 3. In [`isolate`], the capabilities that files need and no other, no new privileges, and no system call that a file
 //!    server does not make; none can set the setuid or setgid bit, whose file would be a program of the user on the host.
-//! 4. [`server`]: requests.
+//! 4. Requests, in [`server`].
 
 mod ids;
 mod isolate;
