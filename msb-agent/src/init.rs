@@ -25,13 +25,16 @@ const STDERR: RawFd = 2;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Operations of this agent.
-pub(crate) const OPERATIONS: [&str; 7] = [
+pub(crate) const OPERATIONS: [&str; 10] = [
     operation::BOOT,
     operation::CLOCK,
+    operation::CONNECT,
     operation::EXEC,
+    operation::EXEC_LOGIN,
     operation::EXEC_RLIMIT,
     operation::FILES,
     operation::PING,
+    operation::SFTP,
     operation::SHUTDOWN,
 ];
 

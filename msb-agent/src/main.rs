@@ -10,6 +10,8 @@
 mod boot;
 /// The kernel's clocks.
 mod clock;
+/// TCP connections from inside the guest.
+mod connection;
 /// Messages of the agent on the guest's console, and the words for errors.
 mod console;
 /// Disks by serial number.
@@ -34,12 +36,16 @@ mod oom;
 mod port;
 /// Terminals for commands.
 mod pty;
+/// From the name of a host to its addresses.
+mod resolve;
 /// The root file system: EROFS below, ext4 above.
 mod root;
 /// The loop over the port, the commands and their ends.
 mod serve;
 /// One running command and its streams.
 mod session;
+/// Files for SSH clients.
+mod sftp;
 /// The end of the machine.
 mod shutdown;
 /// fork and exec.
@@ -71,6 +77,7 @@ fn live() -> std::ffi::c_int {
 fn explain() -> std::ffi::c_int {
     match std::env::args().nth(1).as_deref() {
         Some("--version" | "-V") => println!("msb-agent {}", env!("CARGO_PKG_VERSION")),
+        Some(sftp::ARGUMENT) => return sftp::serve(std::env::args().nth(2).as_deref()),
         Some(files::ARGUMENT) => return files::serve(std::env::args().nth(2).as_deref()),
         Some("--help" | "-h") => {
             println!("usage: msb-agent\n\nThe first process of a sandbox; see msb-agent(8).")

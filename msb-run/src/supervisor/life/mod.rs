@@ -36,12 +36,15 @@ use crate::startup::{Stamps, monotonic_ns};
 const PROGRAM: &str = concat!("msb-supervisor ", env!("CARGO_PKG_VERSION"));
 
 /// What clients may ask: of us, or through us of the guest's agent.
-const OPERATIONS: [&str; 7] = [
+const OPERATIONS: [&str; 10] = [
+    operation::CONNECT,
     operation::EXEC,
     operation::EXEC_LOG,
+    operation::EXEC_LOGIN,
     operation::EXEC_RLIMIT,
     operation::FILES,
     operation::PING,
+    operation::SFTP,
     operation::STOP,
     operation::WAIT,
 ];

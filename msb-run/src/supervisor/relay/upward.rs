@@ -126,7 +126,11 @@ impl Relay {
                 timeout_ms: stop.timeout_ms,
             }),
             Request::Wait => notices.push(Notice::Wait { client, stream }),
-            request @ (Request::Exec(_) | Request::Files(_) | Request::Ping) => {
+            request @ (Request::Connect(_)
+            | Request::Exec(_)
+            | Request::Files(_)
+            | Request::Ping
+            | Request::Sftp(_)) => {
                 self.take_request(client, stream, request, agent);
             }
             request @ (Request::Boot(_) | Request::Clock(_) | Request::Shutdown) => {
