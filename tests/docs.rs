@@ -124,7 +124,7 @@ fn every_command_of_the_front_program_is_a_program_and_the_other_way_round() {
         .collect();
     let aliases = [
         "copy", "load", "pull", "save", "images", "rmi", "registry", "help", "list", "remove",
-        "status",
+        "status", "vol",
     ];
     for program in programs() {
         let Some(command) = program.strip_prefix("msb-") else {

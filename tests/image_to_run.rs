@@ -9,7 +9,12 @@ use std::process::Command;
 use crate::support::{Home, fixture, fixture_text, stage};
 
 /// Files that every guest finds made for it.
-const MADE_FOR_THE_GUEST: [&str; 3] = ["/etc/hosts", "/etc/hostname", "/etc/resolv.conf"];
+const MADE_FOR_THE_GUEST: [&str; 4] = [
+    "/etc/hosts",
+    "/etc/hostname",
+    "/etc/machine-id",
+    "/etc/resolv.conf",
+];
 
 /// Walks the guest's root. The program comes in through standard input, to a place that is no part of the root.
 const WALK: &str = "cat >/dev/shm/guest && chmod 755 /dev/shm/guest && exec /dev/shm/guest walk-under-mounts /dev/shm/root";

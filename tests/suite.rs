@@ -26,16 +26,34 @@ mod copy;
 mod docs;
 /// What the doctor says of a host.
 mod doctor;
+/// What was written in a guest, and what is there of it later.
+mod durable;
 /// Which engine runs a sandbox.
 mod engine;
 /// What `run` and `exec` end with.
 mod exit_codes;
+/// Configurations of another program.
+mod from_microsandbox;
+/// Changes of a guest's files before anything of its image runs.
+mod guest_files;
+/// The image's own init as the first process of a guest.
+mod guest_init;
+/// What commands of a guest may do.
+mod guest_rights;
+/// What a guest's root is made of.
+mod guest_root;
 /// Archives that mean harm.
 mod hostile;
 /// Registries that are wrong, slow or wicked.
 mod hostile_registry;
+/// By what sandboxes of one image differ.
+mod identity;
 /// From an archive to the tree that a guest sees.
 mod image_to_run;
+/// What the host's processes of a sandbox have given up.
+mod isolation;
+/// Commands that go on without a client.
+mod jobs;
 /// Programs that are killed at any moment.
 mod kill;
 /// The life of a sandbox, verb by verb.
@@ -44,8 +62,18 @@ mod life;
 mod lifecycle;
 /// What commands printed, seen later.
 mod logs;
+/// Many sandboxes at once.
+mod many;
 /// Memory, as the host sees it.
 mod memory;
+/// What sandboxes cost.
+mod metrics;
+/// Folders and files of the host, and memory, in a guest.
+mod mounts;
+/// What a guest reaches, and who reaches it.
+mod net;
+/// What a guest may reach, and which names it finds.
+mod net_policy;
 /// Names, room on the disk, and what goes when nobody needs it.
 mod prune;
 /// Guests and machines that end without being asked to.
@@ -56,6 +84,8 @@ mod registry;
 mod roundtrip;
 /// Archives that are written.
 mod save;
+/// Attempts to leave what is shared with a guest.
+mod share_escape;
 /// Standard input, output and error.
 mod streams;
 /// What the tests stand on.
@@ -64,3 +94,5 @@ mod support;
 mod tar_readers;
 /// A person before a terminal.
 mod terminal;
+/// Named volumes and disk images.
+mod volumes;

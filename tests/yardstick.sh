@@ -71,7 +71,7 @@ choose_kernel() {
 
 # bare_qemu INITRAMFS: becomes or runs a machine without devices.
 bare_qemu() {
-    qemu-system-x86_64 -M microvm -accel tcg -cpu qemu64,+arat -m 512 -smp 1 -nodefaults -no-user-config -nographic \
+    qemu-system-x86_64 -M microvm -accel tcg -cpu qemu64,+arat -m 512 -smp 1 -nodefaults -no-user-config -nographic -serial stdio \
         -no-reboot -global virtio-mmio.force-legacy=false -kernel "$kernel" -initrd "$1" -append "$append" </dev/null
 }
 

@@ -7,14 +7,20 @@ pub mod cli;
 pub mod digest;
 /// What happened to all sandboxes.
 pub mod events;
+/// Giving up what a process does not need.
+pub mod isolate;
 /// One JSON object a line.
 pub mod jsonl;
 /// The logs of a sandbox, for reading.
 pub mod logs;
 /// The plan of a virtual machine.
 pub mod machine;
+/// The network of a sandbox: policy, names, published ports.
+pub mod net;
 /// References to images.
 pub mod reference;
+/// The sample file of a sandbox: what it costs.
+pub mod samples;
 /// For programs that use sandboxes.
 pub mod sdk;
 /// Choosing sandboxes by their labels.

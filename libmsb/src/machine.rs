@@ -19,6 +19,9 @@ pub const SERIAL_UPPER: &str = "msb-upper";
 /// Name of the console port over which the guest's agent speaks.
 pub const PORT_AGENT: &str = "msb.agent";
 
+/// Largest packet of a guest's network.
+pub const NET_MTU: u16 = crate::net::network::MTU_MAX;
+
 /// A virtual machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -39,6 +42,10 @@ pub struct Plan {
     pub console_fd: i32,
     /// The reading end of a pipe whose writing end the supervisor holds: closed when it is gone.
     pub life_fd: i32,
+    /// The writing end of a pipe: takes one line of JSON that says what the machine's process has given up
+    /// ([`crate::isolate::Step`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub report_fd: Option<i32>,
     /// The network, if the machine has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub net: Option<Net>,
@@ -57,16 +64,48 @@ pub struct Net {
     pub mac: [u8; 6],
 }
 
-/// A folder of the host.
+/// Folders and files of the host, as one folder of which they are the entries. It exists only where they are shared: in a
+/// mount namespace of its own.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Share {
     /// The tag by which the guest mounts it with virtiofs, at most 36 bytes.
     pub tag: String,
-    /// The folder.
+    /// A connected stream socket that speaks vhost-user: for QEMU the side of the machine, in the plan of a share's server
+    /// the server's.
+    pub fd: i32,
+    /// What is in it.
+    pub entries: Vec<ShareEntry>,
+}
+
+/// A folder or a file of the host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ShareEntry {
+    /// Its name in the share, a plain one.
+    pub name: String,
+    /// What it is on the host: an absolute path without symbolic links.
     pub path: PathBuf,
+    /// Whether it is a file.
+    pub file: bool,
     /// Whether the guest may only read.
     pub read_only: bool,
+    /// The device that it is on: with the inode, what was there when the plan was made.
+    pub device: u64,
+    /// Its inode.
+    pub inode: u64,
+}
+
+/// The plan of a share's server: `msb-vmm --share`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SharePlan {
+    /// [`PLAN_VERSION`].
+    pub version: u32,
+    /// As in [`Plan`].
+    pub life_fd: i32,
+    /// What is shared.
+    pub share: Share,
 }
 
 /// What runs the machine.
@@ -184,6 +223,8 @@ pub enum Format {
     Raw,
     /// A VMDK descriptor of flat extents.
     Vmdk,
+    /// QEMU's own format, without a backing file.
+    Qcow2,
 }
 
 #[cfg(test)]
@@ -203,7 +244,8 @@ mod tests {
     fn a_plan_comes_back_as_it_was() {
         let mut value = plan();
         value["net"] = json!({ "fd": 6, "mac": [2, 0, 0, 0, 0, 1] });
-        value["shares"] = json!([{ "tag": "t", "path": "/s", "read_only": true }]);
+        value["shares"] = json!([{ "tag": "t", "fd": 7, "entries":
+            [{ "name": "0", "path": "/s", "file": false, "read_only": true, "device": 1, "inode": 2 }] }]);
         let plan: Plan = serde_json::from_value(value.clone()).unwrap();
         assert_eq!(serde_json::to_value(&plan).unwrap(), value);
     }

@@ -4,7 +4,8 @@ use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use msb_wire::boot::{BootEvent, BootRequest, Root};
+use msb_wire::boot::{BootEvent, BootRequest};
+use msb_wire::guest::Security;
 use msb_wire::text::{Text, from_hex};
 use rustix::fs::Mode;
 use rustix::process::umask;
@@ -12,7 +13,7 @@ use rustix::process::umask;
 use crate::console::{log, reason};
 use crate::env::Base;
 use crate::modules::Modules;
-use crate::{clock, identity, mount, root, sys};
+use crate::{attach, clock, identity, machine_id, mount, net, root, sys};
 
 /// A guest that takes commands.
 pub(crate) struct Guest {
@@ -22,8 +23,12 @@ pub(crate) struct Guest {
     pub(crate) cwd: Option<Text>,
     /// User of a command that names none.
     pub(crate) user: Option<Text>,
+    /// What commands may do.
+    pub(crate) security: Security,
     /// Top of the file system that is written to.
     pub(crate) upper: OwnedFd,
+    /// Tops of the other disks that are written to.
+    pub(crate) disks: Vec<OwnedFd>,
 }
 
 /// Sets the guest up.
@@ -37,19 +42,33 @@ pub(crate) fn boot(request: BootRequest, modules: &Modules) -> Result<Guest, Boo
         log(&format!("cannot set the clock: {}", reason(error)));
     }
     add_entropy(&request.entropy_hex);
-    let Root::Overlay { lower, upper } = &request.root;
-    let upper = root::enter(lower, upper).map_err(|message| failed("root", message))?;
+    let upper = root::enter(&request.root).map_err(|message| failed("root", message))?;
     mount::guest().map_err(|message| failed("mounts", message))?;
-    identity::assume(&request.hostname).map_err(|message| failed("hostname", message))?;
+    let restricted = request.guest.security.is_restricted();
+    let disks =
+        attach::attach(&request.mounts, restricted).map_err(|message| failed("mounts", message))?;
+    let hosts = request
+        .net
+        .as_ref()
+        .map_or(&[][..], |net| net.hosts.as_slice());
+    identity::assume(&request.hostname, hosts).map_err(|message| failed("hostname", message))?;
+    if let Some(net) = &request.net {
+        net::set_up(net).map_err(|message| failed("network", message))?;
+    }
+    if let Some(id) = &request.machine_id {
+        machine_id::assume(id);
+    }
     if let Some(cwd) = &request.cwd {
         identity::create_cwd(Path::new(cwd.as_os_str()));
     }
-    let env = Base::new(&request.hostname, &request.env);
+    let env = Base::new(&request.hostname, &request.env, request.guest.scripts);
     Ok(Guest {
         env,
         cwd: request.cwd,
         user: request.user,
+        security: request.guest.security,
         upper,
+        disks,
     })
 }
 

@@ -8,6 +8,24 @@ pub(crate) fn log(message: &str) {
     let _ = io::stderr().write_all(line.as_bytes());
 }
 
+/// The kernel's own priorities below this one reach the console: from its emergencies to its notices.
+const PRIORITY_INFO: libc::c_int = 6;
+/// Of syslog(2): sets which messages reach the console.
+const SYSLOG_ACTION_CONSOLE_LEVEL: libc::c_int = 8;
+
+/// Has the kernel's notices on the console. The boot is quiet, since each line costs time; but libkrunfw's kernel says that
+/// it restarts in a notice alone, and the supervisor reads there how a guest ended.
+pub(crate) fn show_notices() {
+    // SAFETY: this action takes no buffer. If it is refused, there are no notices.
+    unsafe {
+        libc::klogctl(
+            SYSLOG_ACTION_CONSOLE_LEVEL,
+            std::ptr::null_mut(),
+            PRIORITY_INFO,
+        )
+    };
+}
+
 /// The words for an error of the system, without its number.
 pub(crate) fn reason(error: impl Into<io::Error>) -> String {
     let text = error.into().to_string();

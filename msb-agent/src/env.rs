@@ -7,6 +7,7 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::ffi::{CStr, CString};
 
+use msb_wire::guest::SCRIPTS;
 use msb_wire::text::Text;
 
 /// Where programs are looked for when nobody says.
@@ -40,15 +41,29 @@ fn split(entry: &[u8]) -> Option<(&[u8], Option<CString>)> {
 }
 
 impl Base {
-    /// A path and the host's name, as docker gives them to every command, then the variables of the sandbox.
-    pub(crate) fn new(hostname: &str, entries: &[Text]) -> Base {
+    /// A path and the host's name, as docker gives them to every command, then the variables of the sandbox. Programs are
+    /// looked for among the sandbox's scripts first, if it has some.
+    pub(crate) fn new(hostname: &str, entries: &[Text], scripts: bool) -> Base {
         let mut base = Base::default();
         base.set(format!("PATH={DEFAULT_PATH}").as_bytes());
         base.set(format!("HOSTNAME={hostname}").as_bytes());
         for entry in entries {
             base.set(entry.as_bytes());
         }
+        if scripts {
+            base.put_scripts_first();
+        }
         base
+    }
+
+    fn put_scripts_first(&mut self) {
+        let path = self.places.get(&b"PATH"[..]);
+        let path = path.and_then(|place| self.entries.get(*place)?.as_deref());
+        let path = path.and_then(|entry| entry.to_bytes().strip_prefix(b"PATH="));
+        let path = path.filter(|path| !path.is_empty());
+        let path = path.unwrap_or(DEFAULT_PATH.as_bytes());
+        let entry = [b"PATH=", SCRIPTS.as_bytes(), b":", path].concat();
+        self.set(&entry);
     }
 
     fn set(&mut self, entry: &[u8]) {
@@ -148,6 +163,7 @@ mod tests {
                 "AB=x".into(),
                 "PATH=/bin".into(),
             ],
+            false,
         );
         let mut environment = base.environment(false);
         for entry in ["A=own", "C=a=b", "A=last", "C=d"] {
@@ -168,7 +184,11 @@ mod tests {
 
     #[test]
     fn a_name_alone_takes_a_variable_away() {
-        let base = Base::new("box", &["HOSTNAME".into(), "=strange".into(), "".into()]);
+        let base = Base::new(
+            "box",
+            &["HOSTNAME".into(), "=strange".into(), "".into()],
+            false,
+        );
         let mut environment = base.environment(true);
         assert_eq!(environment.get("TERM"), Some(&b"xterm"[..]));
         environment.set(b"TERM");
@@ -178,14 +198,17 @@ mod tests {
 
     #[test]
     fn a_terminal_of_the_sandbox_is_kept() {
-        let base = Base::new("box", &["TERM=vt100".into()]);
+        let base = Base::new("box", &["TERM=vt100".into()], false);
         assert_eq!(base.environment(true).get("TERM"), Some(&b"vt100"[..]));
-        assert_eq!(Base::new("box", &[]).environment(false).get("TERM"), None);
+        assert_eq!(
+            Base::new("box", &[], false).environment(false).get("TERM"),
+            None
+        );
     }
 
     #[test]
     fn defaults_fill_what_is_missing_or_empty_only() {
-        let base = Base::new("box", &["HOME=".into(), "X=1".into()]);
+        let base = Base::new("box", &["HOME=".into(), "X=1".into()], false);
         let mut environment = base.environment(false);
         environment.set_missing("HOME", b"/root");
         environment.set_missing("X", b"2");
@@ -193,5 +216,19 @@ mod tests {
             (environment.get("HOME"), environment.get("X")),
             (Some(&b"/root"[..]), Some(&b"1"[..]))
         );
+    }
+
+    #[test]
+    fn scripts_are_found_before_other_programs_whatever_the_path_is() {
+        for (entries, path) in [
+            (vec![], DEFAULT_PATH),
+            (vec!["PATH=/bin".into()], "/bin"),
+            (vec!["PATH=".into()], DEFAULT_PATH),
+        ] {
+            let base = Base::new("box", &entries, true);
+            let expected = format!("{SCRIPTS}:{path}");
+            let environment = base.environment(false);
+            assert_eq!(environment.get("PATH"), Some(expected.as_bytes()));
+        }
     }
 }

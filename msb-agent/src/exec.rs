@@ -8,6 +8,7 @@ use std::path::Path;
 
 use msb_wire::exec::{ExecRequest, FailureKind, Rlimit, WindowSize};
 use msb_wire::frame::{STDERR, STDOUT};
+use msb_wire::guest::Security;
 use msb_wire::text::Text;
 use rustix::fs::{Mode, OFlags, Uid, fchown, fcntl_setfl, open};
 use rustix::io::Errno;
@@ -49,6 +50,7 @@ struct Command<'a> {
     cwd: CString,
     limits: Vec<(u32, libc::rlimit64)>,
     account: Account,
+    security: Security,
 }
 
 /// Starts a command.
@@ -107,6 +109,7 @@ fn prepare<'a>(guest: &'a Guest, request: &ExecRequest) -> Result<Command<'a>, R
             .map(limit)
             .collect::<Result<_, _>>()?,
         account,
+        security: guest.security,
     })
 }
 
@@ -321,6 +324,8 @@ fn spawn(
         uid: command.account.uid,
         gid: command.account.gid,
         groups: &command.account.groups,
+        security: command.security,
+        init: false,
     };
     spawner
         .start(&plan)
@@ -341,6 +346,10 @@ fn explain(command: &Command<'_>, refused: Refused) -> Refusal {
         Step::Limits => Refusal::new(
             FailureKind::BadArgs,
             format!("cannot set a limit of resources: {why}"),
+        ),
+        Step::Confine => Refusal::new(
+            kind_of(refused.error),
+            format!("cannot take rights away: {why}"),
         ),
         Step::User => {
             let Account { uid, gid, .. } = command.account;

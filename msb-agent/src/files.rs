@@ -15,6 +15,7 @@ use msb_wire::file::record::{Record, RecordReader, RecordWriter, Severity};
 use msb_wire::file::send;
 use msb_wire::file::{Direction, FilesRequest};
 use msb_wire::frame::STDOUT;
+use msb_wire::guest::Security;
 use msb_wire::text::Text;
 use rustix::fs::{Mode, OFlags, open};
 use rustix::process::{Pid, umask};
@@ -22,7 +23,7 @@ use rustix::process::{Pid, umask};
 use crate::exec::{Refusal, input, no_descriptors, output, unknown};
 use crate::session::Session;
 use crate::spawn::{Plan, Refused, Spawner};
-use crate::{console, sys, users};
+use crate::{change, console, sys, users};
 
 /// First argument of the process for a copy. The second one is the request in JSON.
 pub(crate) const ARGUMENT: &str = "files";
@@ -59,6 +60,9 @@ pub(crate) fn start(
         uid: account.uid,
         gid: account.gid,
         groups: &account.groups,
+        // It is ours: it starts nothing.
+        security: Security::Default,
+        init: false,
     };
     let pid = spawner.start(&plan).map_err(not_started)?;
     let session = Session::on_pipes(stream, pid, ours_in, vec![(STDOUT, ours_out)]);
@@ -89,6 +93,14 @@ pub(crate) fn serve(request: Option<&str>) -> c_int {
             direction: Direction::Put,
             ..
         } => put(&request),
+        FilesRequest {
+            direction: Direction::MakeFolder,
+            ..
+        } => answer(change::make_folder(path(&request.path))),
+        FilesRequest {
+            direction: Direction::Remove,
+            ..
+        } => answer(change::remove(path(&request.path))),
     };
     c_int::from(served.is_err())
 }
@@ -116,6 +128,16 @@ fn put(request: &FilesRequest) -> io::Result<()> {
     match received {
         Ok(()) => out.put(&Record::Done)?,
         Err(error) => out.put(&Record::Failed(error.to_string()))?,
+    }
+    out.flush()
+}
+
+/// The answer to a change that brings no files.
+fn answer(changed: Result<(), String>) -> io::Result<()> {
+    let mut out = RecordWriter::new(Descriptor(rustix::stdio::stdout()));
+    match changed {
+        Ok(()) => out.put(&Record::Done)?,
+        Err(why) => out.put(&Record::Failed(why))?,
     }
     out.flush()
 }

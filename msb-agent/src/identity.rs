@@ -2,6 +2,7 @@
 
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Write};
+use std::net::IpAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -17,10 +18,10 @@ use crate::sys;
 const OPEN_FILES: u64 = 1_048_576;
 
 /// Sets everything that makes this guest itself. Nothing of it stops a boot but the name.
-pub(crate) fn assume(hostname: &str) -> Result<(), String> {
+pub(crate) fn assume(hostname: &str, others: &[(IpAddr, String)]) -> Result<(), String> {
     sethostname(hostname.as_bytes())
         .map_err(|error| format!("cannot set '{hostname}': {}", reason(error)))?;
-    write_files(hostname);
+    write_files(hostname, others);
     tell("bring loopback up", sys::loopback_up());
     let limit = Rlimit {
         current: Some(OPEN_FILES),
@@ -47,7 +48,7 @@ fn allow_small_ports() {
 }
 
 /// Only where the image has nothing (or the empty files that container builds leave): what a user wrote stays.
-fn write_files(hostname: &str) {
+fn write_files(hostname: &str, others: &[(IpAddr, String)]) {
     let before = stat("/etc");
     if before.is_err() {
         let root = stat("/");
@@ -57,22 +58,26 @@ fn write_files(hostname: &str) {
         }
     }
     write_unless_there("/etc/hostname", &format!("{hostname}\n"));
-    write_unless_there("/etc/hosts", &hosts(hostname));
+    write_unless_there("/etc/hosts", &hosts(hostname, others));
     if let Ok(before) = before {
         restore_times("/etc", &before);
     }
 }
 
-fn hosts(hostname: &str) -> String {
+fn hosts(hostname: &str, others: &[(IpAddr, String)]) -> String {
     let short = hostname.split('.').next().unwrap_or(hostname);
     let names = if short == hostname {
         hostname.to_owned()
     } else {
         format!("{hostname} {short}")
     };
+    let others: String = others
+        .iter()
+        .map(|(address, name)| format!("{address}\t{name}\n"))
+        .collect();
     format!(
         "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n\
-         127.0.1.1\t{names}\n"
+         127.0.1.1\t{names}\n{others}"
     )
 }
 
@@ -111,7 +116,13 @@ mod tests {
 
     #[test]
     fn a_full_name_is_known_by_its_first_part_as_well() {
-        assert!(hosts("box").ends_with("127.0.1.1\tbox\n"));
-        assert!(hosts("box.example").ends_with("127.0.1.1\tbox.example box\n"));
+        assert!(hosts("box", &[]).ends_with("127.0.1.1\tbox\n"));
+        assert!(hosts("box.example", &[]).ends_with("127.0.1.1\tbox.example box\n"));
+    }
+
+    #[test]
+    fn other_hosts_follow() {
+        let gateway = ("172.16.0.1".parse().unwrap(), "host.test".to_owned());
+        assert!(hosts("box", &[gateway]).ends_with("\tbox\n172.16.0.1\thost.test\n"));
     }
 }

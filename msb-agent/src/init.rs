@@ -9,7 +9,7 @@ use msb_wire::frame::{CONNECTION, Kind, put_message};
 use msb_wire::handshake::{Hello, operation};
 use rustix::io::fcntl_getfd;
 
-use crate::console::log;
+use crate::console::{self, log};
 use crate::modules::Modules;
 use crate::port::{self, Port};
 use crate::serve::Agent;
@@ -25,7 +25,7 @@ const STDERR: RawFd = 2;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Operations of this agent.
-pub(crate) const OPERATIONS: [&str; 10] = [
+pub(crate) const OPERATIONS: &[&str] = &[
     operation::BOOT,
     operation::CLOCK,
     operation::CONNECT,
@@ -33,7 +33,13 @@ pub(crate) const OPERATIONS: [&str; 10] = [
     operation::EXEC_LOGIN,
     operation::EXEC_RLIMIT,
     operation::FILES,
+    operation::NET,
+    operation::FILES_CHANGE,
+    operation::INIT,
+    operation::MOUNTS,
     operation::PING,
+    operation::SAMPLES,
+    operation::SECURITY,
     operation::SFTP,
     operation::SHUTDOWN,
 ];
@@ -51,6 +57,7 @@ pub(crate) fn run(start_ns: u64) -> ! {
         shutdown::end();
     };
     while modules.load_next() {}
+    console::show_notices();
     match Agent::new(port, modules) {
         Ok(agent) => agent.serve(),
         Err(error) => {
@@ -93,10 +100,7 @@ fn greet(modules: &mut Modules, start_ns: u64) -> Option<Port> {
 }
 
 fn say_hello(port: &mut Port, start_ns: u64) {
-    let mut hello = Hello::of(
-        concat!("msb-agent ", env!("CARGO_PKG_VERSION")),
-        &OPERATIONS,
-    );
+    let mut hello = Hello::of(concat!("msb-agent ", env!("CARGO_PKG_VERSION")), OPERATIONS);
     hello.agent_start_ns = Some(start_ns);
     if let Ok(json) = serde_json::to_vec(&hello) {
         put_message(&mut port.outgoing, CONNECTION, Kind::Hello, 0, &json);

@@ -6,10 +6,16 @@
 
 #![cfg_attr(not(test), no_main)]
 
+/// What is mounted besides the root.
+mod attach;
 /// The boot request, step by step.
 mod boot;
+/// Folders that are made, and what is removed.
+mod change;
 /// The kernel's clocks.
 mod clock;
+/// Rights that commands of a restricted guest do not get.
+mod confine;
 /// TCP connections from inside the guest.
 mod connection;
 /// Messages of the agent on the guest's console, and the words for errors.
@@ -22,14 +28,24 @@ mod env;
 mod exec;
 /// Copies into the guest and out of it.
 mod files;
+/// What the guest costs.
+mod gauges;
+/// The image's own init.
+mod handover;
 /// Host name, `/etc/hosts`, loopback, limits: who the guest is.
 mod identity;
 /// From the first instruction to the loop.
 mod init;
+/// By what this guest differs from all others.
+mod machine_id;
 /// Kernel modules of the initramfs.
 mod modules;
 /// The guest's kernel file systems.
 mod mount;
+/// The network interface, and the files that name its servers.
+mod net;
+/// Messages to the kernel about interfaces.
+mod netlink;
 /// Whom the kernel killed for lack of memory.
 mod oom;
 /// The console port to the supervisor.
@@ -40,6 +56,8 @@ mod pty;
 mod resolve;
 /// The root file system: EROFS below, ext4 above.
 mod root;
+/// Samples for the host, at an interval.
+mod samples;
 /// The loop over the port, the commands and their ends.
 mod serve;
 /// One running command and its streams.

@@ -1,4 +1,4 @@
-//! The root file system: EROFS below, ext4 above, an overlay of both.
+//! The root file system: EROFS below, ext4 (or memory) above, an overlay of both.
 //!
 //! The overlay's options are those of docker's overlay2 (no index, no metacopy, so every kernel and every disk fits),
 //! but for `redirect_dir`: a directory of the image can be renamed, as on any other file system.
@@ -7,6 +7,7 @@ use std::ffi::CString;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 
+use msb_wire::boot::Root;
 use rustix::fs::{AtFlags, CWD, Gid, Uid};
 use rustix::fs::{
     Mode, OFlags, Timespec, Timestamps, XattrFlags, chmod, chown, ext4_ioc_resize_fs, lgetxattr,
@@ -30,33 +31,68 @@ const CHANGES_NEW: &str = "/msb/upper/root.new";
 const WORK: &str = "/msb/upper/work";
 
 /// Block size of the ext4 file system, in bytes.
-const BLOCK_BYTES: u64 = 4096;
+pub(crate) const BLOCK_BYTES: u64 = 4096;
 
 /// Bytes of names and of one value of the image's root's extended attributes.
 const XATTR_BYTES_MAX: usize = 64 * 1024;
 
 /// Mounts the root file system, makes it the root, and gives the top of the upper one, for the end.
-pub(crate) fn enter(lower: &str, upper: &str) -> Result<OwnedFd, String> {
+pub(crate) fn enter(root: &Root) -> Result<OwnedFd, String> {
     prepare_stage()?;
-    let [lower, upper] = disk::find([lower, upper])?;
-    mount_disk(&lower, LOWER, c"erofs", MountFlags::RDONLY, c"")?;
+    let top = match root {
+        Root::Overlay { lower, upper } => {
+            let [lower, upper] = disk::find([lower, upper])?;
+            mount_lower(&lower)?;
+            mount_upper(&upper)?
+        }
+        Root::OverlayInMemory { lower, size_mib } => {
+            let [lower] = disk::find([lower])?;
+            mount_lower(&lower)?;
+            mount_memory(*size_mib)?
+        }
+    };
+    prepare_changes()?;
+    mount_overlay()?;
+    become_root().map_err(|error| failed("enter", MERGED, error))?;
+    Ok(top)
+}
+
+fn mount_lower(disk: &Disk) -> Result<(), String> {
+    mount_disk(disk, LOWER, c"erofs", MountFlags::RDONLY, c"")
+}
+
+/// Mounts the disk that is written to, and gives its top.
+fn mount_upper(disk: &Disk) -> Result<OwnedFd, String> {
     // Nothing is to run behind the guest's back: inode tables need no zeroing, since the disk is sparse, and bitmaps are
     // read when they are needed. Freed blocks go back to the host.
     mount_disk(
-        &upper,
+        disk,
         UPPER,
         c"ext4",
         MountFlags::NOATIME,
         c"noinit_itable,no_prefetch_block_bitmaps,discard",
     )?;
-    let top = open(
-        UPPER,
-        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
-        Mode::empty(),
-    );
-    let top = top.map_err(|error| failed("open", UPPER, error))?;
-    grow(&top, &upper);
-    prepare_changes()?;
+    let top = open_top()?;
+    grow(&top, disk);
+    Ok(top)
+}
+
+/// Makes the file system in memory that is written to, and gives its top.
+fn mount_memory(size_mib: u64) -> Result<OwnedFd, String> {
+    let options = CString::new(format!("size={size_mib}m,mode=755"));
+    let options = options.map_err(|_| "a path holds a NUL byte".to_owned())?;
+    let flags = MountFlags::NOATIME;
+    mount(c"tmpfs", UPPER, c"tmpfs", flags, options.as_c_str())
+        .map_err(|error| failed("mount", "tmpfs", error))?;
+    open_top()
+}
+
+fn open_top() -> Result<OwnedFd, String> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    open(UPPER, flags, Mode::empty()).map_err(|error| failed("open", UPPER, error))
+}
+
+fn mount_overlay() -> Result<(), String> {
     let options = CString::new(format!(
         "lowerdir={LOWER},upperdir={CHANGES},workdir={WORK},redirect_dir=on,index=off,metacopy=off"
     ));
@@ -68,9 +104,7 @@ pub(crate) fn enter(lower: &str, upper: &str) -> Result<OwnedFd, String> {
         MountFlags::empty(),
         options.as_c_str(),
     )
-    .map_err(|error| failed("mount", "overlay", error))?;
-    become_root().map_err(|error| failed("enter", MERGED, error))?;
-    Ok(top)
+    .map_err(|error| failed("mount", "overlay", error))
 }
 
 fn failed(verb: &str, what: &str, error: Errno) -> String {

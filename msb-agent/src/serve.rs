@@ -13,29 +13,34 @@ use msb_wire::boot::{BootEvent, BootRequest};
 use msb_wire::connect::{ConnectFailure, ConnectRequest};
 use msb_wire::exec::{ExecControl, ExecEvent, FailureKind};
 use msb_wire::frame::{Assembler, Decoder, FrameError, Header, Kind, STDIN, flags, put_message};
+use msb_wire::guest::{InitEvent, InitRequest};
 use msb_wire::handshake::{Hello, VersionMismatch};
+use msb_wire::samples::{SamplesEvent, SamplesRequest};
 use msb_wire::sandbox::{ClockEvent, PingEvent, Request, StopEvent};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::process::{Pid, WaitOptions, wait};
+use rustix::process::{Pid, WaitOptions, WaitStatus, wait};
 
 use crate::boot::{self, Guest};
 use crate::connection::{CONNECTIONS_MAX, Connection, put_connect_event};
 use crate::console::{log, reason};
 use crate::exec::{self, Refusal};
-use crate::files;
 use crate::init::OPERATIONS;
 use crate::modules::Modules;
 use crate::port::Port;
+use crate::samples::Samples;
 use crate::session::{CreditViolation, Session, put_event, scratch};
 use crate::spawn::Spawner;
-use crate::{clock, sftp, shutdown, sys};
+use crate::{clock, files, handover, sftp, shutdown, sys};
 
 /// Commands at a time.
 const SESSIONS_MAX: usize = 1024;
 
 /// Time that processes have after SIGTERM.
 const TERM_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Time that the image's init has for its shutdown: less than the supervisor waits when nobody says how long.
+const INIT_PATIENCE: Duration = Duration::from_secs(8);
 
 /// Time that processes have to vanish after SIGKILL, and the host to take their last words.
 const KILL_PATIENCE: Duration = Duration::from_millis(300);
@@ -103,6 +108,8 @@ pub(crate) struct Agent {
     children: OwnedFd,
     modules: Modules,
     guest: Option<Guest>,
+    /// The image's own init, if it runs.
+    init: Option<Pid>,
     greeted: bool,
     started: Instant,
     messages: Assembler,
@@ -117,6 +124,7 @@ pub(crate) struct Agent {
     has_children: bool,
     /// When the modules that can wait are loaded.
     later: Option<Instant>,
+    samples: Option<Samples>,
     stopping: Option<Stopping>,
 }
 
@@ -130,6 +138,7 @@ impl Agent {
             children,
             modules,
             guest: None,
+            init: None,
             greeted: false,
             started: Instant::now(),
             messages: Assembler::new(),
@@ -141,6 +150,7 @@ impl Agent {
             turn: 0,
             has_children: false,
             later: None,
+            samples: None,
             stopping: None,
         })
     }
@@ -163,6 +173,7 @@ impl Agent {
             self.end_connections();
             self.stop_further();
             self.load_later();
+            self.sample();
             if let Err(error) = self.port.write() {
                 self.lost(&reason(error));
             }
@@ -229,8 +240,9 @@ impl Agent {
 
     fn timeout(&self) -> Option<Timespec> {
         let stopping = self.stopping.as_ref().map(|stopping| stopping.until);
+        let sample = self.samples.as_ref().map(Samples::due);
         let connecting = self.connections.values().filter_map(Connection::wake_at);
-        let until = [stopping, self.later]
+        let until = [stopping, self.later, sample]
             .into_iter()
             .flatten()
             .chain(connecting)
@@ -305,7 +317,10 @@ impl Agent {
 
     fn take_open(&mut self, header: &Header, payload: &[u8]) -> Result<(), Broken> {
         let stream = header.stream;
-        if self.sessions.contains_key(&stream) || self.connections.contains_key(&stream) {
+        if self.sessions.contains_key(&stream)
+            || self.connections.contains_key(&stream)
+            || Samples::on(&mut self.samples, stream).is_some()
+        {
             return Err(Broken::StreamInUse(stream));
         }
         match self.messages.push(header, payload)? {
@@ -342,9 +357,16 @@ impl Agent {
                 };
                 self.put_last(stream, serde_json::to_vec(&event));
             }
+            Ok(Request::Samples(request)) => self.start_samples(stream, request),
+            Ok(Request::Init(request)) => self.hand_over(stream, &request),
             Ok(Request::Shutdown) => self.shut_down(stream),
             Ok(Request::Ping) => self.put_last(stream, serde_json::to_vec(&PingEvent::Pong)),
-            Ok(request @ (Request::Stop(_) | Request::Wait)) => {
+            Ok(
+                request @ (Request::Stop(_)
+                | Request::Wait
+                | Request::Signal(_)
+                | Request::Attach(_)),
+            ) => {
                 self.refuse(stream, unsupported(request.operation()));
             }
             Err(error) => self.refuse(stream, misunderstood(message, &error)),
@@ -368,6 +390,38 @@ impl Agent {
             }
         };
         self.put_last(stream, serde_json::to_vec(&event));
+    }
+
+    /// Starts the image's init, in whose namespace all that comes later is.
+    fn hand_over(&mut self, stream: u32, request: &InitRequest) {
+        let started = match &self.guest {
+            None => Err("the guest is not set up".to_owned()),
+            Some(_) if self.init.is_some() => Err("it runs already".to_owned()),
+            // What serves the last change of the files may still be there: it is ours, and about to end.
+            Some(guest) => handover::start(guest, request, &mut self.spawner),
+        };
+        let event = match started {
+            Ok((pid, path)) => {
+                self.init = Some(pid);
+                self.has_children = true;
+                InitEvent::Started { path }
+            }
+            Err(message) => InitEvent::Failed { message },
+        };
+        self.put_last(stream, serde_json::to_vec(&event));
+    }
+
+    /// The init has ended, and everything in its namespace with it.
+    fn init_ended(&mut self, status: WaitStatus) {
+        self.init = None;
+        handover::uncover_proc();
+        if self.stopping.is_none() {
+            self.port.flush(FLUSH_PATIENCE);
+            if let Some(guest) = &self.guest {
+                shutdown::flush_disks(&guest.upper, &guest.disks);
+            }
+            handover::end_machine(status);
+        }
     }
 
     /// Starts a command, or a process of our own that serves a stream as a command does.
@@ -511,6 +565,12 @@ impl Agent {
     }
 
     fn take_control(&mut self, header: &Header, payload: &[u8]) -> Result<(), Broken> {
+        if let Some(samples) = Samples::on(&mut self.samples, header.stream) {
+            if let Some(message) = self.messages.push(header, payload)? {
+                samples.control(&message);
+            }
+            return Ok(());
+        }
         let Some(session) = self.sessions.get_mut(&header.stream) else {
             return Ok(());
         };
@@ -532,11 +592,49 @@ impl Agent {
                 Refusal::new(FailureKind::Other, "closed before the request was complete"),
             );
         }
+        if Samples::on(&mut self.samples, stream).is_some() {
+            self.samples = None;
+            self.put_last(stream, serde_json::to_vec(&SamplesEvent::Closed));
+        }
         if let Some(session) = self.sessions.get_mut(&stream) {
             session.close();
         }
         if let Some(connection) = self.connections.get_mut(&stream) {
             connection.close();
+        }
+    }
+
+    /// There is one host, and one stream of samples for it.
+    fn start_samples(&mut self, stream: u32, request: SamplesRequest) {
+        let refused = match &self.guest {
+            None => "the guest is not set up".to_owned(),
+            Some(_) if self.samples.is_some() => "samples are being taken already".to_owned(),
+            Some(guest) => match Samples::start(stream, request, &guest.upper) {
+                Ok(samples) => {
+                    self.samples = Some(samples);
+                    return;
+                }
+                Err(error) => reason(error),
+            },
+        };
+        self.refuse(stream, Refusal::new(FailureKind::Other, refused));
+    }
+
+    /// The next sample, when it is time. While the host does not read, there is none.
+    fn sample(&mut self) {
+        let has_room = self.port.has_room();
+        if let Some(samples) = &mut self.samples
+            && let Some(sample) = samples.next()
+            && has_room
+            && let Ok(json) = serde_json::to_vec(&SamplesEvent::Sample(sample))
+        {
+            put_message(
+                &mut self.port.outgoing,
+                samples.stream(),
+                Kind::Event,
+                0,
+                &json,
+            );
         }
     }
 
@@ -547,6 +645,7 @@ impl Agent {
         while rustix::io::read(&self.children, &mut ignored).is_ok() {}
         loop {
             match wait(WaitOptions::NOHANG) {
+                Ok(Some((pid, status))) if self.init == Some(pid) => self.init_ended(status),
                 Ok(Some((pid, status))) => {
                     let session = self
                         .sessions
@@ -647,6 +746,15 @@ impl Agent {
             };
             return self.put_last(stream, serde_json::to_vec(&event));
         }
+        if let Some(init) = self.init {
+            handover::ask_to_end(init);
+            self.stopping = Some(Stopping {
+                stream,
+                killed: false,
+                until: Instant::now() + INIT_PATIENCE,
+            });
+            return;
+        }
         sys::kill_all(libc::SIGTERM);
         // Interactive shells take no notice of SIGTERM, and who is stopped hears nothing before it goes on.
         for session in self
@@ -697,7 +805,7 @@ impl Agent {
         let clean = self
             .guest
             .as_ref()
-            .is_none_or(|guest| shutdown::flush_disks(&guest.upper));
+            .is_none_or(|guest| shutdown::flush_disks(&guest.upper, &guest.disks));
         self.put_last(stream, serde_json::to_vec(&StopEvent::Stopped { clean }));
         if self.port.flush(FLUSH_PATIENCE) {
             // The last bytes are in the device's queue; a host that has read them hangs up or ends the machine itself.
@@ -721,7 +829,7 @@ impl Agent {
     fn end_at_once(&mut self) -> ! {
         sys::kill_all(libc::SIGKILL);
         if let Some(guest) = &self.guest {
-            shutdown::flush_disks(&guest.upper);
+            shutdown::flush_disks(&guest.upper, &guest.disks);
         }
         shutdown::end()
     }

@@ -13,33 +13,37 @@ use rustix::system::{RebootCommand, reboot};
 use crate::console::{log, reason};
 use crate::sys;
 
-/// Makes the written-to file system clean. `false` when it could not be done, and the journal will have to be replayed.
-pub(crate) fn flush_disks(upper: &OwnedFd) -> bool {
+/// Makes the written-to file systems clean: the upper one, and those of other disks. `false` when it could not be done
+/// for all, and a journal will have to be replayed.
+pub(crate) fn flush_disks(upper: &OwnedFd, others: &[OwnedFd]) -> bool {
     sync();
-    if make_read_only(upper) {
+    // All of them, whatever becomes of the first.
+    let cleaned: Vec<bool> = others.iter().chain([upper]).map(flush_disk).collect();
+    cleaned.into_iter().all(|clean| clean)
+}
+
+fn flush_disk(top: &OwnedFd) -> bool {
+    if make_read_only(top) {
         return true;
     }
     unmount_others();
-    if make_read_only(upper) {
+    if make_read_only(top) {
         return true;
     }
     // Something in the kernel still holds a file open for writing (a loop device, swap). The journal can be flushed
     // all the same, and nothing is written after that.
-    match sys::freeze(upper.as_fd()) {
+    match sys::freeze(top.as_fd()) {
         Ok(()) => true,
         Err(error) => {
-            log(&format!(
-                "cannot flush the upper file system: {}",
-                reason(error)
-            ));
+            log(&format!("cannot flush a file system: {}", reason(error)));
             false
         }
     }
 }
 
 /// By its directory, since the file system has no path in the guest's root.
-fn make_read_only(upper: &OwnedFd) -> bool {
-    let done = fchdir(upper)
+fn make_read_only(top: &OwnedFd) -> bool {
+    let done = fchdir(top)
         .and_then(|()| mount_remount(".", MountFlags::RDONLY | MountFlags::NOATIME, c""));
     let _ = chdir("/");
     done.is_ok()
@@ -62,6 +66,14 @@ fn unmount_others() {
         let _ = unmount(*place, UnmountFlags::NOFOLLOW);
     }
     sync();
+}
+
+/// Ends the machine as its own init wanted it. An engine that does not end for that is ended by the supervisor, who reads
+/// it on the console.
+pub(crate) fn power_off() -> ! {
+    let error = reboot(RebootCommand::PowerOff);
+    log(&format!("cannot power off: {error:?}"));
+    end()
 }
 
 /// Ends the machine.

@@ -12,8 +12,11 @@ use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::ptr;
 
+use msb_wire::guest::Security;
 use rustix::io::Errno;
 use rustix::process::{Pid, WaitOptions, waitpid};
+
+use crate::confine::confine;
 
 /// What a child needs.
 pub(crate) struct Plan<'a> {
@@ -37,6 +40,10 @@ pub(crate) struct Plan<'a> {
     pub(crate) gid: u32,
     /// Supplementary groups.
     pub(crate) groups: &'a [u32],
+    /// What it may do.
+    pub(crate) security: Security,
+    /// Whether it is the first process of a PID namespace, whose `/proc` is mounted over the one that is there.
+    pub(crate) init: bool,
 }
 
 /// What a child does, in this order.
@@ -48,6 +55,8 @@ pub(crate) enum Step {
     Prepare,
     /// Limits of resources.
     Limits,
+    /// Rights that it does not get.
+    Confine,
     /// User and groups.
     User,
     /// Working directory.
@@ -104,11 +113,13 @@ impl Spawner {
             refused: None,
         };
         let context = ptr::from_mut(&mut child);
-        let pid = self.clone_child(context).map_err(|error| Refused {
-            step: Step::Fork,
-            error,
-            program: 0,
-        })?;
+        let pid = self
+            .clone_child(context, plan.init)
+            .map_err(|error| Refused {
+                step: Step::Fork,
+                error,
+                program: 0,
+            })?;
         // SAFETY: `context` points to `child`, which is alive; the child process, the only other one that writes there,
         // has executed or ended, as CLONE_VFORK promises. Volatile, since the compiler cannot know of that write.
         let refused = unsafe { ptr::read_volatile(&raw const (*context).refused) };
@@ -121,8 +132,11 @@ impl Spawner {
         }
     }
 
-    fn clone_child(&mut self, context: *mut Child<'_>) -> Result<Pid, Errno> {
-        let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
+    fn clone_child(&mut self, context: *mut Child<'_>, init: bool) -> Result<Pid, Errno> {
+        let mut flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
+        if init {
+            flags |= libc::CLONE_NEWPID;
+        }
         // SAFETY: one past the end of the stack, moved down to the alignment that the ABI asks for, is within the stack's
         // allocation. The stack and `context` outlive the child's use of them, since CLONE_VFORK suspends this thread
         // until the child has executed or ended. `run_child` takes the pointer as what it is and makes system calls only.
@@ -162,6 +176,11 @@ fn become_program(child: &Child<'_>) -> Refused {
         error,
         program: 0,
     };
+    if child.plan.init
+        && let Err(error) = mount_proc()
+    {
+        return refused(Step::Prepare, error);
+    }
     if let Err(error) = prepare(child) {
         return refused(Step::Prepare, error);
     }
@@ -171,6 +190,11 @@ fn become_program(child: &Child<'_>) -> Refused {
     // As root still, who may raise them.
     if let Err(error) = set_limits(child.plan) {
         return refused(Step::Limits, error);
+    }
+    if child.plan.security.is_restricted()
+        && let Err(error) = confine()
+    {
+        return refused(Step::Confine, error);
     }
     if let Err(error) = change_user(child.plan) {
         return refused(Step::User, error);
@@ -218,6 +242,14 @@ fn prepare(child: &Child<'_>) -> Result<(), Errno> {
         let none: libc::sigset_t = std::mem::zeroed();
         check(libc::sigprocmask(libc::SIG_SETMASK, &none, ptr::null_mut()))
     }
+}
+
+/// The view of processes that the new namespace has. Over the old one: who looks there later belongs to the new.
+fn mount_proc() -> Result<(), Errno> {
+    let (kind, at) = (c"proc".as_ptr(), c"/proc".as_ptr());
+    let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
+    // SAFETY: terminated strings, which are static; proc takes no data.
+    check(unsafe { libc::mount(kind, at, kind, flags, ptr::null()) })
 }
 
 fn enter(cwd: &CStr) -> Result<(), Errno> {
@@ -332,6 +364,8 @@ mod tests {
             uid: user.0,
             gid: user.1,
             groups: &[],
+            security: Security::Default,
+            init: false,
         };
         let pid = Spawner::new().start(&plan)?;
         drop(input);

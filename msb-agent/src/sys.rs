@@ -48,6 +48,20 @@ pub(crate) fn kill_all(signal: libc::c_int) {
     unsafe { libc::kill(-1, signal) };
 }
 
+/// Sends a signal to one process.
+pub(crate) fn kill_process(process: i32, signal: libc::c_int) {
+    if process > 1 {
+        // SAFETY: kill takes plain numbers. It fails when the process is gone, which is fine.
+        unsafe { libc::kill(process, signal) };
+    }
+}
+
+/// Lets later children be born into the PID namespace of a process.
+pub(crate) fn enter_pid_namespace(process: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: setns takes an open descriptor and a number.
+    check(unsafe { libc::setns(process.as_raw_fd(), libc::CLONE_NEWPID) }).map(drop)
+}
+
 /// Sends a signal to a process group. It fails when the group is gone or the number is no signal, which is fine.
 pub(crate) fn kill_group(group: i32, signal: libc::c_int) {
     if group > 1 {

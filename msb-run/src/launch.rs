@@ -9,8 +9,10 @@ use std::process::{Child, Command, Stdio};
 use anyhow::Context;
 use libmsb::cli::args::SandboxName;
 use libmsb::cli::error::{Code, Failure, Kind, print_note};
+use libmsb::state::Home;
 use libmsb::state::lock::Lock;
 
+use crate::slots;
 use crate::startup::{Stamps, Startup};
 use crate::supervisor::spawn_with;
 
@@ -39,8 +41,20 @@ pub(crate) enum Bond {
     Pipe(OwnedFd),
 }
 
-/// Starts the supervisor of a sandbox, whose lock goes over to it, and tells what it has to say about the engine.
+/// Starts the supervisor of a sandbox when there is a slot for its boot; see [`launch_in`].
 pub(crate) fn launch(name: &SandboxName, lock: Lock, bond: Bond) -> anyhow::Result<Launched> {
+    let slot = slots::take(&Home::from_env()?)?;
+    launch_in(slot, name, lock, bond)
+}
+
+/// Starts the supervisor of a sandbox, whose lock goes over to it with the slot, and tells what it has to say about the
+/// engine.
+pub(crate) fn launch_in(
+    slot: Lock,
+    name: &SandboxName,
+    lock: Lock,
+    bond: Bond,
+) -> anyhow::Result<Launched> {
     // The same program under another name; through /proc it is found also when it was replaced or removed since.
     let mut command = Command::new("/proc/self/exe");
     command.arg0("msb-supervisor").arg(name.as_str());
@@ -50,7 +64,10 @@ pub(crate) fn launch(name: &SandboxName, lock: Lock, bond: Bond) -> anyhow::Resu
     command
         .arg("--lock-fd")
         .arg(lock.as_fd().as_raw_fd().to_string());
-    let mut inherited = vec![ready.as_fd(), lock.as_fd()];
+    command
+        .arg("--slot-fd")
+        .arg(slot.as_fd().as_raw_fd().to_string());
+    let mut inherited = vec![ready.as_fd(), lock.as_fd(), slot.as_fd()];
     let pair = matches!(bond, Bond::Client)
         .then(UnixStream::pair)
         .transpose()

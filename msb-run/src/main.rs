@@ -5,11 +5,18 @@
 mod copy;
 mod doctor;
 mod engine;
+mod guest;
+mod isolate;
 mod launch;
 mod make;
+mod metrics;
+mod microsandbox;
+mod mounts;
+mod net;
 mod plan;
 mod pull;
 mod session;
+mod slots;
 mod startup;
 mod supervisor;
 mod terminal;
@@ -30,12 +37,14 @@ fn main() -> ExitCode {
         .and_then(|path| Path::new(path).file_name())
         .and_then(|name| name.to_str());
     match name {
+        Some("msb-attach") => verb("msb-attach", arguments, verbs::attach::run),
         Some("msb-cp") => tool("msb-cp", arguments, verbs::cp::run),
         Some("msb-create") => tool("msb-create", arguments, verbs::create::run),
         Some("msb-events") => tool("msb-events", arguments, verbs::events::run),
         Some("msb-exec") => verb("msb-exec", arguments, verbs::exec::run),
         Some("msb-doctor") => tool("msb-doctor", arguments, verbs::doctor::run),
         Some("msb-inspect") => tool("msb-inspect", arguments, verbs::inspect::run),
+        Some("msb-jobs") => tool("msb-jobs", arguments, verbs::jobs::run),
         Some("msb-logs") => tool("msb-logs", arguments, verbs::logs::run),
         Some("msb-ls") => tool("msb-ls", arguments, verbs::ls::run),
         Some("msb-modify") => tool("msb-modify", arguments, verbs::modify::run),
@@ -43,8 +52,10 @@ fn main() -> ExitCode {
         Some("msb-ps") => tool("msb-ps", arguments, verbs::ps::run),
         Some("msb-restart") => tool("msb-restart", arguments, verbs::restart::run),
         Some("msb-rm") => tool("msb-rm", arguments, verbs::rm::run),
+        Some("msb-signal") => tool("msb-signal", arguments, verbs::signal::run),
         Some("msb-start") => tool("msb-start", arguments, verbs::start::run),
         Some("msb-stop") => tool("msb-stop", arguments, verbs::stop::run),
+        Some("msb-volume") => tool("msb-volume", arguments, verbs::volume::run),
         Some("msb-wait") => tool("msb-wait", arguments, verbs::wait::run),
         Some("msb-supervisor") => tool("msb-supervisor", arguments, supervisor::run),
         _ => verb("msb-run", arguments, verbs::run::run),

@@ -8,14 +8,19 @@ use clap::Args;
 use libmsb::cli::args::{SandboxName, parse_cpus, parse_duration, parse_label, parse_memory};
 use libmsb::cli::error::Failure;
 use libmsb::machine::EngineChoice;
+use libmsb::net::args::NetArgs;
 use libmsb::reference::Reference;
 use libmsb::state::images::Image;
 use libmsb::state::lock::Lock;
 use libmsb::state::sandboxes::Sandbox;
-use libmsb::state::spec::Spec;
-use libmsb::state::{Home, layout};
+use libmsb::state::spec::{MainBounds, Spec};
+use libmsb::state::{Home, layout, write};
 
 use crate::engine::{self, upper};
+use crate::guest::GuestArgs;
+use crate::metrics::MetricsArgs;
+use crate::microsandbox::Stored;
+use crate::mounts::{self, MountArgs};
 use crate::plan::{self, Choices};
 use crate::pull::{self, PullPolicy};
 use crate::verbs::SettingArgs;
@@ -49,6 +54,8 @@ pub(crate) struct MakeArgs {
     /// When to pull the image from its registry
     #[arg(long, value_name = "WHEN", default_value = "if-missing")]
     pull: PullPolicy,
+    #[command(flatten)]
+    mounts: MountArgs,
     /// Label of the sandbox
     #[arg(long, value_name = "KEY[=VALUE]", value_parser = parse_label)]
     label: Vec<(String, String)>,
@@ -58,12 +65,28 @@ pub(crate) struct MakeArgs {
     /// Stop it when it has run for so long
     #[arg(long, value_parser = parse_positive_duration, value_name = "DURATION")]
     max_duration: Option<Duration>,
+    #[command(flatten)]
+    metrics: MetricsArgs,
+    #[command(flatten)]
+    guest: GuestArgs,
     /// Remove the sandbox of that name first, with its disk
     #[arg(long, requires = "name")]
     replace: bool,
     /// The same, with a time for it to stop; 0 kills it (--replace: 10s)
     #[arg(long, value_parser = parse_duration, value_name = "DURATION", requires = "name")]
     replace_with_timeout: Option<Duration>,
+    #[command(flatten)]
+    net: NetArgs,
+    /// What a stored configuration says that no option does.
+    #[arg(skip)]
+    stored: StoredParts,
+}
+
+/// Parts of a stored configuration for which there are no options.
+#[derive(Clone, Debug, Default)]
+struct StoredParts {
+    upper_mib: Option<u64>,
+    command: Vec<OsString>,
 }
 
 impl MakeArgs {
@@ -80,8 +103,34 @@ impl MakeArgs {
             || self.engine.is_some()
             || self.hostname.is_some()
             || !self.label.is_empty()
+            || self.mounts.is_given()
             || self.idle_timeout.is_some()
             || self.max_duration.is_some()
+            || self.metrics.given().is_some()
+            || self.net.is_given()
+            || self.guest.is_given()
+    }
+
+    /// Takes over what a stored configuration says where nothing was typed.
+    pub(crate) fn fill_in(&mut self, stored: &Stored) -> Result<(), Failure> {
+        let seconds = |seconds: Option<u64>| seconds.filter(|s| *s > 0).map(Duration::from_secs);
+        self.cpus = self.cpus.or(stored.cpus);
+        self.memory = self.memory.or(stored.memory_mib);
+        self.hostname = self.hostname.take().or_else(|| stored.hostname.clone());
+        self.idle_timeout = self.idle_timeout.or(seconds(stored.idle_timeout_s));
+        self.max_duration = self.max_duration.or(seconds(stored.max_duration_s));
+        // Checked as if they had been typed, and below those that were.
+        let mut labels = Vec::with_capacity(stored.labels.len() + self.label.len());
+        for (key, value) in &stored.labels {
+            labels.push(parse_label(&format!("{key}={value}"))?);
+        }
+        labels.append(&mut self.label);
+        self.label = labels;
+        self.stored.upper_mib = stored.upper_mib.map(|mib| mib.max(upper::SIZE_MIB_MIN));
+        if self.entrypoint.is_none() {
+            self.stored.command = stored.command.clone();
+        }
+        Ok(())
     }
 
     fn choices(
@@ -100,8 +149,16 @@ impl MakeArgs {
             hostname: self.hostname.clone(),
             entrypoint: self.entrypoint.clone(),
             labels: self.label.iter().cloned().collect(),
+            mounts: self.mounts.mounts(home)?,
             idle_timeout: self.idle_timeout,
             max_duration: self.max_duration,
+            metrics: self.metrics.choice(home)?,
+            upper_mib: self.stored.upper_mib,
+            stored_command: self.stored.command.clone(),
+            net: self.net.spec()?,
+            machine_id: write::random_machine_id()?,
+            main: MainBounds::default(),
+            guest: self.guest.choices()?,
             command: command.to_vec(),
         })
     }
@@ -128,10 +185,14 @@ pub(crate) fn make(
     name: Option<&SandboxName>,
     ephemeral: bool,
     args: (&MakeArgs, &SettingArgs, &[OsString]),
+    main: MainBounds,
 ) -> anyhow::Result<Made> {
     let (making, setting, command) = args;
     let images = home.images();
-    let choices = making.choices(home, setting, command)?;
+    let choices = Choices {
+        main,
+        ..making.choices(home, setting, command)?
+    };
     pull::bring(&images, image, making.pull)?;
     // Held until the sandbox, which pins the image, is there.
     let in_use = if images.root().is_dir() {
@@ -143,12 +204,13 @@ pub(crate) fn make(
     let name = name.cloned().map_or_else(SandboxName::random, Ok)?;
     let spec = plan::spec(&name, ephemeral, &image, choices)?;
     home.prepare()?;
+    mounts::make_volumes(home, &spec.mounts)?;
     if let Some(timeout) = making.replace() {
         // Only now, when nothing but the disk can stand in the way of the new one.
         remove(home, &name, timeout)?;
     }
     let (sandbox, lock) = home.sandboxes().create(&name, &spec, |folder| {
-        if ephemeral {
+        if ephemeral || !spec.guest.root_disk.is_managed() {
             return Ok(());
         }
         let path = folder.join(layout::UPPER);
@@ -164,6 +226,22 @@ pub(crate) fn make(
         spec,
         lock,
     })
+}
+
+/// A new sandbox whose files were not changed as they should have been leaves nothing behind. For its maker, when the
+/// start has failed.
+pub(crate) fn discard_unchanged(sandbox: &Sandbox) -> anyhow::Result<()> {
+    let (Ok(spec), Ok(status)) = (sandbox.spec(), sandbox.status()) else {
+        return Ok(());
+    };
+    if spec.guest.changes.is_empty() || status.changed {
+        return Ok(());
+    }
+    if let Some(lock) = sandbox.try_lock()? {
+        sandbox.remove_held()?;
+        drop(lock);
+    }
+    Ok(())
 }
 
 /// Removes a sandbox, whatever its state; there may be none.

@@ -8,9 +8,14 @@ use std::time::Duration;
 use libmsb::cli::args::{EnvVar, SandboxName};
 use libmsb::cli::error::Failure;
 use libmsb::machine::EngineChoice;
+use libmsb::net::NetSpec;
 use libmsb::state::images::Image;
-use libmsb::state::spec::{SPEC_VERSION, Spec, SpecImage};
+use libmsb::state::mounts::Mount;
+use libmsb::state::spec::{MainBounds, MetricsSpec, SPEC_VERSION, Spec, SpecImage};
+use msb_wire::guest::{INIT_PATHS, InitRequest};
 use msb_wire::text::Text;
+
+use crate::guest::GuestChoices;
 
 /// Size of the writable disk when nobody says another, in MiB; the reference's default. It is sparse.
 const UPPER_MIB: u64 = 4096;
@@ -19,7 +24,7 @@ const UPPER_MIB: u64 = 4096;
 const HOSTNAME_BYTES_MAX: usize = 64;
 
 /// What was typed, checked.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Choices {
     /// `--cpus`.
     pub(crate) cpus: u32,
@@ -39,10 +44,26 @@ pub(crate) struct Choices {
     pub(crate) entrypoint: Option<OsString>,
     /// `--label`.
     pub(crate) labels: BTreeMap<String, String>,
+    /// `--volume`, `--mount-disk`, `--tmpfs`.
+    pub(crate) mounts: Vec<Mount>,
     /// `--idle-timeout`.
     pub(crate) idle_timeout: Option<Duration>,
     /// `--max-duration`.
     pub(crate) max_duration: Option<Duration>,
+    /// `--metrics-sample-interval`, `--disable-metrics-sample`.
+    pub(crate) metrics: MetricsSpec,
+    /// Size of the writable disk, in MiB.
+    pub(crate) upper_mib: Option<u64>,
+    /// The whole main command, in place of all that the image says; the sandbox outlives it.
+    pub(crate) stored_command: Vec<OsString>,
+    /// `--net` and its like.
+    pub(crate) net: NetSpec,
+    /// That of the guest, 32 hexadecimal digits.
+    pub(crate) machine_id: String,
+    /// `--rlimit` and `--timeout` of a detached main command.
+    pub(crate) main: MainBounds,
+    /// What is said of the guest.
+    pub(crate) guest: GuestChoices,
     /// What stands after `--`.
     pub(crate) command: Vec<OsString>,
 }
@@ -64,6 +85,20 @@ pub(crate) fn spec(
         .collect();
     labels.extend(choices.labels);
     let lasting = choices.command.is_empty();
+    let mut guest = choices.guest.spec;
+    let mut command = if lasting && !choices.stored_command.is_empty() {
+        choices.stored_command.into_iter().map(Text::from).collect()
+    } else {
+        command(
+            choices.entrypoint,
+            choices.command,
+            config.entrypoint().clone().unwrap_or_default(),
+            config.cmd().clone().unwrap_or_default(),
+        )
+    };
+    if let Some(init) = &mut guest.init {
+        take_init(init, &mut command);
+    }
     Ok(Spec {
         version: SPEC_VERSION,
         name: name.to_string(),
@@ -77,7 +112,11 @@ pub(crate) fn spec(
         cpus: choices.cpus,
         memory_mib: choices.memory_mib,
         engine: choices.engine,
-        upper_mib: UPPER_MIB,
+        upper_mib: choices
+            .guest
+            .upper_mib
+            .or(choices.upper_mib)
+            .unwrap_or(UPPER_MIB),
         hostname: hostname(choices.hostname, name)?,
         env: merge_env(
             image_env.into_iter().map(Text::from).collect(),
@@ -91,17 +130,39 @@ pub(crate) fn spec(
             .user
             .map(Text::from)
             .or_else(|| given(config.user())),
-        command: command(
-            choices.entrypoint,
-            choices.command,
-            config.entrypoint().clone().unwrap_or_default(),
-            config.cmd().clone().unwrap_or_default(),
-        ),
+        command,
         lasting,
+        mounts: choices.mounts,
         idle_timeout_ms: choices.idle_timeout.map(milliseconds),
         max_duration_ms: choices.max_duration.map(milliseconds),
+        metrics: choices.metrics,
+        net: choices.net,
+        machine_id: Some(choices.machine_id),
+        main: choices.main,
+        guest,
         other: serde_json::Map::new(),
     })
+}
+
+/// An image that is made to boot names its init as its command: then that is what starts it, and there is no other.
+fn take_init(init: &mut InitRequest, command: &mut Vec<Text>) {
+    let names_init = command.first().is_some_and(|program| {
+        init.path.as_ref() == Some(program)
+            || INIT_PATHS
+                .iter()
+                .any(|path| path.as_bytes() == program.as_bytes())
+    });
+    if !names_init {
+        return;
+    }
+    let mut words = std::mem::take(command).into_iter();
+    let program = words.next();
+    if init.path.is_none() {
+        init.path = program;
+    }
+    if init.args.is_empty() {
+        init.args = words.collect();
+    }
 }
 
 /// As the specification has times.
@@ -232,6 +293,33 @@ mod tests {
         assert_eq!(resolved(Some("t"), &[], &["e"], &["c"]), ["t"]);
         assert_eq!(resolved(Some("t"), &["x"], &["e"], &["c"]), ["t", "x"]);
         assert_eq!(resolved(Some(""), &["x"], &["e"], &["c"]), ["x"]);
+    }
+
+    #[test]
+    fn an_image_that_is_made_to_boot_says_how_and_has_no_other_command() {
+        let taken = |path: Option<&str>, words: &[&str]| {
+            let mut command: Vec<Text> = words.iter().map(|word| Text::from(*word)).collect();
+            let mut init = InitRequest {
+                path: path.map(Text::from),
+                ..InitRequest::default()
+            };
+            take_init(&mut init, &mut command);
+            (
+                init.path.map(|path| path.to_lossy()),
+                init.args.len(),
+                command.len(),
+            )
+        };
+        let init = Some("/sbin/init".to_owned());
+        assert_eq!(taken(None, &["/sbin/init", "--x"]), (init.clone(), 1, 0));
+        assert_eq!(
+            taken(Some("/sbin/init"), &["/lib/systemd/systemd"]),
+            (init, 0, 0)
+        );
+        let own = Some("/own".to_owned());
+        assert_eq!(taken(Some("/own"), &["/own"]), (own.clone(), 0, 0));
+        assert_eq!(taken(Some("/own"), &["bash", "-l"]), (own, 0, 2));
+        assert_eq!(taken(None, &[]), (None, 0, 0));
     }
 
     #[test]

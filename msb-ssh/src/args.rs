@@ -49,7 +49,7 @@ pub(crate) struct ConnectArgs {
     /// The sandbox
     #[arg(required = true)]
     pub(crate) name: Option<SandboxName>,
-    /// Log in as this user of the guest (default: that of the sandbox, else root)
+    /// Log in as this user of the guest (default: root)
     #[arg(short, long, value_name = "USER")]
     pub(crate) login: Option<String>,
     /// Forward a port from here into the guest: [ADDRESS:]PORT:HOST:PORT, as ssh(1) has it
@@ -58,9 +58,6 @@ pub(crate) struct ConnectArgs {
     /// Be a SOCKS server here, whose connections begin in the guest: [ADDRESS:]PORT
     #[arg(short = 'D', value_name = "SPEC")]
     pub(crate) dynamic: Vec<String>,
-    /// Forward your authentication agent
-    #[arg(short = 'A')]
-    pub(crate) agent: bool,
     /// Run no command: forward ports only
     #[arg(short = 'N')]
     pub(crate) no_command: bool,
@@ -120,7 +117,7 @@ fn parse_time(text: &str) -> Result<Duration, Failure> {
 pub(crate) struct ConfigArgs {
     /// The sandbox
     pub(crate) name: SandboxName,
-    /// Log in as this user of the guest
+    /// Log in as this user of the guest (default: root)
     #[arg(short, long, value_name = "USER")]
     pub(crate) login: Option<String>,
 }

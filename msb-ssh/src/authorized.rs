@@ -49,6 +49,14 @@ impl Default for Grant {
     }
 }
 
+impl Grant {
+    /// Whether they may set a variable. Who is held to one command could otherwise have it do another, by what its shell or
+    /// the loader reads from variables.
+    pub(crate) fn may_set(&self, name: &str) -> bool {
+        self.command.is_none() || name == "LANG" || name.starts_with("LC_")
+    }
+}
+
 /// Where a connection may be forwarded to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Place {
@@ -385,6 +393,8 @@ mod tests {
         let command = grant(r#"command="echo \"a, b\"",no-pty"#).unwrap();
         assert_eq!(command.command.as_deref(), Some(r#"echo "a, b""#));
         assert!(!command.pty);
+        assert!(command.may_set("LC_ALL") && !command.may_set("BASH_ENV"));
+        assert!(plain.grant.may_set("BASH_ENV"));
     }
 
     #[test]

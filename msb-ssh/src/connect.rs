@@ -48,11 +48,7 @@ pub(crate) fn run(args: &ConnectArgs) -> anyhow::Result<()> {
     for spec in &args.dynamic {
         client.arg("-D").arg(spec);
     }
-    for (wanted, flag) in [
-        (args.agent, "-A"),
-        (args.no_command, "-N"),
-        (args.tty, "-t"),
-    ] {
+    for (wanted, flag) in [(args.no_command, "-N"), (args.tty, "-t")] {
         if wanted {
             client.arg(flag);
         }

@@ -378,7 +378,8 @@ impl server::Handler for Handler {
         let fits = !name.is_empty()
             && !name.contains(['=', '\0'])
             && !value.contains('\0')
-            && name.len() + value.len() <= VARIABLE_BYTES;
+            && name.len() + value.len() <= VARIABLE_BYTES
+            && self.grant.may_set(name);
         match setting {
             Some(setting) if fits && setting.env.len() < VARIABLES => {
                 setting.env.push(Text::from(format!("{name}={value}")));

@@ -8,8 +8,14 @@ pub(crate) struct Guests(Home);
 impl Guests {
     /// With a running sandbox `x`, of busybox.
     pub(crate) fn one() -> Guests {
+        Guests::with(&[])
+    }
+
+    /// The same, with more options.
+    pub(crate) fn with(options: &[&str]) -> Guests {
         let home = Home::with_busybox();
-        home.run(["run", "-d", "--name", "x", "busybox:test"])
+        let words = ["run", "-d", "--name", "x"];
+        home.run([&words[..], options, &["busybox:test"]].concat())
             .done();
         Guests(home)
     }

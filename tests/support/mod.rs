@@ -3,6 +3,8 @@
 mod command;
 /// Reading the disks of images.
 pub(crate) mod erofs;
+/// A machine that sends wicked requests to the server of a share.
+pub(crate) mod fuse;
 mod guests;
 mod home;
 mod processes;

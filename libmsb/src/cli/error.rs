@@ -49,6 +49,8 @@ pub enum Code {
     ImageInUse,
     /// The sandbox did not come up.
     BootFailed,
+    /// No samples are taken of the sandbox.
+    MetricsDisabled,
     /// A peer of another release does not serve this operation.
     UnsupportedOperation,
     /// What was asked for cannot be: a wrong name, number, size.

@@ -51,8 +51,12 @@ pub const STATUS: &str = "status.json";
 pub const UPPER: &str = "upper.img";
 /// What the main command printed, as JSON lines.
 pub const EXEC_LOG: &str = "exec.log";
+/// Commands that run, or ran, without a client.
+pub const JOBS: &str = "jobs.json";
 /// What the guest's kernel and agent printed.
 pub const CONSOLE_LOG: &str = "console.log";
+/// What the guest's network did, as JSON lines.
+pub const NET_LOG: &str = "net.log";
 /// What the supervisor and the VMM printed.
 pub const SUPERVISOR_LOG: &str = "supervisor.log";
 
@@ -67,6 +71,15 @@ pub const AUTHORIZED_KEYS: &str = "authorized_keys";
 /// The host key of a sandbox, for clients that we start.
 pub const KNOWN_HOSTS: &str = "known_hosts";
 
+/// Folder of named volumes, one folder each, with a [`LOCK`] that is held as long as a sandbox uses the volume.
+pub const VOLUMES: &str = "volumes";
+/// What the volume is.
+pub const VOLUME: &str = "volume.json";
+/// The image of a volume of the kind `disk`: ext4, sparse.
+pub const VOLUME_DISK: &str = "disk.img";
+/// The contents of a volume of the kind `dir`.
+pub const VOLUME_DATA: &str = "data";
+
 /// Folder of initial RAM disks, one for each kernel and agent, named by a digest of both.
 pub const BOOT: &str = "boot";
 
@@ -77,8 +90,14 @@ pub const ENGINE_NOTE: &str = "engine.note";
 pub const RUN: &str = "run";
 /// Folder of sockets in `$XDG_RUNTIME_DIR`.
 pub const RUNTIME: &str = "msb";
+/// Folder of the slots for boots, beside those of sandboxes, whose names do not begin with a dot.
+pub const BOOT_SLOTS: &str = ".slots";
+/// Held by the first of those who wait for a slot.
+pub const BOOT_QUEUE: &str = "queue";
 /// The socket of a sandbox's supervisor.
 pub const AGENT_SOCKET: &str = "agent.sock";
+/// What the sandbox costs; see [`crate::samples`].
+pub const SAMPLES: &str = "samples";
 
 /// Begins the name of a folder that is being made and does not count yet. No sandbox's name begins so.
 pub const NEW_PREFIX: &str = ".new-";

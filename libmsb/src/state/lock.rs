@@ -62,6 +62,12 @@ impl Lock {
     }
 }
 
+impl From<Lock> for OwnedFd {
+    fn from(lock: Lock) -> OwnedFd {
+        lock.file.into()
+    }
+}
+
 impl AsFd for Lock {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
@@ -77,8 +83,13 @@ pub fn is_held(path: &Path) -> anyhow::Result<bool> {
             return Err(error).with_context(|| format!("cannot open '{}'", path.display()));
         }
     };
+    is_locked(&file).with_context(|| cannot_lock(path))
+}
+
+/// Whether somebody else holds a lock on an open file. Takes nothing.
+pub fn is_locked(file: &File) -> io::Result<bool> {
     let mut question = request(libc::F_WRLCK);
-    fcntl(&file, libc::F_OFD_GETLK, &mut question).with_context(|| cannot_lock(path))?;
+    fcntl(file, libc::F_OFD_GETLK, &mut question)?;
     Ok(question.l_type != libc::F_UNLCK as libc::c_short)
 }
 

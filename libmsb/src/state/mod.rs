@@ -9,18 +9,26 @@ use std::path::{Path, PathBuf};
 use crate::cli::args::SandboxName;
 use crate::cli::error::Failure;
 
+/// What a guest is made of and may do.
+pub mod guest;
 /// References, manifests and disks of images.
 pub mod images;
+/// Commands that run, or ran, without a client.
+pub mod jobs;
 /// The name of every file and folder.
 pub mod layout;
 /// Locks: who is alive, who may write.
 pub mod lock;
+/// What a sandbox mounts.
+pub mod mounts;
 /// Sandboxes on disk: create, find, list, remove.
 pub mod sandboxes;
 /// What a sandbox should be.
 pub mod spec;
 /// What a sandbox is.
 pub mod status;
+/// Named volumes on disk: create, find, list, remove.
+pub mod volumes;
 /// Files that are there whole or not at all.
 pub mod write;
 
@@ -93,6 +101,11 @@ impl Home {
         sandboxes::Sandboxes::at(self.root.join(layout::SANDBOXES), self.events())
     }
 
+    /// The folder of named volumes.
+    pub fn volumes(&self) -> volumes::Volumes {
+        volumes::Volumes::at(self.root.join(layout::VOLUMES))
+    }
+
     /// The file that says what happened to sandboxes.
     pub fn events(&self) -> PathBuf {
         self.root.join(layout::EVENTS)
@@ -111,6 +124,11 @@ impl Home {
     /// The socket through which a sandbox is reached.
     pub fn agent_socket(&self, name: &SandboxName) -> PathBuf {
         self.runtime_dir(name).join(layout::AGENT_SOCKET)
+    }
+
+    /// The file that says what a sandbox costs.
+    pub fn samples(&self, name: &SandboxName) -> PathBuf {
+        self.runtime_dir(name).join(layout::SAMPLES)
     }
 
     /// Makes the state directory and its version file, or checks that an existing one can be used.

@@ -18,6 +18,9 @@ use crate::cli::args::SandboxName;
 use crate::cli::error::{Code, Failure};
 use crate::events::{Event, What};
 
+/// Sandboxes that one thread looks at before another one is worth its start. Looking at one takes about 50 microseconds.
+const LOOKS_OF_A_THREAD: usize = 64;
+
 /// The folder of sandboxes.
 #[derive(Clone, Debug)]
 pub struct Sandboxes {
@@ -106,23 +109,46 @@ impl Sandboxes {
     /// Every sandbox, sorted by name. One that cannot be read is an entry that says so. Sandboxes that were to go
     /// with their command, and whose supervisor is gone, are not listed: there is nothing left of them but files.
     pub fn list(&self) -> anyhow::Result<Vec<Entry>> {
-        let mut entries = Vec::new();
-        for name in self.folder_names()? {
-            if name.starts_with('.') {
-                continue;
-            }
-            let seen = match name.parse::<SandboxName>() {
-                Ok(valid) => self.named(&valid).look(),
-                Err(error) => Err(error.into()),
+        let mut names = self.folder_names()?;
+        names.retain(|name| !name.starts_with('.'));
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let part = names.len().div_ceil(threads).max(LOOKS_OF_A_THREAD);
+        let mut entries: Vec<Entry> = std::thread::scope(|scope| {
+            let look = |names: &[String]| -> Vec<Entry> {
+                names.iter().filter_map(|name| self.entry(name)).collect()
             };
-            match seen {
-                Ok(seen) if seen.spec.ephemeral && !seen.state.is_active() => {}
-                Err(_) if !self.root.join(&name).exists() => {}
-                seen => entries.push(Entry { name, seen }),
+            let (first, others) = names.split_at(part.min(names.len()));
+            let others: Vec<_> = others
+                .chunks(part)
+                .map(|names| scope.spawn(move || look(names)))
+                .collect();
+            let mut entries = look(first);
+            for thread in others {
+                match thread.join() {
+                    Ok(more) => entries.extend(more),
+                    Err(panic) => std::panic::resume_unwind(panic),
+                }
             }
-        }
+            entries
+        });
         entries.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(entries)
+    }
+
+    /// A folder as a list shows it; `None` when there is nothing to show.
+    fn entry(&self, name: &str) -> Option<Entry> {
+        let seen = match name.parse::<SandboxName>() {
+            Ok(valid) => self.named(&valid).look(),
+            Err(error) => Err(error.into()),
+        };
+        match seen {
+            Ok(seen) if seen.spec.ephemeral && !seen.state.is_active() => None,
+            Err(_) if !self.root.join(name).exists() => None,
+            seen => Some(Entry {
+                name: name.to_owned(),
+                seen,
+            }),
+        }
     }
 
     /// Deletes what killed programs have left: folders that were being made or removed, and sandboxes that were to go
@@ -139,18 +165,7 @@ impl Sandboxes {
     }
 
     fn folder_names(&self) -> anyhow::Result<Vec<String>> {
-        let entries = match std::fs::read_dir(&self.root) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => {
-                return Err(error)
-                    .with_context(|| format!("cannot list '{}'", self.root.display()));
-            }
-        };
-        let names: std::io::Result<Vec<_>> = entries
-            .map(|entry| entry.map(|entry| entry.file_name().to_string_lossy().into_owned()))
-            .collect();
-        names.with_context(|| format!("cannot list '{}'", self.root.display()))
+        folder_names(&self.root)
     }
 }
 
@@ -293,6 +308,21 @@ impl Sandbox {
     }
 }
 
+/// The names in a folder, which need not be there.
+pub(super) fn folder_names(root: &Path) -> anyhow::Result<Vec<String>> {
+    let entries = match std::fs::read_dir(root) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => {
+            return Err(error).with_context(|| format!("cannot list '{}'", root.display()));
+        }
+    };
+    let names: std::io::Result<Vec<_>> = entries
+        .map(|entry| entry.map(|entry| entry.file_name().to_string_lossy().into_owned()))
+        .collect();
+    names.with_context(|| format!("cannot list '{}'", root.display()))
+}
+
 fn no_such_sandbox(name: &SandboxName) -> Failure {
     Failure::not_found(format!("there is no sandbox '{name}'"))
         .code(Code::SandboxNotFound)
@@ -306,7 +336,7 @@ fn is_dead_ephemeral(path: &Path) -> bool {
 }
 
 /// Deletes a left-over folder, unless its lock is held.
-fn sweep_folder(root: &Path, path: &Path) -> anyhow::Result<()> {
+pub(super) fn sweep_folder(root: &Path, path: &Path) -> anyhow::Result<()> {
     let Some(lock) = Lock::try_exclusive(&path.join(layout::LOCK))? else {
         return Ok(());
     };
@@ -321,7 +351,7 @@ fn sweep_folder(root: &Path, path: &Path) -> anyhow::Result<()> {
 const ATTEMPTS: u32 = 10;
 
 /// Deletes a folder, which others may be deleting too: files vanish, and a sweep may put a lock file into it.
-fn delete_folder(path: &Path) -> anyhow::Result<()> {
+pub(super) fn delete_folder(path: &Path) -> anyhow::Result<()> {
     let mut result = Ok(());
     for _ in 0..ATTEMPTS {
         result = match std::fs::remove_dir_all(path) {
@@ -336,15 +366,16 @@ fn delete_folder(path: &Path) -> anyhow::Result<()> {
 }
 
 /// A folder that does not count yet. It is deleted unless it is published.
-struct NewFolder {
-    path: PathBuf,
+pub(super) struct NewFolder {
+    /// Where it is for now.
+    pub(super) path: PathBuf,
     published: bool,
 }
 
 impl NewFolder {
     /// Makes the folder and takes its lock. Between the two it looks like a left-over: a sweep may take it away, and
     /// then another one is made.
-    fn create(root: &Path) -> anyhow::Result<(NewFolder, Lock)> {
+    pub(super) fn create(root: &Path) -> anyhow::Result<(NewFolder, Lock)> {
         let mut attempts = 0;
         loop {
             let path = root.join(format!("{}{}", layout::NEW_PREFIX, write::random_hex()?));
@@ -360,6 +391,11 @@ impl NewFolder {
                 _ => {}
             }
         }
+    }
+
+    /// It counts now, under another name.
+    pub(super) fn keep(mut self) {
+        self.published = true;
     }
 
     fn publish(mut self, sandbox: &Sandbox) -> anyhow::Result<()> {

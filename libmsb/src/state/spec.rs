@@ -2,11 +2,15 @@
 
 use std::collections::BTreeMap;
 
+use msb_wire::exec::Rlimit;
 use msb_wire::text::Text;
 use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
 use crate::machine::EngineChoice;
+use crate::net::NetSpec;
+use crate::state::guest::GuestSpec;
+use crate::state::mounts::Mount;
 
 /// The version of the file's form.
 pub const SPEC_VERSION: u32 = 1;
@@ -56,15 +60,76 @@ pub struct Spec {
     /// Whether the sandbox, when nobody is attached to it, outlives its main command and ends only when it is stopped.
     #[serde(default)]
     pub lasting: bool,
+    /// What is mounted besides the root.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mounts: Vec<Mount>,
     /// Nobody has used it for so many milliseconds: then it is stopped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_timeout_ms: Option<u64>,
     /// It has run for so many milliseconds: then it is stopped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_duration_ms: Option<u64>,
+    /// Samples of what it costs.
+    #[serde(default, skip_serializing_if = "MetricsSpec::is_default")]
+    pub metrics: MetricsSpec,
+    /// Its network.
+    #[serde(default = "NetSpec::none")]
+    pub net: NetSpec,
+    /// The guest's machine-id(5): 32 hexadecimal digits, of this sandbox alone and the same at each start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine_id: Option<String>,
+    /// What the main command may use, when nobody is attached to the sandbox.
+    #[serde(default, skip_serializing_if = "MainBounds::is_empty")]
+    pub main: MainBounds,
+    /// What the guest is made of and may do.
+    #[serde(default, skip_serializing_if = "is_plain")]
+    pub guest: GuestSpec,
     /// Fields of later versions, kept.
     #[serde(flatten)]
     pub other: serde_json::Map<String, serde_json::Value>,
+}
+
+/// Whether and how often samples are taken of what a sandbox costs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MetricsSpec {
+    /// Time between two samples, in milliseconds, whoever watches; 0 for none at all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sample_interval_ms: Option<u64>,
+}
+
+impl MetricsSpec {
+    fn is_default(&self) -> bool {
+        *self == MetricsSpec::default()
+    }
+
+    /// Whether no samples are taken.
+    pub fn is_off(&self) -> bool {
+        self.sample_interval_ms == Some(0)
+    }
+}
+
+/// What the main command of a detached sandbox may use.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct MainBounds {
+    /// Limits of its resources, in place of those that it would inherit.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rlimits: Vec<Rlimit>,
+    /// It has run for so many milliseconds: then it is killed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<u64>,
+}
+
+impl MainBounds {
+    /// Whether it may use what it likes.
+    pub fn is_empty(&self) -> bool {
+        *self == MainBounds::default()
+    }
+}
+
+/// Whether a guest need not be described.
+fn is_plain(guest: &GuestSpec) -> bool {
+    *guest == GuestSpec::default()
 }
 
 /// The image of a sandbox, pinned.

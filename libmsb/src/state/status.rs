@@ -5,6 +5,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::isolate::Step;
+
 /// Longest file, in bytes.
 pub const STATUS_BYTES_MAX: u64 = 1024 * 1024;
 
@@ -82,6 +84,10 @@ pub enum Reason {
     VmExited,
     /// The process of the virtual machine failed, or was killed.
     VmmFailed,
+    /// The process of the network failed, or was killed.
+    NetFailed,
+    /// The process that shares folders of the host with the guest failed, or was killed.
+    ShareFailed,
     /// The guest's agent broke the protocol, or ended.
     AgentFailed,
     /// The supervisor could not go on.
@@ -122,6 +128,8 @@ impl Reason {
             Reason::GuestRebooted => Some("restarted itself"),
             Reason::VmExited => Some("ended by itself"),
             Reason::VmmFailed => Some("VMM failed"),
+            Reason::NetFailed => Some("network failed"),
+            Reason::ShareFailed => Some("shared folders failed"),
             Reason::AgentFailed => Some("agent failed"),
             Reason::SupervisorFailed => Some("supervisor failed"),
             Reason::SupervisorGone => Some("supervisor was killed"),
@@ -160,6 +168,12 @@ pub struct Status {
     /// Release of the guest's kernel.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kernel: Option<String>,
+    /// What its processes have given up; see [`Step`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub isolation: Vec<Step>,
+    /// Whether the changes that come before the first boot were made.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub changed: bool,
     /// Fields of later versions, kept.
     #[serde(flatten)]
     pub other: serde_json::Map<String, serde_json::Value>,
@@ -179,6 +193,8 @@ impl Status {
             clean: None,
             engine: None,
             kernel: None,
+            isolation: Vec::new(),
+            changed: false,
             other: serde_json::Map::new(),
         }
     }

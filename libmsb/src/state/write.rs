@@ -14,6 +14,9 @@ use serde::de::DeserializeOwned;
 
 use super::layout;
 
+/// Larger than most files of the state directory.
+const SMALL_FILE_BYTES: usize = 4096;
+
 /// Replaces a file by new contents, mode 0600.
 pub fn replace(path: &Path, contents: &[u8]) -> anyhow::Result<()> {
     let mut new = NewFile::create(path)?;
@@ -50,7 +53,8 @@ pub fn read_bounded(path: &Path, bytes_max: u64) -> anyhow::Result<Option<Vec<u8
             return Err(error).with_context(|| format!("cannot open '{}'", path.display()));
         }
     };
-    let mut bytes = Vec::new();
+    // Most files are small: one read takes them whole.
+    let mut bytes = Vec::with_capacity(SMALL_FILE_BYTES);
     file.take(bytes_max + 1)
         .read_to_end(&mut bytes)
         .with_context(|| format!("cannot read '{}'", path.display()))?;
@@ -135,6 +139,15 @@ pub fn sync_dir(path: &Path) -> anyhow::Result<()> {
 pub fn random_hex() -> anyhow::Result<String> {
     let mut bytes = [0; 8];
     random(&mut bytes)?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// A random machine-id(5): 32 hexadecimal digits, in the form of a UUID of version 4 without its dashes.
+pub fn random_machine_id() -> anyhow::Result<String> {
+    let mut bytes = [0; 16];
+    random(&mut bytes)?;
+    bytes[6] = (bytes[6] & 0x0f) | 0x40;
+    bytes[8] = (bytes[8] & 0x3f) | 0x80;
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 

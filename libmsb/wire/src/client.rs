@@ -18,6 +18,7 @@ use crate::credit::{ReceiveCredit, SendCredit};
 use crate::frame::{self, Assembler, CHANNELS, Decoder, Kind, flags};
 use crate::handshake::{Hello, UnsupportedOperation, VersionMismatch};
 use crate::limits::{HELLO_TIMEOUT_MS, PAYLOAD_BYTES_MAX, WINDOW_BYTES};
+use crate::samples::SamplesRequest;
 use crate::sandbox::Request;
 
 /// The stream of a connection's one call.
@@ -147,6 +148,23 @@ impl Connection {
             sender: Sender { shared },
         })
     }
+}
+
+/// Has samples taken at an interval for as long as the socket is open: it is not read, nothing more is written to it, and
+/// no answer is waited for; see [`crate::samples`]. A supervisor that does not know the request refuses it, and no more.
+pub fn subscribe(
+    socket: &Path,
+    program: &str,
+    request: SamplesRequest,
+) -> Result<UnixStream, ClientError> {
+    let mut socket = connect(socket).map_err(ClientError::Connect)?;
+    let hello = serde_json::to_vec(&Hello::of(program, &[])).map_err(io::Error::from)?;
+    let request = serde_json::to_vec(&Request::Samples(request)).map_err(io::Error::from)?;
+    let mut out = Vec::new();
+    frame::put_message(&mut out, frame::CONNECTION, Kind::Hello, 0, &hello);
+    frame::put_message(&mut out, STREAM, Kind::Open, 0, &request);
+    socket.write_all(&out)?;
+    Ok(socket)
 }
 
 /// Connects to a socket whose path may be longer than an address takes: then through its folder's descriptor.

@@ -42,6 +42,12 @@ pub struct ExecRequest {
     /// For the supervisor: this is the sandbox's main command. When it ends, so does the sandbox.
     #[serde(default)]
     pub main: bool,
+    /// For the supervisor: it goes on without the client, as a job; see [`crate::job`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub job: bool,
+    /// For the supervisor, of a job: it is killed when it has run for so many milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<u64>,
 }
 
 /// A limit as setrlimit(2) takes it.

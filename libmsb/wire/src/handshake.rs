@@ -28,10 +28,24 @@ pub mod operation {
     pub const EXEC_LOGIN: &str = "exec.login";
     /// Limit a command's resources; see [`crate::exec::ExecRequest::rlimits`].
     pub const EXEC_RLIMIT: &str = "exec.rlimit";
+    /// Supervisor: commands that go on without a client, signals to them, and being attached; see [`crate::job`].
+    pub const JOBS: &str = "jobs";
     /// Copy files; see [`crate::file`].
     pub const FILES: &str = "files";
+    /// Guest: have a network; see [`crate::boot::BootNet`].
+    pub const NET: &str = "net";
+    /// Make folders and remove what is there; see [`crate::file::Direction`].
+    pub const FILES_CHANGE: &str = "files.change";
+    /// Guest: hand over to the image's init; see [`crate::guest`].
+    pub const INIT: &str = "init";
+    /// Guest: mount what the boot request asks for; see [`crate::mount`].
+    pub const MOUNTS: &str = "mounts";
     /// Guest: answer, to show that it is alive; see [`crate::sandbox`].
     pub const PING: &str = "ping";
+    /// Say again and again what the guest costs; see [`crate::samples`].
+    pub const SAMPLES: &str = "samples";
+    /// Guest: take rights away from commands; see [`crate::guest::Security`].
+    pub const SECURITY: &str = "security";
     /// Supervisor: say how the sandbox ended, when it has; see [`crate::sandbox`].
     pub const WAIT: &str = "wait";
     /// Guest: serve files by the SSH file transfer protocol; see [`crate::sftp`].

@@ -17,10 +17,18 @@ pub mod exec;
 pub mod file;
 /// Frames: the header, the checked door for bytes from the other side, and the writer.
 pub mod frame;
+/// What a guest may do, and what is its first process.
+pub mod guest;
 /// The first frame of each side: versions, operations, and what to do when they differ.
 pub mod handshake;
+/// Commands that go on without a client.
+pub mod job;
 /// Every bound of the protocol.
 pub mod limits;
+/// What a guest mounts besides its root.
+pub mod mount;
+/// What a guest costs, as its agent sees it.
+pub mod samples;
 /// Requests to the supervisor itself.
 pub mod sandbox;
 /// A server of the SSH file transfer protocol in the guest.

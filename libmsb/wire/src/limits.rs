@@ -21,3 +21,9 @@ pub const CLIENTS_MAX: usize = 256;
 
 /// Time that a peer has to say hello, in milliseconds.
 pub const HELLO_TIMEOUT_MS: u64 = 10_000;
+
+/// Shortest time between two samples of a guest, in milliseconds.
+pub const SAMPLES_INTERVAL_MS_MIN: u64 = 100;
+
+/// Longest time between two samples of a guest, in milliseconds: a day.
+pub const SAMPLES_INTERVAL_MS_MAX: u64 = 24 * 60 * 60 * 1000;

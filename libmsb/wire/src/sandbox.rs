@@ -6,7 +6,10 @@ use crate::boot::BootRequest;
 use crate::connect::ConnectRequest;
 use crate::exec::ExecRequest;
 use crate::file::FilesRequest;
+use crate::guest::InitRequest;
 use crate::handshake::operation;
+use crate::job::{AttachRequest, SignalRequest};
+use crate::samples::SamplesRequest;
 use crate::sftp::SftpRequest;
 
 /// The payload of an `Open` frame.
@@ -25,15 +28,24 @@ pub enum Request {
     Files(FilesRequest),
     /// Serve files by the SSH file transfer protocol.
     Sftp(SftpRequest),
+    /// Hand over to the image's init (supervisor to agent). Answered by [`crate::guest::InitEvent`].
+    Init(InitRequest),
     /// End all processes, flush, power off (supervisor to agent). Answered by [`StopEvent`] before the power goes.
     Shutdown,
     /// Answer at once (to the agent). Answered by [`PingEvent`]; one that does not know it refuses, which is a sign of life
     /// too.
     Ping,
+    /// Say again and again what the guest costs (supervisor to agent); take samples at this interval while the client is
+    /// connected (client to supervisor).
+    Samples(SamplesRequest),
     /// Say how the sandbox ended (client to supervisor). Answered by [`EndEvent`] when its lock is free.
     Wait,
     /// Stop the sandbox (client to supervisor). Answered by [`StopEvent`] when it has stopped.
     Stop(StopRequest),
+    /// Send a signal to a job (client to supervisor). Answered by [`crate::job::JobEvent::Signalled`].
+    Signal(SignalRequest),
+    /// Be with a job until it ends (client to supervisor); see [`crate::job`].
+    Attach(AttachRequest),
 }
 
 impl Request {
@@ -45,6 +57,15 @@ impl Request {
             needs.extend(exec.login.then_some(operation::EXEC_LOGIN));
             needs.extend(exec.log.then_some(operation::EXEC_LOG));
             needs.extend((!exec.rlimits.is_empty()).then_some(operation::EXEC_RLIMIT));
+            needs.extend(exec.job.then_some(operation::JOBS));
+        }
+        if let Request::Files(files) = self {
+            needs.extend(
+                files
+                    .direction
+                    .is_change()
+                    .then_some(operation::FILES_CHANGE),
+            );
         }
         needs
     }
@@ -52,7 +73,7 @@ impl Request {
     /// The same of an agent, which never sees what is for the supervisor.
     pub fn needs_of_agent(&self) -> Vec<&'static str> {
         let mut needs = self.needs();
-        needs.retain(|need| *need != operation::EXEC_LOG);
+        needs.retain(|need| ![operation::EXEC_LOG, operation::JOBS].contains(need));
         needs
     }
 
@@ -64,11 +85,14 @@ impl Request {
             Request::Connect(_) => operation::CONNECT,
             Request::Exec(_) => operation::EXEC,
             Request::Files(_) => operation::FILES,
+            Request::Init(_) => operation::INIT,
             Request::Ping => operation::PING,
+            Request::Samples(_) => operation::SAMPLES,
             Request::Wait => operation::WAIT,
             Request::Sftp(_) => operation::SFTP,
             Request::Shutdown => operation::SHUTDOWN,
             Request::Stop(_) => operation::STOP,
+            Request::Signal(_) | Request::Attach(_) => operation::JOBS,
         }
     }
 }

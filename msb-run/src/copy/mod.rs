@@ -8,9 +8,12 @@
 mod archive;
 /// A guest as a source and a sink of records.
 mod guest;
+/// Scripts as records.
+mod script;
 
 use std::ffi::OsStr;
 use std::io::Write;
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -21,6 +24,7 @@ use msb_wire::file::send::{self, Sent};
 use msb_wire::file::{Direction, FilesRequest};
 use msb_wire::text::Text;
 
+use crate::isolate;
 use guest::GuestOutput;
 
 /// One end of a copy.
@@ -64,6 +68,60 @@ pub(crate) fn copy(
             into_guest(source, connection, path, options, report)
         }
         _ => anyhow::bail!("neither end of the copy is a sandbox"),
+    }
+}
+
+/// Puts a file or folder of the host into a guest, as what the path says, or `below` it under its own name. A link is
+/// followed. Gives whether all of it arrived.
+pub(crate) fn put(
+    source: &Path,
+    connection: Connection,
+    path: Text,
+    below: bool,
+    report: Report<'_>,
+) -> anyhow::Result<bool> {
+    let mut put = request(Direction::Put, path, &Options::default());
+    if below {
+        put.name = name_of(source.as_os_str().as_bytes()).map(|name| Text(name.to_vec()));
+    }
+    send_tree(source, true, false, put, connection, report)
+}
+
+/// Writes a script into the folder of scripts, which is made if need be.
+pub(crate) fn put_script(connection: Connection, name: &str, body: &[u8]) -> anyhow::Result<()> {
+    let put = request(Direction::Put, Text::from("/"), &Options::default());
+    let call = guest::open(connection, put)?;
+    let mut problem = None;
+    let complete = guest::give(
+        call,
+        &mut |_, text| {
+            problem.get_or_insert_with(|| text.to_owned());
+        },
+        |out, _| script::write(name, body, out).map(|()| true),
+    )?;
+    if complete {
+        return Ok(());
+    }
+    let problem = problem.unwrap_or_else(|| "it did not arrive".to_owned());
+    Err(CopyError::new(problem).into())
+}
+
+/// Makes a folder in a guest, or removes what is there.
+pub(crate) fn change(
+    connection: Connection,
+    direction: Direction,
+    path: Text,
+) -> anyhow::Result<()> {
+    let call = guest::open(connection, request(direction, path, &Options::default()))?;
+    let mut answers = RecordReader::of_answers(GuestOutput::new(call.reader, call.sender));
+    loop {
+        match answers.next_record().map_err(CopyError::from)? {
+            Record::Done => return Ok(()),
+            Record::Failed(why) => {
+                return Err(CopyError::new(format!("in the guest: {why}")).into());
+            }
+            _ => {}
+        }
     }
 }
 
@@ -120,7 +178,10 @@ fn out_of_guest(
                 pass_on(&mut records, out, report)
             })
         }
-        (_, Some(folder)) => Ok(receive::tree(&mut records, folder, keep, report)?),
+        (_, Some(folder)) => {
+            isolate::while_writing(folder.as_fd());
+            Ok(receive::tree(&mut records, folder, keep, report)?)
+        }
         (_, None) => archive::write(&mut records, name.as_deref(), report),
     }
 }
@@ -136,18 +197,8 @@ fn into_guest(
     match source {
         End::Host(host) => {
             put.name = name_of(host.as_os_str().as_bytes()).map(|name| Text(name.to_vec()));
-            let options = send::Options {
-                follow: options.follow,
-                xattrs: options.xattrs,
-            };
-            let call = guest::open(connection, put)?;
-            guest::give(call, report, |out, _| {
-                match send::tree(&host, options, out)? {
-                    Sent::All => Ok(true),
-                    Sent::Part => Ok(false),
-                    Sent::Nothing(why) => Err(CopyError::new(why).into()),
-                }
-            })
+            let (follow, xattrs) = (options.follow, options.xattrs);
+            send_tree(&host, follow, xattrs, put, connection, report)
         }
         _ => {
             put.into_folder = true;
@@ -155,6 +206,25 @@ fn into_guest(
             guest::give(call, report, archive::read)
         }
     }
+}
+
+fn send_tree(
+    source: &Path,
+    follow: bool,
+    xattrs: bool,
+    put: FilesRequest,
+    connection: Connection,
+    report: Report<'_>,
+) -> anyhow::Result<bool> {
+    let options = send::Options { follow, xattrs };
+    let call = guest::open(connection, put)?;
+    guest::give(call, report, |out, _| {
+        match send::tree(source, options, out)? {
+            Sent::All => Ok(true),
+            Sent::Part => Ok(false),
+            Sent::Nothing(why) => Err(CopyError::new(why).into()),
+        }
+    })
 }
 
 /// From one guest to another: each record is looked at, so that one guest cannot send the other what is none.

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use libmsb::cli::error::Failure;
 use libmsb::machine::{self, KrunKernel, PLAN_VERSION, Plan};
 
 use super::initramfs::{self, Modules};
@@ -70,6 +71,13 @@ impl Engine for Krun {
         if attempt >= ATTEMPTS {
             return Ok(None);
         }
+        if !wanted.shares.is_empty() {
+            return Err(Failure::failed(
+                "the engine krun does not share folders of the host with a guest yet",
+            )
+            .hint("take the other engine: --engine qemu; or a volume of the kind disk")
+            .into());
+        }
         Ok(Some(Plan {
             version: PLAN_VERSION,
             engine: machine::Engine::Krun(machine::Krun {
@@ -81,7 +89,8 @@ impl Engine for Krun {
             agent_fd: wanted.descriptors.agent,
             console_fd: wanted.descriptors.console,
             life_fd: wanted.descriptors.life,
-            net: None,
+            report_fd: wanted.descriptors.report,
+            net: wanted.net.clone(),
             shares: wanted.shares.clone(),
         }))
     }

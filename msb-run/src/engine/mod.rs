@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use clap::ValueEnum;
 use libmsb::cli::error::{Failure, message};
 use libmsb::cli::escape::escape;
-use libmsb::machine::{Disk, EngineChoice, Plan, Share};
+use libmsb::machine::{Disk, EngineChoice, Net, Plan, Share};
 use libmsb::state::{Home, layout, write};
 use libmsb::tools;
 use serde::Deserialize;
@@ -56,6 +56,8 @@ pub(crate) struct Wanted {
     pub(crate) disks: Vec<Disk>,
     /// Folders of the host.
     pub(crate) shares: Vec<Share>,
+    /// The network.
+    pub(crate) net: Option<Net>,
     /// Descriptors that the machine inherits.
     pub(crate) descriptors: Descriptors,
 }
@@ -69,6 +71,8 @@ pub(crate) struct Descriptors {
     pub(crate) console: RawFd,
     /// The life pipe.
     pub(crate) life: RawFd,
+    /// What the machine's process says of itself.
+    pub(crate) report: Option<RawFd>,
 }
 
 /// What an engine takes for [`Descriptors::console`].

@@ -24,6 +24,11 @@ const CMDLINE: &str = "console=ttyS0 panic=-1 reboot=t quiet no_timer_check tsc=
 /// Modules on the way to disks and host; those of the board come first.
 const MODULES: &[&str] = &["virtio_blk", "virtio_console", "erofs", "ext4", "overlay"];
 
+/// The network's, for a guest that has one.
+const MODULE_NET: &str = "virtio_net";
+/// What a guest with shared folders needs besides.
+const MODULE_SHARES: &str = "virtiofs";
+
 /// The guest gives memory that it has freed back through this.
 const MODULES_LATER: &[&str] = &["virtio_balloon"];
 
@@ -68,15 +73,10 @@ impl Engine for Qemu {
         let Some(board) = self.board(attempt) else {
             return Ok(None);
         };
-        if let Some(share) = wanted.shares.first() {
-            return Err(Failure::failed(format!(
-                "the engine qemu cannot share the folder '{}' with the guest",
-                share.path.display()
-            ))
-            .hint("the engine krun can, where hardware virtualization works: see 'msb doctor'")
-            .into());
+        let mut modules = needed_modules(board, wanted.net.is_some());
+        if !wanted.shares.is_empty() {
+            modules.push(MODULE_SHARES);
         }
-        let modules = needed_modules(board);
         let modules = Modules {
             needed: &modules,
             later: MODULES_LATER,
@@ -101,8 +101,9 @@ impl Engine for Qemu {
             agent_fd: wanted.descriptors.agent,
             console_fd: wanted.descriptors.console,
             life_fd: wanted.descriptors.life,
-            net: None,
-            shares: Vec::new(),
+            report_fd: wanted.descriptors.report,
+            net: wanted.net.clone(),
+            shares: wanted.shares.clone(),
         }))
     }
 }
@@ -119,15 +120,20 @@ pub(crate) fn program() -> anyhow::Result<PathBuf> {
 
 /// Whether the modules that a guest needs can be had of this kernel.
 pub(crate) fn check_modules(kernel: &Kernel) -> anyhow::Result<()> {
-    initramfs::check(kernel, &needed_modules(Board::Microvm))
+    initramfs::check(kernel, &needed_modules(Board::Microvm, true))
 }
 
-fn needed_modules(board: Board) -> Vec<&'static str> {
+fn needed_modules(board: Board, net: bool) -> Vec<&'static str> {
     let bus = match board {
         Board::Microvm => "virtio_mmio",
         Board::Q35 => "virtio_pci",
     };
-    [bus].into_iter().chain(MODULES.iter().copied()).collect()
+    let net = net.then_some(MODULE_NET);
+    [bus]
+        .into_iter()
+        .chain(MODULES.iter().copied())
+        .chain(net)
+        .collect()
 }
 
 /// In software the guest sees the host's time stamp counter; without being told its rate, the kernel measures it

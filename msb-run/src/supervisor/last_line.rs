@@ -10,6 +10,9 @@ const LINE_BYTES_MAX: usize = 512;
 
 /// Said when the first process has ended; what it ended with follows.
 const AGENT_ENDED: &str = "Attempted to kill init! exitcode=";
+/// Said by libkrunfw's kernel in place of a panic when the first process has ended: it tries to restart in order, for which
+/// it needs a program that no guest of ours has.
+const AGENT_ENDED_KRUN: &str = "reboot: Failed to start orderly reboot: forcing the issue";
 /// How the reasons of a panic for lack of memory begin.
 const OUT_OF_MEMORY: [&str; 2] = ["Out of memory", "System is deadlocked on memory"];
 
@@ -20,7 +23,7 @@ pub(crate) enum Farewell {
     Panicked(String),
     /// It panicked for lack of memory.
     OutOfMemory(String),
-    /// It panicked since its first process, the agent, had ended; with which status.
+    /// It panicked or restarted since its first process, the agent, had ended; with which status, if it said so.
     AgentEnded(String),
     /// The agent could not go on, and said why.
     AgentFailed(String),
@@ -67,8 +70,12 @@ impl LastLine {
         let Some(said) = farewell(line.trim_end()) else {
             return;
         };
-        // An agent that cannot go on restarts the machine, which is no reason of its own.
-        if said == Farewell::Rebooted && matches!(self.farewell, Some(Farewell::AgentFailed(_))) {
+        // A machine that restarts since its agent is at its end has no reason of its own.
+        let agents = matches!(
+            self.farewell,
+            Some(Farewell::AgentFailed(_) | Farewell::AgentEnded(_))
+        );
+        if said == Farewell::Rebooted && agents {
             return;
         }
         self.farewell = Some(said);
@@ -88,8 +95,12 @@ fn farewell(line: &str) -> Option<Farewell> {
         "reboot: Power down" | "reboot: Power off not available: System halted instead" => {
             Some(Farewell::PoweredOff)
         }
+        AGENT_ENDED_KRUN => Some(Farewell::AgentEnded(String::new())),
         "reboot: System halted" => Some(Farewell::Halted),
-        "reboot: Restarting system" | "sysrq: Resetting" => Some(Farewell::Rebooted),
+        // The second is what libkrunfw's kernel says, which leaves the first out.
+        "reboot: Restarting system" | "reboot: machine restart" | "sysrq: Resetting" => {
+            Some(Farewell::Rebooted)
+        }
         _ => None,
     }
 }
@@ -138,6 +149,7 @@ mod tests {
             ),
             ("reboot: System halted", Farewell::Halted),
             ("reboot: Restarting system", Farewell::Rebooted),
+            ("reboot: machine restart", Farewell::Rebooted),
             ("sysrq: Resetting", Farewell::Rebooted),
             (
                 "Kernel panic - not syncing: sysrq triggered crash",
@@ -186,6 +198,12 @@ mod tests {
             last(console),
             Some(Farewell::AgentFailed("the host sent nonsense".into()))
         );
+    }
+
+    #[test]
+    fn an_agent_that_died_under_libkrunfw_is_the_reason_for_the_restart_that_follows() {
+        let console = "[    4.5] reboot: Failed to start orderly reboot: forcing the issue\r\n[    4.6] reboot: machine restart\r\n";
+        assert_eq!(last(console), Some(Farewell::AgentEnded(String::new())));
     }
 
     #[test]

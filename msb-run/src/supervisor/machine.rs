@@ -1,20 +1,27 @@
 //! The process of the virtual machine, and the sockets to it.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::Context;
-use libmsb::machine::Plan;
+use libmsb::isolate::Step;
 use libmsb::tools;
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use serde::Serialize;
 
 use super::link::Link;
+use super::share::{self, ShareServer};
 use crate::engine::{Console, Descriptors, Engine, Wanted};
+use crate::net::{Net, NetProcess};
+
+/// Longest report of what the machine's process has given up, in bytes.
+const REPORT_BYTES_MAX: usize = 4096;
 
 /// A machine that was started.
 #[derive(Debug)]
@@ -26,6 +33,12 @@ pub(crate) struct Machine {
     pub(crate) agent: Link,
     /// What the guest's kernel prints.
     pub(crate) console: File,
+    /// The network, if it has one.
+    pub(crate) net: Option<NetProcess>,
+    /// Serves folders of the host to it, if any are shared.
+    pub(crate) share: Option<ShareServer>,
+    /// Takes what the machine's process says of itself.
+    report: File,
     /// Closed when this process is gone: then the machine ends.
     _life: OwnedFd,
 }
@@ -36,17 +49,31 @@ pub(crate) fn start(
     engine: &dyn Engine,
     attempt: u32,
     mut wanted: Wanted,
+    net: Option<&Net>,
     held: &[BorrowedFd<'_>],
 ) -> anyhow::Result<Option<Machine>> {
     let (agent, agent_theirs) = UnixStream::pair().context("cannot make a socket for the agent")?;
     let (console, console_theirs) = console(engine).context("cannot make a way for the console")?;
     let (life_theirs, life) =
         rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).context("cannot make a pipe")?;
+    let (report, report_theirs) =
+        rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).context("cannot make a pipe")?;
+    rustix::io::ioctl_fionbio(&report, true).context("cannot use a pipe")?;
     wanted.descriptors = Descriptors {
         agent: agent_theirs.as_raw_fd(),
         console: console_theirs.as_raw_fd(),
         life: life_theirs.as_raw_fd(),
+        report: Some(report_theirs.as_raw_fd()),
     };
+    let mut served = Vec::new();
+    for share in &mut wanted.shares {
+        served.push(share::start(share, life_theirs.as_fd())?);
+    }
+    let mut net_process = net.map(|net| net.start(life_theirs.as_fd())).transpose()?;
+    let frames = net_process.as_mut().and_then(|net| net.frames.take());
+    wanted.net = net
+        .zip(frames.as_ref())
+        .map(|(net, frames)| net.device(frames));
     let Some(plan) = engine.plan(&wanted, attempt)? else {
         return Ok(None);
     };
@@ -56,7 +83,10 @@ pub(crate) fn start(
         agent_theirs.as_fd(),
         console_theirs.as_fd(),
         life_theirs.as_fd(),
+        report_theirs.as_fd(),
     ];
+    inherited.extend(frames.as_ref().map(|frames| frames.as_fd()));
+    inherited.extend(served.iter().map(|(_, socket)| socket.as_fd()));
     inherited.extend_from_slice(held);
     let mut command = tools::command("msb-vmm")?;
     command.arg(format!("/proc/self/fd/{}", plan.as_raw_fd()));
@@ -71,6 +101,9 @@ pub(crate) fn start(
         exit: None,
         agent,
         console,
+        net: net_process,
+        share: served.pop().map(|(server, _)| server),
+        report: report.into(),
         _life: life,
     }))
 }
@@ -88,9 +121,11 @@ fn console(engine: &dyn Engine) -> io::Result<(File, OwnedFd)> {
     Ok((ours.into(), theirs))
 }
 
-/// Starts a program with descriptors that are closed on exec otherwise. This process has one thread, so no other child
-/// gets them by chance.
+/// Starts a program with descriptors that are closed on exec otherwise. One at a time, so that no other child gets them by
+/// chance: it would keep the lock of another's sandbox.
 pub(crate) fn spawn_with(command: &mut Command, inherited: &[BorrowedFd<'_>]) -> io::Result<Child> {
+    static ONE: Mutex<()> = Mutex::new(());
+    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     for descriptor in inherited {
         fcntl_setfd(descriptor, FdFlags::empty())?;
     }
@@ -101,7 +136,8 @@ pub(crate) fn spawn_with(command: &mut Command, inherited: &[BorrowedFd<'_>]) ->
     child
 }
 
-fn plan_file(plan: &Plan) -> anyhow::Result<File> {
+/// A plan, as a file that its reader inherits.
+pub(super) fn plan_file<P: Serialize>(plan: &P) -> anyhow::Result<File> {
     let descriptor =
         memfd_create("msb-plan", MemfdFlags::CLOEXEC).context("cannot make the plan's file")?;
     let mut file = File::from(descriptor);
@@ -119,6 +155,13 @@ impl Machine {
     /// The process.
     pub(crate) fn pid(&self) -> Pid {
         Pid::from_child(&self.child)
+    }
+
+    /// What the process has given up. For when the guest has said hello: by then it was told.
+    pub(crate) fn isolation(&self) -> Vec<Step> {
+        let mut line = [0; REPORT_BYTES_MAX];
+        let count = (&self.report).read(&mut line).unwrap_or(0);
+        serde_json::from_slice(&line[..count]).unwrap_or_default()
     }
 
     /// How the process ended, if it did.

@@ -5,6 +5,7 @@
 //! be: stopped and clean, or gone. It is one loop over descriptors, in one thread, and sleeps when nothing happens.
 
 mod args;
+mod changes;
 mod clock;
 mod exec_log;
 mod last_line;
@@ -13,6 +14,8 @@ mod link;
 mod machine;
 mod relay;
 mod rotate;
+mod samples;
+mod share;
 mod socket;
 
 pub(crate) use args::SupervisorArgs;
@@ -26,8 +29,9 @@ use anyhow::Context;
 use libmsb::cli::args::SandboxName;
 use libmsb::cli::error::{Failure, print_error};
 use libmsb::jsonl;
-use libmsb::machine::{Disk, Format, SERIAL_ROOT, SERIAL_UPPER};
+use libmsb::machine::{Disk, Format, SERIAL_ROOT, SERIAL_UPPER, Share};
 use libmsb::reference::Reference;
+use libmsb::state::guest::{DiskFormat, RootDisk};
 use libmsb::state::lock::Lock;
 use libmsb::state::sandboxes::Sandbox;
 use libmsb::state::spec::Spec;
@@ -35,6 +39,9 @@ use libmsb::state::status::{Reason, State, Status};
 use libmsb::state::{Home, layout};
 
 use crate::engine::{self, Descriptors, Wanted, upper};
+use crate::guest::root_disk;
+use crate::mounts::{self, Prepared};
+use crate::net::Net;
 use crate::startup::Startup;
 
 const TOOL: &str = "msb-supervisor";
@@ -48,6 +55,8 @@ pub(crate) struct Starter {
     pub(crate) bond: Option<File>,
     /// Takes a [`Startup`] line when the guest is up or cannot come up, and another when it ends badly after that.
     pub(crate) ready: Option<File>,
+    /// Held for the time of the boot, so that not too many boot at a time.
+    pub(crate) slot: Option<OwnedFd>,
 }
 
 impl Starter {
@@ -67,7 +76,10 @@ pub(crate) struct Setup {
     pub(crate) lock: Lock,
     pub(crate) engine: Box<dyn engine::Engine>,
     pub(crate) root_disk: std::path::PathBuf,
-    pub(crate) upper: File,
+    /// The disk that is written to; `None` when that is the guest's memory.
+    pub(crate) upper: Option<File>,
+    pub(crate) net: Option<Net>,
+    pub(crate) mounts: Prepared,
 }
 
 /// Runs a sandbox to its end.
@@ -108,17 +120,19 @@ fn prepare(home: Home, sandbox: &Sandbox, lock: Lock) -> Result<(Setup, Option<S
             sandbox.name
         );
         let spec = sandbox.spec()?;
-        let (engine, note) = engine::choose(&home, spec.engine)?;
+        let mounts = mounts::prepare(&home, &spec.mounts)?;
+        let (engine, note) = engine::choose(&home, mounts.engine(spec.engine))?;
         let reference: Reference = spec.image.reference.parse()?;
         let root_disk = home
             .images()
             .open(&reference, &spec.image.manifest_digest)?
             .disk;
+        let net = Net::prepare(&spec.name, &spec.net)?;
         let upper = open_upper(sandbox, &spec)?;
-        Ok((spec, engine, note, root_disk, upper))
+        Ok((spec, engine, note, root_disk, upper, mounts, net))
     })();
     match found {
-        Ok((spec, engine, note, root_disk, upper)) => {
+        Ok((spec, engine, note, root_disk, upper, mounts, net)) => {
             let setup = Setup {
                 home,
                 sandbox: sandbox.clone(),
@@ -127,6 +141,8 @@ fn prepare(home: Home, sandbox: &Sandbox, lock: Lock) -> Result<(Setup, Option<S
                 engine,
                 root_disk,
                 upper,
+                net,
+                mounts,
             };
             Ok((setup, note))
         }
@@ -135,12 +151,31 @@ fn prepare(home: Home, sandbox: &Sandbox, lock: Lock) -> Result<(Setup, Option<S
 }
 
 /// The writable disk: that of the sandbox, or for one that goes with its command a file that has no name.
-fn open_upper(sandbox: &Sandbox, spec: &Spec) -> anyhow::Result<File> {
-    let path = sandbox.path(layout::UPPER);
-    if !spec.ephemeral {
-        let file = OpenOptions::new().read(true).write(true).open(&path);
-        return file.with_context(|| format!("cannot open the disk '{}'", path.display()));
+fn open_upper(sandbox: &Sandbox, spec: &Spec) -> anyhow::Result<Option<File>> {
+    match &spec.guest.root_disk {
+        RootDisk::Managed if spec.ephemeral => make_upper(sandbox, spec).map(Some),
+        RootDisk::Managed => open_managed(sandbox, spec).map(Some),
+        RootDisk::Disk { path, format } => root_disk::open(path, *format).map(Some),
+        RootDisk::Tmpfs { .. } => Ok(None),
     }
+}
+
+/// The disk of a sandbox that lasts. It grows when a larger one is wanted by now; its file system does so in the guest.
+fn open_managed(sandbox: &Sandbox, spec: &Spec) -> anyhow::Result<File> {
+    let path = sandbox.path(layout::UPPER);
+    let cannot = |what: &str| format!("cannot {what} the disk '{}'", path.display());
+    let file = OpenOptions::new().read(true).write(true).open(&path);
+    let file = file.with_context(|| cannot("open"))?;
+    let wanted = spec.upper_mib.saturating_mul(1024 * 1024);
+    if file.metadata().with_context(|| cannot("read"))?.len() < wanted {
+        file.set_len(wanted).with_context(|| cannot("grow"))?;
+    }
+    Ok(file)
+}
+
+/// The disk of a sandbox that goes with its command.
+fn make_upper(sandbox: &Sandbox, spec: &Spec) -> anyhow::Result<File> {
+    let path = sandbox.path(layout::UPPER);
     let cannot = || format!("cannot make the disk '{}'", path.display());
     let file = OpenOptions::new()
         .read(true)
@@ -163,23 +198,43 @@ pub(crate) fn wanted(setup: &Setup) -> Wanted {
         read_only: true,
         volatile: false,
     };
-    let upper = Disk {
+    let root_disk = &setup.spec.guest.root_disk;
+    let upper = setup.upper.as_ref().map(|file| Disk {
         serial: SERIAL_UPPER.to_owned(),
         // By descriptor: the file that was locked is the one that is used, whatever its name is by now.
-        path: format!("/proc/self/fd/{}", setup.upper.as_raw_fd()).into(),
-        format: Format::Raw,
+        path: format!("/proc/self/fd/{}", file.as_raw_fd()).into(),
+        format: match root_disk {
+            RootDisk::Disk {
+                format: DiskFormat::Qcow2,
+                ..
+            } => Format::Qcow2,
+            _ => Format::Raw,
+        },
         read_only: false,
-        volatile: setup.spec.ephemeral,
-    };
+        volatile: setup.spec.ephemeral && root_disk.is_managed(),
+    });
+    let mounts = &setup.mounts;
+    let disks = [root]
+        .into_iter()
+        .chain(upper)
+        .chain(mounts.disks.clone())
+        .collect();
+    let share = (!mounts.entries.is_empty()).then(|| Share {
+        tag: Prepared::tag().to_owned(),
+        fd: -1,
+        entries: mounts.entries.clone(),
+    });
     Wanted {
         cpus: setup.spec.cpus,
         memory_mib: setup.spec.memory_mib,
-        disks: vec![root, upper],
-        shares: Vec::new(),
+        disks,
+        shares: share.into_iter().collect(),
+        net: None,
         descriptors: Descriptors {
             agent: -1,
             console: -1,
             life: -1,
+            report: None,
         },
     }
 }
@@ -197,8 +252,11 @@ pub(crate) fn start_machine(
     setup: &Setup,
     attempt: u32,
 ) -> anyhow::Result<Option<machine::Machine>> {
-    let held = [setup.lock.as_fd(), setup.upper.as_fd()];
-    machine::start(setup.engine.as_ref(), attempt, wanted(setup), &held)
+    let mut held = vec![setup.lock.as_fd()];
+    held.extend(setup.upper.as_ref().map(AsFd::as_fd));
+    held.extend(setup.mounts.held());
+    let net = setup.net.as_ref();
+    machine::start(setup.engine.as_ref(), attempt, wanted(setup), net, &held)
 }
 
 /// The sandbox never came to life: its folder says so, or goes.
@@ -206,6 +264,7 @@ pub(crate) fn give_up(sandbox: &Sandbox, error: &anyhow::Error) {
     let status = Status {
         reason: Some(Reason::BootFailed),
         message: Some(libmsb::cli::error::message(error)),
+        changed: sandbox.status().is_ok_and(|status| status.changed),
         ..Status::new(State::Crashed)
     };
     let ephemeral = sandbox.spec().is_ok_and(|spec| spec.ephemeral);

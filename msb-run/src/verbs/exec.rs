@@ -8,15 +8,19 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use clap::{Parser, ValueEnum};
 use libmsb::cli::args::SandboxName;
+use libmsb::cli::error::print_error;
 use libmsb::cli::output;
 use libmsb::jsonl;
 use libmsb::state::Home;
 use msb_wire::client::Connection;
 use msb_wire::exec::{ExecEvent, ExecRequest};
+use msb_wire::job::JobEvent;
+use msb_wire::sandbox::Request;
 use msb_wire::text::Text;
 use serde::Serialize;
 
-use super::{CommandArgs, connect, tell_end};
+use super::{CommandArgs, answer, connect, refusal, tell_end};
+use crate::plan;
 use crate::session::{self, Captured, Streams};
 
 const TOOL: &str = "msb-exec";
@@ -27,16 +31,19 @@ const TOOL: &str = "msb-exec";
     name = TOOL,
     version,
     override_usage = "msb exec [OPTIONS] NAME [-- COMMAND...]",
-    after_help = "Examples:\n  msb exec worker -- python3 -c 'print(1)'\n  msb exec worker            # a shell"
+    after_help = "Examples:\n  msb exec worker -- python3 -c 'print(1)'\n  msb exec worker            # a shell\n  job=$(msb exec -d worker -- make)"
 )]
 pub(crate) struct ExecArgs {
     /// The sandbox
     name: SandboxName,
-    /// The command and its arguments (default: /bin/sh)
+    /// The command and its arguments (default: the sandbox's shell)
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<OsString>,
     #[command(flatten)]
     connected: CommandArgs,
+    /// Do not wait for the command: print the id of its job, and let it go on without us
+    #[arg(short, long, conflicts_with = "format")]
+    detach: bool,
     /// Put what the command prints into the sandbox's log too
     #[arg(long)]
     log: bool,
@@ -79,9 +86,14 @@ pub(crate) fn run(args: ExecArgs) -> anyhow::Result<u8> {
     let home = Home::from_env()?;
     let mut argv: Vec<Text> = args.command.iter().cloned().map(Text::from).collect();
     if argv.is_empty() {
-        argv.push(Text::from("/bin/sh"));
+        let shell = home.sandboxes().find(&args.name)?.spec()?.guest.shell;
+        argv.push(shell.unwrap_or_else(|| Text::from("/bin/sh")));
     }
-    let tty = args.format.is_none() && args.connected.is_tty();
+    let tty = if args.detach {
+        args.connected.wants_tty()
+    } else {
+        args.format.is_none() && args.connected.is_tty()
+    };
     let mut request = ExecRequest {
         log: args.log,
         ..args.connected.request(argv, tty)
@@ -94,12 +106,36 @@ pub(crate) fn run(args: ExecArgs) -> anyhow::Result<u8> {
             .map(|variable| Text::from(variable.to_assignment())),
     );
     let connection = connect(&home, &args.name)?;
+    if args.detach {
+        let request = ExecRequest {
+            stdin: args.connected.wants_stdin(),
+            job: true,
+            timeout_ms: args.connected.timeout().map(plan::milliseconds),
+            ..request
+        };
+        return start_job(connection, request);
+    }
     let streams = Streams::take(tty)?.with_timeout(args.connected.timeout());
     if args.format.is_some() {
         return run_for_record(&args.name, connection, request, streams);
     }
     let (outcome, _) = session::run(connection, request, streams)?;
     tell_end(TOOL, &outcome)
+}
+
+/// Has the command started as a job, and prints the job's id.
+fn start_job(connection: Connection, request: ExecRequest) -> anyhow::Result<u8> {
+    let message = answer(connection, &Request::Exec(request))?;
+    if let Ok(JobEvent::Started { job }) = serde_json::from_slice(&message) {
+        output::print(&job)?;
+        return Ok(0);
+    }
+    let event = serde_json::from_slice::<ExecEvent>(&message).ok();
+    if let Some(code) = event.as_ref().and_then(ExecEvent::exit_code) {
+        print_error(TOOL, &refusal(&message).to_string());
+        return Ok(code as u8);
+    }
+    Err(refusal(&message).into())
 }
 
 fn run_for_record(

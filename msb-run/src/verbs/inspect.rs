@@ -8,10 +8,16 @@ use libmsb::cli::args::SandboxName;
 use libmsb::cli::escape::escape;
 use libmsb::cli::output;
 use libmsb::cli::style::{age, bytes, local_time};
+use libmsb::isolate::Step;
+use libmsb::net::network::Network;
+use libmsb::state::guest::{DiskFormat, GuestSpec, RootDisk};
+use libmsb::state::mounts::{Mount, Source};
 use libmsb::state::sandboxes::{Sandbox, Seen};
 use libmsb::state::spec::Spec;
 use libmsb::state::status::Status;
 use libmsb::state::{Home, layout};
+use msb_wire::guest::Security;
+use msb_wire::text::Text;
 use serde::Serialize;
 
 /// Show all that is known of a sandbox
@@ -44,6 +50,9 @@ struct Document<'a> {
     /// What its supervisor last wrote, as in `status.json`.
     state: &'a Status,
     disk: Disk,
+    /// The guest's addresses and those of its gateway; missing when it has no network.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    network: Option<Network>,
     created_at: jiff::Timestamp,
     updated_at: jiff::Timestamp,
 }
@@ -69,6 +78,7 @@ pub(crate) fn run(args: InspectArgs) -> anyhow::Result<()> {
             config: &seen.spec,
             state: &seen.status,
             disk,
+            network: network(&seen.spec),
             created_at: seen.spec.created_at,
             updated_at: seen.status.since,
         })?);
@@ -79,12 +89,72 @@ pub(crate) fn run(args: InspectArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
+fn network(spec: &Spec) -> Option<Network> {
+    let is_there = spec.net.enabled;
+    is_there.then(|| Network::of_sandbox(&spec.name, &spec.net))
+}
+
 fn disk(sandbox: &Sandbox, spec: &Spec) -> Disk {
     let upper = std::fs::metadata(sandbox.path(layout::UPPER));
     Disk {
         size_bytes: spec.upper_mib * 1024 * 1024,
         allocated_bytes: upper.ok().map(|file| file.blocks() * 512),
     }
+}
+
+/// What the processes of a running sandbox have given up, and what they could not.
+fn isolation_rows(steps: &[Step]) -> Vec<(&'static str, String)> {
+    let holds: Vec<String> = steps
+        .iter()
+        .filter(|step| step.holds)
+        .map(|step| format!("{}:{}", step.process, step.step))
+        .collect();
+    let lacking = steps.iter().filter_map(|step| {
+        let reason = step.reason.as_ref()?;
+        Some((
+            "Lacking",
+            format!("{}:{}: {reason}", step.process, step.step),
+        ))
+    });
+    [("Isolation", holds.join(" "))]
+        .into_iter()
+        .chain(lacking)
+        .collect()
+}
+
+/// What a guest may do and is made of, where it is not the default.
+fn guest_rows(guest: &GuestSpec) -> Vec<(&'static str, String)> {
+    let root_disk = match &guest.root_disk {
+        RootDisk::Managed => String::new(),
+        RootDisk::Tmpfs { size_mib } => format!("memory, {}", bytes(size_mib * 1024 * 1024)),
+        RootDisk::Disk { path, format } => {
+            let format = match format {
+                DiskFormat::Raw => "raw",
+                DiskFormat::Qcow2 => "qcow2",
+            };
+            format!("{} ({format})", path.display())
+        }
+    };
+    let security = match guest.security {
+        Security::Default => "",
+        Security::Restricted => "restricted",
+    };
+    let init = guest.init.as_ref().map(|init| {
+        let path = init.path.as_ref().map_or("auto".into(), Text::to_lossy);
+        let args = init.args.iter().map(Text::to_lossy);
+        [path].into_iter().chain(args).collect::<Vec<_>>().join(" ")
+    });
+    let count = |count: usize| (count > 0).then(|| format!("{count} before the first boot"));
+    vec![
+        ("Security", security.to_owned()),
+        ("Root disk", root_disk),
+        ("Init", init.unwrap_or_default()),
+        (
+            "Shell",
+            guest.shell.as_ref().map(Text::to_lossy).unwrap_or_default(),
+        ),
+        ("Changes", count(guest.changes.len()).unwrap_or_default()),
+    ]
 }
 
 fn rows(seen: &Seen, disk: Disk) -> Vec<(&'static str, String)> {
@@ -94,7 +164,7 @@ fn rows(seen: &Seen, disk: Disk) -> Vec<(&'static str, String)> {
         ("Status", seen.state.word().to_owned()),
     ];
     let reason = status.reason.map(|reason| reason.word().replace('_', " "));
-    let words = |words: &[msb_wire::text::Text]| {
+    let words = |words: &[Text]| {
         let words: Vec<String> = words.iter().map(|word| word.to_lossy()).collect();
         words.join(" ")
     };
@@ -129,6 +199,15 @@ fn rows(seen: &Seen, disk: Disk) -> Vec<(&'static str, String)> {
         ("Created", when(spec.created_at)),
         ("Started", status.started_at.map(when).unwrap_or_default()),
     ]);
+    rows.extend(guest_rows(&spec.guest));
+    if let Some(network) = network(spec) {
+        let v4 = network.v4.map(|v4| format!("{}/{}", v4.guest, v4.prefix));
+        let v6 = network.v6.map(|v6| format!("{}/{}", v6.guest, v6.prefix));
+        rows.extend(v4.into_iter().chain(v6).map(|text| ("Address", text)));
+        let ports = spec.net.ports.iter();
+        rows.extend(ports.map(|port| ("Port", port.to_string())));
+    }
+    rows.extend(isolation_rows(&status.isolation));
     let millis = |ms: u64| format!("{} s", ms as f64 / 1000.0);
     rows.extend([
         (
@@ -140,6 +219,7 @@ fn rows(seen: &Seen, disk: Disk) -> Vec<(&'static str, String)> {
             spec.max_duration_ms.map(millis).unwrap_or_default(),
         ),
     ]);
+    rows.extend(spec.mounts.iter().map(|mount| ("Mount", described(mount))));
     rows.extend(
         spec.labels
             .iter()
@@ -148,4 +228,19 @@ fn rows(seen: &Seen, disk: Disk) -> Vec<(&'static str, String)> {
     rows.extend(spec.env.iter().map(|text| ("Variable", text.to_lossy())));
     rows.retain(|(_, value)| !value.is_empty());
     rows
+}
+
+/// A mount as it would be typed, its kind before it.
+fn described(mount: &Mount) -> String {
+    let (kind, source) = match &mount.source {
+        Source::Bind { source } => ("bind", source.to_lossy()),
+        Source::Volume { name } => ("volume", name.to_string()),
+        Source::Disk { source, .. } => ("disk", source.to_lossy()),
+        Source::Tmpfs { size_mib } => (
+            "tmpfs",
+            size_mib.map_or("half of memory".to_owned(), |mib| bytes(mib << 20)),
+        ),
+    };
+    let (target, options) = (mount.target.to_lossy(), mount.options());
+    format!("{kind} {source} at {target} ({options})")
 }

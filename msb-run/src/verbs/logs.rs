@@ -5,6 +5,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, BufWriter, Write};
+use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -67,8 +68,8 @@ pub(crate) struct LogsArgs {
     /// Only lines that match
     #[arg(long, value_name = "REGEX")]
     grep: Option<Regex>,
-    /// Only what this session printed
-    #[arg(long, value_name = "ID")]
+    /// Only what this job, or session, printed
+    #[arg(long, alias = "session", value_name = "ID")]
     job: Option<String>,
     /// How to print it
     #[arg(long, value_enum)]
@@ -220,7 +221,7 @@ pub(crate) fn run(args: LogsArgs) -> anyhow::Result<()> {
     let watch = alive.then(|| Watch::new(&sandbox, &args.sources()));
     if let Some(mut watch) = watch {
         while alive && args.until.is_none_or(|until| Timestamp::now() < until) {
-            watch.wait(printer.is_ending)?;
+            watch.wait(printer.is_ending, None)?;
             // Asked first: what was written until the end is then read after it.
             alive = sandbox.is_alive().unwrap_or(false);
             printer.take_all(&mut reader)?;
@@ -234,14 +235,14 @@ pub(crate) fn run(args: LogsArgs) -> anyhow::Result<()> {
 }
 
 /// Waits for logs to grow.
-struct Watch {
+pub(super) struct Watch {
     inotify: Option<rustix::fd::OwnedFd>,
     files: Vec<PathBuf>,
 }
 
 impl Watch {
     /// The files themselves are watched: in the same folder lies a disk, which changes all the time.
-    fn new(sandbox: &Sandbox, sources: &[Source]) -> Watch {
+    pub(super) fn new(sandbox: &Sandbox, sources: &[Source]) -> Watch {
         let mut files = vec![sandbox.path(layout::EXEC_LOG)];
         for (source, file) in [
             (Source::System, layout::SUPERVISOR_LOG),
@@ -259,7 +260,8 @@ impl Watch {
         }
     }
 
-    fn wait(&mut self, soon: bool) -> io::Result<()> {
+    /// Waits until something may have been written, or `also` can be read; not for long, and shortly when `soon`.
+    pub(super) fn wait(&mut self, soon: bool, also: Option<BorrowedFd<'_>>) -> io::Result<()> {
         let mut watched = self.inotify.is_some();
         for file in &self.files {
             let events = inotify::WatchFlags::MODIFY | inotify::WatchFlags::MOVE_SELF;
@@ -279,6 +281,7 @@ impl Watch {
             .inotify
             .iter()
             .map(|inotify| PollFd::new(inotify, PollFlags::IN))
+            .chain(also.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)))
             .collect();
         match poll(&mut fds, Some(&pause)) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}

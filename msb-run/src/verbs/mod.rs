@@ -1,9 +1,13 @@
 //! What people type.
 
+/// `msb attach`: be with a job.
+pub(crate) mod attach;
 /// `msb cp`: files into and out of sandboxes.
 pub(crate) mod cp;
 /// `msb create`: a sandbox that lasts.
 pub(crate) mod create;
+/// The keys that leave a job alone again.
+mod detach_keys;
 /// `msb doctor`: what this host can do.
 pub(crate) mod doctor;
 /// `msb events`: what happens to sandboxes.
@@ -12,6 +16,8 @@ pub(crate) mod events;
 pub(crate) mod exec;
 /// `msb inspect`: all that is known of a sandbox.
 pub(crate) mod inspect;
+/// `msb jobs`: commands that go on by themselves.
+pub(crate) mod jobs;
 /// `msb logs`: what commands printed.
 pub(crate) mod logs;
 /// `msb ls`: the sandboxes.
@@ -30,10 +36,14 @@ pub(crate) mod rm;
 pub(crate) mod run;
 /// The sandboxes that are meant: by name, by label, or named on standard input.
 mod selection;
+/// `msb signal`: a signal to a job.
+pub(crate) mod signal;
 /// `msb start`: start sandboxes that were stopped.
 pub(crate) mod start;
 /// `msb stop`: stop sandboxes.
 pub(crate) mod stop;
+/// `msb volume`: named volumes.
+pub(crate) mod volume;
 /// `msb wait`: wait for the end of sandboxes.
 pub(crate) mod wait;
 
@@ -48,10 +58,14 @@ use libmsb::cli::error::{Code, Failure, print_error, print_hint, print_warning};
 use libmsb::cli::escape::escape;
 use libmsb::cli::exit;
 use libmsb::state::Home;
-use msb_wire::client::{ClientError, Connection};
+use libmsb::state::spec::MainBounds;
+use msb_wire::client::{ClientError, Connection, Incoming};
 use msb_wire::exec::{ExecEvent, ExecRequest, FailureKind, RESOURCES, Rlimit};
+use msb_wire::sandbox::Request;
 use msb_wire::text::Text;
 
+use crate::microsandbox::Stored;
+use crate::plan;
 use crate::session::Outcome;
 use crate::terminal::window_size;
 
@@ -79,6 +93,24 @@ pub(crate) struct SettingArgs {
 }
 
 impl SettingArgs {
+    /// Takes over what a stored configuration says where nothing was typed; its variables are below those that were.
+    pub(crate) fn fill_in(&mut self, stored: &Stored) {
+        let variables = stored.env.iter();
+        let mut env: Vec<OsString> = variables
+            .map(|(name, value)| format!("{name}={value}").into())
+            .collect();
+        env.append(&mut self.env);
+        self.env = env;
+        self.workdir = self
+            .workdir
+            .take()
+            .or_else(|| stored.workdir.clone().map(Into::into));
+        self.user = self
+            .user
+            .take()
+            .or_else(|| stored.user.clone().map(Into::into));
+    }
+
     /// The variables. Of two with one name, the later one counts.
     pub(crate) fn env(&self) -> anyhow::Result<Vec<EnvVar>> {
         let mut variables = Vec::new();
@@ -124,9 +156,22 @@ impl CommandArgs {
             || (!self.no_tty && std::io::stdin().is_terminal() && std::io::stdout().is_terminal())
     }
 
-    /// Whether the command has limits of its own.
-    pub(crate) fn is_bounded(&self) -> bool {
-        self.timeout.is_some() || !self.rlimit.is_empty()
+    /// Whether a terminal was asked for, whatever ours is.
+    pub(crate) fn wants_tty(&self) -> bool {
+        self.tty
+    }
+
+    /// Whether a command that nobody is connected to is to have an input: for those who attach later.
+    pub(crate) fn wants_stdin(&self) -> bool {
+        (self.interactive || self.tty) && !self.no_stdin
+    }
+
+    /// What a main command may use that nobody is attached to.
+    pub(crate) fn main_bounds(&self) -> MainBounds {
+        MainBounds {
+            rlimits: self.rlimit.clone(),
+            timeout_ms: self.timeout.map(plan::milliseconds),
+        }
     }
 
     /// How long the command may run.
@@ -147,6 +192,8 @@ impl CommandArgs {
             login: false,
             log: false,
             main: false,
+            job: false,
+            timeout_ms: None,
         }
     }
 }
@@ -238,6 +285,21 @@ pub(crate) fn refusal(message: &[u8]) -> Failure {
         }
         _ => Failure::failed("the sandbox gave an answer that cannot be understood"),
     }
+}
+
+/// Makes a call whose one answer is its last event.
+pub(crate) fn answer(connection: Connection, request: &Request) -> anyhow::Result<Vec<u8>> {
+    let mut call = connection.open(request)?;
+    while let Ok(Some(incoming)) = call.reader.receive() {
+        if let Incoming::Event {
+            message,
+            last: true,
+        } = incoming
+        {
+            return Ok(message);
+        }
+    }
+    Err(Failure::failed("the sandbox ended before it answered").into())
 }
 
 /// Connects to a sandbox that must be there and running.

@@ -7,12 +7,16 @@ use clap::{Parser, ValueEnum};
 use libmsb::cli::args::{SandboxName, parse_cpus, parse_duration, parse_label, parse_memory};
 use libmsb::cli::error::Failure;
 use libmsb::cli::output;
+use libmsb::net::args::NetArgs;
+use libmsb::net::ports::PublishedPorts;
 use libmsb::state::Home;
 use libmsb::state::sandboxes::Sandbox;
 use libmsb::state::spec::Spec;
 use serde::Serialize;
 
 use super::SettingArgs;
+use crate::guest::root_disk::{self, parse_size};
+use crate::metrics::MetricsArgs;
 use crate::plan;
 
 const TOOL: &str = "msb-modify";
@@ -36,6 +40,9 @@ pub(crate) struct ModifyArgs {
     /// Host name in the guest
     #[arg(short = 'H', long)]
     hostname: Option<String>,
+    /// Grow the writable disk to this size
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, visible_alias = "root-disk")]
+    oci_upper_size: Option<u64>,
     /// Set a label
     #[arg(long, value_name = "KEY[=VALUE]", value_parser = parse_label)]
     label: Vec<(String, String)>,
@@ -53,6 +60,13 @@ pub(crate) struct ModifyArgs {
     /// Stop it when it has run for so long; 0: never
     #[arg(long, value_parser = parse_duration, value_name = "DURATION")]
     max_duration: Option<Duration>,
+    #[command(flatten)]
+    metrics: MetricsArgs,
+    #[command(flatten)]
+    net: NetArgs,
+    /// Publish a port no more
+    #[arg(long, value_name = "[BIND:]HOST:GUEST[/udp]", help_heading = "Network")]
+    port_rm: Vec<PublishedPorts>,
     /// Only say what would change
     #[arg(long)]
     dry_run: bool,
@@ -108,6 +122,9 @@ fn change(spec: &mut Spec, args: &ModifyArgs) -> anyhow::Result<()> {
     if let Some(hostname) = &args.hostname {
         spec.hostname = plan::hostname(Some(hostname.clone()), &args.name)?;
     }
+    if let Some(size_mib) = args.oci_upper_size {
+        root_disk::grow(spec, size_mib)?;
+    }
     spec.labels.retain(|key, _| !args.label_rm.contains(key));
     spec.labels.extend(args.label.iter().cloned());
     plan::remove_env(&mut spec.env, &args.env_rm);
@@ -118,12 +135,17 @@ fn change(spec: &mut Spec, args: &ModifyArgs) -> anyhow::Result<()> {
     if let Some(user) = &args.setting.user {
         spec.user = Some(user.clone().into());
     }
+    spec.net.ports.retain(|port| !args.port_rm.contains(port));
+    args.net.change(&mut spec.net)?;
     let limit = |limit: Duration| Some(plan::milliseconds(limit)).filter(|ms| *ms > 0);
     if let Some(timeout) = args.idle_timeout {
         spec.idle_timeout_ms = limit(timeout);
     }
     if let Some(duration) = args.max_duration {
         spec.max_duration_ms = limit(duration);
+    }
+    if let Some(metrics) = args.metrics.given() {
+        spec.metrics = metrics;
     }
     Ok(())
 }

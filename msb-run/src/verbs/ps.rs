@@ -1,5 +1,6 @@
 //! `msb ps`: the sandboxes that run, and what runs in them.
 
+use std::net::IpAddr;
 use std::time::SystemTime;
 
 use clap::{Parser, ValueEnum};
@@ -9,6 +10,7 @@ use libmsb::cli::style::{Table, age};
 use libmsb::selector::Selector;
 use libmsb::state::Home;
 use libmsb::state::sandboxes::{Entry, Seen};
+use msb_wire::text::Text;
 use serde::Serialize;
 
 /// Show running sandboxes and their main commands
@@ -87,8 +89,7 @@ fn is_chosen(seen: &Seen, args: &PsArgs) -> bool {
 }
 
 fn row<'a>(name: &'a str, seen: &'a Seen) -> Row<'a> {
-    let words = seen.spec.command.iter();
-    let words: Vec<String> = words.map(|word| quoted(&word.to_lossy())).collect();
+    let words = &seen.spec.command;
     Row {
         name,
         status: seen.state.word(),
@@ -96,12 +97,33 @@ fn row<'a>(name: &'a str, seen: &'a Seen) -> Row<'a> {
         command: if words.is_empty() {
             "-".to_owned()
         } else {
-            words.join(" ")
+            command_line(words)
         },
-        ports: Vec::new(),
+        ports: published(seen),
         started_at: seen.status.started_at,
         exit_code: seen.status.exit_code,
     }
+}
+
+/// The words as a shell would take them.
+pub(super) fn command_line(words: &[Text]) -> String {
+    let words: Vec<String> = words.iter().map(|word| quoted(&word.to_lossy())).collect();
+    words.join(" ")
+}
+
+/// Published ports of one that runs.
+fn published(seen: &Seen) -> Vec<String> {
+    let ports = seen.spec.net.ports.iter();
+    let ports = ports.filter(|_| seen.state.is_active());
+    ports
+        .map(|ports| {
+            let host = match ports.bind() {
+                IpAddr::V4(address) => format!("{address}:{}", ports.host()),
+                IpAddr::V6(address) => format!("[{address}]:{}", ports.host()),
+            };
+            format!("{host}->{}/{}", ports.guest(), ports.transport())
+        })
+        .collect()
 }
 
 /// The word as a shell would take it.
@@ -132,7 +154,7 @@ fn table(rows: &[Row<'_>]) -> Table {
 }
 
 /// A long command would tear the table apart; `inspect` has the whole.
-fn shortened(command: &str) -> String {
+pub(super) fn shortened(command: &str) -> String {
     const WIDTH: usize = 40;
     if command.chars().count() <= WIDTH {
         return command.to_owned();

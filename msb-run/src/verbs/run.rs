@@ -14,16 +14,17 @@ use libmsb::reference::Reference;
 use libmsb::state::Home;
 use libmsb::state::lock::Lock;
 use libmsb::state::sandboxes::Sandbox;
-use libmsb::state::spec::Spec;
+use libmsb::state::spec::{MainBounds, Spec};
 use msb_wire::client::Connection;
 use msb_wire::exec::ExecRequest;
 use msb_wire::text::Text;
 
 use super::start::wait_while_stopping;
 use super::{CommandArgs, PROGRAM, tell_end};
-use crate::launch::{Bond, Launched, launch};
-use crate::make::{MakeArgs, make};
+use crate::launch::{Bond, Launched, launch, launch_in};
+use crate::make::{MakeArgs, discard_unchanged, make};
 use crate::session::{self, Streams};
+use crate::slots;
 use crate::startup::{Stamps, monotonic_ns};
 
 const TOOL: &str = "msb-run";
@@ -68,32 +69,49 @@ struct Taken {
 
 pub(crate) fn run(args: RunArgs) -> anyhow::Result<u8> {
     let begin_ns = monotonic_ns();
-    if args.detach && args.connected.is_bounded() {
-        return Err(
-            Failure::usage("--rlimit and --timeout are for a command that is waited for")
-                .hint("without --detach, or with msb exec in the running sandbox")
-                .into(),
-        );
-    }
     let home = Home::from_env()?;
     let taken = take(&home, &args)?;
     let tty = !args.detach && args.connected.is_tty();
     let argv = command(&args, &taken, tty)?;
-    let name = taken.sandbox.name.clone();
-    if args.detach {
-        // It is told when the guest takes commands.
-        let mut launched = launch(&name, taken.lock, Bond::None)?;
-        launched.wait_until_ready()?;
-        output::print(&name)?;
-        return Ok(0);
+    let (sandbox, existed) = (taken.sandbox.clone(), taken.existed);
+    let ran = if args.detach {
+        detach(taken)
+    } else {
+        stay(&home, &args, taken, argv, tty, begin_ns)
+    };
+    if ran.is_err() && !existed {
+        discard_unchanged(&sandbox)?;
     }
+    ran
+}
+
+fn detach(taken: Taken) -> anyhow::Result<u8> {
+    let name = taken.sandbox.name.clone();
+    // It is told when the guest takes commands.
+    let mut launched = launch(&name, taken.lock, Bond::None)?;
+    launched.wait_until_ready()?;
+    output::print(&name)?;
+    Ok(0)
+}
+
+/// Runs the command to its end.
+fn stay(
+    home: &Home,
+    args: &RunArgs,
+    taken: Taken,
+    argv: Vec<Text>,
+    tty: bool,
+    begin_ns: u64,
+) -> anyhow::Result<u8> {
     let request = ExecRequest {
         main: true,
-        ..request(&args, &taken, argv, tty)?
+        ..request(args, &taken, argv, tty)?
     };
+    // Before signals are taken over: who waits for a slot can be interrupted.
+    let slot = slots::take(home)?;
     let streams = Streams::take(tty)?.with_timeout(args.connected.timeout());
     let image_ns = monotonic_ns();
-    let launched = launch(&name, taken.lock, Bond::Client)?;
+    let launched = launch_in(slot, &taken.sandbox.name, taken.lock, Bond::Client)?;
     let (code, stamps) = attach(launched, request, streams)?;
     if args.time {
         let end_ns = monotonic_ns();
@@ -117,12 +135,18 @@ fn take(home: &Home, args: &RunArgs) -> anyhow::Result<Taken> {
             return take_existing(sandbox, args);
         }
     }
+    let main = if args.detach {
+        args.connected.main_bounds()
+    } else {
+        MainBounds::default()
+    };
     let made = make(
         home,
         &args.image,
         args.name.as_ref(),
         args.name.is_none(),
         (&args.making, &args.connected.setting, &args.command),
+        main,
     )?;
     Ok(Taken {
         sandbox: made.sandbox,
@@ -151,7 +175,8 @@ fn take_existing(sandbox: Sandbox, args: &RunArgs) -> anyhow::Result<Taken> {
         .hint(format!("choose another name, or remove it: msb rm {name}"))
         .into());
     }
-    if args.making.is_given() {
+    let bounded = args.detach && !args.connected.main_bounds().is_empty();
+    if args.making.is_given() || bounded {
         print_warning(
             TOOL,
             &format!("the sandbox '{name}' is there already: what it is made of stays as it was"),
@@ -177,7 +202,8 @@ fn command(args: &RunArgs, taken: &Taken, tty: bool) -> anyhow::Result<Vec<Text>
         return Ok(argv);
     }
     if tty {
-        return Ok(vec![Text::from("/bin/sh")]);
+        let shell = taken.spec.guest.shell.clone();
+        return Ok(vec![shell.unwrap_or_else(|| Text::from("/bin/sh"))]);
     }
     let error = Failure::usage(format!(
         "the image '{}' names no command to run",

@@ -85,10 +85,10 @@ fn read_names(names: &mut Vec<SandboxName>) -> anyhow::Result<()> {
 
 /// Does the same with several sandboxes, some at a time; each failure is told, and the worst code is the result. A
 /// single failure of a single sandbox is the caller's to tell.
-pub(crate) fn for_each(
+pub(crate) fn for_each<N: Sync>(
     tool: &'static str,
-    names: &[SandboxName],
-    act: impl Fn(&SandboxName) -> anyhow::Result<()> + Sync,
+    names: &[N],
+    act: impl Fn(&N) -> anyhow::Result<()> + Sync,
 ) -> anyhow::Result<()> {
     /// More at a time would only fight for the processors.
     const AT_A_TIME: usize = 8;

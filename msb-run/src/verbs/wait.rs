@@ -6,28 +6,38 @@ use libmsb::cli::args::SandboxName;
 use libmsb::cli::error::Failure;
 use libmsb::cli::output;
 use libmsb::state::Home;
+use libmsb::state::jobs::{Job, JobState, Jobs};
 use libmsb::state::status::{Reason, State, Status};
 use msb_wire::client::{ClientError, Incoming};
+use msb_wire::job::AttachRequest;
 use msb_wire::sandbox::{EndEvent, Request};
 use rustix::event::{PollFd, PollFlags, poll};
 use serde::Serialize;
 
-use super::connect;
+use super::jobs::{self, no_such_job};
 use super::selection::Selection;
 use super::stop::watch;
+use super::{answer, connect};
 
 const TOOL: &str = "msb-wait";
+
+/// How often the file of jobs is read when it does not say what the supervisor says: for the ten seconds that a supervisor
+/// may take to end.
+const WRITTEN_LOOKS: u32 = 500;
 
 /// Wait until sandboxes have ended; print their exit codes and why they ended
 #[derive(Debug, Parser)]
 #[command(
     name = TOOL,
     version,
-    after_help = "Examples:\n  msb wait web\n  msb wait job --format json | jq -r .reason\n  timeout 60 msb wait web"
+    after_help = "Examples:\n  msb wait web\n  msb wait --job 5f0c11d2 worker\n  msb wait job --format json | jq -r .reason\n  timeout 60 msb wait web"
 )]
 pub(crate) struct WaitArgs {
     #[command(flatten)]
     selection: Selection,
+    /// Wait for this job of the sandbox, and not for the sandbox
+    #[arg(long, value_name = "ID")]
+    job: Option<String>,
     /// How to print them (default: a line 'EXIT-CODE REASON')
     #[arg(long, value_enum)]
     format: Option<Format>,
@@ -51,9 +61,21 @@ struct Ended {
     clean: Option<bool>,
 }
 
+/// How a job ended.
+#[derive(Serialize)]
+struct EndedJob<'a> {
+    name: &'a SandboxName,
+    #[serde(flatten)]
+    job: jobs::Row<'a>,
+}
+
 pub(crate) fn run(args: WaitArgs) -> anyhow::Result<()> {
     let home = Home::from_env()?;
     for name in args.selection.names(TOOL, &home)? {
+        if let Some(job) = &args.job {
+            tell_job(&wait_for_job(&home, &name, job)?, &name, args.format)?;
+            continue;
+        }
         let ended = wait(&home, &name)?;
         if args.format == Some(Format::Json) {
             let line = serde_json::to_string(&ended).context("cannot write JSON")?;
@@ -66,6 +88,60 @@ pub(crate) fn run(args: WaitArgs) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Waits until a job has ended, and gives it with what it is then.
+fn wait_for_job(home: &Home, name: &SandboxName, id: &str) -> anyhow::Result<(Job, JobState)> {
+    let request = Request::Attach(AttachRequest {
+        job: id.to_owned(),
+        stdin: false,
+    });
+    // The supervisor writes down how a job ended before it tells; unless its disk is full.
+    for _ in 0..WRITTEN_LOOKS {
+        let sandbox = home.sandboxes().find(name)?;
+        let alive = sandbox.is_alive()?;
+        let known = Jobs::of(&sandbox)?;
+        let job = known.find(id).with_context(|| no_such_job(name, id))?;
+        let state = job.state(alive);
+        if state != JobState::Running {
+            return Ok((job.clone(), state));
+        }
+        match connect(home, name) {
+            // Answered when it ends, or at once when it has; the file says how.
+            Ok(connection) => drop(answer(connection, &request)),
+            Err(_) if !sandbox.is_alive()? => {}
+            Err(error) => return Err(error),
+        }
+        // Until a supervisor that has told us all it will has let go of the lock.
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let message = format!("it was not written down how the job '{id}' ended");
+    Err(Failure::failed(message).hint("the disk may be full").into())
+}
+
+fn tell_job(
+    (job, state): &(Job, JobState),
+    name: &SandboxName,
+    format: Option<Format>,
+) -> anyhow::Result<()> {
+    if format == Some(Format::Json) {
+        let line = serde_json::to_string(&EndedJob {
+            name,
+            job: jobs::Row::of(job, *state),
+        })
+        .context("cannot write JSON")?;
+        return Ok(output::print(&line)?);
+    }
+    let reason = match (job.exit_code, job.timed_out, job.oom_killed) {
+        (None, ..) => "sandbox_ended",
+        (_, true, _) => "timed_out",
+        (_, _, true) => "out_of_memory",
+        _ => "completed",
+    };
+    let code = job
+        .exit_code
+        .map_or("-".to_owned(), |code| code.to_string());
+    Ok(output::print(&format!("{code} {reason}"))?)
 }
 
 fn wait(home: &Home, name: &SandboxName) -> anyhow::Result<Ended> {

@@ -2,7 +2,7 @@
 //!
 //! The guest's first root is a file system that exists only in this process's memory: the mount points that the agent
 //! needs, and the agent itself. Devices have eleven interrupts among them; five are taken by what every machine has
-//! (memory balloon, entropy, two consoles, that root), so six are left for disks, shares and the network.
+//! (memory balloon, entropy, two consoles, that root), so six are left for disks and the network.
 //!
 //! libkrun never returns once the guest runs: this process ends with it, without destructors, and with status 0 also when
 //! the guest's kernel has panicked. How a sandbox ended is told by its agent alone.
@@ -15,9 +15,7 @@ use std::ptr;
 
 use anyhow::{Context, bail, ensure};
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
-use libmsb::machine::{Disk, Format, Krun, KrunKernel, Net, PORT_AGENT, Plan, Share};
-use rustix::process::{Resource, Rlimit, setrlimit};
-use rustix::thread::set_no_new_privs;
+use libmsb::machine::{Disk, Format, Krun, KrunKernel, Net, PORT_AGENT, Plan};
 
 /// The tag of the first root, and the path of the first process: libkrun's kernel command line names both.
 const ROOT: &str = "/dev/root";
@@ -28,7 +26,7 @@ const FOLDERS: [&str; 4] = ["dev", "proc", "sys", "msb"];
 const MODE_FOLDER: u32 = 0o040755;
 const MODE_PROGRAM: u32 = 0o100755;
 
-/// Interrupts that are left for disks, shares and the network.
+/// Interrupts that are left for disks and the network.
 const DEVICES_MAX: usize = 6;
 
 /// What the guest accepts from the network (virtio 1.2, 5.1.3): unfinished checksums, and large segments of TCP over
@@ -66,17 +64,18 @@ agree! {
     krun_set_vm_config(u32, u8, u32);
     krun_set_kernel(u32, *const c_char, u32, *const c_char, *const c_char);
     krun_set_console_output(u32, *const c_char);
-    krun_add_virtiofs3(u32, *const c_char, *const c_char, u64, bool);
     krun_add_net_unixstream(u32, *const c_char, i32, *const u8, u32, u32);
     krun_start_enter(u32);
 }
 
 /// Becomes the machine. Returns only when that fails, with the reason.
 pub(crate) fn enter(plan: &Plan, engine: &Krun) -> anyhow::Result<()> {
-    let devices = plan.disks.len() + plan.shares.len() + usize::from(plan.net.is_some());
+    // libkrun's own server follows names such as '../x', which a guest's root can send, out of what is shared.
+    ensure!(plan.shares.is_empty(), "the engine krun shares no folders");
+    let devices = plan.disks.len() + usize::from(plan.net.is_some());
     ensure!(
         devices <= DEVICES_MAX,
-        "the engine krun has room for {DEVICES_MAX} disks, shared folders and networks together, and {devices} are asked for"
+        "the engine krun has room for {DEVICES_MAX} disks and networks together, and {devices} are asked for"
     );
     // Its messages go where ours go, and the user's environment does not change that.
     // SAFETY: it takes numbers, and keeps no descriptor for this one. Nothing has set a logger before.
@@ -105,11 +104,7 @@ pub(crate) fn enter(plan: &Plan, engine: &Krun) -> anyhow::Result<()> {
     plan.disks
         .iter()
         .try_for_each(|disk| machine.add_disk(disk))?;
-    plan.shares
-        .iter()
-        .try_for_each(|share| machine.add_share(share))?;
     plan.net.iter().try_for_each(|net| machine.add_net(net))?;
-    give_up_privilege()?;
     machine.start()
 }
 
@@ -139,17 +134,6 @@ fn load_library(path: &Path) -> anyhow::Result<()> {
     // It stays loaded for good.
     std::mem::forget(ours);
     Ok(())
-}
-
-/// From here on this process needs nothing that it does not have.
-fn give_up_privilege() -> anyhow::Result<()> {
-    set_no_new_privs(true).context("cannot give up new privileges")?;
-    // The guest's memory is nobody's business, also when we crash.
-    let none = Rlimit {
-        current: Some(0),
-        maximum: Some(0),
-    };
-    setrlimit(Resource::Core, none).context("cannot forbid core dumps")
 }
 
 /// A context of libkrun: a machine that is being described.
@@ -255,6 +239,7 @@ impl Machine {
         let format = match disk.format {
             Format::Raw => libkrun_sys::KRUN_DISK_FORMAT_RAW,
             Format::Vmdk => FORMAT_VMDK,
+            Format::Qcow2 => libkrun_sys::KRUN_DISK_FORMAT_QCOW2,
         };
         let sync = if disk.volatile { SYNC_NONE } else { SYNC_FULL };
         // SAFETY: the strings outlive the call.
@@ -271,23 +256,6 @@ impl Machine {
         };
         called("krun_add_disk3", answer)
             .with_context(|| format!("cannot add the disk '{}'", disk.path.display()))
-            .map(drop)
-    }
-
-    fn add_share(&self, share: &Share) -> anyhow::Result<()> {
-        let (tag, folder) = (text(&share.tag)?, path(&share.path)?);
-        // SAFETY: the strings outlive the call.
-        let answer = unsafe {
-            libkrun_sys::krun_add_virtiofs3(
-                self.0,
-                tag.as_ptr(),
-                folder.as_ptr(),
-                0,
-                share.read_only,
-            )
-        };
-        called("krun_add_virtiofs3", answer)
-            .with_context(|| format!("cannot share '{}'", share.path.display()))
             .map(drop)
     }
 
@@ -350,22 +318,25 @@ mod tests {
                 agent: "/nowhere".into(),
             },
         };
-        let share = |number| Share {
-            tag: format!("share{number}"),
-            path: "/".into(),
+        let disk = |number| Disk {
+            serial: format!("disk{number}"),
+            path: "/nowhere".into(),
+            format: Format::Raw,
             read_only: true,
+            volatile: false,
         };
         let plan = Plan {
             version: PLAN_VERSION,
             engine: Engine::Krun(engine.clone()),
             cpus: 1,
             memory_mib: 64,
-            disks: Vec::new(),
+            disks: (0..=DEVICES_MAX).map(disk).collect(),
             agent_fd: -1,
             console_fd: -1,
             life_fd: -1,
+            report_fd: None,
             net: None,
-            shares: (0..=DEVICES_MAX).map(share).collect(),
+            shares: Vec::new(),
         };
         let error = enter(&plan, &engine).unwrap_err().to_string();
         assert!(error.ends_with("and 7 are asked for"), "{error}");

@@ -3,9 +3,11 @@
 //! The supervisor starts this program with the plan on a descriptor. It ties its life to the supervisor's, and
 //! becomes the engine's process: QEMU by exec, or libkrun, which is part of this program.
 
+mod isolate;
 mod krun;
 mod lifeline;
 mod qemu;
+mod share;
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -17,17 +19,19 @@ use anyhow::{Context, ensure};
 use libmsb::cli::error::{self, Failure};
 use libmsb::cli::output;
 use libmsb::machine::{Engine, PLAN_BYTES_MAX, PLAN_VERSION, Plan};
+use serde::de::DeserializeOwned;
 
 const TOOL: &str = "msb-vmm";
 
 const HELP: &str = "\
 Becomes a virtual machine. It is started by msb-supervisor, not by people.
 
-Usage: msb-vmm PLAN
+Usage: msb-vmm [--share] PLAN
 
   PLAN  a file with the plan of the machine in JSON, such as /proc/self/fd/3
 
 Options:
+      --share    Serve folders of the host to a machine; PLAN says which
   -h, --help     Print help
   -V, --version  Print version
 
@@ -47,7 +51,12 @@ fn run(args: &[OsString]) -> anyhow::Result<()> {
             "{TOOL} {}",
             env!("CARGO_PKG_VERSION")
         ))?),
-        [plan] => become_machine(&read_plan(Path::new(plan))?),
+        [flag, plan] if flag == "--share" => share::serve(&read_plan(Path::new(plan))?),
+        [plan] => {
+            let plan: Plan = read_plan(Path::new(plan))?;
+            ensure_version(plan.version)?;
+            become_machine(&plan)
+        }
         _ => Err(
             Failure::usage("it takes one argument, the file with the plan")
                 .hint("see 'msb-vmm --help'")
@@ -56,7 +65,7 @@ fn run(args: &[OsString]) -> anyhow::Result<()> {
     }
 }
 
-fn read_plan(path: &Path) -> anyhow::Result<Plan> {
+fn read_plan<P: DeserializeOwned>(path: &Path) -> anyhow::Result<P> {
     let file =
         File::open(path).with_context(|| format!("cannot open the plan '{}'", path.display()))?;
     let mut text = Vec::new();
@@ -67,17 +76,22 @@ fn read_plan(path: &Path) -> anyhow::Result<Plan> {
         text.len() as u64 <= PLAN_BYTES_MAX,
         "the plan is longer than {PLAN_BYTES_MAX} bytes"
     );
-    let plan: Plan = serde_json::from_slice(&text).context("cannot understand the plan")?;
+    serde_json::from_slice(&text).context("cannot understand the plan")
+}
+
+fn ensure_version(version: u32) -> anyhow::Result<()> {
     ensure!(
-        plan.version == PLAN_VERSION,
-        "the plan has version {}, and this is {PLAN_VERSION}",
-        plan.version
+        version == PLAN_VERSION,
+        "the plan has version {version}, and this is {PLAN_VERSION}"
     );
-    Ok(plan)
+    Ok(())
 }
 
 fn become_machine(plan: &Plan) -> anyhow::Result<()> {
+    // First, since a change of rights may cut the tie.
+    let steps = isolate::before_guest(plan);
     lifeline::tie(plan.life_fd)?;
+    isolate::report(plan, &steps);
     match &plan.engine {
         Engine::Qemu(engine) => {
             let error = qemu::exec(plan, engine)?;

@@ -6,15 +6,10 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-use anyhow::ensure;
-use libmsb::machine::{Accelerator, Board, Disk, Format, PORT_AGENT, Plan, Qemu};
+use libmsb::machine::{Accelerator, Board, Disk, Format, NET_MTU, Net, PORT_AGENT, Plan, Qemu};
 
 /// Becomes QEMU. Returns only when that fails, with the reason.
 pub(crate) fn exec(plan: &Plan, engine: &Qemu) -> anyhow::Result<io::Error> {
-    ensure!(
-        plan.net.is_none() && plan.shares.is_empty(),
-        "the engine qemu has neither network nor shared folders"
-    );
     Ok(Command::new(&engine.program)
         .args(arguments(plan, engine))
         .exec())
@@ -35,7 +30,21 @@ fn arguments(plan: &Plan, engine: &Qemu) -> Vec<OsString> {
         "-sandbox",
         "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
     );
-    args.pair("-M", machine(engine.board));
+    // Who looks at the threads finds those that are virtual processors by their names.
+    args.pair("-name", "msb,debug-threads=on");
+    let mut machine = machine(engine.board).to_owned();
+    if !plan.shares.is_empty() {
+        // The server of a share reads requests out of the guest's memory, and writes answers there.
+        machine.push_str(",memory-backend=memory");
+        args.pair(
+            "-object",
+            format!(
+                "memory-backend-memfd,id=memory,share=on,size={}M",
+                plan.memory_mib
+            ),
+        );
+    }
+    args.pair("-M", machine);
     args.pair(
         "-accel",
         if engine.accelerator == Accelerator::Kvm {
@@ -74,7 +83,40 @@ fn arguments(plan: &Plan, engine: &Qemu) -> Vec<OsString> {
             format!("virtio-blk-{bus},drive=disk{number},serial={}", disk.serial),
         );
     }
+    if let Some(net) = &plan.net {
+        args.pair("-netdev", netdev(net));
+        args.pair("-device", network(net, bus));
+    }
+    for (number, share) in plan.shares.iter().enumerate() {
+        args.pair(
+            "-chardev",
+            format!("socket,id=share{number},fd={}", share.fd),
+        );
+        args.pair(
+            "-device",
+            format!(
+                "vhost-user-fs-{bus},chardev=share{number},tag={},queue-size=1024",
+                share.tag
+            ),
+        );
+    }
     args.list
+}
+
+/// The frame stream.
+fn netdev(net: &Net) -> String {
+    format!("stream,id=net,server=off,addr.type=fd,addr.str={}", net.fd)
+}
+
+/// The network device. It tells the guest its largest packet. Nothing of a packet's making is left to the other side, which
+/// sees whole frames only; and no program of the firmware is there to boot from the network.
+fn network(net: &Net, bus: Bus) -> String {
+    let mac = net.mac.map(|byte| format!("{byte:02x}")).join(":");
+    let firmware = if bus.0 == "pci" { ",romfile=" } else { "" };
+    format!(
+        "virtio-net-{bus},netdev=net,mac={mac},host_mtu={NET_MTU},mrg_rxbuf=on,csum=off,guest_csum=off,gso=off,\
+         guest_tso4=off,guest_tso6=off,guest_ecn=off,guest_ufo=off,host_tso4=off,host_tso6=off,host_ecn=off,host_ufo=off{firmware}"
+    )
 }
 
 #[derive(Default)]
@@ -135,6 +177,7 @@ fn drive(number: usize, disk: &Disk) -> OsString {
     let format = match disk.format {
         Format::Raw => "raw",
         Format::Vmdk => "vmdk",
+        Format::Qcow2 => "qcow2",
     };
     let access = match (disk.read_only, disk.volatile) {
         (true, _) => "read-only=on",

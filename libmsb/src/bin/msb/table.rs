@@ -29,6 +29,9 @@ impl Command {
 pub(crate) enum Group {
     Sandboxes,
     Images,
+    Network,
+    Storage,
+    Metrics,
     Other,
     /// Programs that people do not start themselves; only under `help --all`.
     Plumbing,
@@ -36,13 +39,23 @@ pub(crate) enum Group {
 
 impl Group {
     /// Those of the ordinary help.
-    pub(crate) const SHOWN: [Group; 3] = [Group::Sandboxes, Group::Images, Group::Other];
+    pub(crate) const SHOWN: [Group; 6] = [
+        Group::Sandboxes,
+        Group::Images,
+        Group::Network,
+        Group::Storage,
+        Group::Metrics,
+        Group::Other,
+    ];
 
     /// The heading.
     pub(crate) fn title(self) -> &'static str {
         match self {
             Group::Sandboxes => "Sandboxes",
             Group::Images => "Images",
+            Group::Network => "Network and SSH",
+            Group::Storage => "Storage",
+            Group::Metrics => "Metrics",
             Group::Other => "Other",
             Group::Plumbing => "Plumbing",
         }
@@ -77,6 +90,24 @@ pub(crate) const COMMANDS: &[Command] = &[
         None,
         "Run another command in a running sandbox",
         "msb-exec",
+    ),
+    sandbox(
+        "jobs",
+        None,
+        "List commands that go on by themselves (exec -d)",
+        "msb-jobs",
+    ),
+    sandbox(
+        "attach",
+        None,
+        "Be with a job: its output, its input, its end",
+        "msb-attach",
+    ),
+    sandbox(
+        "signal",
+        None,
+        "Send a signal to the processes of a job",
+        "msb-signal",
     ),
     sandbox(
         "copy",
@@ -154,6 +185,38 @@ pub(crate) const COMMANDS: &[Command] = &[
         "Log in to registries and out of them (image registry)",
         &["registry"],
     ),
+    Command {
+        name: "metrics",
+        alias: None,
+        group: Group::Metrics,
+        about: "Show what running sandboxes cost, or export it (OTLP, Prometheus)",
+        program: "msb-metrics",
+        args: &[],
+    },
+    Command {
+        name: "volume",
+        alias: Some("vol"),
+        group: Group::Storage,
+        about: "Make, list, inspect and remove named volumes",
+        program: "msb-volume",
+        args: &[],
+    },
+    Command {
+        name: "net",
+        alias: None,
+        group: Group::Network,
+        about: "Say what a sandbox's network allows, and why",
+        program: "msb-net",
+        args: &[],
+    },
+    Command {
+        name: "ssh",
+        alias: None,
+        group: Group::Network,
+        about: "Open an SSH session in a sandbox, or let SSH clients in",
+        program: "msb-ssh",
+        args: &[],
+    },
     Command {
         name: "doctor",
         alias: None,

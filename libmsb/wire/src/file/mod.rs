@@ -57,4 +57,16 @@ pub enum Direction {
     Get,
     /// Into the guest.
     Put,
+    /// Neither: the folder `path` is made, with those above it, where it is not there.
+    MakeFolder,
+    /// Neither: what is at `path` goes, and if it is a folder all that is in it; nothing need be there. Links are not
+    /// followed, and other file systems are left alone.
+    Remove,
+}
+
+impl Direction {
+    /// Whether no files travel: the agent answers [`record::Record::Done`] or [`record::Record::Failed`].
+    pub fn is_change(self) -> bool {
+        matches!(self, Direction::MakeFolder | Direction::Remove)
+    }
 }

@@ -97,6 +97,13 @@ impl Destination {
     }
 }
 
+impl AsFd for Destination {
+    /// The folder that is written to.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.folder.as_fd()
+    }
+}
+
 const FOLDER: OFlags = OFlags::RDONLY
     .union(OFlags::DIRECTORY)
     .union(OFlags::CLOEXEC);

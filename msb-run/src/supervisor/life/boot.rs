@@ -5,16 +5,20 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use libmsb::events::What;
 use libmsb::machine::{SERIAL_ROOT, SERIAL_UPPER};
+use libmsb::state::guest::RootDisk;
 use libmsb::state::status::{Reason, State};
 use libmsb::state::write;
 use msb_wire::boot::{BootEvent, BootRequest, Root};
 use msb_wire::exec::ExecRequest;
 use msb_wire::frame::{self, Assembler, Kind};
+use msb_wire::guest::Settings;
 use msb_wire::handshake::{Hello, operation};
+use msb_wire::samples::SamplesRequest;
 use msb_wire::sandbox::{ClockRequest, Request};
 use msb_wire::text::to_hex;
 
 use super::{BOOT_TIMEOUTS, Life, Limits, PROGRAM, Phase};
+use crate::net::Net;
 use crate::startup::{Startup, monotonic_ns};
 use crate::supervisor::last_line::LastLine;
 use crate::supervisor::relay::{Own, Violation};
@@ -32,7 +36,20 @@ impl Life {
             .map_err(|error| Violation(format!("a hello: {error}")))?;
         peer.require(operation::BOOT)
             .map_err(|error| Violation(format!("a hello: {error}")))?;
+        if self.setup.net.is_some() {
+            peer.require(operation::NET)
+                .map_err(|error| Violation(format!("a hello: {error}")))?;
+        }
+        if self.setup.spec.guest.security.is_restricted() {
+            peer.require(operation::SECURITY)
+                .map_err(|error| Violation(format!("a hello: {error}")))?;
+        }
+        if !self.setup.mounts.guest.is_empty() {
+            peer.require(operation::MOUNTS)
+                .map_err(|error| Violation(format!("a hello: {error}")))?;
+        }
         self.tells_time = peer.require(operation::CLOCK).is_ok();
+        self.tells_costs = peer.require(operation::SAMPLES).is_ok();
         self.stamps.guest_agent_ns = peer.agent_start_ns.unwrap_or(0);
         self.relay.meet(peer);
         let hello = serde_json::to_vec(&Hello::of(PROGRAM, &[]))
@@ -51,17 +68,28 @@ impl Life {
         let spec = &self.setup.spec;
         let mut entropy = [0; 32];
         write::random(&mut entropy)?;
+        let lower = SERIAL_ROOT.to_owned();
         Ok(BootRequest {
-            root: Root::Overlay {
-                lower: SERIAL_ROOT.to_owned(),
-                upper: SERIAL_UPPER.to_owned(),
+            root: match spec.guest.root_disk {
+                RootDisk::Tmpfs { size_mib } => Root::OverlayInMemory { lower, size_mib },
+                RootDisk::Managed | RootDisk::Disk { .. } => Root::Overlay {
+                    lower,
+                    upper: SERIAL_UPPER.to_owned(),
+                },
             },
             hostname: spec.hostname.clone(),
+            machine_id: spec.machine_id.clone(),
             env: spec.env.clone(),
             cwd: spec.workdir.clone(),
             user: spec.user.clone(),
+            net: self.setup.net.as_ref().map(Net::boot),
+            mounts: self.setup.mounts.guest.clone(),
             clock_unix_ns: clock::unix_ns(),
             entropy_hex: to_hex(&entropy),
+            guest: Settings {
+                security: spec.guest.security,
+                scripts: spec.guest.has_scripts(),
+            },
         })
     }
 
@@ -79,28 +107,36 @@ impl Life {
                 Ok(())
             }
             BootEvent::Ready { kernel, ready_ns } => {
-                self.stamps.ready_ns = monotonic_ns();
+                // The next one may boot.
+                starter.slot = None;
                 self.stamps.guest_ready_ns = ready_ns;
-                if matches!(self.phase, Phase::Booting { .. }) {
-                    self.phase = Phase::Running;
-                }
-                // The commands first: they run while the files are written.
-                let mut notices = Vec::new();
-                self.relay.open(&mut self.machine.agent, &mut notices);
-                self.start_main()?;
-                let _ = self.machine.agent.flush();
-                self.start_clocks();
                 self.status.kernel = Some(kernel);
-                self.enter(State::Running, What::Running);
-                if let Some(log) = &mut self.log {
-                    let _ = log.system("sandbox started");
-                }
-                starter.tell(&Startup::Ready(self.stamps));
-                notices
-                    .into_iter()
-                    .try_for_each(|notice| self.act_on(notice, starter))
+                self.prepare(starter)
             }
         }
+    }
+
+    /// The guest takes commands.
+    pub(super) fn open(&mut self, starter: &mut Starter) -> anyhow::Result<()> {
+        self.stamps.ready_ns = monotonic_ns();
+        if matches!(self.phase, Phase::Booting { .. } | Phase::Preparing) {
+            self.phase = Phase::Running;
+        }
+        // The commands first: they run while the files are written.
+        let mut notices = Vec::new();
+        self.relay.open(&mut self.machine.agent, &mut notices);
+        self.start_main()?;
+        let _ = self.machine.agent.flush();
+        self.start_clocks();
+        self.start_samples();
+        self.enter(State::Running, What::Running);
+        if let Some(log) = &mut self.log {
+            let _ = log.system("sandbox started");
+        }
+        starter.tell(&Startup::Ready(self.stamps));
+        notices
+            .into_iter()
+            .try_for_each(|notice| self.act_on(notice, starter))
     }
 
     /// Tells the guest the time, which it takes if it is off. One that cannot be told keeps the time that it has.
@@ -115,6 +151,18 @@ impl Life {
         let _ = self
             .relay
             .request(Own::Clock, &request, &mut self.machine.agent);
+    }
+
+    /// The guest tells what it costs, if its agent can.
+    fn start_samples(&mut self) {
+        let Some(interval_ms) = self.samples.start().filter(|_| self.tells_costs) else {
+            return;
+        };
+        let request = Request::Samples(SamplesRequest { interval_ms });
+        // It is made of a number: there is no way to fail.
+        let _ = self
+            .relay
+            .request(Own::Samples, &request, &mut self.machine.agent);
     }
 
     /// The times of this life begin when the guest takes commands: what was before, and earlier lives, do not count.
@@ -134,11 +182,16 @@ impl Life {
         if self.attached.is_some() || self.setup.spec.command.is_empty() {
             return Ok(());
         }
+        let spec = &self.setup.spec;
         let exec = ExecRequest {
-            argv: self.setup.spec.command.clone(),
+            argv: spec.command.clone(),
+            rlimits: spec.main.rlimits.clone(),
             main: true,
             ..ExecRequest::default()
         };
+        if let Some(timeout_ms) = spec.main.timeout_ms {
+            self.jobs.bind(Own::Main, Duration::from_millis(timeout_ms));
+        }
         self.relay
             .request(Own::Main, &Request::Exec(exec), &mut self.machine.agent)?;
         Ok(())
@@ -160,6 +213,7 @@ impl Life {
             );
             return Ok(());
         };
+        self.samples.restart(&self.setup.spec, machine.pid());
         self.machine = machine;
         self.attempt = attempt;
         self.greeted = false;

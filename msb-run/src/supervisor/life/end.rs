@@ -1,9 +1,11 @@
 //! The end: why it comes, how the guest is shut down, and what is left.
 
 use std::os::fd::AsFd;
+use std::os::unix::process::ExitStatusExt;
 use std::time::{Duration, Instant};
 
 use libmsb::cli::error::Failure;
+use libmsb::cli::exit;
 use libmsb::events::{Event, What};
 use libmsb::logs::LAST_REMARK;
 use libmsb::state::status::{Reason, State};
@@ -16,23 +18,30 @@ use super::{End, FAREWELL_TIMEOUT, Life, PING_TIMEOUT, POWER_OFF_TIMEOUT, Phase,
 use crate::startup::Startup;
 use crate::supervisor::machine::Machine;
 use crate::supervisor::relay::{ClientId, Own, Relay};
+use crate::supervisor::share::ShareServer;
 use crate::supervisor::{Starter, last_words};
 
 impl Life {
     pub(super) fn main_ended(&mut self, event: &ExecEvent, starter: &mut Starter) {
         let oom_killed = matches!(event, ExecEvent::Exited { oom_killed, .. } if *oom_killed);
-        self.status.exit_code = event.exit_code();
+        let by_itself = matches!(event, ExecEvent::Exited { code: Some(_), .. });
+        let timed_out = self.jobs.was_timed_out(Own::Main, by_itself);
+        self.status.exit_code = if timed_out {
+            Some(i32::from(exit::TIMED_OUT))
+        } else {
+            event.exit_code()
+        };
         self.status.oom_killed = oom_killed;
         if let Some(log) = &mut self.log {
             let _ = log.end(None);
-            let why = if oom_killed {
-                ", killed since the guest had run out of memory"
-            } else {
-                ""
+            let why = match (oom_killed, timed_out) {
+                (true, _) => ", killed since the guest had run out of memory",
+                (_, true) => ", killed since its time was over",
+                _ => "",
             };
             let _ = log.system(&format!(
                 "main command ended with {}{why}",
-                event.exit_code().unwrap_or_default()
+                self.status.exit_code.unwrap_or_default()
             ));
         }
         if self.attached.is_some() || !self.setup.spec.lasting {
@@ -47,10 +56,11 @@ impl Life {
         }
     }
 
-    /// Begins the end. A machine whose disk goes with it, and whose command has ended, needs no ceremony.
+    /// Begins the end. A machine whose disks go with it, and whose command has ended, needs no ceremony.
     pub(super) fn stop(&mut self, reason: Reason, timeout: Duration, starter: &mut Starter) {
-        let booting = matches!(self.phase, Phase::Booting { .. });
+        let booting = matches!(self.phase, Phase::Booting { .. } | Phase::Preparing);
         let volatile = self.setup.spec.ephemeral
+            && !self.setup.mounts.outlive()
             && matches!(
                 reason,
                 Reason::Completed | Reason::OutOfMemory | Reason::ClientGone
@@ -152,9 +162,30 @@ impl Life {
         self.finish_for(outcome);
     }
 
+    /// A guest whose folders are gone hangs at the first file that it asks for. A server ends well only when the machine
+    /// has hung up, whose own end says why.
+    pub(super) fn share_ended(&mut self) {
+        let exit = self.machine.share.as_mut().and_then(ShareServer::poll_exit);
+        let Some(exit) = exit else { return };
+        self.machine.share = None;
+        if exit.success() {
+            return;
+        }
+        let how = match exit.signal() {
+            Some(signal) => format!("died of signal {signal}"),
+            None => last_words(&self.setup.sandbox).unwrap_or_else(|| exit.to_string()),
+        };
+        self.finish(
+            Reason::ShareFailed,
+            Some(format!(
+                "the process that shares folders with the guest: {how}"
+            )),
+        );
+    }
+
     /// Ends with what the machine left, in the words for where the sandbox stood.
     fn finish_for(&mut self, outcome: Outcome) {
-        let booting = matches!(self.phase, Phase::Booting { .. });
+        let booting = matches!(self.phase, Phase::Booting { .. } | Phase::Preparing);
         let (reason, message) = if booting {
             let message = format!(
                 "the virtual machine ended before the guest was up: {}",
@@ -210,11 +241,13 @@ impl Life {
             mut relay,
             machine,
             socket,
+            samples,
             attached,
             stoppers,
             waiters,
             ..
         } = self;
+        drop(samples);
         drop(socket);
         drop(setup);
         if let Some(message) = &end.message {
@@ -239,6 +272,9 @@ impl Life {
         }
         let (state, what) = end.state(self.status.exit_code.is_some());
         let sandbox = &self.setup.sandbox;
+        if !self.setup.spec.ephemeral {
+            self.jobs.end_all(sandbox);
+        }
         let event = Event {
             reason: Some(end.reason),
             message: end.message.clone(),
@@ -294,6 +330,8 @@ fn has_crashed(reason: Reason, completed: bool) -> bool {
         | Reason::GuestPanicked
         | Reason::VmExited
         | Reason::VmmFailed
+        | Reason::ShareFailed
+        | Reason::NetFailed
         | Reason::AgentFailed
         | Reason::SupervisorFailed => true,
         Reason::OutOfMemory => !completed,

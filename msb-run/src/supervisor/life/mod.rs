@@ -4,12 +4,20 @@
 mod boot;
 /// The end.
 mod end;
+/// Commands that go on without a client.
+mod jobs;
+/// The network's process and its log.
+mod net;
 /// How a machine that ended by itself came to that.
 mod outcome;
+/// Between a guest that is set up and one that is open.
+mod prepare;
 
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -20,8 +28,11 @@ use libmsb::state::layout;
 use libmsb::state::status::{Reason, State, Status};
 use msb_wire::frame::{Assembler, Kind};
 use msb_wire::handshake::{Hello, operation};
+use msb_wire::samples::SamplesControl;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use self::net::NetLog;
+use super::changes::Changing;
 use super::clock::{HostClock, went_on};
 use super::exec_log::ExecLog;
 use super::last_line::LastLine;
@@ -29,6 +40,7 @@ use super::link::{Link, Received};
 use super::machine::Machine;
 use super::relay::{ClientId, Notice, Own, Relay, Violation};
 use super::rotate::{Bounds, RotatedFile};
+use super::samples::Samples;
 use super::socket::Socket;
 use super::{Aborted, Setup, Starter, TOOL, start_machine};
 use crate::startup::{Stamps, monotonic_ns};
@@ -36,14 +48,17 @@ use crate::startup::{Stamps, monotonic_ns};
 const PROGRAM: &str = concat!("msb-supervisor ", env!("CARGO_PKG_VERSION"));
 
 /// What clients may ask: of us, or through us of the guest's agent.
-const OPERATIONS: [&str; 10] = [
+const OPERATIONS: &[&str] = &[
     operation::CONNECT,
     operation::EXEC,
     operation::EXEC_LOG,
     operation::EXEC_LOGIN,
     operation::EXEC_RLIMIT,
     operation::FILES,
+    operation::FILES_CHANGE,
+    operation::JOBS,
     operation::PING,
+    operation::SAMPLES,
     operation::SFTP,
     operation::STOP,
     operation::WAIT,
@@ -72,9 +87,15 @@ const AGENT_READS: usize = 16;
 /// Where the sandbox stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
-    Booting { deadline: Instant },
+    Booting {
+        deadline: Instant,
+    },
+    /// The guest is set up, its files are changed, and its init is started: nobody else is served yet.
+    Preparing,
     Running,
-    Stopping { deadline: Instant },
+    Stopping {
+        deadline: Instant,
+    },
 }
 
 /// When a running sandbox is to end, though nobody asked for it then.
@@ -101,8 +122,11 @@ pub(crate) struct Life {
     attempt: u32,
     signals: Signals,
     clock: HostClock,
+    samples: Samples,
     /// Whether the agent takes the time.
     tells_time: bool,
+    /// Whether it says what the guest costs.
+    tells_costs: bool,
     socket: Socket,
     relay: Relay,
     phase: Phase,
@@ -116,7 +140,10 @@ pub(crate) struct Life {
     /// The agent was asked whether it is there, and must answer until then.
     pinged: Option<Instant>,
     log: Option<ExecLog>,
+    net_log: NetLog,
     attached: Option<ClientId>,
+    /// The changes before anything of the image runs.
+    changing: Option<Changing>,
     /// A pipe that is closed when nobody needs the sandbox any more.
     bond: Option<File>,
     /// Clients that asked for the end: they are told when it has come.
@@ -124,6 +151,7 @@ pub(crate) struct Life {
     /// Clients that want to know how it ends.
     waiters: Vec<(ClientId, u32)>,
     limits: Limits,
+    jobs: jobs::Table,
     /// When somebody last used it.
     used_at: Instant,
     /// Why it is stopping.
@@ -147,7 +175,7 @@ pub(crate) fn begin(setup: Setup, starter: &mut Starter) -> Result<Life, Aborted
         .context("cannot wait for signals")?;
         let clock = HostClock::new().context("cannot watch the clock")?;
         let socket = Socket::listen(setup.home.agent_socket(&setup.sandbox.name))?;
-        let hello = Hello::of(PROGRAM, &OPERATIONS);
+        let hello = Hello::of(PROGRAM, OPERATIONS);
         // Of a sandbox that goes with its command, and whose client sees all, nobody could read a log.
         let logged = !setup.spec.ephemeral || starter.client.is_none();
         let mut relay = Relay::new(&hello, logged)?;
@@ -163,9 +191,12 @@ pub(crate) fn begin(setup: Setup, starter: &mut Starter) -> Result<Life, Aborted
         let log = log.context("cannot open the log of the main command")?;
         let console = RotatedFile::open(&setup.sandbox.path(layout::CONSOLE_LOG), CONSOLE_BOUNDS);
         let console = console.context("cannot open the log of the console")?;
+        let net_log = NetLog::open(&setup.sandbox.path(layout::NET_LOG), setup.net.is_some());
+        let net_log = net_log.context("cannot open the log of the network")?;
         let status = Status {
             started_at: Some(jiff::Timestamp::now()),
             engine: Some(setup.engine.name().to_owned()),
+            changed: setup.sandbox.status().is_ok_and(|status| status.changed),
             ..Status::new(State::Starting)
         };
         setup.sandbox.set_status(&status)?;
@@ -181,21 +212,36 @@ pub(crate) fn begin(setup: Setup, starter: &mut Starter) -> Result<Life, Aborted
             attached,
             log,
             console,
+            net_log,
             status,
         ))
     })();
-    let (machine, machine_ns, (signals, clock), socket, relay, attached, log, console, status) =
-        match parts {
-            Ok(parts) => parts,
-            Err(error) => return Err((error, setup.lock)),
-        };
+    let (
+        machine,
+        machine_ns,
+        (signals, clock),
+        socket,
+        relay,
+        attached,
+        log,
+        console,
+        net_log,
+        status,
+    ) = match parts {
+        Ok(parts) => parts,
+        Err(error) => return Err((error, setup.lock)),
+    };
+    let samples = Samples::begin(&setup, machine.pid());
+    let jobs = jobs::Table::of(&setup.sandbox);
     Ok(Life {
         setup,
         machine,
+        samples,
         attempt: 0,
         signals,
         clock,
         tells_time: false,
+        tells_costs: false,
         socket,
         relay,
         phase: Phase::Booting {
@@ -212,11 +258,14 @@ pub(crate) fn begin(setup: Setup, starter: &mut Starter) -> Result<Life, Aborted
         last_line: LastLine::default(),
         pinged: None,
         log,
+        net_log,
         attached,
+        changing: None,
         bond: starter.bond.take(),
         stoppers: Vec::new(),
         waiters: Vec::new(),
         limits: Limits::default(),
+        jobs,
         used_at: Instant::now(),
         ending: None,
         clean: false,
@@ -230,10 +279,14 @@ enum Source {
     Agent,
     Console,
     Exit,
+    NetExit,
+    NetEvents,
+    Share,
     Listener,
     Signals,
     Clock,
     Bond,
+    Changes,
     Client(ClientId),
 }
 
@@ -263,6 +316,8 @@ impl Life {
             self.act_on(notice, starter)?;
         }
         self.ping_if_suspect();
+        let upper = &self.setup.upper;
+        self.samples.look_if_due(|| allocated_bytes(upper.as_ref()));
         self.write_out(&mut Vec::new());
         if self.relay.is_in_use() {
             self.used_at = Instant::now();
@@ -290,8 +345,18 @@ impl Life {
         if self.console.is_some() {
             sources.push((Source::Console, self.machine.console.as_fd(), PollFlags::IN));
         }
+        if let Some(net) = &self.machine.net {
+            sources.push((Source::NetExit, net.pidfd(), PollFlags::IN));
+            sources.push((Source::NetEvents, net.events.as_fd(), PollFlags::IN));
+        }
+        if let Some(share) = &self.machine.share {
+            sources.push((Source::Share, share.pidfd(), PollFlags::IN));
+        }
         if let Some(bond) = &self.bond {
             sources.push((Source::Bond, bond.as_fd(), PollFlags::IN));
+        }
+        if let Some(changing) = &self.changing {
+            sources.push((Source::Changes, changing.as_fd(), PollFlags::IN));
         }
         for (id, link, readable) in self.relay.links() {
             sources.push((
@@ -318,12 +383,14 @@ impl Life {
     fn timeout(&self) -> Option<Timespec> {
         let phase = match self.phase {
             Phase::Booting { deadline } | Phase::Stopping { deadline } => Some(deadline),
+            Phase::Preparing => None,
             Phase::Running => [self.idle_deadline(), self.limits.end]
                 .into_iter()
                 .flatten()
                 .min(),
         };
-        let deadline = [phase, self.pinged].into_iter().flatten().min()?;
+        let deadlines = [phase, self.pinged, self.jobs.deadline(), self.samples.due()];
+        let deadline = deadlines.into_iter().flatten().min()?;
         let left = deadline.saturating_duration_since(Instant::now());
         Some(Timespec {
             tv_sec: left.as_secs() as i64,
@@ -342,6 +409,9 @@ impl Life {
             Source::Agent => self.read_agent(notices),
             Source::Console => drop(self.copy_console()),
             Source::Exit => self.machine_ended(),
+            Source::NetExit => self.net_ended(),
+            Source::NetEvents => self.copy_net_events(),
+            Source::Share => self.share_ended(),
             Source::Listener => self.accept(),
             Source::Signals => {
                 let number = self.signals.wait().context("cannot read a signal")?;
@@ -357,6 +427,7 @@ impl Life {
                 }
             }
             Source::Bond => self.read_bond(starter),
+            Source::Changes => self.changes_made(starter)?,
             Source::Client(id) => {
                 let gone = flags.intersects(PollFlags::HUP | PollFlags::ERR | PollFlags::RDHUP);
                 if flags.contains(PollFlags::IN) || gone {
@@ -391,7 +462,11 @@ impl Life {
 
     fn accept(&mut self) {
         while let Ok((socket, _)) = self.socket.listener.accept() {
-            self.relay.add_client(socket);
+            if is_ours(&socket) {
+                self.relay.add_early_client(socket);
+            } else {
+                self.relay.add_client(socket);
+            }
         }
     }
 
@@ -461,6 +536,10 @@ impl Life {
                 message,
             } => self.booted(&message, starter)?,
             Notice::Event {
+                own: Own::Init,
+                message,
+            } => self.handed_over(&message, starter)?,
+            Notice::Event {
                 own: Own::Shutdown,
                 message,
             } => self.shut_down(&message),
@@ -468,6 +547,16 @@ impl Life {
                 self.pinged = None;
                 self.last_line.goes_on();
             }
+            Notice::Event {
+                own: Own::Samples,
+                message,
+            } => self
+                .samples
+                .take(&message, allocated_bytes(self.setup.upper.as_ref())),
+            Notice::Event {
+                own: Own::Job(number),
+                message,
+            } => self.job_event(number, &message),
             Notice::Event {
                 own: Own::Main | Own::Clock,
                 ..
@@ -500,16 +589,41 @@ impl Life {
                 self.stop(reason, Duration::from_millis(timeout_ms), starter);
             }
             Notice::Wait { client, stream } => self.waiters.push((client, stream)),
+            Notice::Watch {
+                client,
+                interval_ms,
+            } => {
+                let interval_ms = self.samples.watch(client, interval_ms);
+                self.ask_for_samples(interval_ms);
+            }
+            Notice::Job { asker, request } => self.start_job(asker, *request),
+            Notice::Signal { asker, request } => self.signal_job(asker, &request),
+            Notice::Attach { asker, request } => self.attach_job(asker, &request),
             Notice::Gone(id) if self.attached == Some(id) => {
                 self.attached = None;
+                let interval_ms = self.samples.gone(id);
+                self.ask_for_samples(interval_ms);
                 // When the main command has ended, the client has no reason to stay.
                 if self.status.exit_code.is_none() {
                     self.stop(Reason::ClientGone, STOP_TIMEOUT, starter);
                 }
             }
-            Notice::Gone(_) => {}
+            Notice::Gone(id) => {
+                self.forget_client(id);
+                let interval_ms = self.samples.gone(id);
+                self.ask_for_samples(interval_ms);
+            }
         }
         Ok(())
+    }
+
+    /// Samples at another interval. A guest that cannot be asked goes on as it did.
+    fn ask_for_samples(&mut self, interval_ms: Option<u64>) {
+        if let Some(interval_ms) = interval_ms {
+            let control = SamplesControl::Interval { interval_ms };
+            self.relay
+                .control(Own::Samples, &control, &mut self.machine.agent);
+        }
     }
 
     /// A change of state, for those who look and those who listen.
@@ -536,6 +650,9 @@ impl Life {
 
     fn check_deadlines(&mut self, starter: &mut Starter) -> anyhow::Result<()> {
         let now = Instant::now();
+        if self.jobs.deadline().is_some_and(|end| end <= now) {
+            self.end_late_commands();
+        }
         match self.phase {
             Phase::Running if self.limits.end.is_some_and(|end| end <= now) => {
                 self.stop(Reason::MaxDuration, STOP_TIMEOUT, starter);
@@ -560,6 +677,17 @@ impl Life {
         }
         Ok(())
     }
+}
+
+/// What a sparse file takes on the host: the kernel counts in blocks of 512 bytes.
+fn allocated_bytes(file: Option<&File>) -> Option<u64> {
+    file?.metadata().ok()?.blocks().checked_mul(512)
+}
+
+/// Whether the other end is this process.
+fn is_ours(socket: &UnixStream) -> bool {
+    rustix::net::sockopt::socket_peercred(socket)
+        .is_ok_and(|peer| peer.pid == rustix::process::getpid())
 }
 
 fn interest(readable: bool, link: &Link) -> PollFlags {

@@ -117,6 +117,7 @@ mod tests {
 
     #[test]
     fn the_end_of_an_agent_is_told_in_words() {
+        assert_eq!(with_status(""), "");
         assert_eq!(with_status("0x0000000b"), ": signal 11 killed it");
         assert_eq!(with_status("0x00000100"), " with status 1");
         assert_eq!(with_status("nonsense"), "");

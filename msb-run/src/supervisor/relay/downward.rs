@@ -103,6 +103,9 @@ impl Relay {
                 frame::put_credit(out, header.stream, header.channel, grant);
             }
         }
+        if header.kind == Kind::Credit {
+            self.job_credit(&frame, out)?;
+        }
         if header.kind == Kind::Event && own == Own::Main {
             self.main_event(&header, frame.payload(), notices)?;
         } else if header.kind == Kind::Event {
@@ -139,6 +142,11 @@ impl Relay {
 
     fn forget(&mut self, stream: u32) {
         self.routes.remove(&stream);
+        if self.inputs.remove(&stream).is_some() {
+            for client in self.clients.values_mut() {
+                client.attached.retain(|_, towards| *towards != stream);
+            }
+        }
         self.agent_assembler.forget(stream);
     }
 }

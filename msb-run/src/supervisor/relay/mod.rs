@@ -8,6 +8,8 @@
 
 /// From the agent to the clients.
 mod downward;
+/// Commands that go on without a client.
+mod jobs;
 #[cfg(test)]
 mod tests;
 /// From the clients to the agent.
@@ -17,11 +19,15 @@ use std::collections::{BTreeMap, HashMap};
 use std::os::unix::net::UnixStream;
 
 use msb_wire::credit::ReceiveCredit;
-use msb_wire::exec::ExecEvent;
+use msb_wire::exec::{ExecEvent, ExecRequest};
 use msb_wire::frame::{self, Assembler, CHANNELS, Kind};
 use msb_wire::handshake::Hello;
+use msb_wire::job::{AttachRequest, SignalRequest};
 use msb_wire::limits::{CLIENT_STREAMS_MAX, CLIENTS_MAX, WINDOW_BYTES};
 use msb_wire::sandbox::Request;
+
+pub(crate) use jobs::ClientStream;
+pub(crate) use upward::session_id;
 
 use super::link::Link;
 
@@ -49,14 +55,20 @@ enum Owner {
 pub(crate) enum Own {
     /// Setting the guest up.
     Boot,
+    /// Handing over to the image's init.
+    Init,
     /// The main command of a sandbox that no client is attached to.
     Main,
     /// Telling the guest the time.
     Clock,
+    /// Hearing what the guest costs.
+    Samples,
     /// Shutting the guest down.
     Shutdown,
     /// Asking whether the agent is there.
     Ping,
+    /// A command that goes on without a client, by its number.
+    Job(u32),
 }
 
 #[derive(Debug)]
@@ -73,13 +85,23 @@ struct Route {
     used: [ReceiveCredit; CHANNELS],
 }
 
+impl Route {
+    fn is_job(&self) -> bool {
+        matches!(self.owner, Owner::Supervisor(Own::Job(_)))
+    }
+}
+
 #[derive(Debug)]
 struct Client {
     link: Link,
     assembler: Assembler,
     greeted: bool,
+    /// It is served before the guest is open to others.
+    early: bool,
     /// Its numbers of open streams, and those towards the agent.
     streams: HashMap<u32, u32>,
+    /// Its numbers of streams that are attached to jobs, and those of the jobs towards the agent.
+    attached: HashMap<u32, u32>,
     /// Its requests from before the guest was up.
     waiting: Vec<(u32, Request)>,
 }
@@ -128,6 +150,34 @@ pub(crate) enum Notice {
         /// Its stream, on which the answer goes.
         stream: u32,
     },
+    /// A client wants samples at an interval, as long as it is there.
+    Watch {
+        /// The client.
+        client: ClientId,
+        /// Time between two samples.
+        interval_ms: u64,
+    },
+    /// A client wants a command that goes on without it.
+    Job {
+        /// The client's stream, on which the answer goes.
+        asker: ClientStream,
+        /// The command.
+        request: Box<ExecRequest>,
+    },
+    /// A client sends a signal to a job.
+    Signal {
+        /// The client's stream, on which the answer goes.
+        asker: ClientStream,
+        /// What is sent, and to which.
+        request: SignalRequest,
+    },
+    /// A client wants to be with a job until it ends.
+    Attach {
+        /// The client's stream.
+        asker: ClientStream,
+        /// To which, and how.
+        request: AttachRequest,
+    },
     /// A client has gone.
     Gone(ClientId),
 }
@@ -142,6 +192,8 @@ pub(crate) struct Relay {
     hello: Vec<u8>,
     clients: BTreeMap<ClientId, Client>,
     routes: HashMap<u32, Route>,
+    /// What is on its way to jobs, by their streams.
+    inputs: HashMap<u32, jobs::Input>,
     next_client: ClientId,
     next_stream: u32,
     agent_assembler: Assembler,
@@ -170,6 +222,7 @@ impl Relay {
             hello: bytes,
             clients: BTreeMap::new(),
             routes: HashMap::new(),
+            inputs: HashMap::new(),
             next_client: 1,
             next_stream: 1,
             agent_assembler: Assembler::new(),
@@ -193,7 +246,9 @@ impl Relay {
             link,
             assembler: Assembler::new(),
             greeted: false,
+            early: false,
             streams: HashMap::new(),
+            attached: HashMap::new(),
             waiting: Vec::new(),
         };
         self.clients.insert(id, client);
@@ -206,17 +261,26 @@ impl Relay {
         self.attached
     }
 
+    /// Takes a client that is this process itself, and is served before the guest is open to others.
+    pub(crate) fn add_early_client(&mut self, socket: UnixStream) {
+        let client = self.add_client(socket);
+        if let Some(client) = client.and_then(|id| self.clients.get_mut(&id)) {
+            client.early = true;
+        }
+    }
+
     /// The agent has introduced itself.
     pub(crate) fn meet(&mut self, agent: Hello) {
         self.agent = agent;
     }
 
-    /// Whether the sandbox is in use: a call of a client is open, or something has passed since this was last asked.
+    /// Whether the sandbox is in use: a call of a client is open, a job runs, or something has passed since this was last asked.
     pub(crate) fn is_in_use(&mut self) -> bool {
         let called = self
             .clients
             .values()
-            .any(|client| !client.streams.is_empty());
+            .any(|client| !client.streams.is_empty())
+            || self.routes.values().any(Route::is_job);
         std::mem::take(&mut self.active) || called
     }
 
@@ -229,7 +293,7 @@ impl Relay {
                 continue;
             };
             for (stream, request) in std::mem::take(&mut client.waiting) {
-                self.forward(id, stream, request, agent);
+                self.forward(id, stream, request, agent, notices);
             }
             // What came behind the request was read with it and has been waiting too.
             if self.client_frames(id, agent, notices).is_err() {

@@ -6,7 +6,7 @@ use msb_wire::handshake::Hello;
 use msb_wire::limits::CLIENT_STREAMS_MAX;
 use msb_wire::sandbox::Request;
 
-use super::{ClientId, Notice, Owner, Relay};
+use super::{Client, ClientId, Notice, Owner, Relay};
 use crate::supervisor::link::{Link, Received};
 
 impl Relay {
@@ -56,6 +56,12 @@ impl Relay {
                 self.client_message(id, &header, &message, agent, notices)?;
                 continue;
             }
+            if let Some(towards) = client.attached.get(&header.stream).copied() {
+                let payload = frame.payload().to_vec();
+                let parts = (header.kind, header.channel, header.flags, payload);
+                self.attached_frame((id, header.stream), towards, parts, agent)?;
+                continue;
+            }
             // A frame of a stream that is over by now was on its way when the end was told.
             let Some(stream) = client.streams.get(&header.stream) else {
                 continue;
@@ -90,7 +96,7 @@ impl Relay {
                 client.link.queue().extend_from_slice(&self.hello);
                 hello.agree().map(drop).map_err(drop)
             }
-            Kind::Open if client.greeted && !client.streams.contains_key(&header.stream) => {
+            Kind::Open if client.greeted && !client.has_open(header.stream) => {
                 match serde_json::from_slice(message) {
                     Ok(request) => self.opened(id, header.stream, request, agent, notices),
                     Err(error) => {
@@ -126,14 +132,29 @@ impl Relay {
                 timeout_ms: stop.timeout_ms,
             }),
             Request::Wait => notices.push(Notice::Wait { client, stream }),
+            Request::Samples(samples) => notices.push(Notice::Watch {
+                client,
+                interval_ms: samples.interval_ms,
+            }),
+            Request::Signal(request) => notices.push(Notice::Signal {
+                asker: (client, stream),
+                request,
+            }),
+            Request::Attach(request) => notices.push(Notice::Attach {
+                asker: (client, stream),
+                request,
+            }),
             request @ (Request::Connect(_)
             | Request::Exec(_)
             | Request::Files(_)
             | Request::Ping
             | Request::Sftp(_)) => {
-                self.take_request(client, stream, request, agent);
+                self.take_request(client, stream, request, agent, notices);
             }
-            request @ (Request::Boot(_) | Request::Clock(_) | Request::Shutdown) => {
+            request @ (Request::Boot(_)
+            | Request::Clock(_)
+            | Request::Init(_)
+            | Request::Shutdown) => {
                 let message = format!("the operation '{}' is not for clients", request.operation());
                 self.refuse(client, stream, FailureKind::UnsupportedOperation, message);
             }
@@ -141,15 +162,22 @@ impl Relay {
     }
 
     /// A request for the agent goes on, or waits until the guest is up.
-    fn take_request(&mut self, id: ClientId, stream: u32, request: Request, agent: &mut Link) {
+    fn take_request(
+        &mut self,
+        id: ClientId,
+        stream: u32,
+        request: Request,
+        agent: &mut Link,
+        notices: &mut Vec<Notice>,
+    ) {
         let Some(client) = self.clients.get_mut(&id) else {
             return;
         };
         if client.streams.len() + client.waiting.len() >= CLIENT_STREAMS_MAX {
             let message = format!("{CLIENT_STREAMS_MAX} streams are open, and more are not served");
             self.refuse(id, stream, FailureKind::ResourceLimit, message);
-        } else if self.open {
-            self.forward(id, stream, request, agent);
+        } else if self.open || client.early {
+            self.forward(id, stream, request, agent, notices);
         } else {
             client.waiting.push((stream, request));
         }
@@ -161,6 +189,7 @@ impl Relay {
         stream: u32,
         request: Request,
         agent: &mut Link,
+        notices: &mut Vec<Notice>,
     ) {
         // The guest's agent may be of another release: what it lacks is refused, and only that.
         let mut needs = request.needs_of_agent().into_iter();
@@ -169,6 +198,13 @@ impl Relay {
             return self.refuse(id, stream, kind, error.to_string());
         }
         let mut request = request;
+        if let Request::Exec(exec) = &mut request
+            && exec.job
+        {
+            let request = Box::new(std::mem::take(exec));
+            let asker = (id, stream);
+            return notices.push(Notice::Job { asker, request });
+        }
         let (mut main, mut tty, mut session) = (false, false, None);
         if let Request::Exec(exec) = &mut request {
             // Only the client that started the sandbox can make a command its main one.
@@ -190,7 +226,7 @@ impl Relay {
         frame::put_message(agent.queue(), towards, Kind::Open, 0, &message);
     }
 
-    fn refuse(&mut self, id: ClientId, stream: u32, kind: FailureKind, message: String) {
+    pub(crate) fn refuse(&mut self, id: ClientId, stream: u32, kind: FailureKind, message: String) {
         self.answer(id, stream, &ExecEvent::Failed { kind, message });
     }
 
@@ -235,6 +271,9 @@ impl Relay {
         let Some(client) = self.clients.remove(&id) else {
             return;
         };
+        for (number, towards) in client.attached {
+            self.release_input((id, number), towards);
+        }
         for stream in client.streams.into_values() {
             if let Some(route) = self.routes.get_mut(&stream) {
                 route.owner = Owner::Client(None);
@@ -245,8 +284,15 @@ impl Relay {
     }
 }
 
+impl Client {
+    /// Whether it uses this number.
+    fn has_open(&self, stream: u32) -> bool {
+        self.streams.contains_key(&stream) || self.attached.contains_key(&stream)
+    }
+}
+
 /// A name for a session that is logged. Should there be no random bytes, it is a poor one.
-fn session_id() -> String {
+pub(crate) fn session_id() -> String {
     libmsb::state::write::random_hex()
         .map_or_else(|_| "session".to_owned(), |hex| hex[..8].to_owned())
 }

@@ -1,0 +1,286 @@
+//! The network of one guest: who is on it, by which addresses, and what `msb-net` is told about it.
+//!
+//! There are two on the wire, the guest and its gateway, which is this process. Every other address is behind the gateway.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use serde::{Deserialize, Serialize};
+
+use super::NetSpec;
+use super::ports::Transport;
+
+/// Largest MTU: the largest IPv4 packet, rounded down as everybody does (a multiple of 16 and room for a header).
+pub const MTU_MAX: u16 = 65520;
+/// Smallest MTU: what IPv6 asks for (RFC 8200, 5).
+pub const MTU_MIN: u16 = 1280;
+
+/// A hardware address.
+pub type Mac = [u8; 6];
+
+/// The gateway's link-local address: the router of the guest's IPv6.
+pub const GATEWAY_LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
+
+/// Addresses of the two.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Network {
+    /// The gateway's hardware address.
+    pub gateway_mac: Mac,
+    /// The guest's hardware address, until its frames show another.
+    pub guest_mac: Mac,
+    /// Largest packet, in bytes.
+    pub mtu: u16,
+    /// IPv4, if the guest has it.
+    pub v4: Option<V4>,
+    /// IPv6, if the guest has it.
+    pub v6: Option<V6>,
+}
+
+/// A guest's IPv4.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct V4 {
+    /// The guest.
+    pub guest: Ipv4Addr,
+    /// The gateway, which is also the name server and stands for the host.
+    pub gateway: Ipv4Addr,
+    /// Bits of the network's prefix.
+    pub prefix: u8,
+}
+
+/// A guest's IPv6.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct V6 {
+    /// The guest.
+    pub guest: Ipv6Addr,
+    /// The gateway, which is also the name server and stands for the host.
+    pub gateway: Ipv6Addr,
+    /// Bits of the network's prefix.
+    pub prefix: u8,
+}
+
+/// First bytes of hardware addresses: locally administered (the bit 2), and "ms".
+const MAC_PREFIX: [u8; 3] = [2, 0x6d, 0x73];
+/// Bits of the prefix of a guest's own network: four addresses of IPv4, of which two are the guest's and the gateway's.
+const V4_BITS: u8 = 30;
+const V6_BITS: u8 = 64;
+
+impl Network {
+    /// The network of a sandbox. Its addresses are cut from the pools at a place that follows from its name: the same after
+    /// every start. Two sandboxes may have the same ones, since nothing connects their networks.
+    pub fn of_sandbox(name: &str, net: &NetSpec) -> Network {
+        let place = fnv(name.as_bytes());
+        let [.., high, low] = place.to_be_bytes();
+        let mac = |last| {
+            let [a, b, c] = MAC_PREFIX;
+            [a, b, c, high, low, last]
+        };
+        let v4 = match net.ipv4_pool.address() {
+            IpAddr::V4(first) => {
+                let places = 1u128 << V4_BITS.saturating_sub(net.ipv4_pool.length());
+                let first = first.to_bits() + ((place % places) << (32 - V4_BITS)) as u32;
+                Some(V4 {
+                    gateway: Ipv4Addr::from_bits(first + 1),
+                    guest: Ipv4Addr::from_bits(first + 2),
+                    prefix: V4_BITS,
+                })
+            }
+            IpAddr::V6(_) => None,
+        };
+        let v6 = match net.ipv6_pool.address() {
+            IpAddr::V6(first) => {
+                let places = 1u128 << V6_BITS.saturating_sub(net.ipv6_pool.length());
+                let first = first.to_bits() + ((place % places) << (128 - V6_BITS));
+                Some(V6 {
+                    gateway: Ipv6Addr::from_bits(first + 1),
+                    guest: Ipv6Addr::from_bits(first + 2),
+                    prefix: V6_BITS,
+                })
+            }
+            IpAddr::V4(_) => None,
+        };
+        Network {
+            gateway_mac: mac(1),
+            guest_mac: mac(2),
+            mtu: MTU_MAX,
+            v4,
+            v6,
+        }
+    }
+
+    /// The gateway's addresses.
+    pub fn gateways(&self) -> Vec<IpAddr> {
+        let v4 = self.v4.map(|v4| IpAddr::V4(v4.gateway));
+        let v6 = self.v6.map(|v6| IpAddr::V6(v6.gateway));
+        v4.into_iter().chain(v6).collect()
+    }
+
+    /// Whether the numbers make sense.
+    pub fn check(&self) -> Result<(), &'static str> {
+        if !(MTU_MIN..=MTU_MAX).contains(&self.mtu) {
+            return Err("the MTU must be 1280 to 65520");
+        }
+        if self.v4.is_some_and(|v4| !(1..=30).contains(&v4.prefix)) {
+            return Err("the prefix of IPv4 must have 1 to 30 bits");
+        }
+        if self.v6.is_some_and(|v6| !(1..=126).contains(&v6.prefix)) {
+            return Err("the prefix of IPv6 must have 1 to 126 bits");
+        }
+        Ok(())
+    }
+
+    /// The gateway's address of the same family as another one.
+    pub fn gateway(&self, like: IpAddr) -> Option<IpAddr> {
+        match like {
+            IpAddr::V4(_) => self.v4.map(|v4| v4.gateway.into()),
+            IpAddr::V6(_) => self.v6.map(|v6| v6.gateway.into()),
+        }
+    }
+
+    /// Whether an address is the gateway's own.
+    pub fn is_gateway(&self, address: IpAddr) -> bool {
+        self.gateway(address) == Some(address) || address == GATEWAY_LINK_LOCAL
+    }
+
+    /// Whether the guest may use this address as its own: any other is forged. In the network of IPv6 a guest may choose
+    /// its addresses (RFC 4862, RFC 8981).
+    pub fn is_guest(&self, address: IpAddr) -> bool {
+        match (address, self.v4, self.v6) {
+            (IpAddr::V4(address), Some(v4), _) => address == v4.guest,
+            (IpAddr::V6(address), _, Some(v6)) => {
+                address == v6.guest
+                    || (same_prefix(address, v6.guest, v6.prefix) && address != v6.gateway)
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether an address is on the wire itself, where only the two of us are.
+    pub fn is_on_link(&self, address: IpAddr) -> bool {
+        match (address, self.v4, self.v6) {
+            (IpAddr::V4(address), Some(v4), _) => {
+                let mask = u32::MAX << (32 - u32::from(v4.prefix));
+                address.to_bits() & mask == v4.guest.to_bits() & mask
+            }
+            (IpAddr::V6(address), _, Some(v6)) => {
+                same_prefix(address, v6.guest, v6.prefix) || address.is_unicast_link_local()
+            }
+            _ => false,
+        }
+    }
+}
+
+/// FNV-1a of 128 bits (RFC 9923): spreads names well, and nothing depends on nobody finding two that meet.
+fn fnv(bytes: &[u8]) -> u128 {
+    const OFFSET: u128 = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d;
+    const PRIME: u128 = 0x0000_0000_0100_0000_0000_0000_0000_013b;
+    bytes.iter().fold(OFFSET, |hash, byte| {
+        (hash ^ u128::from(*byte)).wrapping_mul(PRIME)
+    })
+}
+
+fn same_prefix(one: Ipv6Addr, other: Ipv6Addr, bits: u8) -> bool {
+    let mask = u128::MAX << (128 - u32::from(bits));
+    one.to_bits() & mask == other.to_bits() & mask
+}
+
+/// What `msb-net serve` is told by whoever starts it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// Who is on the network.
+    pub network: Network,
+    /// What may be reached, how names are found, what is published.
+    pub net: NetSpec,
+    /// Addresses of the host's own: what is at them is the host, whatever they look like.
+    #[serde(default)]
+    pub own: Vec<IpAddr>,
+    /// Name servers that are asked, in this order.
+    #[serde(default)]
+    pub nameservers: Vec<SocketAddr>,
+    /// Published ports, bound already.
+    #[serde(default)]
+    pub ports: Vec<HandedPort>,
+}
+
+/// A socket of the host that leads to a port of the guest.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HandedPort {
+    /// The descriptor: it listens, or takes datagrams.
+    pub fd: i32,
+    /// The guest's port.
+    pub guest: u16,
+    /// What is spoken.
+    pub transport: Transport,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn network() -> Network {
+        Network {
+            gateway_mac: [2, 0x6d, 0x73, 0, 0, 1],
+            guest_mac: [2, 0x6d, 0x73, 0, 0, 2],
+            mtu: 1500,
+            v4: Some(V4 {
+                guest: Ipv4Addr::new(172, 16, 0, 2),
+                gateway: Ipv4Addr::new(172, 16, 0, 1),
+                prefix: 30,
+            }),
+            v6: Some(V6 {
+                guest: "fd42:6d73:62::2".parse().unwrap(),
+                gateway: "fd42:6d73:62::1".parse().unwrap(),
+                prefix: 64,
+            }),
+        }
+    }
+
+    #[test]
+    fn a_name_has_the_same_addresses_every_time_and_they_are_of_the_pools() {
+        let spec = NetSpec::public();
+        for name in ["a", "web", "x".repeat(128).as_str()] {
+            let network = Network::of_sandbox(name, &spec);
+            assert_eq!(network, Network::of_sandbox(name, &spec));
+            assert_eq!(network.check(), Ok(()));
+            let (v4, v6) = (network.v4.unwrap(), network.v6.unwrap());
+            assert!(
+                spec.ipv4_pool.contains(v4.guest.into())
+                    && spec.ipv6_pool.contains(v6.guest.into())
+            );
+            assert_eq!(v4.guest.to_bits() % 4, 2);
+            assert!(network.is_guest(v4.guest.into()) && network.is_gateway(v4.gateway.into()));
+        }
+    }
+
+    #[test]
+    fn a_pool_of_one_network_has_one_place() {
+        let mut spec = NetSpec::public();
+        spec.ipv4_pool = "10.9.8.4/30".parse().unwrap();
+        spec.ipv6_pool = "fd00:1:2:3::/64".parse().unwrap();
+        let network = Network::of_sandbox("x", &spec);
+        assert_eq!(network.v4.unwrap().guest, Ipv4Addr::new(10, 9, 8, 6));
+        assert_eq!(network.v6.unwrap().gateway.to_string(), "fd00:1:2:3::1");
+    }
+
+    #[test]
+    fn a_guest_has_its_own_addresses_and_no_others() {
+        let network = network();
+        let is_guest = |text: &str| network.is_guest(text.parse().unwrap());
+        assert!(
+            is_guest("172.16.0.2") && is_guest("fd42:6d73:62::2") && is_guest("fd42:6d73:62::99")
+        );
+        for forged in [
+            "172.16.0.1",
+            "172.16.0.3",
+            "8.8.8.8",
+            "fd42:6d73:62::1",
+            "fd42:6d73:62:1::2",
+            "::1",
+        ] {
+            assert!(!is_guest(forged), "{forged}");
+        }
+    }
+}

@@ -1,0 +1,226 @@
+//! The SDK, as a program uses it: with the built programs and real sandboxes.
+//!
+//! Each test runs in a process of its own, which has its own state directory in its environment.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by a panic"
+)]
+
+#[path = "../examples/hello.rs"]
+#[allow(dead_code, reason = "its main is not called here")]
+mod hello;
+
+use std::io::Write;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use libmsb::sdk::{Code, Error, ExecOptions, Image, Output, Sandbox, State, Streamed};
+use libmsb::state::Home;
+use libmsb::state::lock::Lock;
+use msb_wire::frame::{CONNECTION, Kind, put_message};
+use msb_wire::handshake::{Hello, operation};
+
+/// Marks the process in which a test's work is done.
+const CHILD: &str = "MSB_TEST_SDK_CHILD";
+
+const IMAGE: &str = "busybox:test";
+
+/// Runs a test in a process of its own. `name` is the test's.
+#[track_caller]
+fn in_process(name: &str, test: fn()) {
+    if std::env::var_os(CHILD).is_some() {
+        return test();
+    }
+    let home = tempfile::tempdir().unwrap();
+    let mut path = std::env::var_os("PATH").unwrap_or_default();
+    if let Some(bin) = std::env::var_os("MSB_TEST_BIN") {
+        let folders = [PathBuf::from(bin)]
+            .into_iter()
+            .chain(std::env::split_paths(&path));
+        path = std::env::join_paths(folders.collect::<Vec<_>>()).unwrap();
+    }
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", name, "--nocapture"])
+        .env(CHILD, "1")
+        .env("MSB_HOME", home.path().join("state"))
+        .env("PATH", path)
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{}\n{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let left = Home::at(&home.path().join("state"))
+        .sandboxes()
+        .list()
+        .unwrap();
+    for entry in left {
+        assert!(
+            !entry.seen.unwrap().state.is_active(),
+            "{} runs on",
+            entry.name
+        );
+    }
+}
+
+fn load() {
+    let stage = std::env::var_os("MSB_TEST_STAGE")
+        .expect("MSB_TEST_STAGE is not set: run the tests with tests/run");
+    let archive = Path::new(&stage).join("fixtures/busybox.docker.tar");
+    let status = Command::new("msb")
+        .args(["image", "load", "--quiet", "--input"])
+        .arg(archive)
+        .status();
+    assert!(status.unwrap().success());
+}
+
+#[track_caller]
+fn code<T: std::fmt::Debug>(result: Result<T, Error>) -> Code {
+    result.unwrap_err().code
+}
+
+#[test]
+fn the_example_does_what_it_says() {
+    in_process("the_example_does_what_it_says", || {
+        load();
+        let said = hello::hello(IMAGE).unwrap();
+        assert_eq!(said, "hello from hello\nand back\nended with 0\n");
+        assert_eq!(Sandbox::list().unwrap().len(), 0);
+    });
+}
+
+#[test]
+fn what_cannot_be_is_refused_before_anything_is_touched() {
+    in_process(
+        "what_cannot_be_is_refused_before_anything_is_touched",
+        || {
+            let builder = || Sandbox::builder("x").image(IMAGE);
+            assert_eq!(code(builder().cpus(0).create()), Code::InvalidConfig);
+            assert_eq!(code(builder().memory_mib(0).create()), Code::InvalidConfig);
+            assert_eq!(code(Sandbox::builder("x").create()), Code::InvalidConfig);
+            for name in ["", "../x", "a b", &"x".repeat(129)] {
+                let named = Sandbox::builder(name).image(IMAGE);
+                assert_eq!(code(named.create()), Code::InvalidConfig, "{name}");
+            }
+            assert!(!Home::from_env().unwrap().root().exists());
+            assert_eq!(code(builder().create()), Code::ImageNotFound);
+            assert_eq!(code(Sandbox::get("x")), Code::SandboxNotFound);
+            assert_eq!(code(Image::get(IMAGE)), Code::ImageNotFound);
+        },
+    );
+}
+
+#[test]
+fn a_sandbox_is_made_used_and_goes_with_its_maker() {
+    in_process("a_sandbox_is_made_used_and_goes_with_its_maker", || {
+        load();
+        let builder = || Sandbox::builder("x").image(IMAGE).label("team", "ml");
+        let sandbox = builder().memory_mib(256).create().unwrap();
+        assert_eq!(sandbox.state().unwrap(), State::Running);
+        assert_eq!(sandbox.spec().unwrap().memory_mib, 256);
+        assert_eq!(code(builder().create()), Code::SandboxAlreadyExists);
+        let options = ExecOptions {
+            env: vec![("A".into(), "1".into())],
+            user: Some("alice".into()),
+            stdin: b"in".to_vec(),
+            ..ExecOptions::default()
+        };
+        let script = "cat; echo $A; id -un >&2; exit 3";
+        let output = sandbox.exec_with(["sh", "-c", script], options).unwrap();
+        let expected = Output {
+            code: 3,
+            stdout: b"in1\n".to_vec(),
+            stderr: b"alice\n".to_vec(),
+        };
+        assert_eq!(output, expected);
+        assert_eq!(code(sandbox.exec(["/nowhere"])), Code::NotFound);
+        assert_eq!(
+            code(sandbox.exec(Vec::<String>::new())),
+            Code::InvalidConfig
+        );
+        let mut sleep = sandbox
+            .exec_stream(["sleep", "1000"], ExecOptions::default())
+            .unwrap();
+        sleep.signal(15).unwrap();
+        assert_eq!(sleep.receive().unwrap(), Some(Streamed::Exited(143)));
+        assert_eq!(sleep.receive().unwrap(), None);
+        // The image cannot go while a sandbox is made of it, whether that runs or not.
+        assert_eq!(code(Image::remove(IMAGE, false)), Code::ImageInUse);
+        assert_eq!(code(sandbox.remove()), Code::SandboxStillRunning);
+        assert_eq!(Sandbox::list_with(&["team=ml"]).unwrap().len(), 1);
+        assert_eq!(Sandbox::list_with(&["team=web"]).unwrap().len(), 0);
+        drop(sandbox);
+        let handle = Sandbox::get("x").unwrap();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while handle.state().unwrap().is_active() {
+            assert!(Instant::now() < deadline, "it runs on without its maker");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        assert_eq!(code(handle.exec(["true"])), Code::SandboxNotRunning);
+        handle.remove().unwrap();
+        assert_eq!(Image::list().unwrap().len(), 1);
+        Image::remove(IMAGE, false).unwrap();
+        assert_eq!(Image::list().unwrap(), []);
+    });
+}
+
+#[test]
+fn a_detached_sandbox_stays_and_is_found_again() {
+    in_process("a_detached_sandbox_stays_and_is_found_again", || {
+        load();
+        let sandbox = Sandbox::builder("x")
+            .image(IMAGE)
+            .detached(true)
+            .create()
+            .unwrap();
+        drop(sandbox);
+        let handle = Sandbox::get("x").unwrap();
+        assert_eq!(handle.exec(["echo", "hi"]).unwrap().stdout, b"hi\n");
+        handle.kill().unwrap();
+        assert_eq!(handle.state().unwrap(), State::Stopped);
+        // Stopped already: as good.
+        handle.stop().unwrap();
+        handle.start().unwrap();
+        handle.stop().unwrap();
+        handle.remove().unwrap();
+        assert_eq!(code(handle.state()), Code::SandboxNotFound);
+    });
+}
+
+/// A supervisor of another release, which serves nothing but stops.
+#[test]
+fn a_peer_that_lacks_an_operation_is_an_error_by_name() {
+    in_process("a_peer_that_lacks_an_operation_is_an_error_by_name", || {
+        let home = Home::from_env().unwrap();
+        let name = "x".parse().unwrap();
+        let folder = home.sandboxes().named(&name).dir;
+        std::fs::create_dir_all(&folder).unwrap();
+        let _alive = Lock::exclusive(&folder.join("lock")).unwrap();
+        let socket = home.agent_socket(&name);
+        std::fs::create_dir_all(socket.parent().unwrap()).unwrap();
+        let listener = UnixListener::bind(&socket).unwrap();
+        std::thread::spawn(move || {
+            let (mut peer, _) = listener.accept().unwrap();
+            let mut out = Vec::new();
+            let hello = Hello::of("msb-supervisor 0.0.1", &[operation::STOP]);
+            let hello = serde_json::to_vec(&hello).unwrap();
+            put_message(&mut out, CONNECTION, Kind::Hello, 0, &hello);
+            peer.write_all(&out).unwrap();
+            // Open until the other side has read it.
+            let _ = std::io::Read::read_to_end(&mut peer, &mut Vec::new());
+        });
+        let error = Sandbox::get("x").unwrap().exec(["true"]).unwrap_err();
+        assert_eq!(error.code, Code::UnsupportedOperation);
+        assert_eq!(
+            error.message,
+            "\"msb-supervisor 0.0.1\" does not know the operation 'exec'"
+        );
+    });
+}

@@ -1,0 +1,91 @@
+//! The guest's network: its interface as the host wants it, and the files by which programs find names.
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+
+use msb_wire::boot::BootNet;
+use rustix::fs::stat;
+
+use crate::console::{log, reason};
+use crate::mount::restore_times;
+use crate::netlink::Netlink;
+
+const INTERFACES: &str = "/sys/class/net";
+const RESOLVERS: &str = "/etc/resolv.conf";
+
+/// Sets the network up. What stands in files is told on the console where it cannot be written, and stops nothing.
+pub(crate) fn set_up(net: &BootNet) -> Result<(), String> {
+    let name = interface(net.mac)?;
+    let failed =
+        |what: &str, error: io::Error| format!("cannot {what} '{name}': {}", reason(error));
+    let number = fs::read_to_string(format!("{INTERFACES}/{name}/ifindex"))
+        .ok()
+        .and_then(|text| text.trim().parse().ok())
+        .ok_or_else(|| format!("'{name}' has no number"))?;
+    // Addresses are told, not found. A kernel without IPv6 has no such file.
+    let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{name}/accept_ra"), "0");
+    let netlink = Netlink::open().map_err(|error| failed("ask the kernel about", error))?;
+    netlink
+        .bring_up(number, net.mtu)
+        .map_err(|error| failed("bring up", error))?;
+    for entry in &net.addresses {
+        let added = netlink
+            .add_address(number, entry.address, entry.prefix)
+            .and_then(|()| netlink.add_default_route(number, entry.gateway));
+        match added {
+            Err(error) if entry.address.is_ipv4() => {
+                return Err(failed("give an address to", error));
+            }
+            // A kernel without IPv6 has a network nevertheless.
+            Err(error) => log(&failed("give an address of IPv6 to", error)),
+            Ok(()) => {}
+        }
+    }
+    write_resolvers(net);
+    Ok(())
+}
+
+/// The name of the interface with that hardware address.
+fn interface(mac: [u8; 6]) -> Result<String, String> {
+    let wanted = mac.map(|byte| format!("{byte:02x}")).join(":");
+    let names = fs::read_dir(INTERFACES)
+        .map_err(|error| format!("cannot list '{INTERFACES}': {}", reason(error)))?;
+    names
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .find(|name| {
+            let address = fs::read_to_string(format!("{INTERFACES}/{name}/address"));
+            address.is_ok_and(|address| address.trim() == wanted)
+        })
+        .ok_or_else(|| format!("there is no interface with the address {wanted}"))
+}
+
+/// The name servers are the host's to say, as docker has it: what an image brings is of the machine that it was made on,
+/// or a link to where a service that does not run here would write. It is replaced, not written through.
+fn write_resolvers(net: &BootNet) {
+    let text: String = net
+        .nameservers
+        .iter()
+        .map(|server| format!("nameserver {server}\n"))
+        .collect();
+    if fs::read_to_string(RESOLVERS).is_ok_and(|there| there == text) {
+        return;
+    }
+    let before = stat("/etc");
+    let written = match fs::remove_file(RESOLVERS) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o644)
+            .open(RESOLVERS)
+            .and_then(|mut file| file.write_all(text.as_bytes())),
+    };
+    if let Err(error) = written {
+        log(&format!("cannot write '{RESOLVERS}': {}", reason(error)));
+    }
+    if let Ok(before) = before {
+        restore_times("/etc", &before);
+    }
+}

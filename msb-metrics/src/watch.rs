@@ -1,0 +1,83 @@
+//! Asking supervisors to look more often, for as long as somebody does.
+//!
+//! A subscription is a connection on which nothing is ever said again; see [`msb_wire::samples`]. A supervisor that cannot
+//! be reached, or is too busy, looks as often as it did.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use libmsb::cli::args::SandboxName;
+use libmsb::samples::INTERVAL_MS;
+use libmsb::state::Home;
+use msb_wire::samples::SamplesRequest;
+
+/// What we call ourselves to a supervisor.
+const PROGRAM: &str = concat!("msb-metrics ", env!("CARGO_PKG_VERSION"));
+/// Descriptors that are left for everything else.
+const DESCRIPTORS_KEPT: u64 = 64;
+
+/// The subscriptions.
+#[derive(Debug)]
+pub(crate) struct Watch {
+    interval_ms: u64,
+    room: usize,
+    open: HashMap<SandboxName, Subscription>,
+}
+
+/// A subscription to one life of a sandbox; no socket, if it could not be had.
+#[derive(Debug)]
+struct Subscription {
+    run_id: u64,
+    _socket: Option<std::os::unix::net::UnixStream>,
+}
+
+impl Watch {
+    /// At this interval; none when supervisors look that often anyway.
+    pub(crate) fn at(interval: Duration) -> Option<Watch> {
+        let interval_ms = u64::try_from(interval.as_millis()).unwrap_or(u64::MAX);
+        (interval_ms < INTERVAL_MS).then(|| Watch {
+            interval_ms,
+            room: descriptors(),
+            open: HashMap::new(),
+        })
+    }
+
+    /// Subscribes to those that are new, and forgets those that are gone.
+    pub(crate) fn keep(&mut self, home: &Home, running: &[(SandboxName, u64)]) {
+        let running: HashMap<&SandboxName, u64> =
+            running.iter().map(|(name, run)| (name, *run)).collect();
+        self.open
+            .retain(|name, subscription| running.get(name) == Some(&subscription.run_id));
+        for (name, run_id) in running {
+            if self.open.len() < self.room && !self.open.contains_key(name) {
+                let request = SamplesRequest {
+                    interval_ms: self.interval_ms,
+                };
+                let socket =
+                    msb_wire::client::subscribe(&home.agent_socket(name), PROGRAM, request);
+                let subscription = Subscription {
+                    run_id,
+                    _socket: socket.ok(),
+                };
+                self.open.insert(name.clone(), subscription);
+            }
+        }
+    }
+}
+
+/// How many connections there may be: as many as the system lets us have.
+fn descriptors() -> usize {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let wanted = Rlimit {
+        current: limit.maximum,
+        ..limit.clone()
+    };
+    let reached = if setrlimit(Resource::Nofile, wanted).is_ok() {
+        limit.maximum
+    } else {
+        limit.current
+    };
+    let room = reached.map_or(u64::MAX, |limit| limit.saturating_sub(DESCRIPTORS_KEPT));
+    usize::try_from(room).unwrap_or(usize::MAX)
+}

@@ -1,0 +1,227 @@
+//! `msb-net serve`: from what was typed or handed in to a stack that runs.
+
+use std::fs::File;
+use std::io::Read;
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::Args;
+use libmsb::cli::error::Failure;
+use libmsb::net::args::NetArgs;
+use libmsb::net::{dns, own};
+use rustix::io::{FdFlags, fcntl_getfd, fcntl_setfd, ioctl_fionbio};
+use rustix::rand::{GetRandomFlags, getrandom};
+
+use crate::address::HostFacts;
+use crate::dns::Server;
+use crate::gate::Gate;
+use crate::isolate;
+use crate::log::Log;
+use crate::policy::Judge;
+use crate::ports::Port;
+use crate::stack::{Parts, Stack};
+use libmsb::net::network::{MTU_MAX, Network, Settings, V4, V6};
+
+/// Longest settings, in bytes.
+const SETTINGS_BYTES_MAX: u64 = 4 * 1024 * 1024;
+
+/// What is typed.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  msb-net serve --listen /run/guest.sock --net public,private")]
+pub(crate) struct ServeArgs {
+    /// Frames come and go on this descriptor, a connected stream socket
+    #[arg(long, value_name = "N", group = "frames")]
+    fd: Option<RawFd>,
+    /// Wait for one connection at this Unix socket, and serve it
+    #[arg(long, value_name = "PATH", group = "frames")]
+    listen: Option<PathBuf>,
+    /// Connect to this Unix socket
+    #[arg(long, value_name = "PATH", group = "frames")]
+    connect: Option<PathBuf>,
+    /// Everything else, as JSON, on this descriptor; see SETTINGS in msb-net(1)
+    #[arg(long, value_name = "N", conflicts_with_all = ["address", "gateway", "prefix", "address6", "gateway6", "mtu", "no_ipv6"])]
+    settings_fd: Option<RawFd>,
+    /// The guest's IPv4 address
+    #[arg(long, default_value = "172.16.0.2")]
+    address: Ipv4Addr,
+    /// The gateway's, which stands for the host
+    #[arg(long, default_value = "172.16.0.1")]
+    gateway: Ipv4Addr,
+    /// Bits of the network's prefix
+    #[arg(long, default_value_t = 30)]
+    prefix: u8,
+    /// The guest's IPv6 address
+    #[arg(long, default_value = "fd42:6d73:62::2")]
+    address6: Ipv6Addr,
+    /// The gateway's
+    #[arg(long, default_value = "fd42:6d73:62::1")]
+    gateway6: Ipv6Addr,
+    /// No IPv6
+    #[arg(long)]
+    no_ipv6: bool,
+    /// Largest packet, in bytes
+    #[arg(long, default_value_t = MTU_MAX)]
+    mtu: u16,
+    /// Write events here, a JSON object a line
+    #[arg(long, value_name = "N")]
+    events_fd: Option<RawFd>,
+    /// End when the other end of this pipe is closed
+    #[arg(long, value_name = "N")]
+    life_fd: Option<RawFd>,
+    #[command(flatten)]
+    net: NetArgs,
+}
+
+/// Serves one guest to its end.
+pub(crate) fn serve(args: &ServeArgs) -> anyhow::Result<()> {
+    let settings = settings(args)?;
+    settings
+        .network
+        .check()
+        .map_err(|error| Failure::usage(error.to_owned()))?;
+    let ports = settings.ports.iter().map(|port| {
+        let socket = inherited(port.fd)?;
+        ioctl_fionbio(&socket, true)?;
+        Ok(Port {
+            socket,
+            guest: port.guest,
+            transport: port.transport,
+        })
+    });
+    let ports = ports.collect::<anyhow::Result<Vec<Port>>>()?;
+    let events = args.events_fd.map(inherited).transpose()?;
+    if let Some(events) = &events {
+        ioctl_fionbio(events, true).context("cannot use the descriptor for events")?;
+    }
+    let life = args.life_fd.map(inherited).transpose()?;
+    let frames = frames(args)?;
+    ioctl_fionbio(&frames, true).context("cannot use the frame stream")?;
+    raise_descriptor_limit();
+    let judge = judge(&settings);
+    let names = Server::new(
+        crate::dns::Settings {
+            upstreams: settings.nameservers.clone(),
+            timeout: Duration::from_millis(u64::from(settings.net.dns.query_timeout_ms)),
+        },
+        Box::new(random),
+    );
+    let mut stack = Stack::new(Parts {
+        frames,
+        life,
+        network: settings.network,
+        gate: Gate::new(judge, names),
+        log: Log::new(events),
+        ports,
+        max_connections: settings.net.max_connections as usize,
+    })?;
+    isolate::while_serving()?;
+    stack.run().map(drop)
+}
+
+/// A number that nobody can guess.
+fn random() -> Option<u16> {
+    let mut bytes = [0; 2];
+    let count = getrandom(&mut bytes[..], GetRandomFlags::empty()).ok()?;
+    (count == bytes.len()).then(|| u16::from_ne_bytes(bytes))
+}
+
+fn judge(settings: &Settings) -> Judge {
+    let host = HostFacts {
+        gateways: settings.network.gateways(),
+        own: settings.own.clone(),
+        nat64: settings.net.nat64.clone(),
+    };
+    Judge::new(
+        settings.net.policy.clone(),
+        settings.net.dns.rebind_protection,
+        host,
+    )
+}
+
+fn settings(args: &ServeArgs) -> anyhow::Result<Settings> {
+    let Some(number) = args.settings_fd else {
+        return Ok(Settings {
+            network: Network {
+                gateway_mac: [2, 0x6d, 0x73, 0, 0, 1],
+                guest_mac: [2, 0x6d, 0x73, 0, 0, 2],
+                mtu: args.mtu,
+                v4: Some(V4 {
+                    guest: args.address,
+                    gateway: args.gateway,
+                    prefix: args.prefix,
+                }),
+                v6: (!args.no_ipv6).then_some(V6 {
+                    guest: args.address6,
+                    gateway: args.gateway6,
+                    prefix: 64,
+                }),
+            },
+            net: args.net.spec()?,
+            own: own::addresses(),
+            nameservers: dns::upstreams(&args.net.spec()?.dns)?,
+            ports: Vec::new(),
+        });
+    };
+    let mut bytes = Vec::new();
+    File::from(inherited(number)?)
+        .take(SETTINGS_BYTES_MAX)
+        .read_to_end(&mut bytes)
+        .context("cannot read the settings")?;
+    serde_json::from_slice(&bytes).map_err(|error| {
+        Failure::usage(format!("the settings cannot be understood: {error}")).into()
+    })
+}
+
+fn frames(args: &ServeArgs) -> anyhow::Result<OwnedFd> {
+    if let Some(number) = args.fd {
+        return inherited(number);
+    }
+    if let Some(path) = &args.connect {
+        let socket = UnixStream::connect(path)
+            .with_context(|| format!("cannot connect to '{}'", path.display()))?;
+        return Ok(socket.into());
+    }
+    let Some(path) = &args.listen else {
+        return Err(Failure::usage("nothing says where the frames are")
+            .hint("give --fd, --listen or --connect")
+            .into());
+    };
+    let listener = UnixListener::bind(path)
+        .with_context(|| format!("cannot listen at '{}'", path.display()))?;
+    let accepted = listener.accept();
+    // One guest is served, so nobody needs the name any more.
+    let _ = std::fs::remove_file(path);
+    Ok(accepted.context("cannot accept a connection")?.0.into())
+}
+
+/// A descriptor that whoever started us left open for us.
+fn inherited(number: RawFd) -> anyhow::Result<OwnedFd> {
+    let wrong = || Failure::usage(format!("there is no descriptor {number}"));
+    if number < 3 {
+        return Err(wrong().into());
+    }
+    // SAFETY: the number is only looked at, and refused if there is no such descriptor.
+    let borrowed = unsafe { std::os::fd::BorrowedFd::borrow_raw(number) };
+    fcntl_getfd(borrowed).map_err(|_| wrong())?;
+    fcntl_setfd(borrowed, FdFlags::CLOEXEC).context("cannot use a descriptor")?;
+    // SAFETY: it is open, it was handed over for us, and each is taken once.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// A connection is a descriptor: as many as the system allows.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    // Where it fails there are fewer connections.
+    let _ = setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: limit.maximum,
+            maximum: limit.maximum,
+        },
+    );
+}

@@ -1,0 +1,405 @@
+//! The loop: frames of the guest, sockets of the host, and time.
+//!
+//! One thread waits in one place (epoll). A turn takes what has come, moves what can be moved, and writes the frames that
+//! came of it. Whatever there is much of (frames, bytes of one connection, callers at one port) has a bound in each turn, so
+//! that nobody waits for somebody else's flood.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use libmsb::net::ports::Transport;
+use rustix::buffer::spare_capacity;
+use rustix::event::Timespec;
+use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
+use rustix::io::Errno;
+
+use crate::device::{Received, Receiver, Transmitter};
+use crate::fragments::Fragments;
+use crate::gate::Gate;
+use crate::icmp::Icmp;
+use crate::ip::{self, Frame, Packet, protocol};
+use crate::log::Log;
+use crate::neighbours;
+use crate::ports::{self, Port};
+use crate::resolver::{Asked, Resolver};
+use crate::slab::Key;
+use crate::tcp::Tcp;
+use crate::udp::Udp;
+use libmsb::net::network::Network;
+
+/// Events that are taken at once.
+const EVENTS: usize = 256;
+/// A slow reader of events is tried again after so long.
+const LOG_PAUSE: Duration = Duration::from_millis(100);
+/// The largest datagram.
+const SCRATCH_BYTES: usize = 65536;
+
+/// What is waited for at the frame stream, but for room: that would wake us whenever the guest takes something.
+const FRAMES: EventFlags = EventFlags::IN
+    .union(EventFlags::RDHUP)
+    .union(EventFlags::ET);
+
+/// Whose event it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Kind {
+    /// The frame stream.
+    Frames,
+    /// The life pipe.
+    Life,
+    /// A connection.
+    Tcp,
+    /// A flow of datagrams.
+    Udp,
+    /// A flow of echoes.
+    Ping,
+    /// A published port.
+    Port,
+    /// A connection of the guest to the name server.
+    Stream,
+    /// A question to another name server.
+    Upstream,
+}
+
+const KINDS: [Kind; 8] = [
+    Kind::Frames,
+    Kind::Life,
+    Kind::Tcp,
+    Kind::Udp,
+    Kind::Ping,
+    Kind::Port,
+    Kind::Stream,
+    Kind::Upstream,
+];
+/// The kind stands above the key in an event's data.
+const KIND_SHIFT: u32 = 56;
+
+/// What was moved since the start.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Counters {
+    /// Connections that were opened and that were closed.
+    pub(crate) connections: u64,
+    pub(crate) closed: u64,
+    /// Frames and bytes from the guest; those to the guest are counted by the transmitter.
+    pub(crate) frames: u64,
+    pub(crate) bytes: u64,
+}
+
+/// What everybody needs.
+pub(crate) struct World {
+    epoll: OwnedFd,
+    pub(crate) network: Network,
+    pub(crate) transmitter: Transmitter,
+    pub(crate) gate: Gate,
+    pub(crate) log: Log,
+    pub(crate) ports: Vec<Port>,
+    /// What the guest has asked the name server in this turn.
+    pub(crate) asked: Vec<Asked>,
+    /// When this turn began.
+    pub(crate) now: Instant,
+    /// Room for one datagram.
+    pub(crate) scratch: Box<[u8]>,
+    /// Numbers the packets that are sent in pieces.
+    pub(crate) piece_id: u32,
+    pub(crate) counters: Counters,
+}
+
+impl World {
+    /// Waits for events of a descriptor.
+    pub(crate) fn watch(
+        &self,
+        descriptor: BorrowedFd<'_>,
+        kind: Kind,
+        key: u64,
+        flags: EventFlags,
+    ) -> Result<(), Errno> {
+        let data = EventData::new_u64((kind as u64) << KIND_SHIFT | key);
+        epoll::add(&self.epoll, descriptor, data, flags)
+    }
+}
+
+impl World {
+    fn watch_frames(&self, flags: EventFlags) -> Result<(), Errno> {
+        let data = EventData::new_u64((Kind::Frames as u64) << KIND_SHIFT);
+        epoll::modify(&self.epoll, self.transmitter.socket(), data, flags)
+    }
+}
+
+/// Why it came to an end that is none of our errors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// The other side of the frame stream is gone.
+    GuestGone,
+    /// Whoever started us is gone.
+    StarterGone,
+}
+
+/// Everything.
+pub(crate) struct Stack {
+    world: World,
+    receiver: Receiver,
+    /// The frame stream may have something.
+    readable: bool,
+    /// Its end is behind what is there.
+    hung_up: bool,
+    /// We wait for it to take more.
+    waits: bool,
+    fragments: Fragments,
+    tcp: Tcp,
+    udp: Udp,
+    icmp: Icmp,
+    resolver: Resolver,
+    life: Option<OwnedFd>,
+}
+
+/// What a stack is made of.
+pub(crate) struct Parts {
+    pub(crate) frames: OwnedFd,
+    pub(crate) life: Option<OwnedFd>,
+    pub(crate) network: Network,
+    pub(crate) gate: Gate,
+    pub(crate) log: Log,
+    pub(crate) ports: Vec<Port>,
+    pub(crate) max_connections: usize,
+}
+
+impl Stack {
+    pub(crate) fn new(parts: Parts) -> anyhow::Result<Stack> {
+        let epoll = epoll::create(CreateFlags::CLOEXEC).context("cannot wait for events")?;
+        let world = World {
+            epoll,
+            network: parts.network,
+            transmitter: Transmitter::new(parts.frames),
+            gate: parts.gate,
+            log: parts.log,
+            ports: parts.ports,
+            asked: Vec::new(),
+            now: Instant::now(),
+            scratch: vec![0; SCRATCH_BYTES].into_boxed_slice(),
+            piece_id: 0,
+            counters: Counters::default(),
+        };
+        let watched = || -> Result<(), Errno> {
+            world.watch(world.transmitter.socket(), Kind::Frames, 0, FRAMES)?;
+            if let Some(life) = &parts.life {
+                world.watch(life.as_fd(), Kind::Life, 0, EventFlags::IN)?;
+            }
+            for (number, port) in world.ports.iter().enumerate() {
+                world.watch(
+                    port.socket.as_fd(),
+                    Kind::Port,
+                    number as u64,
+                    EventFlags::IN,
+                )?;
+            }
+            Ok(())
+        };
+        watched().context("cannot watch a descriptor")?;
+        Ok(Stack {
+            world,
+            receiver: Receiver::new(),
+            readable: true,
+            hung_up: false,
+            waits: false,
+            fragments: Fragments::default(),
+            tcp: Tcp::new(parts.max_connections),
+            udp: Udp::new(),
+            icmp: Icmp::new(),
+            resolver: Resolver::new(),
+            life: parts.life,
+        })
+    }
+
+    /// Serves the guest until one side is gone.
+    pub(crate) fn run(&mut self) -> anyhow::Result<End> {
+        let mut events = Vec::with_capacity(EVENTS);
+        loop {
+            events.clear();
+            let timeout = self.timeout();
+            match epoll::wait(
+                &self.world.epoll,
+                spare_capacity(&mut events),
+                timeout.as_ref(),
+            ) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => return Err(error).context("cannot wait for events"),
+            }
+            self.world.now = Instant::now();
+            for event in &events {
+                if let Some(end) = self.event(event) {
+                    return Ok(end);
+                }
+            }
+            if let Some(end) = self.turn().context("the frame stream is broken")? {
+                return Ok(end);
+            }
+        }
+    }
+
+    /// What can be done now.
+    fn turn(&mut self) -> io::Result<Option<End>> {
+        if self.readable && self.receive()? == Received::Closed {
+            return Ok(Some(End::GuestGone));
+        }
+        self.tcp.serve(&mut self.world)?;
+        self.tcp.tick(&mut self.world)?;
+        self.udp.tick(&mut self.world);
+        self.icmp.tick(self.world.now);
+        self.resolver.serve(&mut self.world);
+        self.world.log.flush();
+        match self.world.transmitter.flush() {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(Some(End::GuestGone)),
+            Err(error) => Err(error),
+            Ok(()) => self.wait_for_room().map(|()| None),
+        }
+    }
+
+    fn wait_for_room(&mut self) -> io::Result<()> {
+        let blocked = self.world.transmitter.is_blocked();
+        if blocked != self.waits {
+            self.waits = blocked;
+            let flags = if blocked {
+                FRAMES | EventFlags::OUT
+            } else {
+                FRAMES
+            };
+            self.world.watch_frames(flags)?;
+        }
+        Ok(())
+    }
+
+    fn timeout(&self) -> Option<Timespec> {
+        if self.readable || self.tcp.is_busy(&self.world) {
+            return Some(Timespec::default());
+        }
+        let log = self.world.log.waits().then(|| self.world.now + LOG_PAUSE);
+        let deadlines = [
+            self.tcp.deadline(),
+            self.udp.deadline(),
+            self.icmp.deadline(),
+            self.resolver.deadline(&self.world),
+            log,
+        ];
+        let deadline = deadlines.into_iter().flatten().min()?;
+        let left = deadline.saturating_duration_since(Instant::now());
+        Some(Timespec {
+            tv_sec: left.as_secs() as i64,
+            tv_nsec: i64::from(left.subsec_nanos()),
+        })
+    }
+
+    fn event(&mut self, event: &Event) -> Option<End> {
+        let (data, flags) = (event.data.u64(), event.flags);
+        let key = Key::from_bits(data & ((1 << KIND_SHIFT) - 1));
+        let world = &mut self.world;
+        match KINDS.get((data >> KIND_SHIFT) as usize)? {
+            Kind::Frames => {
+                self.readable |= !(flags & !EventFlags::OUT).is_empty();
+                self.hung_up |= flags.contains(EventFlags::RDHUP);
+                if flags.contains(EventFlags::OUT) {
+                    world.transmitter.unblock();
+                }
+            }
+            Kind::Life => return self.life.is_some().then_some(End::StarterGone),
+            Kind::Tcp => self.tcp.event(world, key, flags),
+            Kind::Udp => self.udp.event(world, key),
+            Kind::Ping => self.icmp.event(world, key),
+            Kind::Stream => self.resolver.stream(world, key),
+            Kind::Upstream => self.resolver.upstream(world, key),
+            Kind::Port => {
+                let number = data as u32;
+                match world.ports.get(number as usize).map(|port| port.transport) {
+                    Some(Transport::Tcp) => ports::accept(world, &mut self.tcp, number),
+                    Some(Transport::Udp) => ports::receive(world, &mut self.udp, number),
+                    None => {}
+                }
+            }
+        }
+        None
+    }
+
+    /// Reads frames once and handles them.
+    fn receive(&mut self) -> io::Result<Received> {
+        let received = self.receiver.fill(self.world.transmitter.socket())?;
+        self.readable = received == Received::Some || (self.hung_up && received == Received::Last);
+        while let Some(place) = self.receiver.next_frame()? {
+            let frame = self.receiver.bytes(place.clone());
+            self.world.counters.frames += 1;
+            self.world.counters.bytes += frame.len() as u64;
+            match ip::parse(frame) {
+                Some(Frame::Arp(packet)) => neighbours::arp(&mut self.world, packet),
+                Some(Frame::Ip(packet)) => {
+                    let offset = packet.payload.as_ptr().addr() - frame.as_ptr().addr();
+                    handle(
+                        &mut self.world,
+                        (
+                            &mut self.tcp,
+                            &mut self.udp,
+                            &mut self.icmp,
+                            &mut self.fragments,
+                        ),
+                        &packet,
+                        Some(place.start + offset),
+                    );
+                }
+                None => {}
+            }
+        }
+        self.tcp.commit(self.receiver.all());
+        Ok(received)
+    }
+}
+
+type Protocols<'a> = (&'a mut Tcp, &'a mut Udp, &'a mut Icmp, &'a mut Fragments);
+
+/// Handles a packet of the guest. `place`: where its payload lies in the receiver's buffer, if it does.
+fn handle(world: &mut World, protocols: Protocols<'_>, packet: &Packet<'_>, place: Option<usize>) {
+    // Two come before the guest has an address.
+    if packet.protocol == protocol::ICMPV6
+        && packet.piece.is_none()
+        && neighbours::discovery(world, packet)
+    {
+        return;
+    }
+    if packet.protocol == protocol::UDP
+        && packet.piece.is_none()
+        && neighbours::lease(world, packet)
+    {
+        return;
+    }
+    let network = &world.network;
+    if !network.is_guest(packet.source) || is_nobody(network, packet) {
+        return;
+    }
+    // Whoever speaks the frame stream chooses its own.
+    world.network.guest_mac = packet.mac;
+    let (tcp, udp, icmp, fragments) = protocols;
+    if let Some(piece) = packet.piece {
+        if let Some(payload) = fragments.add(packet, piece, world.now) {
+            let whole = Packet {
+                piece: None,
+                payload: &payload,
+                ..*packet
+            };
+            handle(world, (tcp, udp, icmp, fragments), &whole, None);
+        }
+        return;
+    }
+    match packet.protocol {
+        protocol::TCP => tcp.packet(world, packet, place),
+        protocol::UDP => udp.packet(world, packet),
+        protocol::ICMP | protocol::ICMPV6 => icmp.packet(world, packet),
+        _ => {}
+    }
+}
+
+/// Nobody has this address: many have it together, or the wire would have to have a third.
+fn is_nobody(network: &Network, packet: &Packet<'_>) -> bool {
+    let address = packet.destination;
+    let broadcast = matches!(address, std::net::IpAddr::V4(address) if address.is_broadcast());
+    address.is_multicast()
+        || broadcast
+        || (network.is_on_link(address) && !network.is_gateway(address))
+}

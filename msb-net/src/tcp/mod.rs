@@ -1,0 +1,703 @@
+//! TCP: the guest's connections, each beside a socket of the host.
+//!
+//! Nothing of TCP passes through. The guest speaks with this module, the host's kernel with the other side, and bytes
+//! move between the two:
+//!
+//! * *From the guest.* Bytes that come in order are written to the host's socket from where they lie in the receiver's
+//!   buffer, those of all segments of a turn at once, and then acknowledged. What the socket does not take waits in a ring,
+//!   and the window that the guest is offered is what is free in there: so the guest waits for the slowest reader, and nobody
+//!   else does. Bytes out of order are not kept, since a frame stream neither loses nor reorders; where one does, the guest
+//!   sends again.
+//! * *To the guest.* Bytes are read from the host's socket into a ring and stay there until the guest has acknowledged
+//!   them; they are sent as far as its window goes. There is no congestion control: between the two there is no network,
+//!   only a buffer, and when that is full we wait. What is lost nevertheless is sent again after three repeated
+//!   acknowledgements or after a time (RFC 5681, RFC 6298).
+//! * *The begin.* The host's socket is connected first, and the guest's SYN is answered when that has succeeded: a refusal
+//!   is a reset, a host that cannot be reached an ICMP message, as without us.
+//! * *The end.* Each direction ends by itself: the end of the host's stream becomes a FIN behind the last byte, the guest's
+//!   FIN a shutdown(2) behind the last byte. A connection is gone when both have, or when one side breaks it off; the
+//!   other is then broken off too. Who keeps half a connection open keeps its place, as with any kernel; a guest that has
+//!   forgotten such a one is found out by asking it after a while.
+//!
+//! Memory: see `limits.rs`. When all rings together are at their bound, the host's sockets are not read, and what the guest
+//! sends beyond is not acknowledged, until others have let go.
+
+mod connection;
+mod ring;
+mod segment;
+mod send;
+mod template;
+
+use std::collections::{HashMap, VecDeque};
+use std::hash::{BuildHasher, RandomState};
+use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Instant;
+
+use libmsb::net::rule::Protocol;
+use rustix::event::epoll::EventFlags;
+use rustix::io::Errno;
+use rustix::net::{SendAncillaryBuffer, SendFlags, Shutdown, sendmsg, shutdown, sockopt};
+
+use self::connection::{Connection, Over, Stage};
+use self::ring::Pool;
+pub(crate) use self::segment::Seq;
+use self::segment::{Segment, flag};
+use self::template::{Says, Template};
+use crate::flow::{End, Flow};
+use crate::gate::Way;
+use crate::host;
+use crate::icmp;
+use crate::ip::Packet;
+use crate::limits::CONNECT_TIMEOUT;
+use crate::policy::Tls;
+use crate::resolver;
+use crate::slab::{Key, Slab};
+use crate::stack::{Kind, World};
+use crate::timers::Timers;
+use crate::tls::{self, Peek};
+
+/// Parts that one call writes (`UIO_MAXIOV` is 1024).
+const PARTS_MAX: usize = 512;
+/// Parts that a connection keeps room for between turns.
+const PARTS_KEPT: usize = 32;
+/// Bytes that are read at once from a host's socket.
+const READ_BYTES: usize = 256 * 1024;
+/// The same for a connection that has brought nothing yet.
+const READ_BYTES_FIRST: usize = 16 * 1024;
+/// Times that one connection is read in its turn, before others have theirs.
+const READS: usize = 4;
+
+/// All connections.
+pub(crate) struct Tcp {
+    connections: Slab<Connection>,
+    flows: HashMap<Flow, Key>,
+    /// The connection that the last segment was of: the next is, mostly, too.
+    last: Option<(Flow, Key)>,
+    /// Those with bytes of this turn.
+    batch: Vec<Key>,
+    /// Those to be served.
+    ready: VecDeque<Key>,
+    /// Those that found no memory.
+    starved: Vec<Key>,
+    timers: Timers<Key>,
+    pool: Pool,
+    secret: RandomState,
+    count: u64,
+    /// How many there may be.
+    max: usize,
+}
+
+impl Tcp {
+    pub(crate) fn new(max: usize) -> Tcp {
+        Tcp {
+            connections: Slab::new(),
+            flows: HashMap::new(),
+            last: None,
+            batch: Vec::new(),
+            ready: VecDeque::new(),
+            starved: Vec::new(),
+            timers: Timers::new(),
+            pool: Pool::default(),
+            secret: RandomState::new(),
+            count: 0,
+            max,
+        }
+    }
+
+    fn find(&mut self, flow: &Flow) -> Option<Key> {
+        match self.last {
+            Some((last, key)) if last == *flow && self.connections.get(key).is_some() => Some(key),
+            _ => {
+                let key = self.flows.get(flow).copied()?;
+                self.last = Some((*flow, key));
+                Some(key)
+            }
+        }
+    }
+
+    /// A segment from the guest. `place`: where its payload lies in the receiver's buffer.
+    pub(crate) fn packet(&mut self, world: &mut World, packet: &Packet<'_>, place: Option<usize>) {
+        let Some(segment) = Segment::parse(packet.payload) else {
+            return;
+        };
+        let end = |address, port| End { address, port };
+        let flow = Flow {
+            guest: end(packet.source, segment.source),
+            remote: end(packet.destination, segment.destination),
+        };
+        let Some(key) = self.find(&flow) else {
+            if segment.flags & (flag::SYN | flag::ACK | flag::RST) == flag::SYN {
+                self.call(world, flow, packet, &segment);
+            } else if !segment.has(flag::RST) {
+                refuse(world, &flow, &segment);
+            }
+            return;
+        };
+        let Some(connection) = self.connections.get_mut(key) else {
+            return;
+        };
+        // What lies elsewhere (a packet that came in pieces) is sent again by the guest, in one piece or another: bytes are
+        // only taken where they lie in the receiver's buffer.
+        let Some(place) = place else { return };
+        let place = place + packet.payload.len() - segment.payload.len();
+        connection.segment(
+            (&world.network, &mut world.transmitter, world.now),
+            &mut self.pool,
+            &segment,
+            place,
+        );
+        if !connection.batched {
+            connection.batched = true;
+            self.batch.push(key);
+        }
+    }
+
+    /// The guest calls.
+    fn call(&mut self, world: &mut World, flow: Flow, packet: &Packet<'_>, segment: &Segment<'_>) {
+        if flow.remote.port == 0 || self.connections.len() >= self.max {
+            world.log.limit(&flow, "tcp");
+            return refuse(world, &flow, segment);
+        }
+        let (network, log) = (&world.network, &mut world.log);
+        let way = world
+            .gate
+            .egress(network, &flow, Protocol::Tcp, (world.now, log));
+        let (dialed, look) = match way {
+            None => return refuse(world, &flow, segment),
+            Some(Way::Names) => (resolver::connect(world), false),
+            Some(Way::To { target, look }) => (host::dial(target), look),
+        };
+        let socket = match dialed {
+            Ok(socket) => socket,
+            Err(error) => return unreachable(world, &flow, segment, packet, error),
+        };
+        let first = self.first_seq(&flow);
+        let Some(key) = self.add(world, flow, Stage::Dialing, socket, first) else {
+            return refuse(world, &flow, segment);
+        };
+        if let Some(connection) = self.connections.get_mut(key) {
+            connection.meet(&world.network, segment);
+            connection.deadline = world.now + CONNECT_TIMEOUT;
+            connection.look = look;
+        }
+        self.settle(world, key);
+    }
+
+    /// Somebody calls a published port: the guest is called.
+    pub(crate) fn accepted(&mut self, world: &mut World, flow: Flow, socket: OwnedFd) {
+        if self.connections.len() >= self.max || self.flows.contains_key(&flow) {
+            world.log.limit(&flow, "tcp");
+            return host::break_off(socket);
+        }
+        let first = self.first_seq(&flow);
+        let Some(key) = self.add(world, flow, Stage::Calling, socket, first) else {
+            return;
+        };
+        if let Some(connection) = self.connections.get_mut(key) {
+            connection.send_syn(&world.network, &mut world.transmitter);
+            connection.arm(world.now);
+        }
+        self.settle(world, key);
+    }
+
+    /// Whether there is a connection between these two.
+    pub(crate) fn has(&self, flow: &Flow) -> bool {
+        self.flows.contains_key(flow)
+    }
+
+    fn add(
+        &mut self,
+        world: &mut World,
+        flow: Flow,
+        stage: Stage,
+        socket: OwnedFd,
+        first: Seq,
+    ) -> Option<Key> {
+        self.count += 1;
+        let connection = Connection::new(
+            &world.network,
+            flow,
+            (self.count, stage, socket),
+            first,
+            world.now,
+        );
+        let key = self.connections.insert(connection);
+        let socket = &self.connections.get(key)?.socket;
+        let events = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
+        if let Err(error) = world.watch(socket.as_fd(), Kind::Tcp, key.to_bits(), events) {
+            world.log.trouble("cannot watch a socket", &error.into());
+            self.connections.remove(key);
+            return None;
+        }
+        self.flows.insert(flow, key);
+        world.counters.connections += 1;
+        world.log.open(&flow, self.count);
+        Some(key)
+    }
+
+    /// The first sequence number: nobody who does not know the secret can guess it (RFC 6528).
+    fn first_seq(&self, flow: &Flow) -> Seq {
+        Seq(self.secret.hash_one((flow, self.count)) as u32)
+    }
+
+    /// Something happened at a host's socket.
+    pub(crate) fn event(&mut self, world: &mut World, key: Key, flags: EventFlags) {
+        let Some(connection) = self.connections.get_mut(key) else {
+            return;
+        };
+        if connection.stage == Stage::Dialing {
+            if flags.intersects(EventFlags::OUT | EventFlags::ERR | EventFlags::HUP) {
+                self.dialed(world, key);
+            }
+            return;
+        }
+        let ended = EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR;
+        connection.writable |= flags.contains(EventFlags::OUT);
+        connection.readable |= flags.intersects(EventFlags::IN | ended);
+        connection.hung_up |= flags.intersects(ended);
+        connection.broken |= flags.contains(EventFlags::ERR);
+        self.queue(key);
+    }
+
+    /// The host's socket is connected, or cannot be.
+    fn dialed(&mut self, world: &mut World, key: Key) {
+        let Some(connection) = self.connections.get_mut(key) else {
+            return;
+        };
+        let error = match sockopt::socket_error(&connection.socket) {
+            Ok(Ok(())) => {
+                connection.stage = Stage::Answered;
+                connection.writable = true;
+                connection.send_syn(&world.network, &mut world.transmitter);
+                connection.arm(world.now);
+                return self.settle(world, key);
+            }
+            Ok(Err(error)) | Err(error) => error,
+        };
+        match icmp::unreachable_code(error) {
+            Some(code) => icmp::unreachable_flow(world, &connection.flow, connection.rcv, code),
+            None => connection.send_reset(&mut world.transmitter),
+        }
+        connection.over = Some(Over::HostReset);
+        self.settle(world, key);
+    }
+
+    fn queue(&mut self, key: Key) {
+        if let Some(connection) = self.connections.get_mut(key)
+            && !connection.queued
+        {
+            connection.queued = true;
+            self.ready.push_back(key);
+        }
+    }
+
+    /// The segments of this turn are all there: their bytes go to the host, and the guest hears of it.
+    pub(crate) fn commit(&mut self, received: &[u8]) {
+        let batch = std::mem::take(&mut self.batch);
+        for key in &batch {
+            if let Some(connection) = self.connections.get_mut(*key) {
+                connection.batched = false;
+                commit(connection, &mut self.pool, received);
+            }
+            self.queue(*key);
+        }
+        self.batch = batch;
+        self.batch.clear();
+    }
+
+    /// Whether somebody waits to be served.
+    pub(crate) fn is_busy(&self, world: &World) -> bool {
+        !self.ready.is_empty() && !world.transmitter.is_blocked()
+    }
+
+    /// Serves those that wait: each once, and those that have more to do next time again.
+    pub(crate) fn serve(&mut self, world: &mut World) -> io::Result<()> {
+        if !self.starved.is_empty() && self.pool.has_room() {
+            for key in std::mem::take(&mut self.starved) {
+                self.queue(key);
+            }
+        }
+        for _ in 0..self.ready.len() {
+            let Some(key) = self.ready.pop_front() else {
+                break;
+            };
+            let Some(connection) = self.connections.get_mut(key) else {
+                continue;
+            };
+            connection.queued = false;
+            let again = serve(connection, &mut self.pool, world)?;
+            match again {
+                Again::Now => self.queue(key),
+                Again::WithMemory => self.starved.push(key),
+                Again::No => {}
+            }
+            self.settle(world, key);
+        }
+        Ok(())
+    }
+
+    /// What follows from the state that a connection is in: it goes, or has a timer.
+    fn settle(&mut self, world: &mut World, key: Key) {
+        let Some(connection) = self.connections.get_mut(key) else {
+            return;
+        };
+        if let Some(over) = connection.over {
+            return self.remove(world, key, over);
+        }
+        self.timers
+            .set(&mut connection.timer, connection.deadline, key);
+    }
+
+    fn remove(&mut self, world: &mut World, key: Key, over: Over) {
+        let Some(mut connection) = self.connections.remove(key) else {
+            return;
+        };
+        self.timers.cancel(&mut connection.timer, key);
+        self.flows.remove(&connection.flow);
+        connection.to_guest.release(&mut self.pool);
+        connection.to_host.release(&mut self.pool);
+        let bytes = (connection.bytes_up, connection.bytes_down);
+        let lasted = world.now.saturating_duration_since(connection.opened);
+        world.log.close(
+            &connection.flow,
+            "tcp",
+            connection.id,
+            bytes,
+            lasted,
+            over.word(),
+        );
+        world.counters.closed += 1;
+        if over == Over::Closed {
+            drop(connection);
+        } else {
+            host::break_off(connection.socket);
+        }
+    }
+
+    /// When the next timer is due.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.timers.next()
+    }
+
+    /// Handles the timers that are due.
+    pub(crate) fn tick(&mut self, world: &mut World) -> io::Result<()> {
+        while let Some(key) = self.timers.pop_due(world.now) {
+            let Some(connection) = self.connections.get_mut(key) else {
+                continue;
+            };
+            connection.timer = None;
+            if connection.deadline <= world.now {
+                if world.transmitter.is_blocked() {
+                    // The guest takes nothing at all: that is no reason to send more.
+                    connection.arm(world.now);
+                } else {
+                    connection.expire(&world.network, &mut world.transmitter, world.now)?;
+                }
+            }
+            self.settle(world, key);
+        }
+        Ok(())
+    }
+}
+
+/// Whether a connection is to be served again.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Again {
+    No,
+    Now,
+    WithMemory,
+}
+
+/// Moves what there is to be moved.
+fn serve(connection: &mut Connection, pool: &mut Pool, world: &mut World) -> io::Result<Again> {
+    if connection.stage != Stage::Open || connection.over.is_some() {
+        acknowledge(connection, world);
+        return Ok(Again::No);
+    }
+    look(connection, world);
+    if !connection.look {
+        drain_to_host(connection, pool);
+        shut_host(connection);
+    }
+    if connection.broken && connection.host_done && connection.over.is_none() {
+        // The end was read already, so nobody will read of this.
+        connection.over = Some(Over::HostReset);
+    }
+    let mut again = Again::Now;
+    for _ in 0..READS {
+        let read = read_host(connection, pool);
+        let before = connection.next;
+        connection.transmit(&mut world.transmitter, world.now)?;
+        match read {
+            Read::Some => {}
+            Read::NoMemory => {
+                again = Again::WithMemory;
+                break;
+            }
+            Read::Nothing if connection.next == before => {
+                again = Again::No;
+                break;
+            }
+            Read::Nothing => {}
+        }
+        if world.transmitter.is_blocked() {
+            break;
+        }
+    }
+    if matches!(connection.over, Some(Over::HostReset | Over::Denied)) {
+        connection.send_reset(&mut world.transmitter);
+        return Ok(Again::No);
+    }
+    acknowledge(connection, world);
+    // Bytes that wait for the stream, which is full, are sent when it is not.
+    let waits = connection.next - connection.una < connection.to_guest.len().min(connection.window);
+    if again == Again::No && waits && world.transmitter.is_blocked() {
+        again = Again::Now;
+    }
+    Ok(again)
+}
+
+/// Looks at what the guest says first, where a rule on a name has let it in: the name that TLS asks for must be the rule's.
+/// Until that is known nothing of it goes to the host's side; what comes from there is not held up.
+fn look(connection: &mut Connection, world: &mut World) {
+    if !connection.look || (connection.to_host.is_empty() && !connection.guest_done) {
+        return;
+    }
+    let count = connection.to_host.len().min(tls::PEEK_BYTES_MAX);
+    let (first, second) = connection.to_host.slices(0, count);
+    let seen = match tls::peek(&[first, second].concat()) {
+        Peek::Known(seen) => seen,
+        Peek::More if !connection.guest_done => return,
+        Peek::More if count == 0 => Tls::Plain,
+        Peek::More => tls::NAMELESS,
+    };
+    let told = (world.now, &mut world.log);
+    if world.gate.look(&connection.flow, seen, told) {
+        connection.look = false;
+    } else {
+        connection.over = Some(Over::Denied);
+    }
+}
+
+fn acknowledge(connection: &mut Connection, world: &mut World) {
+    if connection.ack_due {
+        connection.send_ack(&mut world.transmitter);
+    } else if connection.stage == Stage::Open && !connection.guest_done {
+        connection.send_ack_if_window_opened(&mut world.transmitter);
+    }
+}
+
+/// What came of reading a host's socket.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Read {
+    Some,
+    Nothing,
+    NoMemory,
+}
+
+fn read_host(connection: &mut Connection, pool: &mut Pool) -> Read {
+    if !connection.readable || connection.host_done || connection.over.is_some() {
+        return Read::Nothing;
+    }
+    // More than the guest takes at a time would only wait here in place of there.
+    if connection.to_guest.room_max() == 0 {
+        return Read::Nothing;
+    }
+    // Who has brought much will bring more; most bring little, and need no large ring for it.
+    let expected = READ_BYTES.min(READ_BYTES_FIRST + connection.bytes_down as usize);
+    if connection.to_guest.reserve(expected, pool) == 0 {
+        return Read::NoMemory;
+    }
+    let (first, second) = connection.to_guest.room();
+    let first_len = first.len().min(READ_BYTES);
+    let second_len = second.len().min(READ_BYTES - first_len);
+    let wanted = first_len + second_len;
+    let mut parts = [
+        IoSliceMut::new(&mut first[..first_len]),
+        IoSliceMut::new(&mut second[..second_len]),
+    ];
+    match rustix::io::readv(&connection.socket, &mut parts) {
+        Ok(0) => {
+            connection.host_done = true;
+            connection.readable = false;
+            release_if_empty(connection, pool);
+            Read::Some
+        }
+        Ok(count) => {
+            connection.to_guest.advance(count);
+            connection.bytes_down += count as u64;
+            // Less than was asked for: there is no more, unless the end has come already.
+            connection.readable = count == wanted || connection.hung_up;
+            Read::Some
+        }
+        Err(Errno::AGAIN) => {
+            connection.readable = false;
+            release_if_empty(connection, pool);
+            Read::Nothing
+        }
+        Err(Errno::INTR) => Read::Some,
+        Err(_) => {
+            connection.over = Some(Over::HostReset);
+            Read::Nothing
+        }
+    }
+}
+
+fn release_if_empty(connection: &mut Connection, pool: &mut Pool) {
+    if connection.to_guest.is_empty() {
+        connection.to_guest.release(pool);
+    }
+}
+
+/// Writes bytes that waited.
+fn drain_to_host(connection: &mut Connection, pool: &mut Pool) {
+    while connection.writable && !connection.to_host.is_empty() {
+        let (first, second) = connection.to_host.slices(0, connection.to_host.len());
+        let wanted = first.len() + second.len();
+        match write_host(connection, &[IoSlice::new(first), IoSlice::new(second)]) {
+            Some(count) => {
+                connection.writable = count == wanted;
+                connection.bytes_up += count as u64;
+                connection.to_host.consume(count, pool);
+            }
+            None => {
+                connection.over = Some(Over::HostReset);
+                return;
+            }
+        }
+    }
+}
+
+/// Writes to the host's socket. `None`: it is broken.
+fn write_host(connection: &Connection, parts: &[IoSlice<'_>]) -> Option<usize> {
+    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+    let none = &mut SendAncillaryBuffer::default();
+    loop {
+        match sendmsg(&connection.socket, parts, none, flags) {
+            Ok(count) => return Some(count),
+            Err(Errno::AGAIN) => return Some(0),
+            Err(Errno::INTR) => {}
+            Err(_) => return None,
+        }
+    }
+}
+
+/// The guest has said all, and all of it is written.
+fn shut_host(connection: &mut Connection) {
+    if connection.guest_done && !connection.host_shut && connection.to_host.is_empty() {
+        // A socket that is broken says so when it is read.
+        let _ = shutdown(&connection.socket, Shutdown::Write);
+        connection.host_shut = true;
+        if connection.fin_acked {
+            connection.over = Some(Over::Closed);
+        }
+    }
+}
+
+/// Takes the bytes of a turn: as many as possible go to the host's socket from where they lie.
+fn commit(connection: &mut Connection, pool: &mut Pool, received: &[u8]) {
+    let parts = std::mem::take(&mut connection.parts);
+    let total: usize = parts.iter().map(|(_, length)| length).sum();
+    let mut taken = 0;
+    let direct = connection.writable
+        && !connection.look
+        && connection.to_host.is_empty()
+        && connection.over.is_none();
+    if direct && total > 0 {
+        taken = write_parts(connection, &parts, received);
+    }
+    let mut skip = taken;
+    for (place, length) in &parts {
+        let gone = skip.min(*length);
+        skip -= gone;
+        let rest = &received[place + gone..place + length];
+        let kept = connection.to_host.push(rest, pool);
+        taken += kept;
+        if kept < rest.len() {
+            break;
+        }
+    }
+    connection.parts = parts;
+    connection.parts.clear();
+    connection.parts.shrink_to(PARTS_KEPT);
+    if taken < total {
+        // There is no room for the rest: the guest sends it again.
+        connection.rcv = Seq(connection.rcv.0.wrapping_sub((total - taken) as u32));
+        connection.fin_at = None;
+    }
+    if connection
+        .fin_at
+        .take_if(|end| *end == connection.rcv)
+        .is_some()
+    {
+        connection.rcv += 1;
+        connection.edge += 1;
+        connection.guest_done = true;
+    }
+}
+
+fn write_parts(connection: &mut Connection, parts: &[(usize, usize)], received: &[u8]) -> usize {
+    let mut taken = 0;
+    for some in parts.chunks(PARTS_MAX) {
+        let mut slices = [IoSlice::new(&[]); PARTS_MAX];
+        let mut wanted = 0;
+        for (slice, (place, length)) in slices.iter_mut().zip(some) {
+            *slice = IoSlice::new(&received[*place..place + length]);
+            wanted += length;
+        }
+        let Some(count) = write_host(connection, &slices[..some.len()]) else {
+            connection.over = Some(Over::HostReset);
+            return taken;
+        };
+        taken += count;
+        connection.bytes_up += count as u64;
+        if count < wanted {
+            connection.writable = false;
+            break;
+        }
+    }
+    taken
+}
+
+/// A reset for a segment of no connection (RFC 9293, 3.10.7.1).
+fn refuse(world: &mut World, flow: &Flow, segment: &Segment<'_>) {
+    let says = if segment.has(flag::ACK) {
+        Says {
+            seq: segment.ack.0,
+            ack: 0,
+            flags: flag::RST,
+            window: 0,
+        }
+    } else {
+        Says {
+            seq: 0,
+            ack: (segment.seq + segment.length()).0,
+            flags: flag::RST | flag::ACK,
+            window: 0,
+        }
+    };
+    let template = Template::new(&world.network, flow);
+    let head = template.head(says, &[], [&[], &[]]);
+    let head = &head[crate::device::LENGTH..template.len()];
+    world.transmitter.push(|out| out.extend_from_slice(head));
+}
+
+/// The host cannot be reached, or refuses at once.
+fn unreachable(
+    world: &mut World,
+    flow: &Flow,
+    segment: &Segment<'_>,
+    packet: &Packet<'_>,
+    error: Errno,
+) {
+    match icmp::unreachable_code(error) {
+        Some(code) => icmp::unreachable(world, packet, code),
+        None => {
+            if !matches!(error, Errno::CONNREFUSED | Errno::ACCESS | Errno::PERM) {
+                world.log.trouble("cannot connect", &error.into());
+            }
+            refuse(world, flow, segment);
+        }
+    }
+}

@@ -1,0 +1,412 @@
+//! Stored configurations of microsandbox 0.5: what `msb create --from-microsandbox` reads.
+//!
+//! The form is that of its catalog, and of `config` in the output of its `inspect --format json`: 0.5.2 to 0.5.5. Nothing in
+//! it is passed over in silence. What a sandbox of ours cannot have yet is named, and refused unless the user says to leave
+//! it out; what has no meaning here is named in a warning. Values are never printed: some are secrets.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::Path;
+
+use anyhow::Context;
+use libmsb::cli::error::Failure;
+use libmsb::cli::escape::escape;
+use libmsb::state::write;
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+/// Longest file, in bytes. A megabyte of environment fits.
+const FILE_BYTES_MAX: u64 = 16 * 1024 * 1024;
+
+/// Fields that are about microsandbox's own process, and change nothing in the guest.
+const WITHOUT_MEANING: [&str; 6] = [
+    "log_level",
+    "metrics_sample_interval_ms",
+    "disable_metrics_sample",
+    "manifest_digest",
+    "pull_policy",
+    "registry_auth",
+];
+
+/// The file system in memory that microsandbox gives every guest for `/tmp`: a share of its memory, and at most so many MiB.
+const TMP_SHARE: u64 = 4;
+const TMP_MIB_MAX: u64 = 512;
+
+/// What a stored sandbox is, in our terms.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct Stored {
+    /// Its name.
+    pub(crate) name: Option<String>,
+    /// Its image's reference.
+    pub(crate) image: Option<String>,
+    /// Virtual processors.
+    pub(crate) cpus: Option<u8>,
+    /// Memory in MiB.
+    pub(crate) memory_mib: Option<u32>,
+    /// Size of the writable disk in MiB.
+    pub(crate) upper_mib: Option<u64>,
+    /// Variables.
+    pub(crate) env: Vec<(String, String)>,
+    /// Labels.
+    pub(crate) labels: BTreeMap<String, String>,
+    /// Directory of commands.
+    pub(crate) workdir: Option<String>,
+    /// User of commands.
+    pub(crate) user: Option<String>,
+    /// Host name.
+    pub(crate) hostname: Option<String>,
+    /// Entrypoint and arguments, the image's already resolved. Empty: what the image says.
+    pub(crate) command: Vec<OsString>,
+    /// Seconds.
+    pub(crate) idle_timeout_s: Option<u64>,
+    /// Seconds.
+    pub(crate) max_duration_s: Option<u64>,
+    /// What a sandbox of ours cannot have, by field and in words.
+    pub(crate) lacking: Vec<String>,
+    /// What was in the file and has no meaning here.
+    pub(crate) unused: Vec<String>,
+}
+
+/// Reads a file.
+pub(crate) fn read(path: &Path) -> anyhow::Result<Stored> {
+    let shown = path.display().to_string();
+    let wrong = |why: String| {
+        Failure::failed(format!("cannot understand '{}': {why}", escape(&shown))).hint(
+            "it must be a stored configuration of microsandbox 0.5: msb inspect NAME --format json",
+        )
+    };
+    let document: Option<Value> = write::read_json(path, FILE_BYTES_MAX)?;
+    let document = document
+        .with_context(|| Failure::not_found(format!("there is no file '{}'", escape(&shown))))?;
+    let Value::Object(mut fields) = document else {
+        return Err(wrong("it is no object".to_owned()).into());
+    };
+    // The output of `inspect` has it in a field.
+    if let Some(Value::Object(config)) = fields.remove("config") {
+        fields = config;
+    }
+    Ok(stored(fields).map_err(wrong)?)
+}
+
+/// The fields, one after the other, until none is left.
+fn stored(mut fields: Map<String, Value>) -> Result<Stored, String> {
+    let mut stored = Stored {
+        name: take(&mut fields, "name")?,
+        cpus: take(&mut fields, "cpus")?,
+        memory_mib: take(&mut fields, "memory_mib")?,
+        workdir: take(&mut fields, "workdir")?,
+        user: take(&mut fields, "user")?,
+        hostname: take(&mut fields, "hostname")?,
+        env: take::<Pairs>(&mut fields, "env")?.unwrap_or_default().0,
+        labels: take::<Pairs>(&mut fields, "labels")?
+            .unwrap_or_default()
+            .0
+            .into_iter()
+            .collect(),
+        ..Stored::default()
+    };
+    if stored.cpus == Some(0) || stored.memory_mib == Some(0) {
+        return Err("cpus and memory cannot be 0".to_owned());
+    }
+    for part in ["entrypoint", "cmd"] {
+        let words: Option<Vec<String>> = take(&mut fields, part)?;
+        stored
+            .command
+            .extend(words.into_iter().flatten().map(OsString::from));
+    }
+    image(&mut stored, &mut fields)?;
+    policy(&mut stored, &mut fields)?;
+    mounts(&mut stored, &mut fields)?;
+    network(&mut stored, &mut fields)?;
+    the_rest(&mut stored, fields);
+    Ok(stored)
+}
+
+/// Takes a field out; `None` when it is missing or null.
+fn take<T: for<'a> Deserialize<'a>>(
+    fields: &mut Map<String, Value>,
+    name: &str,
+) -> Result<Option<T>, String> {
+    match fields.remove(name) {
+        None | Some(Value::Null) => Ok(None),
+        // The error of the parser would show the value, which may be a secret.
+        Some(value) => serde_json::from_value(value)
+            .map(Some)
+            .map_err(|_| format!("its field '{}' is not what it should be", escape(name))),
+    }
+}
+
+/// Pairs of strings: as an array of arrays, or as an object.
+#[derive(Debug, Default)]
+struct Pairs(Vec<(String, String)>);
+
+impl<'de> Deserialize<'de> for Pairs {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Pairs, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Form {
+            Array(Vec<(String, String)>),
+            Object(BTreeMap<String, String>),
+        }
+        Ok(Pairs(match Form::deserialize(deserializer)? {
+            Form::Array(pairs) => pairs,
+            Form::Object(pairs) => pairs.into_iter().collect(),
+        }))
+    }
+}
+
+/// `{"Oci":"python"}` in 0.5.2, `{"Oci":{"reference":"python","upper_size_mib":8192}}` in 0.5.5; else `Bind` or `DiskImage`.
+fn image(stored: &mut Stored, fields: &mut Map<String, Value>) -> Result<(), String> {
+    #[derive(Deserialize)]
+    struct Oci {
+        reference: String,
+        upper_size_mib: Option<u64>,
+    }
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Source {
+        Reference(String),
+        Oci(Oci),
+    }
+    let Some(mut image) = take::<Map<String, Value>>(fields, "image")? else {
+        return Ok(());
+    };
+    match take(&mut image, "Oci")? {
+        Some(Source::Reference(reference)) => stored.image = Some(reference),
+        Some(Source::Oci(oci)) => {
+            stored.image = Some(oci.reference);
+            stored.upper_mib = oci.upper_size_mib;
+        }
+        None => {}
+    }
+    for kind in image.keys() {
+        let kind = escape(kind);
+        stored
+            .lacking
+            .push(format!("image: a root file system of the kind '{kind}'"));
+    }
+    Ok(())
+}
+
+/// When it ends by itself. 0.5 has seconds in two spellings.
+fn policy(stored: &mut Stored, fields: &mut Map<String, Value>) -> Result<(), String> {
+    let Some(mut policy) = take::<Map<String, Value>>(fields, "policy")? else {
+        return Ok(());
+    };
+    let idle = take(&mut policy, "idle_timeout_secs")?;
+    stored.idle_timeout_s = idle.or(take(&mut policy, "idle_timeout")?);
+    let longest = take(&mut policy, "max_duration_secs")?;
+    stored.max_duration_s = longest.or(take(&mut policy, "max_duration")?);
+    // A sandbox that is made by a configuration stays until it is removed.
+    policy.remove("ephemeral");
+    policy.retain(|_, value| says_something(value));
+    let names = policy
+        .keys()
+        .map(|name| format!("policy: '{}'", escape(name)));
+    stored.lacking.extend(names);
+    Ok(())
+}
+
+/// A mount. In 0.5.2 `readonly` stands beside the rest, since 0.5.4 it is one of `options`, and those count then.
+#[derive(Debug, PartialEq, Deserialize)]
+struct Mount {
+    r#type: String,
+    guest: String,
+    #[serde(default)]
+    host: Option<String>,
+    #[serde(default)]
+    name: Option<String>,
+    #[serde(default)]
+    size_mib: Option<u64>,
+    #[serde(default)]
+    readonly: bool,
+    #[serde(default)]
+    options: Option<MountOptions>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+struct MountOptions {
+    readonly: bool,
+    noexec: bool,
+    nosuid: bool,
+    nodev: bool,
+}
+
+impl Mount {
+    fn options(&self) -> MountOptions {
+        self.options.unwrap_or(MountOptions {
+            readonly: self.readonly,
+            ..MountOptions::default()
+        })
+    }
+
+    /// The form of `--volume` and `--tmpfs`, for people.
+    fn shown(&self) -> String {
+        let options = self.options();
+        let named = [
+            (options.readonly, "ro"),
+            (options.noexec, "noexec"),
+            (options.nosuid, "nosuid"),
+            (options.nodev, "nodev"),
+        ];
+        let named: Vec<&str> = named
+            .iter()
+            .filter(|(given, _)| *given)
+            .map(|(_, name)| *name)
+            .collect();
+        let source = self.host.as_deref().or(self.name.as_deref());
+        let mut text = format!(
+            "{} {}",
+            self.r#type.to_lowercase(),
+            source.map_or_else(
+                || self.guest.clone(),
+                |source| format!("{source}:{}", self.guest)
+            )
+        );
+        if !named.is_empty() {
+            text.push(':');
+            text.push_str(&named.join(","));
+        }
+        escape(&text).into_owned()
+    }
+}
+
+/// Mounts: what has none of them yet names each.
+fn mounts(stored: &mut Stored, fields: &mut Map<String, Value>) -> Result<(), String> {
+    let mounts: Vec<Mount> = take(fields, "mounts")?.unwrap_or_default();
+    let memory = u64::from(stored.memory_mib.unwrap_or(512));
+    for mount in mounts {
+        // Put there by microsandbox itself, not by a user.
+        let own = mount.r#type == "Tmpfs"
+            && mount.guest.trim_end_matches('/') == "/tmp"
+            && mount.size_mib == Some((memory / TMP_SHARE).clamp(1, TMP_MIB_MAX));
+        if own {
+            stored
+                .unused
+                .push("mounts: '/tmp' in memory (it is on the sandbox's disk)".to_owned());
+        } else {
+            stored.lacking.push(format!("mounts: {}", mount.shown()));
+        }
+    }
+    Ok(())
+}
+
+/// Network: what has none names what a user may have chosen.
+fn network(stored: &mut Stored, fields: &mut Map<String, Value>) -> Result<(), String> {
+    let Some(mut network) = take::<Map<String, Value>>(fields, "network")? else {
+        return Ok(());
+    };
+    let enabled: bool = take(&mut network, "enabled")?.unwrap_or(true);
+    if !enabled {
+        return Ok(());
+    }
+    for chosen in ["ports", "secrets"] {
+        if network
+            .remove(chosen)
+            .is_some_and(|value| says_something(&value))
+        {
+            stored.lacking.push(format!("network: {chosen}"));
+        }
+    }
+    stored
+        .unused
+        .push("network: guests of this version have none but the loopback".to_owned());
+    Ok(())
+}
+
+/// Whether a value is more than nothing.
+fn says_something(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => false,
+        Value::Array(items) => !items.is_empty(),
+        Value::Object(fields) => fields.values().any(says_something),
+        Value::String(text) => !text.is_empty(),
+        Value::Bool(true) | Value::Number(_) => true,
+    }
+}
+
+/// What is left is lacking, if it says anything; but what is about microsandbox's own process.
+fn the_rest(stored: &mut Stored, fields: Map<String, Value>) {
+    for (name, value) in fields {
+        if !says_something(&value) {
+            continue;
+        }
+        let shown = format!("'{}'", escape(&name));
+        if WITHOUT_MEANING.contains(&name.as_str()) {
+            stored.unused.push(shown);
+        // What every configuration has that nobody changed.
+        } else if (name.as_str(), value.as_str()) != ("security", Some("default"))
+            && (name.as_str(), value.as_str()) != ("shell", Some("/bin/sh"))
+        {
+            stored.lacking.push(shown);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(json: Value) -> Result<Stored, String> {
+        let Value::Object(fields) = json else {
+            panic!("no object")
+        };
+        stored(fields)
+    }
+
+    #[test]
+    fn the_old_form_of_a_mount_keeps_what_it_says() {
+        let mount = |json: Value| serde_json::from_value::<Mount>(json).unwrap().shown();
+        let old = serde_json::json!({"type":"Bind","host":"/data","guest":"/d","readonly":true});
+        assert_eq!(mount(old), "bind /data:/d:ro");
+        let new = serde_json::json!({"type":"Bind","host":"/data","guest":"/d",
+            "options":{"readonly":false,"noexec":true,"nosuid":false,"nodev":false}});
+        assert_eq!(mount(new), "bind /data:/d:noexec");
+        let named = serde_json::json!({"type":"Named","name":"cache","guest":"/c"});
+        assert_eq!(mount(named), "named cache:/c");
+    }
+
+    #[test]
+    fn both_forms_of_an_image_are_read_and_other_roots_are_named() {
+        let old = parsed(serde_json::json!({"image":{"Oci":"python"}})).unwrap();
+        assert_eq!(old.image.as_deref(), Some("python"));
+        let new = serde_json::json!({"image":{"Oci":{"reference":"python","upper_size_mib":8192}}});
+        let new = parsed(new).unwrap();
+        assert_eq!(
+            (new.image.as_deref(), new.upper_mib),
+            (Some("python"), Some(8192))
+        );
+        let bind = parsed(serde_json::json!({"image":{"Bind":"/srv/root"}})).unwrap();
+        assert_eq!(
+            bind.lacking,
+            ["image: a root file system of the kind 'Bind'"]
+        );
+    }
+
+    #[test]
+    fn fields_of_another_sort_are_refused_without_showing_them() {
+        for json in [
+            serde_json::json!({"cpus":"secret"}),
+            serde_json::json!({"env":"secret"}),
+            serde_json::json!({"cpus":300}),
+            serde_json::json!({"cpus":0}),
+            serde_json::json!({"memory_mib":0}),
+            serde_json::json!({"mounts":[{"guest":"secret"}]}),
+        ] {
+            let error = parsed(json.clone()).unwrap_err();
+            assert!(!error.contains("secret"), "{json}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_field_that_nobody_knows_is_lacking_when_it_says_something() {
+        let stored = parsed(serde_json::json!({
+            "init": {"path": "/sbin/init"}, "scripts": {}, "patches": [], "shell": "/bin/sh",
+            "security": "restricted", "log_level": "debug", "vsock": 3
+        }));
+        let stored = stored.unwrap();
+        assert_eq!(stored.lacking, ["'init'", "'security'", "'vsock'"]);
+        assert_eq!(stored.unused, ["'log_level'"]);
+    }
+}

@@ -1,0 +1,188 @@
+//! What the machine's process gives up before the guest runs.
+//!
+//! The guest is the stranger here: whoever breaks out of it stands in this process. So it keeps what the plan names and
+//! nothing else. Each step says what is gone after it; none of them stops a start, and the supervisor is told of all.
+
+use std::ffi::OsStr;
+use std::os::fd::BorrowedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use libmsb::isolate::{self, Access, Place, Reach, Step, Taken};
+use libmsb::machine::{Disk, Engine, Format, KrunKernel, Plan};
+use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::process::{Resource, Rlimit, setrlimit};
+
+/// Who takes the steps, in what is told of them.
+const PROCESS: &str = "vmm";
+
+/// Where programs and their libraries are, and what they read of themselves.
+const PROGRAMS: [&str; 7] = [
+    "/usr",
+    "/bin",
+    "/sbin",
+    "/lib",
+    "/lib64",
+    "/nix/store",
+    "/opt",
+];
+
+/// What the loader of programs, the C library and QEMU look up. Of `/proc`, ourselves alone: with the rest, what other
+/// processes of this user were started with.
+const LOOKED_UP: [&str; 10] = [
+    "/etc/ld.so.cache",
+    "/etc/ld.so.preload",
+    "/etc/qemu",
+    "/etc/localtime",
+    "/proc/self",
+    "/proc/cpuinfo",
+    "/proc/meminfo",
+    "/proc/sys/vm",
+    "/sys/devices/system",
+    "/sys/kernel/mm",
+];
+
+/// What an engine uses of the host's devices.
+const DEVICES: [&str; 5] = [
+    "/dev/kvm",
+    "/dev/null",
+    "/dev/zero",
+    "/dev/random",
+    "/dev/urandom",
+];
+
+/// Longest description of a disk, in bytes; see [`extents`].
+const VMDK_BYTES_MAX: u64 = 1024 * 1024;
+
+/// Takes the steps, in their order: each of the later ones would keep an earlier one from being taken.
+pub(crate) fn before_guest(plan: &Plan) -> Vec<Step> {
+    let executes = matches!(plan.engine, Engine::Qemu(_));
+    vec![
+        // No network of the host, no abstract socket, no shared memory, and of root no more than its files.
+        Step::of(PROCESS, "network", isolate::leave_network()),
+        // The guest's memory is nobody's business, also when we crash.
+        Step::of(PROCESS, "core", refuse_core_dumps()),
+        // No set-user-id program helps.
+        Step::of(PROCESS, "privileges", isolate::refuse_privileges()),
+        // No file but the machine's own disks, kernel, folders and programs.
+        Step::of(PROCESS, "paths", keep_paths(plan)),
+        // No mounts, namespaces, modules, nor other processes; with libkrun no programs either, and QEMU, which is to be
+        // executed yet, then refuses them itself (-sandbox).
+        Step::of(PROCESS, "calls", isolate::refuse_calls(executes)),
+    ]
+}
+
+/// Tells the supervisor. Should it not listen, it shows no isolation.
+pub(crate) fn report(plan: &Plan, steps: &[Step]) {
+    let Some(number) = plan.report_fd.filter(|number| *number > 2) else {
+        return;
+    };
+    // SAFETY: the descriptor was inherited, nothing in this process closes it, and the borrow ends with this function. If
+    // the number is none of an open file, the calls say so.
+    let pipe = unsafe { BorrowedFd::borrow_raw(number) };
+    let _ = fcntl_setfd(pipe, FdFlags::CLOEXEC);
+    if let Ok(json) = serde_json::to_vec(steps) {
+        // It is far shorter than a pipe, and so is written whole.
+        let _ = rustix::io::write(pipe, &[json, b"\n".to_vec()].concat());
+    }
+}
+
+fn refuse_core_dumps() -> Taken {
+    let none = Rlimit {
+        current: Some(0),
+        maximum: Some(0),
+    };
+    match setrlimit(Resource::Core, none) {
+        Ok(()) => Taken::Whole,
+        Err(error) => Taken::Not(std::io::Error::from(error).to_string()),
+    }
+}
+
+fn keep_paths(plan: &Plan) -> Taken {
+    let mut rules: Vec<(Place<'_>, Access)> = Vec::new();
+    let mut keep = |path: &Path, access| rules.push((Place::from(path), access));
+    PROGRAMS
+        .iter()
+        .for_each(|path| keep(Path::new(path), Access::Execute));
+    LOOKED_UP
+        .iter()
+        .for_each(|path| keep(Path::new(path), Access::Read));
+    DEVICES
+        .iter()
+        .for_each(|path| keep(Path::new(path), Access::Write));
+    match &plan.engine {
+        Engine::Qemu(engine) => {
+            keep(&engine.program, Access::Execute);
+            keep(&engine.kernel, Access::Read);
+            keep(&engine.initrd, Access::Read);
+            // One that was built by the user has its firmware beside it.
+            if let Some(prefix) = engine.program.ancestors().nth(2) {
+                keep(&prefix.join("share/qemu"), Access::Read);
+                keep(&prefix.join("lib"), Access::Read);
+            }
+        }
+        Engine::Krun(engine) => match &engine.kernel {
+            KrunKernel::Library { path, agent } => {
+                keep(path, Access::Read);
+                keep(agent, Access::Read);
+            }
+            KrunKernel::Image { path, initrd, .. } => {
+                keep(path, Access::Read);
+                keep(initrd, Access::Read);
+            }
+        },
+    }
+    for disk in &plan.disks {
+        let access = if disk.read_only {
+            Access::Read
+        } else {
+            Access::Write
+        };
+        keep(&disk.path, access);
+        extents(disk)
+            .iter()
+            .for_each(|extent| keep(extent, Access::Read));
+    }
+    isolate::keep_paths(&rules, Reach::Alone)
+}
+
+/// The files that a disk consists of beside its description.
+fn extents(disk: &Disk) -> Vec<PathBuf> {
+    if disk.format != Format::Vmdk {
+        return Vec::new();
+    }
+    let text = libmsb::state::write::read_bounded(&disk.path, VMDK_BYTES_MAX);
+    let text = text.ok().flatten().unwrap_or_default();
+    let folder = disk.path.parent().unwrap_or(Path::new("/"));
+    let lines = text.split(|byte| *byte == b'\n');
+    lines
+        .filter(|line| line.starts_with(b"RW ") || line.starts_with(b"RDONLY "))
+        .filter_map(|line| line.split(|byte| *byte == b'"').nth(1))
+        .map(|name| folder.join(OsStr::from_bytes(name)))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_files_of_a_disk_are_those_that_its_description_names() {
+        let folder = std::env::temp_dir().join(format!("msb-vmm-{}", std::process::id()));
+        std::fs::create_dir(&folder).unwrap();
+        let path = folder.join("x.vmdk");
+        let text = "# \"no\"\nRW 8 FLAT \"a b\" 0\nRW 8 FLAT \"../c\" 0\nddb.x = \"4\"\n";
+        std::fs::write(&path, text).unwrap();
+        let disk = |format| Disk {
+            serial: "s".into(),
+            path: path.clone(),
+            format,
+            read_only: true,
+            volatile: false,
+        };
+        let expected = [folder.join("a b"), folder.join("../c")];
+        assert_eq!(extents(&disk(Format::Vmdk)), expected);
+        assert_eq!(extents(&disk(Format::Raw)), Vec::<PathBuf>::new());
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+}

@@ -1,0 +1,386 @@
+//! The vhost-user side of a virtiofs device: QEMU says where the guest's memory and the queues are, and then only the
+//! queues speak (QEMU: docs/interop/vhost-user.rst). libkrun's device does the rest.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::{FromRawFd, IntoRawFd};
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::AtomicI32;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::{Context, anyhow};
+use krun_devices::legacy::{IrqChipDevice, IrqChipT};
+use krun_devices::virtio::passthrough::PermissionSemantics;
+use krun_devices::virtio::{DeviceQueue, Fs, InterruptTransport, Queue, VirtioDevice};
+use krun_devices::{BusDevice, Error as DeviceError};
+use krun_utils::eventfd::EventFd;
+use libmsb::cli::exit;
+use vhost::vhost_user::message::{
+    VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
+    VhostUserLog, VhostUserMemoryRegion, VhostUserProtocolFeatures, VhostUserShMemConfig,
+    VhostUserSharedMsg, VhostUserSingleMemoryRegion, VhostUserVirtioFeatures,
+    VhostUserVringAddrFlags, VhostUserVringState,
+};
+use vhost::vhost_user::{
+    BackendReqHandler, Error, GpuBackend, Result, VhostUserBackendReqHandlerMut,
+};
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
+
+use super::stage::SHARE;
+
+/// Queues of a virtiofs device: one for what is urgent, one for requests (virtio 1.2, 5.11.2).
+const QUEUES: usize = 2;
+/// Most descriptors of a queue; libkrun's bound.
+const QUEUE_SIZE_MAX: u16 = 1024;
+/// The guest says when it wants to be notified (virtio 1.2, 2.7.10).
+const EVENT_IDX: u64 = 1 << 29;
+
+/// Serves until the machine hangs up.
+pub(super) fn serve(socket: UnixStream, tag: &str) -> anyhow::Result<()> {
+    end_with_any_thread();
+    let device = Device::new(tag)?;
+    let mut requests = BackendReqHandler::from_stream(socket, Arc::new(Mutex::new(device)));
+    loop {
+        match requests.handle_request() {
+            Ok(()) => {}
+            Err(Error::Disconnected | Error::PartialMessage | Error::SocketBroken(_)) => {
+                return Ok(());
+            }
+            Err(error) => return Err(error).context("cannot understand the machine"),
+        }
+    }
+}
+
+/// libkrun gives up a thread when a queue makes no sense. A guest that waits for its files for ever is worse than none.
+fn end_with_any_thread() {
+    let tell = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        tell(panic);
+        std::process::exit(i32::from(exit::BUG));
+    }));
+}
+
+/// How the guest is notified: by descriptors that QEMU sends, one for each queue.
+#[derive(Default)]
+struct Calls(Mutex<[Option<File>; QUEUES]>);
+
+impl Calls {
+    fn set(&self, index: usize, file: Option<File>) -> Result<()> {
+        let mut files = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *files.get_mut(index).ok_or(Error::InvalidParam)? = file;
+        Ok(())
+    }
+}
+
+/// The interrupt of a device that has one for all queues. A guest that is told of a queue which has nothing looks, and
+/// goes on.
+struct Interrupt(Arc<Calls>);
+
+impl BusDevice for Interrupt {}
+
+impl IrqChipT for Interrupt {
+    fn get_mmio_addr(&self) -> u64 {
+        0
+    }
+
+    fn get_mmio_size(&self) -> u64 {
+        0
+    }
+
+    fn set_irq(
+        &self,
+        _line: Option<u32>,
+        _event: Option<&EventFd>,
+    ) -> std::result::Result<(), DeviceError> {
+        let files = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
+        files
+            .iter()
+            .flatten()
+            .try_for_each(|mut file| file.write_all(&1_u64.to_ne_bytes()))
+            .map_err(DeviceError::FailedSignalingUsedQueue)
+    }
+}
+
+/// A queue as QEMU describes it, bit by bit. Addresses are the guest's.
+#[derive(Default)]
+struct Ring {
+    size: u16,
+    descriptors: u64,
+    available: u64,
+    used: u64,
+    kick: Option<File>,
+    enabled: bool,
+}
+
+/// A part of the guest's memory: where it is for the guest, and where QEMU has it.
+struct Region {
+    guest: u64,
+    qemu: u64,
+    bytes: u64,
+}
+
+struct Device {
+    fs: Fs,
+    features: u64,
+    memory: Option<GuestMemoryMmap>,
+    regions: Vec<Region>,
+    rings: [Ring; QUEUES],
+    calls: Arc<Calls>,
+}
+
+impl Device {
+    fn new(tag: &str) -> anyhow::Result<Device> {
+        let fs = Fs::new(
+            tag.to_owned(),
+            PermissionSemantics::LinuxComplete,
+            Some(SHARE.to_owned()),
+            Arc::new(AtomicI32::new(0)),
+            false,
+            Vec::new(),
+        );
+        Ok(Device {
+            fs: fs.map_err(|error| anyhow!("cannot make the file server: {error:?}"))?,
+            features: 0,
+            memory: None,
+            regions: Vec::new(),
+            rings: Default::default(),
+            calls: Arc::default(),
+        })
+    }
+
+    fn ring(&mut self, index: usize) -> Result<&mut Ring> {
+        self.rings.get_mut(index).ok_or(Error::InvalidParam)
+    }
+
+    /// An address of QEMU as one of the guest.
+    fn guest_address(&self, address: u64) -> Result<u64> {
+        let inside = |region: &&Region| {
+            address
+                .checked_sub(region.qemu)
+                .is_some_and(|offset| offset < region.bytes)
+        };
+        let region = self
+            .regions
+            .iter()
+            .find(inside)
+            .ok_or(Error::InvalidParam)?;
+        Ok(region.guest + (address - region.qemu))
+    }
+
+    /// Lets libkrun's device take over when all is there that it needs.
+    fn start_if_ready(&mut self) -> Result<()> {
+        let ready = self
+            .rings
+            .iter()
+            .all(|ring| ring.enabled && ring.kick.is_some());
+        let (true, Some(memory), false) = (ready, self.memory.clone(), self.fs.is_activated())
+        else {
+            return Ok(());
+        };
+        let event_idx = self.features & EVENT_IDX != 0;
+        let queues = self
+            .rings
+            .iter_mut()
+            .filter_map(|ring| ring.take(event_idx));
+        let queues: Vec<DeviceQueue> = queues.collect();
+        let chip = IrqChipDevice::new(Box::new(Interrupt(self.calls.clone())));
+        let interrupt = InterruptTransport::new(Arc::new(Mutex::new(chip)), "share".to_owned())
+            .map_err(|_| Error::BackendInternalError)?;
+        self.fs
+            .set_acked_features(self.features & self.fs.avail_features());
+        self.fs
+            .activate(memory, interrupt, queues)
+            .map_err(|_| Error::BackendInternalError)
+    }
+}
+
+impl Ring {
+    fn take(&mut self, event_idx: bool) -> Option<DeviceQueue> {
+        let kick = self.kick.take()?;
+        let mut queue = Queue::new(QUEUE_SIZE_MAX);
+        queue.size = self.size;
+        queue.desc_table = GuestAddress(self.descriptors);
+        queue.avail_ring = GuestAddress(self.available);
+        queue.used_ring = GuestAddress(self.used);
+        queue.set_event_idx(event_idx);
+        queue.ready = true;
+        // SAFETY: the descriptor is open, is an eventfd by the protocol, and belongs to nobody else from here on.
+        let event = unsafe { EventFd::from_raw_fd(kick.into_raw_fd()) };
+        Some(DeviceQueue::new(queue, Arc::new(event)))
+    }
+}
+
+impl VhostUserBackendReqHandlerMut for Device {
+    fn set_owner(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn reset_owner(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn reset_device(&mut self) -> Result<()> {
+        Err(Error::InvalidOperation("reset"))
+    }
+
+    fn get_features(&mut self) -> Result<u64> {
+        Ok(self.fs.avail_features() | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits())
+    }
+
+    fn set_features(&mut self, features: u64) -> Result<()> {
+        self.features = features;
+        Ok(())
+    }
+
+    fn get_protocol_features(&mut self) -> Result<VhostUserProtocolFeatures> {
+        Ok(VhostUserProtocolFeatures::MQ)
+    }
+
+    fn set_protocol_features(&mut self, _features: u64) -> Result<()> {
+        Ok(())
+    }
+
+    fn get_queue_num(&mut self) -> Result<u64> {
+        Ok(QUEUES as u64)
+    }
+
+    fn set_mem_table(&mut self, table: &[VhostUserMemoryRegion], files: Vec<File>) -> Result<()> {
+        let mut parts = Vec::new();
+        let mut regions = Vec::new();
+        for (region, file) in table.iter().zip(files) {
+            let bytes = usize::try_from(region.memory_size).map_err(|_| Error::InvalidParam)?;
+            let offset = FileOffset::new(file, region.mmap_offset);
+            parts.push((GuestAddress(region.guest_phys_addr), bytes, Some(offset)));
+            regions.push(Region {
+                guest: region.guest_phys_addr,
+                qemu: region.user_addr,
+                bytes: region.memory_size,
+            });
+        }
+        parts.sort_by_key(|(address, ..)| *address);
+        let memory = GuestMemoryMmap::from_ranges_with_files(parts);
+        self.memory = Some(memory.map_err(|_| Error::InvalidParam)?);
+        self.regions = regions;
+        Ok(())
+    }
+
+    fn set_vring_num(&mut self, index: u32, num: u32) -> Result<()> {
+        let size = u16::try_from(num).map_err(|_| Error::InvalidParam)?;
+        if size == 0 || size > QUEUE_SIZE_MAX {
+            return Err(Error::InvalidParam);
+        }
+        self.ring(index as usize)?.size = size;
+        Ok(())
+    }
+
+    fn set_vring_addr(
+        &mut self,
+        index: u32,
+        _flags: VhostUserVringAddrFlags,
+        descriptor: u64,
+        used: u64,
+        available: u64,
+        _log: u64,
+    ) -> Result<()> {
+        let addresses = [descriptor, used, available].map(|address| self.guest_address(address));
+        let [descriptors, used, available] = addresses;
+        let ring = self.ring(index as usize)?;
+        (ring.descriptors, ring.used, ring.available) = (descriptors?, used?, available?);
+        Ok(())
+    }
+
+    /// A queue starts at its beginning: a machine is neither moved nor paused.
+    fn set_vring_base(&mut self, _index: u32, base: u32) -> Result<()> {
+        if base == 0 {
+            Ok(())
+        } else {
+            Err(Error::InvalidParam)
+        }
+    }
+
+    /// The queue stops: the guest has let go of the device.
+    fn get_vring_base(&mut self, index: u32) -> Result<VhostUserVringState> {
+        self.fs.reset();
+        let ring = self.ring(index as usize)?;
+        ring.enabled = false;
+        ring.kick = None;
+        Ok(VhostUserVringState::new(index, 0))
+    }
+
+    fn set_vring_kick(&mut self, index: u8, file: Option<File>) -> Result<()> {
+        self.ring(usize::from(index))?.kick = file;
+        self.start_if_ready()
+    }
+
+    fn set_vring_call(&mut self, index: u8, file: Option<File>) -> Result<()> {
+        self.calls.set(usize::from(index), file)
+    }
+
+    fn set_vring_err(&mut self, _index: u8, _file: Option<File>) -> Result<()> {
+        Ok(())
+    }
+
+    fn set_vring_enable(&mut self, index: u32, enable: bool) -> Result<()> {
+        self.ring(index as usize)?.enabled = enable;
+        self.start_if_ready()
+    }
+
+    // Nothing below was offered, so nobody asks for it.
+
+    fn get_config(&mut self, _: u32, _: u32, _: VhostUserConfigFlags) -> Result<Vec<u8>> {
+        Err(Error::InvalidOperation("config"))
+    }
+
+    fn set_config(&mut self, _: u32, _: &[u8], _: VhostUserConfigFlags) -> Result<()> {
+        Err(Error::InvalidOperation("config"))
+    }
+
+    fn set_gpu_socket(&mut self, _: GpuBackend) -> Result<()> {
+        Err(Error::InvalidOperation("gpu"))
+    }
+
+    fn get_shared_object(&mut self, _: VhostUserSharedMsg) -> Result<File> {
+        Err(Error::InvalidOperation("shared object"))
+    }
+
+    fn get_inflight_fd(&mut self, _: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
+        Err(Error::InvalidOperation("inflight"))
+    }
+
+    fn set_inflight_fd(&mut self, _: &VhostUserInflight, _: File) -> Result<()> {
+        Err(Error::InvalidOperation("inflight"))
+    }
+
+    fn get_max_mem_slots(&mut self) -> Result<u64> {
+        Err(Error::InvalidOperation("memory slots"))
+    }
+
+    fn add_mem_region(&mut self, _: &VhostUserSingleMemoryRegion, _: File) -> Result<()> {
+        Err(Error::InvalidOperation("memory slots"))
+    }
+
+    fn remove_mem_region(&mut self, _: &VhostUserSingleMemoryRegion) -> Result<()> {
+        Err(Error::InvalidOperation("memory slots"))
+    }
+
+    fn set_device_state_fd(
+        &mut self,
+        _: VhostTransferStateDirection,
+        _: VhostTransferStatePhase,
+        _: File,
+    ) -> Result<Option<File>> {
+        Err(Error::InvalidOperation("device state"))
+    }
+
+    fn check_device_state(&mut self) -> Result<()> {
+        Err(Error::InvalidOperation("device state"))
+    }
+
+    fn get_shmem_config(&mut self) -> Result<VhostUserShMemConfig> {
+        Err(Error::InvalidOperation("shared memory"))
+    }
+
+    fn set_log_base(&mut self, _: &VhostUserLog, _: File) -> Result<()> {
+        Err(Error::InvalidOperation("log"))
+    }
+}

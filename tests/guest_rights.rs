@@ -1,0 +1,85 @@
+//! What commands of a guest may do: everything, or what `--security restricted` leaves.
+
+use crate::support::Home;
+
+/// A script that tells what it may do.
+const PROBE: &str = "grep -E '^(NoNewPrivs|CapEff|CapBnd)' /proc/self/status; mount -t tmpfs none /mnt 2>&1 && echo mounted";
+
+/// The bit of `CAP_SYS_ADMIN`, in the capabilities that the probe tells.
+fn has_sys_admin(output: &str, set: &str) -> bool {
+    let mask = output
+        .lines()
+        .find_map(|line| line.strip_prefix(set))
+        .unwrap();
+    let mask = u64::from_str_radix(mask.trim_start_matches(':').trim(), 16).unwrap();
+    mask & (1 << 21) != 0
+}
+
+#[test]
+fn by_default_root_of_a_guest_is_root() {
+    let home = Home::with_busybox();
+    let output = home
+        .run([
+            "run",
+            "--mkdir",
+            "/mnt",
+            "busybox:test",
+            "--",
+            "sh",
+            "-c",
+            PROBE,
+        ])
+        .done();
+    assert!(output.contains("NoNewPrivs:\t0"), "{output}");
+    assert!(has_sys_admin(&output, "CapEff"), "{output}");
+    assert!(output.ends_with("mounted\n"), "{output}");
+}
+
+#[test]
+fn a_restricted_command_cannot_mount_nor_gain_rights() {
+    let home = Home::with_busybox();
+    let restricted = [
+        "--security",
+        "restricted",
+        "--mkdir",
+        "/mnt",
+        "busybox:test",
+    ];
+    let args = [&["run", "-d", "--name", "x"][..], &restricted].concat();
+    home.run(args).done();
+    for user in ["root", "alice"] {
+        let args = ["exec", "--user", user, "x", "--", "sh", "-c", PROBE];
+        let outcome = home.run(args);
+        let output = String::from_utf8_lossy(&outcome.stdout).into_owned();
+        assert_eq!(outcome.code, 1, "{output}");
+        assert!(output.contains("NoNewPrivs:\t1"), "{output}");
+        assert!(!has_sys_admin(&output, "CapEff"), "{output}");
+        assert!(!has_sys_admin(&output, "CapBnd"), "{output}");
+        assert!(!output.contains("mounted"), "{output}");
+    }
+    home.run(["stop", "x"]).done();
+}
+
+#[test]
+fn the_profile_is_shown_and_kept() {
+    let home = Home::with_busybox();
+    let args = [
+        "create",
+        "--name",
+        "x",
+        "--no-start",
+        "--security",
+        "restricted",
+        "busybox:test",
+    ];
+    home.run(args).done();
+    let text = home.run(["inspect", "x"]).done();
+    assert!(
+        text.lines()
+            .any(|line| line.split_whitespace().eq(["Security", "restricted"])),
+        "{text}"
+    );
+    let json = home.run(["inspect", "--format", "json", "x"]).done();
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["config"]["guest"]["security"], "restricted");
+}

@@ -1,0 +1,491 @@
+//! Folders and files of the host, and memory, in a guest.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+
+use crate::support::{Home, Outcome, wait_until};
+
+fn stderr(outcome: &Outcome) -> String {
+    String::from_utf8_lossy(&outcome.stderr).into_owned()
+}
+
+/// A folder of the test with a file in it.
+fn source(home: &Home) -> PathBuf {
+    let folder = home.folder.join("src");
+    fs::create_dir(&folder).unwrap();
+    fs::write(folder.join("f"), "from the host\n").unwrap();
+    folder
+}
+
+/// Runs a script in a guest with mounts, `-v` each.
+#[track_caller]
+fn run(home: &Home, mounts: &[String], script: &str) -> Outcome {
+    let mut args = vec!["run"];
+    for mount in mounts {
+        args.extend(["-v", mount.as_str()]);
+    }
+    args.extend(["busybox:test", "--", "sh", "-c", script]);
+    home.run(args)
+}
+
+fn bind(from: &Path, to: &str) -> String {
+    format!("{}:{to}", from.display())
+}
+
+#[test]
+fn a_folder_is_the_same_on_both_sides_and_what_root_makes_is_the_users() {
+    let home = Home::with_busybox();
+    let folder = source(&home);
+    let script = "stat -c %u:%g /src/f; cat /src/f; echo new >/src/n; mkdir /src/d; ln -s n /src/l; mv /src/f /src/d/g";
+    run(&home, &[bind(&folder, "/src")], script).is(0, "0:0\nfrom the host\n", "");
+    assert_eq!(fs::read_to_string(folder.join("n")).unwrap(), "new\n");
+    assert_eq!(
+        fs::read_to_string(folder.join("d/g")).unwrap(),
+        "from the host\n"
+    );
+    assert_eq!(fs::read_link(folder.join("l")).unwrap(), Path::new("n"));
+    let me = fs::metadata(&folder).unwrap().uid();
+    for made in ["n", "d", "d/g"] {
+        assert_eq!(fs::metadata(folder.join(made)).unwrap().uid(), me, "{made}");
+    }
+}
+
+#[test]
+fn a_user_of_the_guest_has_files_of_its_own_which_are_no_users_of_the_host() {
+    let home = Home::with_busybox();
+    let folder = source(&home);
+    let script = "touch /src/theirs && chown 1000:1000 /src/theirs && stat -c %u:%g /src/theirs && su -s /bin/sh nobody -c 'echo x >/src/f' 2>&1";
+    let outcome = run(&home, &[bind(&folder, "/src")], script);
+    assert_eq!(
+        String::from_utf8_lossy(&outcome.stdout).lines().next(),
+        Some("1000:1000"),
+        "{outcome:?}"
+    );
+    let theirs = fs::metadata(folder.join("theirs")).unwrap().uid();
+    let me = fs::metadata(&folder).unwrap().uid();
+    assert!(theirs >= 100_000 && theirs != me, "{theirs}");
+    assert_eq!(
+        fs::read_to_string(folder.join("f")).unwrap(),
+        "from the host\n"
+    );
+}
+
+#[test]
+fn a_single_file_is_mounted_alone() {
+    let home = Home::with_busybox();
+    let folder = source(&home);
+    fs::write(folder.join("secret"), "no").unwrap();
+    let mount = bind(&folder.join("f"), "/etc/deep/er/f:ro");
+    run(&home, &[mount], "ls -A /etc/deep/er; cat /etc/deep/er/f").is(0, "f\nfrom the host\n", "");
+}
+
+#[test]
+fn what_is_read_only_stays_so_whatever_the_guests_root_does() {
+    let home = Home::with_busybox();
+    let folder = source(&home);
+    let script = "echo a >/src/f; mount -o remount,rw /src && echo b >/src/f; \
+        mkdir /x; mount -t virtiofs msb-mounts /x && { echo c >/x/0/f; rm /x/0/f; chmod 777 /x/0; }; cat /src/f";
+    let outcome = run(&home, &[bind(&folder, "/src:ro")], script);
+    assert!(outcome.stdout.ends_with(b"from the host\n"), "{outcome:?}");
+    assert_eq!(
+        fs::read_to_string(folder.join("f")).unwrap(),
+        "from the host\n"
+    );
+    assert_eq!(
+        fs::metadata(&folder).unwrap().permissions().mode() & 0o7777,
+        0o755
+    );
+}
+
+#[test]
+fn parents_are_mounted_before_children_whatever_their_order() {
+    let home = Home::with_busybox();
+    let folder = source(&home);
+    fs::create_dir(folder.join("inner")).unwrap();
+    let other = home.folder.join("other");
+    fs::create_dir(&other).unwrap();
+    fs::write(other.join("o"), "o").unwrap();
+    let outcome = home.run([
+        "run",
+        "-v",
+        &bind(&other, "/a/inner"),
+        "-v",
+        &bind(&folder, "/a"),
+        "--tmpfs",
+        "/a/inner/t:1M",
+        "busybox:test",
+        "--",
+        "sh",
+        "-c",
+        "ls /a /a/inner; stat -f -c %T /a/inner/t",
+    ]);
+    outcome.is(0, "/a:\nf\ninner\n\n/a/inner:\no\nt\ntmpfs\n", "");
+}
+
+#[test]
+fn options_hold_in_the_guest_and_are_shown_by_inspect() {
+    let home = Home::with_busybox();
+    let folder = source(&home);
+    fs::write(folder.join("p"), "#!/bin/sh\necho ran\n").unwrap();
+    fs::set_permissions(folder.join("p"), fs::Permissions::from_mode(0o755)).unwrap();
+    let mount = bind(&folder, "/src:ro,noexec,nosuid,nodev");
+    home.run([
+        "create",
+        "--name",
+        "x",
+        "-v",
+        &mount,
+        "--tmpfs",
+        "/t:2M:noexec",
+        "busybox:test",
+    ])
+    .done();
+    let script = "/src/p; grep -E ' (/src|/t) ' /proc/mounts | cut -d' ' -f2-4";
+    let outcome = home.run(["exec", "x", "--", "sh", "-c", script]);
+    let said = String::from_utf8_lossy(&outcome.stdout).into_owned();
+    assert!(
+        said.contains("/src virtiofs ro,nosuid,nodev,noexec,relatime"),
+        "{said}"
+    );
+    assert!(
+        said.contains("/t tmpfs rw,noexec,relatime,size=2048k"),
+        "{said}"
+    );
+    assert!(
+        stderr(&outcome).contains("Permission denied"),
+        "{outcome:?}"
+    );
+    let inspected = home.run(["inspect", "x"]).done();
+    let wanted = format!("bind {} at /src (ro,noexec,nosuid,nodev)", folder.display());
+    assert!(inspected.contains(&wanted), "{inspected}");
+    assert!(
+        inspected.contains("tmpfs 2.0 MiB at /t (rw,noexec)"),
+        "{inspected}"
+    );
+    home.run(["rm", "-f", "x"]).done();
+}
+
+#[test]
+fn memory_is_bounded() {
+    let home = Home::with_busybox();
+    let outcome = home.run([
+        "run", "--tmpfs", "/t:1M", "busybox:test", "--", "sh", "-c",
+        "dd if=/dev/zero of=/t/x bs=64k count=64 2>&1 | grep -c 'No space'; stat -c %s /t/x; stat -c %a /t",
+    ]);
+    outcome.is(0, "1\n1048576\n1777\n", "");
+}
+
+#[test]
+fn a_source_that_is_not_there_or_vanished_is_told_before_anything_starts() {
+    let home = Home::with_busybox();
+    let folder = source(&home);
+    let gone = home.folder.join("none");
+    let outcome = run(&home, &[bind(&gone, "/x")], "true");
+    outcome.is(
+        125,
+        "",
+        &format!(
+            "msb-run: error: cannot mount '{}': no such file or directory\n",
+            gone.display()
+        ),
+    );
+    home.run([
+        "create",
+        "--no-start",
+        "--name",
+        "x",
+        "-v",
+        &bind(&folder, "/x"),
+        "busybox:test",
+    ])
+    .done();
+    fs::rename(&folder, home.folder.join("moved")).unwrap();
+    let outcome = home.run(["start", "x"]);
+    outcome.is(
+        1,
+        "",
+        &format!(
+            "msb-start: error: cannot mount '{}' at '/x': it is not there any more\n\
+             msb-start: hint: put it back, or make the sandbox anew with another mount\n",
+            folder.display()
+        ),
+    );
+    // A symbolic link in its place leads nowhere.
+    symlink(home.folder.join("moved"), &folder).unwrap();
+    let outcome = home.run(["start", "x"]);
+    assert!(
+        stderr(&outcome).contains("a symbolic link is on its way"),
+        "{outcome:?}"
+    );
+    assert!(home.leftovers().is_empty());
+}
+
+#[test]
+fn the_old_word_for_read_only_in_a_specification_is_read() {
+    let home = Home::with_busybox();
+    let folder = source(&home);
+    home.run([
+        "create",
+        "--no-start",
+        "--name",
+        "x",
+        "-v",
+        &bind(&folder, "/x:ro"),
+        "busybox:test",
+    ])
+    .done();
+    let path = home.state().join("sandboxes/x/spec.json");
+    let text = fs::read_to_string(&path).unwrap();
+    assert!(text.contains("\"read_only\":true"), "{text}");
+    fs::write(
+        &path,
+        text.replace("\"read_only\":true", "\"readonly\":true"),
+    )
+    .unwrap();
+    home.run(["start", "x"]).done();
+    let outcome = home.run(["exec", "x", "--", "sh", "-c", "echo a >/x/f; cat /x/f"]);
+    assert_eq!(outcome.stdout, b"from the host\n", "{outcome:?}");
+    home.run(["rm", "-f", "x"]).done();
+}
+
+#[test]
+fn a_mount_that_cannot_be_is_refused_with_its_reason() {
+    let home = Home::with_busybox();
+    let folder = source(&home);
+    let cases = [
+        ("/", "that is the root itself"),
+        ("/proc/x", "the guest's kernel has its own there"),
+        ("relative", "it is not an absolute path of the guest"),
+        ("/a/../b", "it goes up by '..'"),
+        ("/x:suid", "there is no mount option 'suid'"),
+        (
+            "/x:stat-virt=off",
+            "there is no mount option 'stat-virt=off'",
+        ),
+        ("/x:ro,ro", "'ro' is given twice"),
+        ("/x,ro", "there is a ',' in the target"),
+    ];
+    for (rest, why) in cases {
+        let outcome = run(&home, &[bind(&folder, rest)], "true");
+        assert_eq!(outcome.code, 125);
+        assert!(stderr(&outcome).contains(why), "{rest}: {outcome:?}");
+    }
+    let twice = [bind(&folder, "/x"), bind(&folder, "/x/")];
+    let outcome = run(&home, &twice, "true");
+    assert!(
+        stderr(&outcome).contains("two mounts have the target '/x'"),
+        "{outcome:?}"
+    );
+    assert!(home.sandboxes().is_empty());
+}
+
+#[test]
+fn a_kind_that_is_said_must_be_that() {
+    let home = Home::with_busybox();
+    let folder = source(&home);
+    let refused = |option: &str, mount: String| {
+        let outcome = home.run(["run", option, &mount, "busybox:test", "--", "true"]);
+        assert_eq!(outcome.code, 125);
+        stderr(&outcome)
+    };
+    assert!(refused("--mount-file", bind(&folder, "/x")).contains("is a folder"));
+    assert!(refused("--mount-dir", bind(&folder.join("f"), "/x")).contains("is no folder"));
+    assert!(refused("--mount-named", "none:/x".to_owned()).contains("there is no volume 'none'"));
+    let outcome = home.run([
+        "run",
+        "--mount-dir",
+        "src:/d",
+        "--mount-file",
+        "src/f:/f",
+        "busybox:test",
+        "--",
+        "cat",
+        "/d/f",
+        "/f",
+    ]);
+    outcome.is(0, "from the host\nfrom the host\n", "");
+}
+
+/// Programs of the user on the host must not come out of a guest.
+#[test]
+fn a_guests_root_makes_neither_setuid_files_nor_devices_on_the_host() {
+    let home = Home::with_busybox();
+    let folder = source(&home);
+    let script = "cp /bin/busybox /src/b; chmod 4755 /src/b; chmod 2755 /src/b; chmod 6755 /src/f; \
+        mknod /src/null c 1 3; mknod /src/disk b 8 0; mkfifo /src/p; echo done";
+    let outcome = run(&home, &[bind(&folder, "/src")], script);
+    assert!(outcome.stdout.ends_with(b"done\n"), "{outcome:?}");
+    let mode = |name: &str| {
+        fs::symlink_metadata(folder.join(name))
+            .unwrap()
+            .permissions()
+            .mode()
+    };
+    assert_eq!(mode("b") & 0o6000, 0);
+    assert_eq!(mode("f") & 0o6000, 0);
+    assert!(!folder.join("null").exists() && !folder.join("disk").exists());
+    assert_eq!(mode("p") & 0o170000, 0o010000);
+}
+
+/// The guest's links are resolved by the guest.
+#[test]
+fn a_link_in_a_shared_folder_leads_nowhere_on_the_host() {
+    let home = Home::with_busybox();
+    let folder = source(&home);
+    let canary = home.folder.join("canary");
+    fs::write(&canary, "untouched").unwrap();
+    symlink(&canary, folder.join("out")).unwrap();
+    symlink("../canary", folder.join("up")).unwrap();
+    symlink("/", folder.join("root")).unwrap();
+    let script = "for l in out up; do cat /src/$l; echo x >/src/$l; chmod 777 /src/$l; done; \
+        ls /src/root | grep -c canary; cat /src/root/../src/../canary; echo end";
+    let outcome = run(&home, &[bind(&folder, "/src")], script);
+    let said = String::from_utf8_lossy(&outcome.stdout).into_owned();
+    assert!(
+        said.ends_with("end\n") && !said.contains("untouched"),
+        "{said}"
+    );
+    assert_eq!(fs::read_to_string(&canary).unwrap(), "untouched");
+    assert_eq!(
+        fs::metadata(&canary).unwrap().permissions().mode() & 0o777,
+        0o644
+    );
+}
+
+/// A folder that leaves the share while the guest is in it takes the guest nowhere.
+#[test]
+fn a_folder_that_is_moved_out_of_the_share_shows_nothing_above_it() {
+    let home = Home::with_busybox();
+    let folder = source(&home);
+    fs::create_dir_all(folder.join("a/b")).unwrap();
+    fs::create_dir(home.folder.join("outside")).unwrap();
+    fs::write(home.folder.join("outside/canary"), "untouched").unwrap();
+    home.run([
+        "create",
+        "--name",
+        "x",
+        "-v",
+        &bind(&folder, "/src"),
+        "busybox:test",
+    ])
+    .done();
+    let script = "cd /src/a/b && echo in && read go; ls -a .. ../..; cat ../canary; cat ../../outside/canary; \
+        echo x >../canary; echo end";
+    let mut inside = home.start(["exec", "x", "--", "sh", "-c", script]);
+    inside.read_until("in\n");
+    fs::rename(folder.join("a/b"), home.folder.join("outside/b")).unwrap();
+    inside.write("go\n");
+    let said = inside.read_until("end\n");
+    assert!(
+        !said.contains("untouched") && !said.contains("canary"),
+        "{said}"
+    );
+    assert_eq!(
+        fs::read_to_string(home.folder.join("outside/canary")).unwrap(),
+        "untouched"
+    );
+    drop(inside);
+    home.run(["rm", "-f", "x"]).done();
+}
+
+/// Pids of the processes that serve shares for this test's user.
+fn servers() -> Vec<i32> {
+    let pids = fs::read_dir("/proc")
+        .unwrap()
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
+    pids.filter(|pid| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line).into_owned();
+        line.contains("msb-vmm\0--share\0")
+    })
+    .collect()
+}
+
+/// The server of the sandbox whose supervisor says that it is its child.
+fn server_of(supervisor: i32) -> Option<i32> {
+    servers().into_iter().find(|pid| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let parent = stat
+            .rsplit(") ")
+            .next()
+            .and_then(|rest| rest.split(' ').nth(1)?.parse().ok());
+        parent == Some(supervisor)
+    })
+}
+
+fn supervisor(home: &Home) -> i32 {
+    let found = home.processes();
+    found
+        .iter()
+        .find(|process| process.name == "msb-supervisor")
+        .unwrap()
+        .pid
+}
+
+#[test]
+fn a_sandbox_whose_share_is_lost_ends_and_says_so() {
+    let home = Home::with_busybox();
+    let folder = source(&home);
+    home.run([
+        "create",
+        "--name",
+        "x",
+        "-v",
+        &bind(&folder, "/src"),
+        "busybox:test",
+    ])
+    .done();
+    let server = server_of(supervisor(&home)).unwrap();
+    let pid = rustix::process::Pid::from_raw(server).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    wait_until("the sandbox ends", || home.list()[0]["status"] == "Crashed");
+    let row = &home.list()[0];
+    assert_eq!(row["reason"], "share_failed", "{row}");
+    assert_eq!(
+        row["message"], "the process that shares folders with the guest: died of signal 9",
+        "{row}"
+    );
+}
+
+/// What the server may still do, as the kernel tells it.
+#[test]
+fn the_server_of_a_share_has_given_up_its_rights_and_sees_no_other_files() {
+    let home = Home::with_busybox();
+    let folder = source(&home);
+    home.run([
+        "create",
+        "--name",
+        "x",
+        "-v",
+        &bind(&folder, "/src"),
+        "busybox:test",
+    ])
+    .done();
+    let server = server_of(supervisor(&home)).unwrap();
+    let status = fs::read_to_string(format!("/proc/{server}/status")).unwrap();
+    let field = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        line.unwrap_or_default().trim().to_owned()
+    };
+    assert_eq!(field("NoNewPrivs:"), "1");
+    assert_eq!(field("Seccomp:"), "2");
+    // chown, dac_override, dac_read_search, fowner, fsetid, setgid, setuid, setfcap.
+    let kept = [0, 1, 2, 3, 4, 6, 7, 31]
+        .iter()
+        .fold(0_u64, |set, bit| set | 1 << bit);
+    for set in ["CapPrm:", "CapBnd:"] {
+        assert_eq!(u64::from_str_radix(&field(set), 16).unwrap(), kept, "{set}");
+    }
+    let mounts = fs::read_to_string(format!("/proc/{server}/mountinfo")).unwrap();
+    let mut places: Vec<&str> = mounts
+        .lines()
+        .filter_map(|line| line.split(' ').nth(4))
+        .collect();
+    places.sort_unstable();
+    assert_eq!(places, ["/", "/proc/self/fd", "/share/0"]);
+    home.run(["rm", "-f", "x"]).done();
+    wait_until("the server is gone", || {
+        !Path::new(&format!("/proc/{server}")).exists()
+    });
+}

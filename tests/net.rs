@@ -1,0 +1,277 @@
+//! The network of a guest: what it reaches, who reaches it, and how it ends.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream, UdpSocket};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::support::{Guests, Home, Outcome, Random, wait_until};
+
+/// The guest's name for its host.
+const HOST: &str = "host.microsandbox.internal";
+
+/// The host's side of one connection: reads to its end, and only then answers with what it has read.
+fn mirror(address: &str) -> (u16, JoinHandle<usize>) {
+    let listener = TcpListener::bind(address).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let thread = thread::spawn(move || {
+        let (mut socket, _) = listener.accept().unwrap();
+        let mut bytes = Vec::new();
+        socket.read_to_end(&mut bytes).unwrap();
+        socket.write_all(&bytes).unwrap();
+        socket.shutdown(Shutdown::Write).unwrap();
+        bytes.len()
+    });
+    (port, thread)
+}
+
+fn random_bytes(count: usize) -> Vec<u8> {
+    let mut bytes = vec![0; count];
+    Random::new(7).fill(&mut bytes);
+    bytes
+}
+
+fn stderr(outcome: &Outcome) -> String {
+    String::from_utf8_lossy(&outcome.stderr).into_owned()
+}
+
+fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().port()
+}
+
+/// A guest that may reach its host, under the name `x`.
+fn guest(more: &[&str]) -> Guests {
+    let words = ["--net", "host"];
+    Guests::with(&[&words[..], more].concat())
+}
+
+#[test]
+fn bytes_go_both_ways_and_each_way_ends_by_itself() {
+    let guests = guest(&[]);
+    let bytes = random_bytes(3_000_000);
+    for address in ["127.0.0.1:0", "[::1]:0"] {
+        let (port, thread) = mirror(address);
+        let family = if address.starts_with('[') { "6" } else { "4" };
+        let gateway = gateway(&guests, family);
+        let outcome = guests.run_with(
+            ["exec", "x", "--", "nc", &gateway, &port.to_string()],
+            &bytes,
+        );
+        assert_eq!(outcome.code, 0, "{outcome:?}");
+        assert_eq!(thread.join().unwrap(), bytes.len());
+        assert!(
+            outcome.stdout == bytes,
+            "IPv{family}: other bytes came back"
+        );
+    }
+}
+
+/// The gateway, as `msb inspect` has it.
+fn gateway(home: &Home, family: &str) -> String {
+    let text = home.run(["inspect", "x", "--format", "json"]).done();
+    let document: Value = serde_json::from_str(&text).unwrap();
+    document["network"][format!("v{family}")]["gateway"]
+        .as_str()
+        .unwrap()
+        .to_owned()
+}
+
+#[test]
+fn a_guest_reaches_no_host_unless_it_may() {
+    let guests = Guests::with(&[]);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port().to_string();
+    let outcome = guests.run(["exec", "x", "--", "nc", HOST, &port]);
+    assert_eq!(outcome.code, 1, "{outcome:?}");
+    assert!(
+        stderr(&outcome).contains("Connection refused"),
+        "{outcome:?}"
+    );
+    listener.set_nonblocking(true).unwrap();
+    assert!(listener.accept().is_err(), "somebody came");
+    let deny = events(&guests)
+        .into_iter()
+        .find(|event| event["type"] == "deny");
+    assert!(deny.is_some());
+}
+
+/// The lines of net.log.
+fn events(home: &Home) -> Vec<Value> {
+    let path = home.state().join("sandboxes/x/net.log");
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    text.lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}
+
+#[test]
+fn a_port_where_nobody_listens_refuses() {
+    let guests = guest(&[]);
+    let port = free_port().to_string();
+    let outcome = guests.run(["exec", "x", "--", "nc", HOST, &port]);
+    assert_eq!(outcome.code, 1, "{outcome:?}");
+    assert!(
+        stderr(&outcome).contains("Connection refused"),
+        "{outcome:?}"
+    );
+}
+
+#[test]
+fn the_gateway_answers_echoes_of_any_size() {
+    let guests = guest(&[]);
+    for (family, size) in [("4", "56"), ("4", "60000"), ("6", "56")] {
+        let gateway = gateway(&guests, family);
+        let option = format!("-{family}");
+        guests
+            .run([
+                "exec", "x", "--", "ping", &option, "-c", "1", "-W", "20", "-s", size, &gateway,
+            ])
+            .done();
+    }
+}
+
+#[test]
+fn a_published_port_leads_into_the_guest() {
+    let port = free_port();
+    let published = format!("{port}:8080");
+    let guests = guest(&["-p", &published]);
+    let ports = guests.run(["ps", "x", "--format", "json"]).done();
+    assert!(
+        ports.contains(&format!("127.0.0.1:{port}->8080/tcp")),
+        "{ports}"
+    );
+    let _server = guests.start(["exec", "x", "--", "nc", "-l", "-p", "8080", "-e", "cat"]);
+    let bytes = random_bytes(2_000_000);
+    // Until the guest listens, callers are refused.
+    let mut socket = loop {
+        let mut socket = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        let mut byte = [0];
+        if socket.write_all(&bytes[..1]).is_ok() && matches!(socket.read(&mut byte), Ok(1)) {
+            assert_eq!(byte[0], bytes[0]);
+            break socket;
+        }
+        thread::sleep(Duration::from_millis(20));
+    };
+    let mut reader = socket.try_clone().unwrap();
+    let expected = bytes[1..].to_vec();
+    let thread = thread::spawn(move || {
+        let mut back = vec![0; expected.len()];
+        reader.read_exact(&mut back).unwrap();
+        back == expected
+    });
+    socket.write_all(&bytes[1..]).unwrap();
+    assert!(thread.join().unwrap(), "other bytes came back");
+}
+
+#[test]
+fn a_port_that_is_in_use_ends_the_start_and_leaves_nothing() {
+    let home = Home::with_busybox();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let published = format!("{port}:80");
+    let outcome = home.run(["run", "-p", &published, "busybox:test", "--", "true"]);
+    assert_eq!(outcome.code, 125, "{outcome:?}");
+    let said = format!("cannot publish the port 127.0.0.1:{port}/tcp: address already in use");
+    assert!(stderr(&outcome).contains(&said), "{outcome:?}");
+    assert!(home.sandboxes().is_empty());
+}
+
+#[test]
+fn datagrams_come_to_a_published_port_and_answers_go_back() {
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let port = {
+        let other = UdpSocket::bind("127.0.0.1:0").unwrap();
+        other.local_addr().unwrap().port()
+    };
+    let published = format!("{port}:7000/udp");
+    let guests = guest(&["-p", &published]);
+    let _server = guests.start([
+        "exec", "x", "--", "nc", "-u", "-l", "-p", "7000", "-e", "cat",
+    ]);
+    socket
+        .set_read_timeout(Some(Duration::from_millis(300)))
+        .unwrap();
+    let mut buffer = [0; 2048];
+    wait_until("an answer", || {
+        socket.send_to(b"hello", ("127.0.0.1", port)).unwrap();
+        matches!(socket.recv_from(&mut buffer), Ok((5, _)))
+    });
+    assert_eq!(&buffer[..5], b"hello");
+}
+
+#[test]
+fn a_sandbox_whose_network_dies_ends_with_that_reason() {
+    let home = Home::with_busybox();
+    home.run(["run", "-d", "--name", "x", "busybox:test"])
+        .done();
+    let mut networks = home.processes();
+    networks.retain(|process| process.name == "msb-net");
+    assert_eq!(networks.len(), 1, "{networks:#?}");
+    networks[0].signal(Signal::KILL);
+    wait_until("the end", || home.sandboxes()[0].1 == "Crashed");
+    let list = home.list();
+    assert_eq!(list[0]["reason"], "net_failed");
+    assert_eq!(
+        list[0]["message"],
+        "the process of the network died of signal 9"
+    );
+}
+
+#[test]
+fn a_sandbox_without_a_network_has_no_interface() {
+    let home = Home::with_busybox();
+    home.run([
+        "run",
+        "--net",
+        "none",
+        "busybox:test",
+        "--",
+        "ls",
+        "/sys/class/net",
+    ])
+    .is(0, "lo\n", "");
+}
+
+#[test]
+fn many_short_connections_leave_nothing_behind() {
+    let guests = guest(&[]);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    thread::spawn(move || {
+        for socket in listener.incoming() {
+            let _ = socket.unwrap().write_all(b"x");
+        }
+    });
+    let network = || {
+        let mut networks = guests.processes();
+        networks.retain(|process| process.name == "msb-net");
+        networks.remove(0)
+    };
+    let descriptors = || {
+        std::fs::read_dir(format!("/proc/{}/fd", network().pid))
+            .map(Iterator::count)
+            .unwrap()
+    };
+    let before = descriptors();
+    let script = format!("for i in $(seq 200); do nc {HOST} {port} </dev/null; done | wc -c");
+    guests
+        .run(["exec", "x", "--", "sh", "-c", &script])
+        .is(0, "200\n", "");
+    wait_until("descriptors are closed", || descriptors() <= before);
+    let opened = events(&guests)
+        .iter()
+        .filter(|event| event["type"] == "open")
+        .count();
+    wait_until("all are closed", || {
+        let closed = events(&guests)
+            .iter()
+            .filter(|event| event["type"] == "close")
+            .count();
+        closed >= 200
+    });
+    assert!(opened >= 200, "{opened}");
+}

@@ -1,0 +1,192 @@
+//! Named volumes and disk images.
+
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt, MetadataExt};
+
+use crate::support::{Home, Outcome};
+
+fn stderr(outcome: &Outcome) -> String {
+    String::from_utf8_lossy(&outcome.stderr).into_owned()
+}
+
+#[track_caller]
+fn run(home: &Home, option: &str, mount: &str, script: &str) -> Outcome {
+    home.run([
+        "run",
+        option,
+        mount,
+        "busybox:test",
+        "--",
+        "sh",
+        "-c",
+        script,
+    ])
+}
+
+#[test]
+fn a_volume_is_made_on_request_and_outlives_its_sandboxes() {
+    let home = Home::with_busybox();
+    run(
+        &home,
+        "-v",
+        "data:/data",
+        "echo kept >/data/f; chown 70:70 /data/f",
+    )
+    .is(0, "", "");
+    let script = "cat /data/f; stat -c %u:%g /data/f; grep -c ' /data ext4 rw' /proc/mounts";
+    run(&home, "-v", "data:/data", script).is(0, "kept\n70:70\n1\n", "");
+    run(&home, "-v", "data:/data:ro", "cat /data/f; echo x >/data/f").is(
+        1,
+        "kept\n",
+        "sh: can't create /data/f: Read-only file system\n",
+    );
+    let list: serde_json::Value =
+        serde_json::from_str(&home.run(["volume", "list", "--format", "json"]).done()).unwrap();
+    assert_eq!(list[0]["name"], "data");
+    assert_eq!(list[0]["quota_mib"], 4096);
+    assert_eq!(list[0]["in_use"], false);
+    assert!(list[0]["used_bytes"].as_u64().unwrap() > 0);
+}
+
+#[test]
+fn a_quota_stops_the_writer_and_nothing_more_of_the_host_is_filled() {
+    let home = Home::with_busybox();
+    home.run(["volume", "create", "small", "--size", "32M"])
+        .is(0, "small\n", "");
+    let script = "dd if=/dev/zero of=/v/x bs=1M count=64 2>&1 | grep -o 'No space left on device'; rm /v/x; echo ok >/v/y; cat /v/y";
+    run(&home, "-v", "small:/v", script).is(0, "No space left on device\nok\n", "");
+    let image = fs::metadata(home.state().join("volumes/small/disk.img")).unwrap();
+    assert_eq!(image.len(), 32 << 20);
+    assert!(image.blocks() * 512 <= 32 << 20);
+}
+
+#[test]
+fn a_volume_of_the_kind_dir_is_a_folder_that_several_use_at_a_time() {
+    let home = Home::with_busybox();
+    home.run(["volume", "create", "shared", "--kind", "dir", "--quiet"])
+        .is(0, "", "");
+    for name in ["a", "b"] {
+        home.run(["create", "--name", name, "-v", "shared:/s", "busybox:test"])
+            .done();
+    }
+    home.run(["exec", "a", "--", "sh", "-c", "echo hello >/s/f"])
+        .done();
+    home.run(["exec", "b", "--", "cat", "/s/f"])
+        .is(0, "hello\n", "");
+    let on_host = home.state().join("volumes/shared/data/f");
+    assert_eq!(fs::read_to_string(on_host).unwrap(), "hello\n");
+    let outcome = home.run(["volume", "create", "x", "--kind", "dir", "--size", "1G"]);
+    assert_eq!(outcome.code, 2);
+    assert!(stderr(&outcome).contains("has no size"), "{outcome:?}");
+    home.run(["rm", "-f", "a", "b"]).done();
+}
+
+#[test]
+fn a_volume_that_is_in_use_is_neither_given_to_another_nor_removed() {
+    let home = Home::with_busybox();
+    home.run(["create", "--name", "x", "-v", "data:/data", "busybox:test"])
+        .done();
+    let outcome = run(&home, "-v", "data:/data", "true");
+    assert_eq!(outcome.code, 125);
+    assert!(
+        stderr(&outcome).starts_with(
+            "msb-run: error: cannot mount the volume 'data' at '/data': the volume 'data' is in use by a sandbox that runs\n"
+        ),
+        "{outcome:?}"
+    );
+    let outcome = home.run(["volume", "rm", "data"]);
+    assert_eq!(outcome.code, 4, "{outcome:?}");
+    let inspected = home.run(["volume", "inspect", "data"]).done();
+    assert!(inspected.contains("In use       yes\n"), "{inspected}");
+    assert!(inspected.contains("Sandbox      x\n"), "{inspected}");
+    home.run(["rm", "-f", "x"]).done();
+    home.run(["volume", "rm", "data"]).is(0, "data\n", "");
+    home.run(["volume", "ls"]).is(0, "", "no volumes\n");
+    let outcome = home.run(["volume", "inspect", "data"]);
+    assert_eq!(outcome.code, 3, "{outcome:?}");
+}
+
+#[test]
+fn a_volume_is_whole_after_its_sandbox_was_killed() {
+    let home = Home::with_busybox();
+    home.run(["create", "--name", "x", "-v", "data:/data", "busybox:test"])
+        .done();
+    home.run(["exec", "x", "--", "sh", "-c", "echo kept >/data/f; sync"])
+        .done();
+    home.run(["stop", "--force", "x"]).done();
+    run(&home, "-v", "data:/data:ro", "ls /data | grep -c lost").is(0, "1\n", "");
+    run(&home, "-v", "data:/data", "cat /data/f").is(0, "kept\n", "");
+}
+
+#[test]
+fn a_disk_image_is_mounted_and_can_be_read_only() {
+    let home = Home::with_busybox();
+    home.run(["volume", "create", "v", "--size", "24M"]).done();
+    run(&home, "-v", "v:/v", "echo inside >/v/f").is(0, "", "");
+    // A volume's image is a disk image like any other.
+    let image = home.folder.join("image");
+    fs::rename(home.state().join("volumes/v/disk.img"), &image).unwrap();
+    let mount = format!("{}:/d", image.display());
+    let outcome = run(&home, "--mount-disk", &mount, "true");
+    assert!(
+        stderr(&outcome).contains("its format is not known"),
+        "{outcome:?}"
+    );
+    let before = fs::read(&image).unwrap();
+    let script = "cat /d/f; echo x >/d/f; mount -o remount,rw /d; echo x >/d/f; dd if=/dev/zero of=$(grep ' /d ' /proc/mounts | cut -d' ' -f1) bs=4k count=1";
+    let outcome = run(
+        &home,
+        "--mount-disk",
+        &format!("{mount}:format=raw,ro"),
+        script,
+    );
+    assert_eq!(outcome.stdout, b"inside\n", "{outcome:?}");
+    assert!(fs::read(&image).unwrap() == before, "the image has changed");
+    run(
+        &home,
+        "--mount-disk",
+        &format!("{mount}:format=raw,fstype=ext4"),
+        "echo more >>/d/f",
+    )
+    .is(0, "", "");
+    run(
+        &home,
+        "--mount-disk",
+        &format!("{mount}:format=raw"),
+        "cat /d/f",
+    )
+    .is(0, "inside\nmore\n", "");
+}
+
+#[test]
+fn an_image_that_names_another_file_of_the_host_is_refused() {
+    let home = Home::with_busybox();
+    let image = home.folder.join("evil.qcow2");
+    let file = File::create(&image).unwrap();
+    let mut header = vec![0_u8; 512];
+    header[..8].copy_from_slice(b"QFI\xfb\0\0\0\x03");
+    // A backing file of eleven bytes at 256.
+    header[15] = 0;
+    header[14] = 1;
+    header[19] = 11;
+    header[256..267].copy_from_slice(b"/etc/passwd");
+    file.write_all_at(&header, 0).unwrap();
+    let outcome = run(
+        &home,
+        "--mount-disk",
+        &format!("{}:/d", image.display()),
+        "true",
+    );
+    assert_eq!(outcome.code, 125);
+    assert!(
+        stderr(&outcome).contains("it has a backing file"),
+        "{outcome:?}"
+    );
+    // What calls itself raw is raw: the guest sees the header and no file behind it.
+    let mount = format!("{}:/d:format=raw", image.display());
+    let outcome = run(&home, "--mount-disk", &mount, "true");
+    assert!(
+        stderr(&outcome).contains("cannot mount '/d'"),
+        "{outcome:?}"
+    );
+}
