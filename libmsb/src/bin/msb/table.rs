@@ -210,6 +210,14 @@ pub(crate) const COMMANDS: &[Command] = &[
         args: &[],
     },
     Command {
+        name: "ssh",
+        alias: None,
+        group: Group::Network,
+        about: "Open an SSH session in a sandbox, or let SSH clients in",
+        program: "msb-ssh",
+        args: &[],
+    },
+    Command {
         name: "doctor",
         alias: None,
         group: Group::Other,

@@ -49,14 +49,17 @@ const PROGRAM: &str = concat!("msb-supervisor ", env!("CARGO_PKG_VERSION"));
 
 /// What clients may ask: of us, or through us of the guest's agent.
 const OPERATIONS: &[&str] = &[
+    operation::CONNECT,
     operation::EXEC,
     operation::EXEC_LOG,
+    operation::EXEC_LOGIN,
     operation::EXEC_RLIMIT,
     operation::FILES,
     operation::FILES_CHANGE,
     operation::JOBS,
     operation::PING,
     operation::SAMPLES,
+    operation::SFTP,
     operation::STOP,
     operation::WAIT,
 ];
