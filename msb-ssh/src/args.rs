@@ -140,7 +140,7 @@ pub(crate) struct AuthorizeArgs {
 /// A list of keys.
 #[derive(Debug, clap::Args)]
 pub(crate) struct KeysArgs {
-    /// Print one record a key in place of the table
+    /// Print an array of objects
     #[arg(long, value_enum)]
     pub(crate) format: Option<Format>,
 }
@@ -148,6 +148,6 @@ pub(crate) struct KeysArgs {
 /// A form for programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
-    /// JSON lines
+    /// JSON
     Json,
 }

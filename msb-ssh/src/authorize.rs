@@ -120,12 +120,22 @@ fn read_stdin() -> anyhow::Result<String> {
 /// One key, for programs.
 #[derive(Serialize)]
 struct Record<'a> {
-    r#type: &'static str,
     algorithm: String,
     fingerprint: String,
     comment: String,
     #[serde(skip_serializing_if = "str::is_empty")]
     options: &'a str,
+}
+
+impl<'a> Record<'a> {
+    fn of(entry: &'a Entry) -> Record<'a> {
+        Record {
+            algorithm: entry.key.algorithm().to_string(),
+            fingerprint: entry.key.fingerprint(HashAlg::Sha256).to_string(),
+            comment: entry.key.comment().as_str_lossy().to_string(),
+            options: &entry.options,
+        }
+    }
 }
 
 /// Lists the keys.
@@ -136,26 +146,19 @@ pub(crate) fn list(args: &KeysArgs) -> anyhow::Result<()> {
         let place = format!("line {number} of '{}'", path.display());
         print_warning(TOOL, &format!("{place} lets nobody in: {why}"));
     })?;
-    for entry in &entries {
-        let record = Record {
-            r#type: "key",
-            algorithm: entry.key.algorithm().to_string(),
-            fingerprint: entry.key.fingerprint(HashAlg::Sha256).to_string(),
-            comment: entry.key.comment().as_str_lossy().to_string(),
-            options: &entry.options,
-        };
-        if args.format.is_some() {
-            output::print_json(&record)?;
-        } else {
-            let options = escape(record.options);
-            let line = format!(
-                "{} {} {} {options}",
-                record.fingerprint,
-                record.algorithm,
-                escape(&record.comment)
-            );
-            output::print(line.trim_end())?;
-        }
+    let records: Vec<Record> = entries.iter().map(Record::of).collect();
+    if args.format.is_some() {
+        return Ok(output::print_json(&records)?);
+    }
+    for record in &records {
+        let line = format!(
+            "{} {} {} {}",
+            record.fingerprint,
+            record.algorithm,
+            escape(&record.comment),
+            escape(record.options)
+        );
+        output::print(line.trim_end())?;
     }
     Ok(())
 }

@@ -5,7 +5,6 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use libmsb::cli::args::SandboxName;
 use libmsb::state::Home;
 use msb_wire::exec::{ExecControl, ExecRequest, WindowSize};
 use msb_wire::sandbox::Request;
@@ -30,7 +29,6 @@ use crate::session::{Helper, Session, signal_number};
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) home: Home,
-    pub(crate) sandbox: SandboxName,
     pub(crate) guest: Arc<Guest>,
     pub(crate) channels: usize,
     pub(crate) sftp_read_only: bool,

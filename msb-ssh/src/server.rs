@@ -100,7 +100,6 @@ async fn serve(
     let server = Arc::new(Server {
         shared: Arc::new(Shared {
             home: home.clone(),
-            sandbox: args.name.clone(),
             guest,
             channels: args.max_channels,
             sftp_read_only: args.sftp_read_only,
