@@ -159,6 +159,7 @@ fn prepare_login<'a>(
             .map(limit)
             .collect::<Result<_, _>>()?,
         account,
+        security: guest.security,
     })
 }
 

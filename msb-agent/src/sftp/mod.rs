@@ -71,6 +71,8 @@ pub(crate) fn start(
         uid: account.uid,
         gid: account.gid,
         groups: &account.groups,
+        security: guest.security,
+        init: false,
     };
     let pid = spawner.start(&plan).map_err(|refused| {
         let why = console::reason(refused.error);
