@@ -71,7 +71,7 @@ fn descriptors() -> usize {
     let limit = getrlimit(Resource::Nofile);
     let wanted = Rlimit {
         current: limit.maximum,
-        ..limit.clone()
+        ..limit
     };
     let reached = if setrlimit(Resource::Nofile, wanted).is_ok() {
         limit.maximum

@@ -157,18 +157,16 @@ fn alias(name: &SandboxName) -> String {
     format!("msb-{name}")
 }
 
-/// A server for one client, of this state directory. It is run by a shell, after ssh(1) has looked for `%` in it.
+/// A server for one client, of this state directory. ssh(1) looks for `%` in it, and has a shell run it after `exec`, so
+/// it is one command.
 fn proxy(home: &Home, name: &SandboxName) -> anyhow::Result<String> {
     let program = std::env::current_exe().context("cannot find this program's own file")?;
     let program = program.with_file_name("msb-ssh");
     let mut command = String::new();
     if std::env::var_os("MSB_HOME").is_some_and(|home| !home.is_empty()) {
-        command = format!("MSB_HOME={} ", for_shell(home.root()));
+        command = format!("env MSB_HOME={} ", for_shell(home.root()));
     }
-    command.push_str(&format!(
-        "exec {} serve {name} --stdio",
-        for_shell(&program)
-    ));
+    command.push_str(&format!("{} serve {name} --stdio", for_shell(&program)));
     Ok(command)
 }
 

@@ -100,7 +100,7 @@ mod tests {
         let pending = Pending::new(3);
         let (flood, user): (IpAddr, IpAddr) =
             ("10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap());
-        let mut enter = |source| {
+        let enter = |source| {
             let (cut, was_cut) = oneshot::channel();
             (pending.enter(source, cut), was_cut)
         };

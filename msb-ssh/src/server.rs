@@ -275,11 +275,17 @@ impl Server {
         let grace = tokio::time::sleep(self.grace);
         tokio::pin!(grace);
         let started = server::run_stream(Arc::clone(&self.config), transport, handler);
+        // Nobody drives it out who has dropped the other end, as happens at the login.
+        let driven_out = async {
+            if driven_out.await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        };
         tokio::pin!(driven_out);
         let mut session = tokio::select! {
             started = started => started?,
             () = &mut grace => return Ok(()),
-            Ok(()) = &mut driven_out => return Ok(()),
+            () = &mut driven_out => return Ok(()),
         };
         let handle = session.handle();
         tokio::select! {
@@ -289,7 +295,7 @@ impl Server {
                 let _ = cut.send(());
                 return Ok(());
             }
-            Ok(()) = &mut driven_out => {
+            () = &mut driven_out => {
                 let _ = cut.send(());
                 return Ok(());
             }
