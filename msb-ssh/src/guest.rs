@@ -52,7 +52,8 @@ struct Calls {
 struct Shared {
     gates: Mutex<Gates>,
     granted: Notify,
-    incoming: mpsc::UnboundedSender<Incoming>,
+    /// Gone when nothing comes any more, so that the owner's queue ends though the owner may still send.
+    incoming: Mutex<Option<mpsc::UnboundedSender<Incoming>>>,
 }
 
 #[derive(Debug, Default)]
@@ -204,7 +205,7 @@ impl Link {
         let shared = Arc::new(Shared {
             gates: Mutex::default(),
             granted: Notify::new(),
-            incoming,
+            incoming: Mutex::new(Some(incoming)),
         });
         calls.open.insert(stream, Arc::clone(&shared));
         Some((stream, shared, receiver))
@@ -230,10 +231,18 @@ impl Link {
 }
 
 impl Shared {
-    /// Nothing can be sent any more.
+    /// Nothing can be sent any more, and nothing comes.
     fn end(&self) {
         locked(&self.gates).over = true;
         self.granted.notify_one();
+        locked(&self.incoming).take();
+    }
+
+    /// Gives the owner what came. Whose owner has gone is told nothing.
+    fn deliver(&self, incoming: Incoming) {
+        if let Some(queue) = locked(&self.incoming).as_ref() {
+            let _ = queue.send(incoming);
+        }
     }
 }
 
@@ -273,12 +282,12 @@ fn take_frames(link: &Link, decoder: &mut Decoder, messages: &mut Assembler) -> 
                     continue;
                 };
                 let last = header.ends();
+                call.deliver(Incoming::Event { message, last });
                 if last {
                     locked(&link.calls).open.remove(&header.stream);
                     messages.forget(header.stream);
                     call.end();
                 }
-                let _ = call.incoming.send(Incoming::Event { message, last });
             }
             Kind::Hello | Kind::Open | Kind::Control | Kind::Close => {
                 return Err(invalid("a frame that only a client may send"));
@@ -297,8 +306,8 @@ fn take_data(call: &Shared, header: &Header, payload: &[u8]) -> io::Result<()> {
             return Err(invalid("more data than there was credit for"));
         }
     }
-    // Whose owner has gone is told nothing, and gets no credit: it ends by its closing.
-    let _ = call.incoming.send(Incoming::Data {
+    // Whose owner has gone gets no credit: it ends by its closing.
+    call.deliver(Incoming::Data {
         channel: header.channel,
         bytes: payload.to_vec(),
         end: header.ends(),
