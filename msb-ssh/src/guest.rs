@@ -529,6 +529,7 @@ mod tests {
         let (_folder, guest) = supervisor(|mut client| {
             let _ = client.read(&mut [0; 1]);
         });
+        let _first = guest.open(&exec()).await.unwrap();
         let error = guest.open(&Request::Ping).await.unwrap_err();
         assert!(matches!(error, ClientError::Unsupported(_)), "{error}");
         assert!(guest.open(&exec()).await.is_ok());
