@@ -8,7 +8,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::support::{Guests, Home, Outcome, Random, wait_until};
+use crate::support::{Guests, Home, Outcome, Random, stage, wait_until};
 
 /// The guest's name for its host.
 const HOST: &str = "host.microsandbox.internal";
@@ -58,7 +58,7 @@ fn bytes_go_both_ways_and_each_way_ends_by_itself() {
         let family = if address.starts_with('[') { "6" } else { "4" };
         let gateway = gateway(&guests, family);
         let outcome = guests.run_with(
-            ["exec", "x", "--", "nc", &gateway, &port.to_string()],
+            ["exec", "-i", "x", "--", "nc", &gateway, &port.to_string()],
             &bytes,
         );
         assert_eq!(outcome.code, 0, "{outcome:?}");
@@ -181,26 +181,103 @@ fn a_port_that_is_in_use_ends_the_start_and_leaves_nothing() {
 }
 
 #[test]
-fn datagrams_come_to_a_published_port_and_answers_go_back() {
+fn datagrams_come_to_a_published_port_and_answers_go_back_up_to_sixty_kilobytes() {
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     let port = {
         let other = UdpSocket::bind("127.0.0.1:0").unwrap();
         other.local_addr().unwrap().port()
     };
-    let published = format!("{port}:7000/udp");
-    let guests = guest(&["-p", &published]);
-    let _server = guests.start([
-        "exec", "x", "--", "nc", "-u", "-l", "-p", "7000", "-e", "cat",
-    ]);
+    let guests = guest(&["-p", &format!("{port}:7000/udp")]);
+    let program = stage("msb-test-guest");
+    guests
+        .run(["cp", program.to_str().unwrap(), "x:/echo"])
+        .done();
+    let _server = guests.start(["exec", "x", "--", "/echo", "echo-datagrams", "7000"]);
     socket
-        .set_read_timeout(Some(Duration::from_millis(300)))
+        .set_read_timeout(Some(Duration::from_secs(2)))
         .unwrap();
-    let mut buffer = [0; 2048];
-    wait_until("an answer", || {
-        socket.send_to(b"hello", ("127.0.0.1", port)).unwrap();
-        matches!(socket.recv_from(&mut buffer), Ok((5, _)))
-    });
-    assert_eq!(&buffer[..5], b"hello");
+    let mut buffer = vec![0; 65536];
+    for size in [60_000, 5] {
+        let bytes = random_bytes(size);
+        // Until the guest listens, there is no answer.
+        wait_until("an answer", || {
+            socket.send_to(&bytes, ("127.0.0.1", port)).unwrap();
+            matches!(socket.recv_from(&mut buffer), Ok((count, _)) if count == size)
+        });
+        assert!(buffer[..size] == bytes, "other bytes came back");
+    }
+}
+
+#[test]
+fn a_reader_that_stalls_stalls_nobody() {
+    let guests = guest(&[]);
+    let stalled = TcpListener::bind("127.0.0.1:0").unwrap();
+    let stalled_port = stalled.local_addr().unwrap().port().to_string();
+    let _writer = guests.start([
+        "exec",
+        "x",
+        "--",
+        "sh",
+        "-c",
+        "nc $0 $1 </dev/zero",
+        HOST,
+        &stalled_port,
+    ]);
+    let (mut socket, _) = stalled.accept().unwrap();
+    // Bytes have come, and nobody will read more of them.
+    socket.read_exact(&mut [0; 4096]).unwrap();
+    let bytes = random_bytes(3_000_000);
+    let (port, thread) = mirror("127.0.0.1:0");
+    let outcome = guests.run_with(
+        ["exec", "-i", "x", "--", "nc", HOST, &port.to_string()],
+        &bytes,
+    );
+    assert_eq!(outcome.code, 0, "{outcome:?}");
+    assert_eq!(thread.join().unwrap(), bytes.len());
+    assert!(outcome.stdout == bytes, "other bytes came back");
+}
+
+#[test]
+fn a_thousand_callers_who_are_refused_leave_nothing_behind() {
+    let port = free_port();
+    let guests = guest(&["-p", &format!("{port}:8080")]);
+    let before = descriptors(&guests);
+    for _ in 0..1000 {
+        let mut socket = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        // Nobody listens in the guest: the end, or a reset.
+        assert_ne!(socket.read(&mut [0]).ok(), Some(1));
+    }
+    wait_until("descriptors are closed", || descriptors(&guests) <= before);
+}
+
+#[test]
+fn what_goes_over_the_network_is_counted() {
+    let guests = guest(&[]);
+    let (port, thread) = mirror("127.0.0.1:0");
+    let bytes = random_bytes(1_000_000);
+    let script = "nc $0 $1; nc $0 1 </dev/null; true";
+    let port = port.to_string();
+    let outcome = guests.run_with(
+        ["exec", "-i", "x", "--", "sh", "-c", script, HOST, &port],
+        &bytes,
+    );
+    assert!(outcome.stdout == bytes, "other bytes came back");
+    thread.join().unwrap();
+    let text = guests.run(["metrics", "x", "--format", "json"]).done();
+    let figures: Value = serde_json::from_str(&text).unwrap();
+    let figure = |name: &str| {
+        figures[name]
+            .as_u64()
+            .unwrap_or_else(|| panic!("{name}: {text}"))
+    };
+    for name in ["net_rx_bytes", "net_tx_bytes"] {
+        assert!(
+            (1_000_000..2_000_000).contains(&figure(name)),
+            "{name}: {text}"
+        );
+    }
+    assert!(figure("net_connections") >= 1, "{text}");
+    assert_eq!(figure("net_denied"), 0, "{text}");
 }
 
 #[test]
@@ -236,6 +313,16 @@ fn a_sandbox_without_a_network_has_no_interface() {
     .is(0, "lo\n", "");
 }
 
+/// How many descriptors the network's process has.
+fn descriptors(home: &Home) -> usize {
+    let mut networks = home.processes();
+    networks.retain(|process| process.name == "msb-net");
+    assert_eq!(networks.len(), 1, "{networks:#?}");
+    std::fs::read_dir(format!("/proc/{}/fd", networks[0].pid))
+        .map(Iterator::count)
+        .unwrap()
+}
+
 #[test]
 fn many_short_connections_leave_nothing_behind() {
     let guests = guest(&[]);
@@ -246,22 +333,12 @@ fn many_short_connections_leave_nothing_behind() {
             let _ = socket.unwrap().write_all(b"x");
         }
     });
-    let network = || {
-        let mut networks = guests.processes();
-        networks.retain(|process| process.name == "msb-net");
-        networks.remove(0)
-    };
-    let descriptors = || {
-        std::fs::read_dir(format!("/proc/{}/fd", network().pid))
-            .map(Iterator::count)
-            .unwrap()
-    };
-    let before = descriptors();
+    let before = descriptors(&guests);
     let script = format!("for i in $(seq 200); do nc {HOST} {port} </dev/null; done | wc -c");
     guests
         .run(["exec", "x", "--", "sh", "-c", &script])
         .is(0, "200\n", "");
-    wait_until("descriptors are closed", || descriptors() <= before);
+    wait_until("descriptors are closed", || descriptors(&guests) <= before);
     let opened = events(&guests)
         .iter()
         .filter(|event| event["type"] == "open")

@@ -86,6 +86,8 @@ mod roundtrip;
 mod save;
 /// Attempts to leave what is shared with a guest.
 mod share_escape;
+/// A sandbox as an SSH host.
+mod ssh;
 /// Standard input, output and error.
 mod streams;
 /// What the tests stand on.

@@ -138,7 +138,18 @@ fn alone_it_shows_the_grouped_help_and_that_is_no_failure() {
         .lines()
         .filter(|l| l.ends_with(':') && !l.starts_with(' '))
         .collect();
-    assert_eq!(headings, ["Sandboxes:", "Images:", "Other:", "Options:"]);
+    assert_eq!(
+        headings,
+        [
+            "Sandboxes:",
+            "Images:",
+            "Network and SSH:",
+            "Storage:",
+            "Metrics:",
+            "Other:",
+            "Options:"
+        ]
+    );
     for spelling in [["--help"], ["-h"], ["help"]] {
         assert_eq!(msb.run(&spelling), help);
     }
@@ -174,7 +185,7 @@ fn help_and_the_list_for_completions_have_the_same_commands() {
         .collect();
     assert_eq!(shown, listed);
     let mut names = msb.run(&["--list-commands"]).stdout;
-    for alias in ["cp", "ls", "ps", "rm"] {
+    for alias in ["cp", "ls", "ps", "rm", "vol"] {
         names = names.replace(&format!("\n{alias}\n"), "\n");
     }
     assert_eq!(

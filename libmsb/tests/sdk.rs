@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use libmsb::sdk::{Code, Error, ExecOptions, Image, Output, Sandbox, State, Streamed};
+use libmsb::sdk::{Code, Error, ExecOptions, Image, Output, Pull, Sandbox, State, Streamed};
 use libmsb::state::Home;
 use libmsb::state::lock::Lock;
 use msb_wire::frame::{CONNECTION, Kind, put_message};
@@ -110,7 +110,10 @@ fn what_cannot_be_is_refused_before_anything_is_touched() {
                 assert_eq!(code(named.create()), Code::InvalidConfig, "{name}");
             }
             assert!(!Home::from_env().unwrap().root().exists());
-            assert_eq!(code(builder().create()), Code::ImageNotFound);
+            assert_eq!(
+                code(builder().pull(Pull::Never).create()),
+                Code::ImageNotFound
+            );
             assert_eq!(code(Sandbox::get("x")), Code::SandboxNotFound);
             assert_eq!(code(Image::get(IMAGE)), Code::ImageNotFound);
         },
@@ -200,8 +203,12 @@ fn a_peer_that_lacks_an_operation_is_an_error_by_name() {
     in_process("a_peer_that_lacks_an_operation_is_an_error_by_name", || {
         let home = Home::from_env().unwrap();
         let name = "x".parse().unwrap();
+        load();
+        let made = Command::new("msb-create")
+            .args(["--no-start", "--name", "x", IMAGE])
+            .status();
+        assert!(made.unwrap().success());
         let folder = home.sandboxes().named(&name).dir;
-        std::fs::create_dir_all(&folder).unwrap();
         let _alive = Lock::exclusive(&folder.join("lock")).unwrap();
         let socket = home.agent_socket(&name);
         std::fs::create_dir_all(socket.parent().unwrap()).unwrap();

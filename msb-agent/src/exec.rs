@@ -75,6 +75,9 @@ fn prepare<'a>(guest: &'a Guest, request: &ExecRequest) -> Result<Command<'a>, R
         .map(Text::as_bytes)
         .unwrap_or_default();
     let account = users::find(spec).map_err(unknown)?;
+    if request.login {
+        return prepare_login(guest, request, account);
+    }
     let mut env = guest.env.environment(request.tty.is_some());
     for entry in &request.env {
         env.set(entry.as_bytes());
@@ -108,6 +111,61 @@ fn prepare<'a>(guest: &'a Guest, request: &ExecRequest) -> Result<Command<'a>, R
         account,
         security: guest.security,
     })
+}
+
+/// What sshd(8) does at a login: the user's shell, home and names, whatever the sandbox has for commands.
+fn prepare_login<'a>(
+    guest: &'a Guest,
+    request: &ExecRequest,
+    account: Account,
+) -> Result<Command<'a>, Refusal> {
+    let mut env = guest.env.environment(request.tty.is_some());
+    for (name, value) in [
+        ("USER", &account.name),
+        ("LOGNAME", &account.name),
+        ("HOME", &account.home),
+        ("SHELL", &account.shell),
+    ] {
+        env.set(&[name.as_bytes(), b"=", value].concat());
+    }
+    for entry in &request.env {
+        env.set(entry.as_bytes());
+    }
+    let name = account.shell.rsplit(|byte| *byte == b'/').next();
+    let name = name.unwrap_or_default();
+    let argv = match request.argv.as_slice() {
+        // By this dash a shell knows that it is a login shell.
+        [] => vec![[b"-", name].concat()],
+        [line] => vec![name.to_vec(), b"-c".to_vec(), line.0.clone()],
+        _ => {
+            return Err(Refusal::new(
+                FailureKind::BadArgs,
+                "a login takes one command line",
+            ));
+        }
+    };
+    let nul = || Refusal::new(FailureKind::BadArgs, "a string holds a NUL byte");
+    let terminated = |bytes: Vec<u8>| CString::new(bytes).map_err(|_| nul());
+    // A user whose home is not there logs in at the root.
+    let home = Some(&account.home).filter(|home| is_folder(home));
+    Ok(Command {
+        programs: vec![terminated(account.shell.clone())?],
+        argv: argv.into_iter().map(terminated).collect::<Result<_, _>>()?,
+        env: env.into_strings(),
+        cwd: terminated(home.map_or(b"/".to_vec(), Clone::clone))?,
+        limits: request
+            .rlimits
+            .iter()
+            .map(limit)
+            .collect::<Result<_, _>>()?,
+        account,
+        security: guest.security,
+    })
+}
+
+/// Whether a path leads to a folder.
+pub(crate) fn is_folder(path: &[u8]) -> bool {
+    Path::new(std::ffi::OsStr::from_bytes(path)).is_dir()
 }
 
 /// The refusal of a user that is not there.

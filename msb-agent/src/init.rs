@@ -28,7 +28,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub(crate) const OPERATIONS: &[&str] = &[
     operation::BOOT,
     operation::CLOCK,
+    operation::CONNECT,
     operation::EXEC,
+    operation::EXEC_LOGIN,
     operation::EXEC_RLIMIT,
     operation::FILES,
     operation::NET,
@@ -38,6 +40,7 @@ pub(crate) const OPERATIONS: &[&str] = &[
     operation::PING,
     operation::SAMPLES,
     operation::SECURITY,
+    operation::SFTP,
     operation::SHUTDOWN,
 ];
 

@@ -16,6 +16,8 @@ mod change;
 mod clock;
 /// Rights that commands of a restricted guest do not get.
 mod confine;
+/// TCP connections from inside the guest.
+mod connection;
 /// Messages of the agent on the guest's console, and the words for errors.
 mod console;
 /// Disks by serial number.
@@ -50,6 +52,8 @@ mod oom;
 mod port;
 /// Terminals for commands.
 mod pty;
+/// From the name of a host to its addresses.
+mod resolve;
 /// The root file system: EROFS below, ext4 above.
 mod root;
 /// Samples for the host, at an interval.
@@ -58,6 +62,8 @@ mod samples;
 mod serve;
 /// One running command and its streams.
 mod session;
+/// Files for SSH clients.
+mod sftp;
 /// The end of the machine.
 mod shutdown;
 /// fork and exec.
@@ -89,6 +95,7 @@ fn live() -> std::ffi::c_int {
 fn explain() -> std::ffi::c_int {
     match std::env::args().nth(1).as_deref() {
         Some("--version" | "-V") => println!("msb-agent {}", env!("CARGO_PKG_VERSION")),
+        Some(sftp::ARGUMENT) => return sftp::serve(std::env::args().nth(2).as_deref()),
         Some(files::ARGUMENT) => return files::serve(std::env::args().nth(2).as_deref()),
         Some("--help" | "-h") => {
             println!("usage: msb-agent\n\nThe first process of a sandbox; see msb-agent(8).")

@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use msb_wire::boot::{BootEvent, BootRequest};
+use msb_wire::connect::{ConnectFailure, ConnectRequest};
 use msb_wire::exec::{ExecControl, ExecEvent, FailureKind};
 use msb_wire::frame::{Assembler, Decoder, FrameError, Header, Kind, STDIN, flags, put_message};
 use msb_wire::guest::{InitEvent, InitRequest};
@@ -21,6 +22,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, WaitOptions, WaitStatus, wait};
 
 use crate::boot::{self, Guest};
+use crate::connection::{CONNECTIONS_MAX, Connection, put_connect_event};
 use crate::console::{log, reason};
 use crate::exec::{self, Refusal};
 use crate::init::OPERATIONS;
@@ -29,7 +31,7 @@ use crate::port::Port;
 use crate::samples::Samples;
 use crate::session::{CreditViolation, Session, put_event, scratch};
 use crate::spawn::Spawner;
-use crate::{clock, files, handover, shutdown, sys};
+use crate::{clock, files, handover, sftp, shutdown, sys};
 
 /// Commands at a time.
 const SESSIONS_MAX: usize = 1024;
@@ -96,6 +98,8 @@ struct Ready {
     children: bool,
     /// Streams with something to move, and whether it is that nobody reads the input.
     sessions: Vec<(u32, bool)>,
+    /// Streams of connections, and what is ready.
+    connections: Vec<(u32, PollFlags)>,
 }
 
 /// The agent at work.
@@ -112,6 +116,7 @@ pub(crate) struct Agent {
     /// Streams whose request is not complete.
     opening: HashSet<u32>,
     sessions: BTreeMap<u32, Session>,
+    connections: BTreeMap<u32, Connection>,
     spawner: Spawner,
     scratch: Box<[u8]>,
     turn: usize,
@@ -139,6 +144,7 @@ impl Agent {
             messages: Assembler::new(),
             opening: HashSet::new(),
             sessions: BTreeMap::new(),
+            connections: BTreeMap::new(),
             spawner: Spawner::new(),
             scratch: scratch(),
             turn: 0,
@@ -162,7 +168,9 @@ impl Agent {
                 self.reap();
             }
             self.move_bytes(ready.sessions);
+            self.advance_connections(&ready.connections);
             self.end_sessions();
+            self.end_connections();
             self.stop_further();
             self.load_later();
             self.sample();
@@ -173,7 +181,8 @@ impl Agent {
     }
 
     fn wait(&self) -> Ready {
-        let mut polled = Vec::with_capacity(2 + 3 * self.sessions.len());
+        let count = 2 + 3 * self.sessions.len() + self.connections.len();
+        let mut polled = Vec::with_capacity(count);
         let mut owners = Vec::with_capacity(3 * self.sessions.len());
         polled.push(PollFd::from_borrowed_fd(self.port.fd(), self.port_events()));
         polled.push(PollFd::from_borrowed_fd(
@@ -185,6 +194,13 @@ impl Agent {
             for watch in session.watches(has_room) {
                 polled.push(PollFd::from_borrowed_fd(watch.fd, watch.events));
                 owners.push((*stream, watch.is_input));
+            }
+        }
+        let mut connected = Vec::with_capacity(self.connections.len());
+        for (stream, connection) in &self.connections {
+            if let Some((fd, events)) = connection.watch(has_room) {
+                connected.push((*stream, polled.len()));
+                polled.push(PollFd::from_borrowed_fd(fd, events));
             }
         }
         match poll(&mut polled, self.timeout().as_ref()) {
@@ -203,10 +219,15 @@ impl Agent {
                 (!events.is_empty())
                     .then(|| (*stream, *is_input && events.contains(PollFlags::ERR)))
             });
+        let connections = connected
+            .iter()
+            .map(|(stream, at)| (*stream, flags(*at)))
+            .filter(|(_, events)| !events.is_empty());
         Ready {
             port: flags(0),
             children: !flags(1).is_empty(),
             sessions: sessions.collect(),
+            connections: connections.collect(),
         }
     }
 
@@ -220,8 +241,12 @@ impl Agent {
     fn timeout(&self) -> Option<Timespec> {
         let stopping = self.stopping.as_ref().map(|stopping| stopping.until);
         let sample = self.samples.as_ref().map(Samples::due);
-        let until = [stopping, self.later, sample];
-        let until = until.into_iter().flatten().min()?;
+        let connecting = self.connections.values().filter_map(Connection::wake_at);
+        let until = [stopping, self.later, sample]
+            .into_iter()
+            .flatten()
+            .chain(connecting)
+            .min()?;
         Timespec::try_from(until.saturating_duration_since(Instant::now())).ok()
     }
 
@@ -292,7 +317,10 @@ impl Agent {
 
     fn take_open(&mut self, header: &Header, payload: &[u8]) -> Result<(), Broken> {
         let stream = header.stream;
-        if self.sessions.contains_key(&stream) || Samples::on(&mut self.samples, stream).is_some() {
+        if self.sessions.contains_key(&stream)
+            || self.connections.contains_key(&stream)
+            || Samples::on(&mut self.samples, stream).is_some()
+        {
             return Err(Broken::StreamInUse(stream));
         }
         match self.messages.push(header, payload)? {
@@ -310,6 +338,10 @@ impl Agent {
     fn open(&mut self, stream: u32, message: &[u8]) {
         match serde_json::from_slice(message) {
             Ok(Request::Boot(request)) => self.boot(stream, request),
+            Ok(Request::Connect(request)) => self.connect(stream, &request),
+            Ok(Request::Sftp(request)) => self.start(stream, |guest, spawner| {
+                sftp::start(guest, stream, &request, spawner)
+            }),
             Ok(Request::Exec(request)) => self.start(stream, |guest, spawner| {
                 exec::start(guest, stream, &request, spawner)
             }),
@@ -434,6 +466,24 @@ impl Agent {
         ))
     }
 
+    fn connect(&mut self, stream: u32, request: &ConnectRequest) {
+        let refused = if self.guest.is_none() || self.stopping.is_some() {
+            Some((ConnectFailure::Other, "the guest is not up".to_owned()))
+        } else if self.connections.len() >= CONNECTIONS_MAX {
+            let message = format!("{CONNECTIONS_MAX} connections are open already");
+            Some((ConnectFailure::ResourceLimit, message))
+        } else {
+            None
+        };
+        if let Some((kind, message)) = refused {
+            let event = Connection::refused(kind, message);
+            put_connect_event(&mut self.port.outgoing, stream, flags::END, &event);
+        } else {
+            self.connections
+                .insert(stream, Connection::start(stream, request));
+        }
+    }
+
     fn refuse(&mut self, stream: u32, refusal: Refusal) {
         let event = ExecEvent::Failed {
             kind: refusal.kind,
@@ -457,6 +507,14 @@ impl Agent {
     /// Frames of streams that are over are on their way still when the last event is sent: they mean nothing.
     fn take_data(&mut self, header: &Header, payload: &[u8]) {
         let out = &mut self.port.outgoing;
+        if let Some(connection) = self.connections.get_mut(&header.stream) {
+            if header.channel == STDIN
+                && connection.take_input(payload, header.ends(), out).is_err()
+            {
+                self.violated(header.stream);
+            }
+            return;
+        }
         let Some(session) = self.sessions.get_mut(&header.stream) else {
             return;
         };
@@ -466,6 +524,20 @@ impl Agent {
     }
 
     fn take_credit(&mut self, header: &Header, bytes: u32) {
+        if let Some(connection) = self.connections.get_mut(&header.stream) {
+            if connection.take_credit(header.channel, bytes).is_err() {
+                self.violated(header.stream);
+            } else {
+                // It may have been left alone for want of credit, with bytes to be read.
+                connection.advance(
+                    PollFlags::empty(),
+                    self.port.has_room(),
+                    &mut self.port.outgoing,
+                    &mut self.scratch,
+                );
+            }
+            return;
+        }
         let Some(session) = self.sessions.get_mut(&header.stream) else {
             return;
         };
@@ -476,6 +548,9 @@ impl Agent {
 
     /// The call ends here, for the host; what is left of the process is reaped like any other.
     fn violated(&mut self, stream: u32) {
+        if let Some(connection) = self.connections.get_mut(&stream) {
+            connection.end(Some("the client sent more than it was granted".into()));
+        }
         if let Some(session) = self.sessions.remove(&stream) {
             session.hang_up();
             self.messages.forget(stream);
@@ -523,6 +598,9 @@ impl Agent {
         }
         if let Some(session) = self.sessions.get_mut(&stream) {
             session.close();
+        }
+        if let Some(connection) = self.connections.get_mut(&stream) {
+            connection.close();
         }
     }
 
@@ -613,6 +691,41 @@ impl Agent {
         }
     }
 
+    /// Connections that are ready, or whose time has come.
+    fn advance_connections(&mut self, ready: &[(u32, PollFlags)]) {
+        let now = Instant::now();
+        let due = self
+            .connections
+            .iter()
+            .filter(|(_, connection)| connection.wake_at().is_some_and(|at| at <= now))
+            .map(|(stream, _)| (*stream, PollFlags::empty()));
+        let mut turns: Vec<(u32, PollFlags)> = due.chain(ready.iter().copied()).collect();
+        // Another one is first each time, since the port may have room for few.
+        let count = turns.len().max(1);
+        turns.rotate_left(self.turn % count);
+        for (stream, events) in turns {
+            if let Some(connection) = self.connections.get_mut(&stream) {
+                connection.advance(
+                    events,
+                    self.port.has_room(),
+                    &mut self.port.outgoing,
+                    &mut self.scratch,
+                );
+            }
+        }
+    }
+
+    fn end_connections(&mut self) {
+        let out = &mut self.port.outgoing;
+        self.connections.retain(|stream, connection| {
+            let Some(event) = connection.last_event() else {
+                return true;
+            };
+            put_connect_event(out, *stream, flags::END, event);
+            false
+        });
+    }
+
     fn end_sessions(&mut self) {
         let over: Vec<(u32, ExecEvent)> = self
             .sessions
@@ -652,6 +765,9 @@ impl Agent {
             sys::kill_group(session.pid().as_raw_pid(), libc::SIGHUP);
         }
         sys::kill_all(libc::SIGCONT);
+        for connection in self.connections.values_mut() {
+            connection.end(Some("the guest is shutting down".into()));
+        }
         self.stopping = Some(Stopping {
             stream,
             killed: false,

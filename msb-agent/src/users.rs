@@ -19,6 +19,10 @@ pub(crate) struct Account {
     pub(crate) groups: Vec<u32>,
     /// Home directory.
     pub(crate) home: Vec<u8>,
+    /// Name; the number in digits when there is no entry.
+    pub(crate) name: Vec<u8>,
+    /// The program of a login.
+    pub(crate) shell: Vec<u8>,
 }
 
 /// A name without an entry, or a number out of range.
@@ -29,6 +33,9 @@ pub(crate) enum Unknown {
     /// No such group.
     Group(String),
 }
+
+/// The shell of who has none in `/etc/passwd`: login(1) takes this one too.
+const DEFAULT_SHELL: &[u8] = b"/bin/sh";
 
 /// Bytes of `/etc/passwd` and `/etc/group` that are read.
 const FILE_BYTES_MAX: u64 = 4 * 1024 * 1024;
@@ -70,21 +77,21 @@ fn resolve(spec: &[u8], passwd: &[u8], group: &[u8]) -> Result<Account, Unknown>
         user_part
     };
     let user = find_user(user_part, passwd).ok_or_else(|| Unknown::User(lossy(user_part)))?;
-    if group_part.is_empty() {
-        let groups = with_first(user.gid, groups_of(user.name, group));
-        return Ok(Account {
-            uid: user.uid,
-            gid: user.gid,
-            groups,
-            home: user.home,
-        });
-    }
-    let gid = find_group(group_part, group).ok_or_else(|| Unknown::Group(lossy(group_part)))?;
+    let (gid, groups) = if group_part.is_empty() {
+        (user.gid, with_first(user.gid, groups_of(user.name, group)))
+    } else {
+        let gid = find_group(group_part, group);
+        let gid = gid.ok_or_else(|| Unknown::Group(lossy(group_part)))?;
+        (gid, vec![gid])
+    };
+    let digits = || user.uid.to_string().into_bytes();
     Ok(Account {
         uid: user.uid,
         gid,
-        groups: vec![gid],
+        groups,
         home: user.home,
+        name: user.name.map_or_else(digits, <[u8]>::to_vec),
+        shell: user.shell,
     })
 }
 
@@ -93,12 +100,13 @@ struct User<'a> {
     uid: u32,
     gid: u32,
     home: Vec<u8>,
+    shell: Vec<u8>,
 }
 
 fn find_user<'a>(wanted: &[u8], passwd: &'a [u8]) -> Option<User<'a>> {
     let number = is_number(wanted).then(|| parse_id(wanted));
     let found = entries(passwd).find_map(|fields| {
-        let [name, _, uid, gid, _, home, ..] = fields.as_slice() else {
+        let [name, _, uid, gid, _, home, shell @ ..] = fields.as_slice() else {
             return None;
         };
         let (uid, gid) = (parse_id(uid)?, parse_id(gid)?);
@@ -112,11 +120,13 @@ fn find_user<'a>(wanted: &[u8], passwd: &'a [u8]) -> Option<User<'a>> {
         } else {
             home.to_vec()
         };
+        let shell = shell.first().filter(|shell| !shell.is_empty());
         matches.then_some(User {
             name: Some(name),
             uid,
             gid,
             home,
+            shell: shell.map_or(DEFAULT_SHELL, |shell| shell).to_vec(),
         })
     });
     found.or_else(|| {
@@ -125,6 +135,7 @@ fn find_user<'a>(wanted: &[u8], passwd: &'a [u8]) -> Option<User<'a>> {
             uid: number??,
             gid: 0,
             home: b"/".to_vec(),
+            shell: DEFAULT_SHELL.to_vec(),
         })
     })
 }
@@ -239,6 +250,18 @@ mod tests {
             Err(Unknown::User("4294967295".into()))
         );
         assert_eq!(account("far"), Err(Unknown::User("far".into())));
+    }
+
+    #[test]
+    fn a_login_is_known_by_its_name_and_shell() {
+        let login = |spec: &str| {
+            let account = resolve(spec.as_bytes(), PASSWD, GROUP).unwrap();
+            (lossy(&account.name), lossy(&account.shell))
+        };
+        assert_eq!(login("0"), ("root".into(), "/bin/bash".into()));
+        assert_eq!(login("daemon").1, "/usr/sbin/nologin");
+        assert_eq!(login("homeless").1, "/bin/sh");
+        assert_eq!(login("4242"), ("4242".into(), "/bin/sh".into()));
     }
 
     #[test]

@@ -34,7 +34,7 @@ enum LineRef<'a> {
 #[derive(Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 enum Line {
-    Sample(Sample),
+    Sample(Box<Sample>),
     Exit(Exit),
     Collected {
         timestamp: Timestamp,
@@ -97,7 +97,7 @@ impl<R: BufRead> Reader<R> {
             match jsonl::read::<Line>(&mut self.input, self.number)? {
                 Some(Line::Sample(sample)) if collection.samples.len() < SAMPLES_MAX => {
                     collection.at = collection.at.max(sample.timestamp);
-                    collection.samples.push(sample);
+                    collection.samples.push(*sample);
                 }
                 Some(Line::Exit(exit)) if collection.exits.len() < SAMPLES_MAX => {
                     collection.exits.push(exit);

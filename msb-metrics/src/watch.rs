@@ -72,7 +72,7 @@ pub(crate) fn descriptors() -> usize {
     let limit = getrlimit(Resource::Nofile);
     let wanted = Rlimit {
         current: limit.maximum,
-        ..limit.clone()
+        ..limit
     };
     let reached = if setrlimit(Resource::Nofile, wanted).is_ok() {
         limit.maximum

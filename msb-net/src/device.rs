@@ -35,6 +35,9 @@ pub(crate) struct Receiver {
     buffer: Box<[u8]>,
     start: usize,
     end: usize,
+    /// Frames and bytes from the guest.
+    pub(crate) frames: u64,
+    pub(crate) bytes: u64,
 }
 
 impl Receiver {
@@ -43,6 +46,8 @@ impl Receiver {
             buffer: vec![0; RECEIVE_BYTES].into_boxed_slice(),
             start: 0,
             end: 0,
+            frames: 0,
+            bytes: 0,
         }
     }
 
@@ -82,6 +87,8 @@ impl Receiver {
             return Ok(None);
         }
         self.start = start + length;
+        self.frames += 1;
+        self.bytes += length as u64;
         Ok(Some(start..start + length))
     }
 

@@ -75,6 +75,8 @@ pub(crate) struct Log {
     reader: Option<OwnedFd>,
     waiting: VecDeque<u8>,
     lost: u64,
+    /// Connections and datagrams that were refused.
+    pub(crate) denied: u64,
     /// What was allowed last: mostly the connection that is opened next.
     allowed: Option<(Flow, Judged)>,
 }
@@ -183,6 +185,7 @@ impl Log {
     }
 
     pub(crate) fn deny(&mut self, flow: &Flow, facts: &Facts, verdict: Verdict) {
+        self.denied += 1;
         if self.reader.is_some() {
             let (guest, remote) = ends(flow);
             let facts = facts.clone();

@@ -13,6 +13,7 @@ use clap::Args;
 use libmsb::cli::error::Failure;
 use libmsb::net::args::NetArgs;
 use libmsb::net::{dns, own};
+use libmsb::samples::NetWriter;
 use rustix::io::{FdFlags, fcntl_getfd, fcntl_setfd, ioctl_fionbio};
 use rustix::rand::{GetRandomFlags, getrandom};
 
@@ -72,6 +73,9 @@ pub(crate) struct ServeArgs {
     /// End when the other end of this pipe is closed
     #[arg(long, value_name = "N")]
     life_fd: Option<RawFd>,
+    /// Count what goes through in this file, the samples of a sandbox
+    #[arg(long, value_name = "N")]
+    samples_fd: Option<RawFd>,
     #[command(flatten)]
     net: NetArgs,
 }
@@ -98,6 +102,9 @@ pub(crate) fn serve(args: &ServeArgs) -> anyhow::Result<()> {
         ioctl_fionbio(events, true).context("cannot use the descriptor for events")?;
     }
     let life = args.life_fd.map(inherited).transpose()?;
+    let samples = args.samples_fd.map(inherited).transpose()?;
+    let samples = samples.map(NetWriter::from_fd).transpose();
+    let samples = samples.context("cannot use the descriptor for samples")?;
     let frames = frames(args)?;
     ioctl_fionbio(&frames, true).context("cannot use the frame stream")?;
     raise_descriptor_limit();
@@ -112,6 +119,7 @@ pub(crate) fn serve(args: &ServeArgs) -> anyhow::Result<()> {
     let mut stack = Stack::new(Parts {
         frames,
         life,
+        samples,
         network: settings.network,
         gate: Gate::new(judge, names),
         log: Log::new(events),

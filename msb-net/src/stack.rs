@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use libmsb::net::ports::Transport;
+use libmsb::samples::{NetField, NetWriter};
 use rustix::buffer::spare_capacity;
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
@@ -76,17 +77,6 @@ const KINDS: [Kind; 8] = [
 /// The kind stands above the key in an event's data.
 const KIND_SHIFT: u32 = 56;
 
-/// What was moved since the start.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Counters {
-    /// Connections that were opened and that were closed.
-    pub(crate) connections: u64,
-    pub(crate) closed: u64,
-    /// Frames and bytes from the guest; those to the guest are counted by the transmitter.
-    pub(crate) frames: u64,
-    pub(crate) bytes: u64,
-}
-
 /// What everybody needs.
 pub(crate) struct World {
     epoll: OwnedFd,
@@ -103,7 +93,6 @@ pub(crate) struct World {
     pub(crate) scratch: Box<[u8]>,
     /// Numbers the packets that are sent in pieces.
     pub(crate) piece_id: u32,
-    pub(crate) counters: Counters,
 }
 
 impl World {
@@ -152,12 +141,15 @@ pub(crate) struct Stack {
     icmp: Icmp,
     resolver: Resolver,
     life: Option<OwnedFd>,
+    /// Where it is counted what goes through, if anybody wants to know.
+    samples: Option<NetWriter>,
 }
 
 /// What a stack is made of.
 pub(crate) struct Parts {
     pub(crate) frames: OwnedFd,
     pub(crate) life: Option<OwnedFd>,
+    pub(crate) samples: Option<NetWriter>,
     pub(crate) network: Network,
     pub(crate) gate: Gate,
     pub(crate) log: Log,
@@ -179,7 +171,6 @@ impl Stack {
             now: Instant::now(),
             scratch: vec![0; SCRATCH_BYTES].into_boxed_slice(),
             piece_id: 0,
-            counters: Counters::default(),
         };
         let watched = || -> Result<(), Errno> {
             world.watch(world.transmitter.socket(), Kind::Frames, 0, FRAMES)?;
@@ -209,6 +200,7 @@ impl Stack {
             icmp: Icmp::new(),
             resolver: Resolver::new(),
             life: parts.life,
+            samples: parts.samples,
         })
     }
 
@@ -249,11 +241,34 @@ impl Stack {
         self.icmp.tick(self.world.now);
         self.resolver.serve(&mut self.world);
         self.world.log.flush();
-        match self.world.transmitter.flush() {
+        let flushed = self.world.transmitter.flush();
+        self.publish_counters();
+        match flushed {
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(Some(End::GuestGone)),
             Err(error) => Err(error),
             Ok(()) => self.wait_for_room().map(|()| None),
         }
+    }
+
+    /// Lets it be seen what has gone through. Echoes are counted as the frames that they are.
+    fn publish_counters(&mut self) {
+        let Some(samples) = &mut self.samples else {
+            return;
+        };
+        let (to_guest, from_guest) = (&self.world.transmitter, &self.receiver);
+        let counters = samples.counters();
+        for (field, value) in [
+            (NetField::RxBytes, to_guest.bytes),
+            (NetField::TxBytes, from_guest.bytes),
+            (NetField::RxPackets, to_guest.frames),
+            (NetField::TxPackets, from_guest.frames),
+            (NetField::Connections, self.tcp.opened() + self.udp.opened()),
+            (NetField::Denied, self.world.log.denied),
+            (NetField::Open, (self.tcp.len() + self.udp.len()) as u64),
+        ] {
+            counters.set(field, value);
+        }
+        samples.publish();
     }
 
     fn wait_for_room(&mut self) -> io::Result<()> {
@@ -326,8 +341,6 @@ impl Stack {
         self.readable = received == Received::Some || (self.hung_up && received == Received::Last);
         while let Some(place) = self.receiver.next_frame()? {
             let frame = self.receiver.bytes(place.clone());
-            self.world.counters.frames += 1;
-            self.world.counters.bytes += frame.len() as u64;
             match ip::parse(frame) {
                 Some(Frame::Arp(packet)) => neighbours::arp(&mut self.world, packet),
                 Some(Frame::Ip(packet)) => {

@@ -240,6 +240,16 @@ impl Udp {
         }
     }
 
+    /// Flows that were opened, all in all.
+    pub(crate) fn opened(&self) -> u64 {
+        self.count
+    }
+
+    /// Flows that are open.
+    pub(crate) fn len(&self) -> usize {
+        self.flows.len()
+    }
+
     /// When the next timer is due.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         self.timers.next()

@@ -94,8 +94,12 @@ impl Net {
         }
     }
 
-    /// Starts `msb-net`, which ends when the life pipe is closed.
-    pub(crate) fn start(&self, life: BorrowedFd<'_>) -> anyhow::Result<NetProcess> {
+    /// Starts `msb-net`, which ends when the life pipe is closed, and counts in the sample file, if there is one.
+    pub(crate) fn start(
+        &self,
+        life: BorrowedFd<'_>,
+        samples: Option<BorrowedFd<'_>>,
+    ) -> anyhow::Result<NetProcess> {
         let (frames, theirs) = UnixStream::pair().context("cannot make a socket for frames")?;
         let (events, events_theirs) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
             .context("cannot make a pipe")?;
@@ -105,12 +109,15 @@ impl Net {
         let number = |descriptor: BorrowedFd<'_>| descriptor.as_raw_fd().to_string();
         command.arg("serve");
         for (option, descriptor) in [
-            ("--fd", theirs.as_fd()),
-            ("--settings-fd", settings.as_fd()),
-            ("--events-fd", events_theirs.as_fd()),
-            ("--life-fd", life),
+            ("--fd", Some(theirs.as_fd())),
+            ("--settings-fd", Some(settings.as_fd())),
+            ("--events-fd", Some(events_theirs.as_fd())),
+            ("--life-fd", Some(life)),
+            ("--samples-fd", samples),
         ] {
-            command.args([option, &number(descriptor)]);
+            if let Some(descriptor) = descriptor {
+                command.args([option, &number(descriptor)]);
+            }
         }
         command.stdin(Stdio::null()).stdout(Stdio::null());
         let mut inherited = vec![
@@ -119,6 +126,7 @@ impl Net {
             events_theirs.as_fd(),
             life,
         ];
+        inherited.extend(samples);
         inherited.extend(self.ports.iter().map(|(socket, _)| socket.as_fd()));
         let child = spawn_with(&mut command, &inherited).context("cannot start msb-net")?;
         let pidfd = pidfd_open(Pid::from_child(&child), PidfdFlags::empty())

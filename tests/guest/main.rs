@@ -3,6 +3,7 @@
 //! - `walk ROOT` prints a line for each path below ROOT.
 //! - `walk-under-mounts PLACE` does so for `/`, and shows what lies under its mount points. PLACE is made for it.
 //! - `fork-exec COUNT PROGRAM` prints the mean time of a fork, exec and wait, in nanoseconds.
+//! - `echo-datagrams PORT` sends each datagram of that port back, and never ends.
 //! - As process 1 it prints `hello` and restarts the machine: the least that a boot can lead to. libkrun's process then ends
 //!   with status 42. Where there is a file `/stay`, it does nothing instead: the least that a machine can do.
 
@@ -46,9 +47,20 @@ fn run() -> io::Result<()> {
         ["walk", root] => walk::print(root.as_ref()),
         ["walk-under-mounts", place] => walk::print_under_mounts(place.as_ref()),
         ["fork-exec", count, program] => spawn::measure(count, program),
+        ["echo-datagrams", port] => echo_datagrams(port),
         _ => Err(io::Error::other(
-            "usage: walk ROOT | walk-under-mounts PLACE | fork-exec COUNT PROGRAM",
+            "usage: walk ROOT | walk-under-mounts PLACE | fork-exec COUNT PROGRAM | echo-datagrams PORT",
         )),
+    }
+}
+
+fn echo_datagrams(port: &str) -> io::Result<()> {
+    let port: u16 = port.parse().map_err(io::Error::other)?;
+    let socket = std::net::UdpSocket::bind(("0.0.0.0", port))?;
+    let mut buffer = vec![0; 65536];
+    loop {
+        let (count, peer) = socket.recv_from(&mut buffer)?;
+        socket.send_to(&buffer[..count], peer)?;
     }
 }
 

@@ -10,6 +10,17 @@ use crate::cli::args::SandboxName;
 use crate::cli::error::Code;
 use crate::state::Home;
 
+/// When an image comes from its registry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pull {
+    /// Each time.
+    Always,
+    /// When it is not there.
+    IfMissing,
+    /// Never: an image that is not there is an error.
+    Never,
+}
+
 /// Puts a sandbox together. What was given is checked when it is created, before anything is touched.
 #[derive(Clone, Debug)]
 pub struct SandboxBuilder {
@@ -49,6 +60,17 @@ impl SandboxBuilder {
     pub fn image(mut self, reference: impl Into<String>) -> Self {
         self.image = Some(reference.into());
         self
+    }
+
+    /// When the image comes from its registry; if it is missing, when nothing is said.
+    #[must_use]
+    pub fn pull(self, when: Pull) -> Self {
+        let word = match when {
+            Pull::Always => "always",
+            Pull::IfMissing => "if-missing",
+            Pull::Never => "never",
+        };
+        self.option("pull", word)
     }
 
     /// Virtual processors; 1 when nothing is said, and never 0.

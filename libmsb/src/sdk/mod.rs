@@ -29,7 +29,7 @@ mod image;
 mod sandbox;
 mod tool;
 
-pub use builder::SandboxBuilder;
+pub use builder::{Pull, SandboxBuilder};
 pub use error::Error;
 pub use exec::{Exec, ExecOptions, Output, Streamed};
 pub use image::{Image, ImageDetail, PruneReport};

@@ -60,6 +60,17 @@ pub const NET_LOG: &str = "net.log";
 /// What the supervisor and the VMM printed.
 pub const SUPERVISOR_LOG: &str = "supervisor.log";
 
+/// Folder of what SSH needs: of a sandbox, and of the state directory.
+pub const SSH: &str = "ssh";
+/// The private key by which SSH clients know a sandbox.
+pub const HOST_KEY: &str = "host_key";
+/// The private key by which the owner of the state directory is let in to every sandbox.
+pub const OWNER_KEY: &str = "id_ed25519";
+/// The public keys that are let in.
+pub const AUTHORIZED_KEYS: &str = "authorized_keys";
+/// The host key of a sandbox, for clients that we start.
+pub const KNOWN_HOSTS: &str = "known_hosts";
+
 /// Folder of named volumes, one folder each, with a [`LOCK`] that is held as long as a sandbox uses the volume.
 pub const VOLUMES: &str = "volumes";
 /// What the volume is.

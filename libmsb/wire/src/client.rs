@@ -113,6 +113,12 @@ impl Connection {
         &self.socket
     }
 
+    /// The socket and what the peer said of itself, for a program that has several calls on one connection and reads the
+    /// frames itself. Nothing was read beyond the peer's hello: it says nothing more before it is asked.
+    pub fn into_socket(self) -> (UnixStream, Hello) {
+        (self.socket, self.peer)
+    }
+
     /// Opens the connection's call.
     pub fn open(self, request: &Request) -> Result<Call, ClientError> {
         for operation in request.needs() {

@@ -12,7 +12,7 @@ use crate::text::Text;
 /// Runs a command.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExecRequest {
-    /// The program, looked up in the `PATH` of its environment, and its arguments. Not empty.
+    /// The program, looked up in the `PATH` of its environment, and its arguments. Not empty, but for a login.
     pub argv: Vec<Text>,
     /// Variables (`NAME=value`) that override those of the sandbox.
     #[serde(default)]
@@ -32,6 +32,10 @@ pub struct ExecRequest {
     /// Limits of the command's resources, in place of those that it would inherit.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub rlimits: Vec<Rlimit>,
+    /// As a login does: the program is the user's shell (in `/etc/passwd`, else `/bin/sh`) in the user's home, with `USER`,
+    /// `LOGNAME`, `HOME` and `SHELL` set. `argv` is empty for a login shell, or one line for `SHELL -c`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub login: bool,
     /// For the supervisor: what it prints goes to the sandbox's log too.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub log: bool,

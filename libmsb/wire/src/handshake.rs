@@ -18,10 +18,14 @@ pub mod operation {
     pub const BOOT: &str = "boot";
     /// Guest: set the clock; see [`crate::sandbox`].
     pub const CLOCK: &str = "clock";
+    /// Guest: connect to a TCP port; see [`crate::connect`].
+    pub const CONNECT: &str = "connect";
     /// Run a command; see [`crate::exec`].
     pub const EXEC: &str = "exec";
     /// Supervisor: log what a command prints; see [`crate::exec::ExecRequest::log`].
     pub const EXEC_LOG: &str = "exec.log";
+    /// Run a command as a login does; see [`crate::exec::ExecRequest::login`].
+    pub const EXEC_LOGIN: &str = "exec.login";
     /// Limit a command's resources; see [`crate::exec::ExecRequest::rlimits`].
     pub const EXEC_RLIMIT: &str = "exec.rlimit";
     /// Supervisor: commands that go on without a client, signals to them, and being attached; see [`crate::job`].
@@ -44,6 +48,8 @@ pub mod operation {
     pub const SECURITY: &str = "security";
     /// Supervisor: say how the sandbox ended, when it has; see [`crate::sandbox`].
     pub const WAIT: &str = "wait";
+    /// Guest: serve files by the SSH file transfer protocol; see [`crate::sftp`].
+    pub const SFTP: &str = "sftp";
     /// Guest: end all processes, flush, power off.
     pub const SHUTDOWN: &str = "shutdown";
     /// Supervisor: stop the sandbox; see [`crate::sandbox`].

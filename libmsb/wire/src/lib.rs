@@ -7,6 +7,8 @@
 pub mod boot;
 /// The host's side of a call, over a Unix socket; blocking, std only.
 pub mod client;
+/// TCP connections from inside the guest.
+pub mod connect;
 /// How many bytes a sender may still send on a channel.
 pub mod credit;
 /// Commands in the guest: the request, what is said while they run, and how they end.
@@ -29,5 +31,7 @@ pub mod mount;
 pub mod samples;
 /// Requests to the supervisor itself.
 pub mod sandbox;
+/// A server of the SSH file transfer protocol in the guest.
+pub mod sftp;
 /// Strings that may hold bytes which are not UTF-8, in JSON.
 pub mod text;

@@ -3,12 +3,14 @@
 use serde::{Deserialize, Serialize};
 
 use crate::boot::BootRequest;
+use crate::connect::ConnectRequest;
 use crate::exec::ExecRequest;
 use crate::file::FilesRequest;
 use crate::guest::InitRequest;
 use crate::handshake::operation;
 use crate::job::{AttachRequest, SignalRequest};
 use crate::samples::SamplesRequest;
+use crate::sftp::SftpRequest;
 
 /// The payload of an `Open` frame.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,10 +20,14 @@ pub enum Request {
     Boot(BootRequest),
     /// Set the guest's clock, if it is off (supervisor to agent). Answered by [`ClockEvent`].
     Clock(ClockRequest),
+    /// Connect to a TCP port from inside the guest.
+    Connect(ConnectRequest),
     /// Run a command.
     Exec(ExecRequest),
     /// Copy files.
     Files(FilesRequest),
+    /// Serve files by the SSH file transfer protocol.
+    Sftp(SftpRequest),
     /// Hand over to the image's init (supervisor to agent). Answered by [`crate::guest::InitEvent`].
     Init(InitRequest),
     /// End all processes, flush, power off (supervisor to agent). Answered by [`StopEvent`] before the power goes.
@@ -48,6 +54,7 @@ impl Request {
     pub fn needs(&self) -> Vec<&'static str> {
         let mut needs = vec![self.operation()];
         if let Request::Exec(exec) = self {
+            needs.extend(exec.login.then_some(operation::EXEC_LOGIN));
             needs.extend(exec.log.then_some(operation::EXEC_LOG));
             needs.extend((!exec.rlimits.is_empty()).then_some(operation::EXEC_RLIMIT));
             needs.extend(exec.job.then_some(operation::JOBS));
@@ -75,12 +82,14 @@ impl Request {
         match self {
             Request::Boot(_) => operation::BOOT,
             Request::Clock(_) => operation::CLOCK,
+            Request::Connect(_) => operation::CONNECT,
             Request::Exec(_) => operation::EXEC,
             Request::Files(_) => operation::FILES,
             Request::Init(_) => operation::INIT,
             Request::Ping => operation::PING,
             Request::Samples(_) => operation::SAMPLES,
             Request::Wait => operation::WAIT,
+            Request::Sftp(_) => operation::SFTP,
             Request::Shutdown => operation::SHUTDOWN,
             Request::Stop(_) => operation::STOP,
             Request::Signal(_) | Request::Attach(_) => operation::JOBS,

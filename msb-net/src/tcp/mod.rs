@@ -231,7 +231,6 @@ impl Tcp {
             return None;
         }
         self.flows.insert(flow, key);
-        world.counters.connections += 1;
         world.log.open(&flow, self.count);
         Some(key)
     }
@@ -306,6 +305,16 @@ impl Tcp {
         self.batch.clear();
     }
 
+    /// Connections that were opened, all in all.
+    pub(crate) fn opened(&self) -> u64 {
+        self.count
+    }
+
+    /// Connections that are open.
+    pub(crate) fn len(&self) -> usize {
+        self.connections.len()
+    }
+
     /// Whether somebody waits to be served.
     pub(crate) fn is_busy(&self, world: &World) -> bool {
         !self.ready.is_empty() && !world.transmitter.is_blocked()
@@ -367,7 +376,6 @@ impl Tcp {
             lasted,
             over.word(),
         );
-        world.counters.closed += 1;
         if over == Over::Closed {
             drop(connection);
         } else {

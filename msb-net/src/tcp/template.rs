@@ -82,7 +82,7 @@ impl Template {
         let tcp = &mut head[self.tcp..][..HEADER];
         tcp[4..8].copy_from_slice(&says.seq.to_be_bytes());
         tcp[8..12].copy_from_slice(&says.ack.to_be_bytes());
-        tcp[12] = ((HEADER + options.len()) / 4 << 4) as u8;
+        tcp[12] = (((HEADER + options.len()) / 4) << 4) as u8;
         tcp[13] = says.flags;
         tcp[14..16].copy_from_slice(&says.window.to_be_bytes());
         let sum = self

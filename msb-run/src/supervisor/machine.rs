@@ -43,13 +43,14 @@ pub(crate) struct Machine {
     _life: OwnedFd,
 }
 
-/// Starts a machine. `held` are descriptors that it keeps open as long as it lives: the sandbox's lock, the disk.
+/// Starts a machine. `net`: its network, and the file in which that counts. `held` are descriptors that the machine keeps
+/// open as long as it lives: the sandbox's lock, the disk.
 /// `None` when the engine knows no further way.
 pub(crate) fn start(
     engine: &dyn Engine,
     attempt: u32,
     mut wanted: Wanted,
-    net: Option<&Net>,
+    (net, samples): (Option<&Net>, Option<BorrowedFd<'_>>),
     held: &[BorrowedFd<'_>],
 ) -> anyhow::Result<Option<Machine>> {
     let (agent, agent_theirs) = UnixStream::pair().context("cannot make a socket for the agent")?;
@@ -69,7 +70,9 @@ pub(crate) fn start(
     for share in &mut wanted.shares {
         served.push(share::start(share, life_theirs.as_fd())?);
     }
-    let mut net_process = net.map(|net| net.start(life_theirs.as_fd())).transpose()?;
+    let mut net_process = net
+        .map(|net| net.start(life_theirs.as_fd(), samples))
+        .transpose()?;
     let frames = net_process.as_mut().and_then(|net| net.frames.take());
     wanted.net = net
         .zip(frames.as_ref())

@@ -250,12 +250,14 @@ fn redirect_errors(sandbox: &Sandbox) {
 /// Starts the machine; see [`machine::start`].
 pub(crate) fn start_machine(
     setup: &Setup,
+    samples: &samples::Samples,
     attempt: u32,
 ) -> anyhow::Result<Option<machine::Machine>> {
     let mut held = vec![setup.lock.as_fd()];
     held.extend(setup.upper.as_ref().map(AsFd::as_fd));
     held.extend(setup.mounts.held());
-    let net = setup.net.as_ref();
+    let counted = samples.net_descriptor();
+    let net = (setup.net.as_ref(), counted.as_ref().map(AsFd::as_fd));
     machine::start(setup.engine.as_ref(), attempt, wanted(setup), net, &held)
 }
 

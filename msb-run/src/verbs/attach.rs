@@ -120,7 +120,7 @@ fn open(connection: Connection, request: &Request) -> anyhow::Result<Call> {
 fn find(sandbox: &Sandbox, id: &str) -> anyhow::Result<Job> {
     let known = Jobs::of(sandbox)?;
     let job = known.find(id).cloned();
-    Ok(job.with_context(|| no_such_job(&sandbox.name, id))?)
+    job.with_context(|| no_such_job(&sandbox.name, id))
 }
 
 fn runs(sandbox: &Sandbox, id: &str) -> bool {

@@ -189,6 +189,7 @@ impl CommandArgs {
             tty: tty.then(window_size),
             stdin: !self.no_stdin,
             rlimits: self.rlimit.clone(),
+            login: false,
             log: false,
             main: false,
             job: false,

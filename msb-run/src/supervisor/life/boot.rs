@@ -203,7 +203,7 @@ impl Life {
         let attempt = self.attempt + 1;
         let machine = BOOT_TIMEOUTS
             .get(attempt as usize)
-            .map(|_| start_machine(&self.setup, attempt))
+            .map(|_| start_machine(&self.setup, &self.samples, attempt))
             .transpose()?
             .flatten();
         let Some(machine) = machine else {

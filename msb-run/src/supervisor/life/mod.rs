@@ -49,14 +49,17 @@ const PROGRAM: &str = concat!("msb-supervisor ", env!("CARGO_PKG_VERSION"));
 
 /// What clients may ask: of us, or through us of the guest's agent.
 const OPERATIONS: &[&str] = &[
+    operation::CONNECT,
     operation::EXEC,
     operation::EXEC_LOG,
+    operation::EXEC_LOGIN,
     operation::EXEC_RLIMIT,
     operation::FILES,
     operation::FILES_CHANGE,
     operation::JOBS,
     operation::PING,
     operation::SAMPLES,
+    operation::SFTP,
     operation::STOP,
     operation::WAIT,
 ];
@@ -160,8 +163,11 @@ pub(crate) struct Life {
 /// Starts the machine and all that serves it.
 pub(crate) fn begin(setup: Setup, starter: &mut Starter) -> Result<Life, Aborted> {
     let parts = (|| {
-        let machine =
-            start_machine(&setup, 0)?.context("the engine has no way to start a machine")?;
+        // First the file in which the network counts.
+        let mut samples = Samples::begin(&setup);
+        let machine = start_machine(&setup, &samples, 0)?
+            .context("the engine has no way to start a machine")?;
+        samples.restart(&setup.spec, machine.pid());
         let started_ns = monotonic_ns();
         let signals = Signals::of(&[
             signal::SIGTERM,
@@ -201,7 +207,7 @@ pub(crate) fn begin(setup: Setup, starter: &mut Starter) -> Result<Life, Aborted
             .sandbox
             .record(&Event::now(What::Starting, setup.sandbox.name.as_str()));
         Ok((
-            machine,
+            (machine, samples),
             started_ns,
             (signals, clock),
             socket,
@@ -214,7 +220,7 @@ pub(crate) fn begin(setup: Setup, starter: &mut Starter) -> Result<Life, Aborted
         ))
     })();
     let (
-        machine,
+        (machine, samples),
         machine_ns,
         (signals, clock),
         socket,
@@ -228,7 +234,6 @@ pub(crate) fn begin(setup: Setup, starter: &mut Starter) -> Result<Life, Aborted
         Ok(parts) => parts,
         Err(error) => return Err((error, setup.lock)),
     };
-    let samples = Samples::begin(&setup, machine.pid());
     let jobs = jobs::Table::of(&setup.sandbox);
     Ok(Life {
         setup,

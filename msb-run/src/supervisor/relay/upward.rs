@@ -144,7 +144,11 @@ impl Relay {
                 asker: (client, stream),
                 request,
             }),
-            request @ (Request::Exec(_) | Request::Files(_) | Request::Ping) => {
+            request @ (Request::Connect(_)
+            | Request::Exec(_)
+            | Request::Files(_)
+            | Request::Ping
+            | Request::Sftp(_)) => {
                 self.take_request(client, stream, request, agent, notices);
             }
             request @ (Request::Boot(_)

@@ -8,6 +8,7 @@
 /// The host's side.
 mod host;
 
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use libmsb::cli::error::{message, print_warning};
@@ -46,14 +47,15 @@ struct Taking {
 }
 
 impl Samples {
-    /// Makes the sample file, unless the sandbox is to have none. One that cannot be made is no reason not to live.
-    pub(crate) fn begin(setup: &Setup, machine: Pid) -> Samples {
+    /// Makes the sample file, unless the sandbox is to have none. One that cannot be made is no reason not to live. What
+    /// there is to say of a machine follows with [`Samples::restart`].
+    pub(crate) fn begin(setup: &Setup) -> Samples {
         let own = setup.spec.metrics.sample_interval_ms;
         if own == Some(0) {
             return Samples { taking: None };
         }
         let path = setup.home.samples(&setup.sandbox.name);
-        let writer = Writer::create(&path, |values| introduce(values, &setup.spec, machine, own));
+        let writer = Writer::create(&path, |values| introduce(values, &setup.spec, None, own));
         if let Err(error) = &writer {
             print_warning(TOOL, &message(error));
         }
@@ -69,7 +71,13 @@ impl Samples {
         Samples { taking }
     }
 
-    /// The machine was started again: what there is began with it.
+    /// For msb-net, which counts in a page of its own. One that cannot be had is no reason not to have a network.
+    pub(crate) fn net_descriptor(&self) -> Option<OwnedFd> {
+        let taking = self.taking.as_ref()?;
+        taking.writer.net_descriptor().ok()
+    }
+
+    /// The machine was started, perhaps again: what there is began with it.
     pub(crate) fn restart(&mut self, spec: &Spec, machine: Pid) {
         if let Some(taking) = &mut self.taking {
             taking.host = Host::new();
@@ -78,7 +86,7 @@ impl Samples {
             let own = taking.own;
             taking
                 .writer
-                .update(|values| introduce(values, spec, machine, own));
+                .update(|values| introduce(values, spec, Some(machine), own));
         }
     }
 
@@ -190,20 +198,20 @@ fn share_ppm(used_ns: u64, elapsed: Duration) -> u64 {
 }
 
 /// Who it is, and nothing that an earlier machine has done.
-fn introduce(values: &mut Values<Field>, spec: &Spec, machine: Pid, own: Option<u64>) {
+fn introduce(values: &mut Values<Field>, spec: &Spec, machine: Option<Pid>, own: Option<u64>) {
     for field in <Field as samples::Slot>::ALL {
         if !matches!(field, Field::BootIdHigh | Field::BootIdLow) {
             values.set(*field, None);
         }
     }
     let id = u64::try_from(spec.created_at.as_microsecond()).unwrap_or(0);
-    let machine = u64::from(machine.as_raw_pid().unsigned_abs());
+    let machine = machine.map(|pid| u64::from(pid.as_raw_pid().unsigned_abs()));
+    values.set(Field::VmmPid, machine);
     for (field, value) in [
         (Field::StartedUnixNs, unix_ns()),
         (Field::StartedBootNs, boot_ns()),
         (Field::SandboxId, id),
         (Field::SupervisorPid, u64::from(std::process::id())),
-        (Field::VmmPid, machine),
         (Field::Cpus, u64::from(spec.cpus)),
         (
             Field::MemoryLimitBytes,

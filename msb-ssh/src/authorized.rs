@@ -1,0 +1,482 @@
+//! Who may come in, and what they may do: files of authorized keys, in the form of sshd(8).
+//!
+//! A line is options, a type, a key in base64, a comment. An option that is not known here may have been meant to keep
+//! something from the owner of the key, so its line lets nobody in; the others count all the same.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use jiff::Timestamp;
+use jiff::civil::DateTime;
+use jiff::tz::TimeZone;
+use russh::keys::PublicKey;
+use russh::keys::ssh_key::public::KeyData;
+
+/// What the owner of a key may do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Grant {
+    /// Have a terminal.
+    pub(crate) pty: bool,
+    /// Forward connections.
+    pub(crate) forwarding: bool,
+    /// Forward their agent.
+    pub(crate) agent: bool,
+    /// Forward connections to these places only, if there are any.
+    pub(crate) permit_open: Vec<Place>,
+    /// This command in place of any that they ask for.
+    pub(crate) command: Option<String>,
+    /// Variables (`NAME=value`) of all commands.
+    pub(crate) environment: Vec<String>,
+    /// Patterns of the addresses that they may come from.
+    from: Option<String>,
+    /// When the key stops to count.
+    expires: Option<Timestamp>,
+}
+
+impl Default for Grant {
+    /// Everything.
+    fn default() -> Grant {
+        Grant {
+            pty: true,
+            forwarding: true,
+            agent: true,
+            permit_open: Vec::new(),
+            command: None,
+            environment: Vec::new(),
+            from: None,
+            expires: None,
+        }
+    }
+}
+
+impl Grant {
+    /// Whether they may set a variable. Who is held to one command could otherwise have it do another, by what its shell or
+    /// the loader reads from variables.
+    pub(crate) fn may_set(&self, name: &str) -> bool {
+        self.command.is_none() || name == "LANG" || name.starts_with("LC_")
+    }
+}
+
+/// Where a connection may be forwarded to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    host: String,
+    /// `None` for any.
+    port: Option<u16>,
+}
+
+/// A key that is let in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Entry {
+    /// The key, and its comment.
+    pub(crate) key: PublicKey,
+    /// What its owner may do.
+    pub(crate) grant: Grant,
+    /// The options as they were written.
+    pub(crate) options: String,
+}
+
+/// Why a line lets nobody in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Unusable {
+    /// It has no public key that can be read.
+    NoKey,
+    /// An option that is not known.
+    UnknownOption(String),
+    /// An option whose value makes no sense.
+    BadValue(String),
+    /// A quote that is not closed.
+    OpenQuote,
+}
+
+impl fmt::Display for Unusable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Unusable::NoKey => f.write_str("it holds no public key that can be read"),
+            Unusable::UnknownOption(name) => write!(f, "its option '{name}' is not known"),
+            Unusable::BadValue(name) => {
+                write!(f, "the value of its option '{name}' makes no sense")
+            }
+            Unusable::OpenQuote => f.write_str("a quote is not closed"),
+        }
+    }
+}
+
+/// The lines of a file that are not empty and no comments, with their numbers from 1.
+pub(crate) fn parse(file: &str) -> impl Iterator<Item = (usize, Result<Entry, Unusable>)> {
+    let lines = file.lines().map(str::trim).enumerate();
+    lines
+        .filter(|(_, line)| !line.is_empty() && !line.starts_with('#'))
+        .map(|(number, line)| (number + 1, parse_line(line)))
+}
+
+/// One line.
+pub(crate) fn parse_line(line: &str) -> Result<Entry, Unusable> {
+    // Without options first: a type of key is no option.
+    if let Some(key) = parse_key(line) {
+        return Ok(Entry {
+            key,
+            grant: Grant::default(),
+            options: String::new(),
+        });
+    }
+    let end = options_end(line)?;
+    let (options, rest) = line.split_at(end);
+    let key = parse_key(rest.trim_start()).ok_or(Unusable::NoKey)?;
+    Ok(Entry {
+        key,
+        grant: parse_options(options)?,
+        options: options.to_owned(),
+    })
+}
+
+fn parse_key(text: &str) -> Option<PublicKey> {
+    // The comment may hold anything, which the parser of keys does not like.
+    let mut words = text.splitn(3, [' ', '\t']);
+    let (kind, base64) = (words.next()?, words.next()?);
+    let mut key = PublicKey::from_openssh(&format!("{kind} {base64}")).ok()?;
+    if let Some(comment) = words.next() {
+        key.set_comment(comment.trim());
+    }
+    Some(key)
+}
+
+/// Options end at the first blank that is not quoted.
+fn options_end(line: &str) -> Result<usize, Unusable> {
+    let (mut quoted, mut escaped) = (false, false);
+    for (at, letter) in line.char_indices() {
+        match letter {
+            ' ' | '\t' if !quoted => return Ok(at),
+            '"' if !escaped => quoted = !quoted,
+            _ => {}
+        }
+        escaped = letter == '\\' && quoted && !escaped;
+    }
+    if quoted {
+        Err(Unusable::OpenQuote)
+    } else {
+        Err(Unusable::NoKey)
+    }
+}
+
+fn parse_options(options: &str) -> Result<Grant, Unusable> {
+    let mut grant = Grant::default();
+    for option in split_options(options) {
+        let (name, value) = match option.split_once('=') {
+            Some((name, value)) => (name, Some(unquote(value))),
+            None => (option.as_str(), None),
+        };
+        apply(&mut grant, &name.to_ascii_lowercase(), value)?;
+    }
+    Ok(grant)
+}
+
+/// Parts between commas that are not quoted.
+fn split_options(options: &str) -> Vec<String> {
+    let (mut parts, mut part) = (Vec::new(), String::new());
+    let (mut quoted, mut escaped) = (false, false);
+    for letter in options.chars() {
+        if letter == ',' && !quoted {
+            parts.push(std::mem::take(&mut part));
+            continue;
+        }
+        if letter == '"' && !escaped {
+            quoted = !quoted;
+        }
+        escaped = letter == '\\' && quoted && !escaped;
+        part.push(letter);
+    }
+    parts.push(part);
+    parts
+}
+
+fn unquote(value: &str) -> String {
+    let inner = value
+        .strip_prefix('"')
+        .and_then(|rest| rest.strip_suffix('"'));
+    inner.unwrap_or(value).replace("\\\"", "\"")
+}
+
+fn apply(grant: &mut Grant, name: &str, value: Option<String>) -> Result<(), Unusable> {
+    let bad = || Unusable::BadValue(name.to_owned());
+    match (name, value) {
+        ("restrict", None) => {
+            (grant.pty, grant.forwarding, grant.agent) = (false, false, false);
+        }
+        ("pty", None) => grant.pty = true,
+        ("no-pty", None) => grant.pty = false,
+        ("port-forwarding", None) => grant.forwarding = true,
+        ("no-port-forwarding", None) => grant.forwarding = false,
+        ("agent-forwarding", None) => grant.agent = true,
+        ("no-agent-forwarding", None) => grant.agent = false,
+        // What they speak of is never there.
+        (
+            "x11-forwarding" | "no-x11-forwarding" | "user-rc" | "no-user-rc" | "no-touch-required",
+            None,
+        ) => {}
+        ("permitlisten" | "tunnel", Some(_)) => {}
+        ("command", Some(command)) => grant.command = Some(command),
+        ("environment", Some(variable)) if variable.contains('=') => {
+            grant.environment.push(variable);
+        }
+        ("from", Some(patterns)) if !patterns.is_empty() => grant.from = Some(patterns),
+        ("permitopen", Some(place)) => {
+            grant.permit_open.push(parse_place(&place).ok_or_else(bad)?);
+        }
+        ("expiry-time", Some(time)) => grant.expires = Some(parse_time(&time).ok_or_else(bad)?),
+        (
+            "restrict" | "pty" | "no-pty" | "command" | "environment" | "from" | "permitopen"
+            | "expiry-time",
+            _,
+        ) => return Err(bad()),
+        _ => return Err(Unusable::UnknownOption(name.to_owned())),
+    }
+    Ok(())
+}
+
+/// `HOST:PORT`, an IPv6 address in brackets, `*` for any port.
+fn parse_place(text: &str) -> Option<Place> {
+    let (host, port) = text.rsplit_once(':')?;
+    let host = host
+        .strip_prefix('[')
+        .and_then(|rest| rest.strip_suffix(']'))
+        .unwrap_or(host);
+    let port = match port {
+        "*" => None,
+        _ => Some(port.parse().ok()?),
+    };
+    (!host.is_empty()).then(|| Place {
+        host: host.to_owned(),
+        port,
+    })
+}
+
+/// `YYYYMMDD[HHMM[SS]]`, in local time, or in UTC with a `Z` behind it.
+fn parse_time(text: &str) -> Option<Timestamp> {
+    let (digits, zone) = match text.strip_suffix(['Z', 'z']) {
+        Some(digits) => (digits, TimeZone::UTC),
+        None => (text, TimeZone::system()),
+    };
+    if !digits.bytes().all(|byte| byte.is_ascii_digit()) || !matches!(digits.len(), 8 | 12 | 14) {
+        return None;
+    }
+    let padded = format!("{digits:0<14}");
+    let number = |at: usize, length: usize| padded.get(at..at + length)?.parse::<i8>().ok();
+    let year = padded.get(..4)?.parse().ok()?;
+    let time = DateTime::new(
+        year,
+        number(4, 2)?,
+        number(6, 2)?,
+        number(8, 2)?,
+        number(10, 2)?,
+        number(12, 2)?,
+        0,
+    );
+    Some(time.ok()?.to_zoned(zone).ok()?.timestamp())
+}
+
+impl Grant {
+    /// Whether it counts for who comes from this address at this time. An address that is not known fits no pattern.
+    pub(crate) fn counts(&self, source: Option<IpAddr>, now: Timestamp) -> bool {
+        let in_time = self.expires.is_none_or(|expires| now < expires);
+        let from_there = match (&self.from, source) {
+            (None, _) => true,
+            (Some(patterns), Some(source)) => matches_any(patterns, source),
+            (Some(_), None) => false,
+        };
+        in_time && from_there
+    }
+
+    /// Whether a connection may be forwarded to this place.
+    pub(crate) fn permits(&self, host: &str, port: u16) -> bool {
+        let named = |place: &Place| {
+            (place.host == "*" || place.host.eq_ignore_ascii_case(host))
+                && place.port.is_none_or(|allowed| allowed == port)
+        };
+        self.forwarding && (self.permit_open.is_empty() || self.permit_open.iter().any(named))
+    }
+}
+
+/// A list of patterns and networks; one that is negated and fits decides.
+fn matches_any(patterns: &str, source: IpAddr) -> bool {
+    let source = source.to_canonical();
+    let mut found = false;
+    for pattern in patterns.split(',').map(str::trim) {
+        let (negated, pattern) = match pattern.strip_prefix('!') {
+            Some(rest) => (true, rest),
+            None => (false, pattern),
+        };
+        let fits = match pattern.split_once('/') {
+            Some((network, bits)) => is_within(source, network, bits),
+            None => is_like(source.to_string().as_bytes(), pattern.as_bytes()),
+        };
+        if fits && negated {
+            return false;
+        }
+        found |= fits;
+    }
+    found
+}
+
+fn is_within(source: IpAddr, network: &str, bits: &str) -> bool {
+    let (Ok(network), Ok(bits)) = (network.parse::<IpAddr>(), bits.parse::<u32>()) else {
+        return false;
+    };
+    let (a, b, width) = match (source, network) {
+        (IpAddr::V4(a), IpAddr::V4(b)) => (u128::from(a.to_bits()), u128::from(b.to_bits()), 32),
+        (IpAddr::V6(a), IpAddr::V6(b)) => (a.to_bits(), b.to_bits(), 128),
+        _ => return false,
+    };
+    bits <= width && (a ^ b).checked_shr(width - bits).unwrap_or(0) == 0
+}
+
+/// `*` for any letters, `?` for one.
+fn is_like(text: &[u8], pattern: &[u8]) -> bool {
+    // The place after the last star, and what it has swallowed so far.
+    let (mut t, mut p, mut star) = (0, 0, None);
+    while t < text.len() {
+        match pattern.get(p) {
+            Some(b'*') => {
+                star = Some((p + 1, t));
+                p += 1;
+            }
+            Some(letter) if *letter == b'?' || letter.eq_ignore_ascii_case(&text[t]) => {
+                (t, p) = (t + 1, p + 1);
+            }
+            _ => match star {
+                Some((after, from)) => {
+                    (t, p) = (from + 1, after);
+                    star = Some((after, from + 1));
+                }
+                None => return false,
+            },
+        }
+    }
+    pattern[p..].iter().all(|letter| *letter == b'*')
+}
+
+/// The grant of the first entry that counts for this key.
+pub(crate) fn grant_for(
+    entries: impl IntoIterator<Item = Entry>,
+    key: &KeyData,
+    source: Option<IpAddr>,
+    now: Timestamp,
+) -> Option<Grant> {
+    entries
+        .into_iter()
+        .find(|entry| entry.key.key_data() == key && entry.grant.counts(source, now))
+        .map(|entry| entry.grant)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: &str =
+        "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAILM+rvN+ot98qgEN796jTiQfZfG1KaT0PtFDJ/XFSqti";
+
+    fn grant(options: &str) -> Result<Grant, Unusable> {
+        parse_line(&format!("{options} {KEY} ann@home of hers")).map(|entry| entry.grant)
+    }
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_line_is_options_key_and_comment() {
+        let plain = parse_line(&format!("{KEY} ann@home of hers")).unwrap();
+        assert_eq!(plain.grant, Grant::default());
+        assert_eq!(plain.key.comment().as_str_lossy(), "ann@home of hers");
+        let restricted = grant("restrict,pty").unwrap();
+        assert!(restricted.pty && !restricted.forwarding && !restricted.agent);
+        let command = grant(r#"command="echo \"a, b\"",no-pty"#).unwrap();
+        assert_eq!(command.command.as_deref(), Some(r#"echo "a, b""#));
+        assert!(!command.pty);
+        assert!(command.may_set("LC_ALL") && !command.may_set("BASH_ENV"));
+        assert!(plain.grant.may_set("BASH_ENV"));
+    }
+
+    #[test]
+    fn a_file_is_read_line_by_line() {
+        let file = format!("# mine\n\n{KEY}\nnonsense\ncert-authority {KEY}\n");
+        let seen: Vec<_> = parse(&file)
+            .map(|(number, entry)| (number, entry.err()))
+            .collect();
+        let unknown = Unusable::UnknownOption("cert-authority".into());
+        let expected = [(3, None), (4, Some(Unusable::NoKey)), (5, Some(unknown))];
+        assert_eq!(seen, expected);
+    }
+
+    #[test]
+    fn what_is_not_understood_lets_nobody_in() {
+        for options in [
+            "verify-required",
+            "restrict=1",
+            "permitopen=\"x\"",
+            "from",
+            "expiry-time=\"2024\"",
+        ] {
+            assert!(grant(options).is_err(), "{options}");
+        }
+        assert_eq!(grant("command=\"x").unwrap_err(), Unusable::OpenQuote);
+    }
+
+    #[test]
+    fn an_address_must_fit_a_pattern_and_no_negated_one() {
+        let now = Timestamp::UNIX_EPOCH;
+        let from = |patterns: &str, source: &str| {
+            let grant = grant(&format!("from=\"{patterns}\"")).unwrap();
+            grant.counts(Some(ip(source)), now)
+        };
+        assert!(from("10.0.0.*,192.168.0.0/16", "192.168.7.1"));
+        assert!(from("10.0.?.1", "::ffff:10.0.3.1"));
+        assert!(!from("10.0.0.*,!10.0.0.7", "10.0.0.7"));
+        assert!(!from("10.0.0.0/8", "11.0.0.1"));
+        assert!(from("fe80::/10", "fe80::1"));
+        assert!(from("0.0.0.0/0", "1.2.3.4") && !from("0.0.0.0/0", "::1"));
+        assert!(!from("10.0.0.0/99", "10.0.0.1"));
+        assert!(!grant("from=\"*\"").unwrap().counts(None, now));
+    }
+
+    #[test]
+    fn places_and_times_bound_a_key() {
+        let places = grant("permitopen=\"LocalHost:80\",permitopen=\"[::1]:*\"").unwrap();
+        assert!(places.permits("localhost", 80) && places.permits("::1", 5));
+        assert!(!places.permits("localhost", 81) && !places.permits("other", 80));
+        assert!(
+            !grant("no-port-forwarding")
+                .unwrap()
+                .permits("localhost", 80)
+        );
+        let expiring = grant("expiry-time=\"20240229Z\"").unwrap();
+        let at = |text: &str| text.parse().unwrap();
+        assert!(expiring.counts(None, at("2024-02-28T23:59:59Z")));
+        assert!(!expiring.counts(None, at("2024-02-29T00:00:00Z")));
+        assert_eq!(
+            parse_time("20240229123456Z"),
+            Some(at("2024-02-29T12:34:56Z"))
+        );
+        assert_eq!(parse_time("20230229Z"), None);
+    }
+
+    #[test]
+    fn any_line_is_an_entry_or_a_reason() {
+        let parts = [
+            "restrict", ",", "\"", "\\", "=", " ", KEY, "from", "command", "!", "/", "*", "é",
+        ];
+        let mut state = 7_usize;
+        for _ in 0..20_000 {
+            let mut line = String::new();
+            for _ in 0..8 {
+                state = state
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1);
+                line.push_str(parts[(state >> 33) % parts.len()]);
+            }
+            if let Ok(entry) = parse_line(&line) {
+                let _ = entry.grant.counts(Some(ip("10.0.0.1")), Timestamp::now());
+            }
+        }
+    }
+}

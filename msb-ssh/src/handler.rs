@@ -1,0 +1,453 @@
+//! One client: what it asks for, and whether it may.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use libmsb::state::Home;
+use msb_wire::exec::{ExecControl, ExecRequest, WindowSize};
+use msb_wire::sandbox::Request;
+use msb_wire::sftp::SftpRequest;
+use msb_wire::text::Text;
+use russh::keys::PublicKey;
+use russh::server::{self, Auth, ChannelOpenHandle, Msg, Session as Connection};
+use russh::{Channel, ChannelId, ChannelWriteHalf, Pty, Sig};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+
+use crate::authorize;
+use crate::authorized::{self, Grant};
+use crate::forward;
+use crate::guest::Guest;
+use crate::identity;
+use crate::input::{Account, Input};
+use crate::limits::{VARIABLE_BYTES, VARIABLES};
+use crate::pending::Place;
+use crate::session::{Helper, Session, signal_number};
+
+/// What all clients of a server share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) home: Home,
+    pub(crate) guest: Arc<Guest>,
+    pub(crate) channels: usize,
+    pub(crate) sftp_read_only: bool,
+    /// One for each client that may be logged in.
+    pub(crate) clients: Arc<Semaphore>,
+}
+
+/// One channel.
+struct Open {
+    input: Arc<Input>,
+    /// A session that has not begun, and what it will have.
+    setting: Option<Setting>,
+    controls: Option<mpsc::UnboundedSender<ExecControl>>,
+    /// Dropped with the channel: what it started ends.
+    _task: Option<Helper>,
+}
+
+struct Setting {
+    channel: Arc<ChannelWriteHalf<Msg>>,
+    env: Vec<Text>,
+    tty: Option<WindowSize>,
+}
+
+/// One client.
+pub(crate) struct Handler {
+    shared: Arc<Shared>,
+    source: Option<IpAddr>,
+    account: Arc<Account>,
+    channels: HashMap<ChannelId, Open>,
+    grant: Grant,
+    user: String,
+    place: Option<Place>,
+    logged_in: Option<oneshot::Sender<()>>,
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+type Result<T> = std::result::Result<T, anyhow::Error>;
+
+impl Handler {
+    /// For a client from this address, with its place among those that have not logged in. `logged_in` is told when it has.
+    pub(crate) fn new(
+        shared: &Arc<Shared>,
+        source: Option<IpAddr>,
+        place: Option<Place>,
+        logged_in: oneshot::Sender<()>,
+    ) -> Handler {
+        Handler {
+            shared: Arc::clone(shared),
+            source,
+            account: Arc::default(),
+            channels: HashMap::new(),
+            grant: Grant::default(),
+            user: String::new(),
+            place,
+            logged_in: Some(logged_in),
+            permit: None,
+        }
+    }
+
+    /// What the owner of a key may do, if they may come in at all. The files are read each time: a key that was taken
+    /// away does not count any more.
+    fn grant_for(&self, key: &PublicKey) -> Option<Grant> {
+        let owner = identity::owner_if_made(&self.shared.home).ok().flatten();
+        if owner.is_some_and(|owner| owner.key_data() == key.key_data()) {
+            return Some(Grant::default());
+        }
+        let entries = authorize::entries(&self.shared.home, |_, _| {}).ok()?;
+        authorized::grant_for(entries, key.key_data(), self.source, Timestamp::now())
+    }
+
+    fn is_full(&self) -> bool {
+        self.channels.len() >= self.shared.channels
+    }
+
+    /// Starts what a channel is for, once.
+    fn start(
+        &mut self,
+        id: ChannelId,
+        session: &mut Connection,
+        request: impl FnOnce(&Handler, &mut Setting) -> Option<Request>,
+    ) -> Result<()> {
+        let setting = self
+            .channels
+            .get_mut(&id)
+            .and_then(|open| open.setting.take());
+        let Some(mut setting) = setting else {
+            return Ok(session.channel_failure(id)?);
+        };
+        let Some(request) = request(self, &mut setting) else {
+            if let Some(open) = self.channels.get_mut(&id) {
+                open.setting = Some(setting);
+            }
+            return Ok(session.channel_failure(id)?);
+        };
+        let Some(open) = self.channels.get_mut(&id) else {
+            return Ok(());
+        };
+        session.channel_success(id)?;
+        let (controls, receiver) = mpsc::unbounded_channel();
+        let task = Session {
+            guest: Arc::clone(&self.shared.guest),
+            channel: setting.channel,
+            handle: session.handle(),
+            input: Arc::clone(&open.input),
+            controls: receiver,
+        };
+        open.controls = Some(controls);
+        open._task = Some(Helper::spawn(task.run(request)));
+        Ok(())
+    }
+
+    /// A command line for the user's shell, or a login shell; the key's own command in place of either.
+    fn command(&self, setting: &mut Setting, asked: Option<&[u8]>) -> Option<Request> {
+        let mut env = std::mem::take(&mut setting.env);
+        let line = match (&self.grant.command, asked) {
+            (Some(forced), asked) => {
+                let asked = asked.map(|line| [b"SSH_ORIGINAL_COMMAND=", line].concat());
+                env.extend(asked.filter(|text| !text.contains(&0)).map(Text));
+                if forced == "internal-sftp" {
+                    return Some(self.sftp());
+                }
+                Some(forced.as_bytes())
+            }
+            (None, asked) => asked,
+        };
+        if line.is_some_and(|line| line.contains(&0)) {
+            return None;
+        }
+        let granted = self.grant.environment.iter();
+        env.extend(granted.map(|variable| Text::from(variable.as_str())));
+        if let Some(source) = self.source {
+            env.push(Text::from(format!("SSH_CLIENT={source} 0 22")));
+        }
+        Some(Request::Exec(ExecRequest {
+            argv: line.map(|line| Text(line.to_vec())).into_iter().collect(),
+            env,
+            user: Some(Text::from(self.user.as_str())),
+            tty: setting.tty,
+            stdin: true,
+            login: true,
+            ..ExecRequest::default()
+        }))
+    }
+
+    fn sftp(&self) -> Request {
+        Request::Sftp(SftpRequest {
+            user: Some(Text::from(self.user.as_str())),
+            read_only: self.shared.sftp_read_only,
+        })
+    }
+}
+
+fn cells(cols: u32, rows: u32) -> WindowSize {
+    let fit = |cells: u32| u16::try_from(cells).unwrap_or(u16::MAX);
+    WindowSize {
+        rows: fit(rows),
+        cols: fit(cols),
+    }
+}
+
+impl server::Handler for Handler {
+    type Error = anyhow::Error;
+
+    async fn auth_publickey_offered(&mut self, _: &str, key: &PublicKey) -> Result<Auth> {
+        Ok(match self.grant_for(key) {
+            Some(_) => Auth::Accept,
+            None => Auth::reject(),
+        })
+    }
+
+    /// The signature has been checked: only this key counts, whatever others were asked about.
+    async fn auth_publickey(&mut self, user: &str, key: &PublicKey) -> Result<Auth> {
+        let Some(grant) = self.grant_for(key) else {
+            return Ok(Auth::reject());
+        };
+        // A name with a colon would mean a group to the guest.
+        if user.contains([':', '\0']) {
+            return Ok(Auth::reject());
+        }
+        let Ok(permit) = Arc::clone(&self.shared.clients).try_acquire_owned() else {
+            anyhow::bail!("too many clients are logged in");
+        };
+        self.permit = Some(permit);
+        self.grant = grant;
+        self.user = user.to_owned();
+        Ok(Auth::Accept)
+    }
+
+    async fn auth_succeeded(&mut self, _: &mut Connection) -> Result<()> {
+        self.place = None;
+        if let Some(logged_in) = self.logged_in.take() {
+            let _ = logged_in.send(());
+        }
+        Ok(())
+    }
+
+    async fn channel_open_session(
+        &mut self,
+        channel: Channel<Msg>,
+        reply: ChannelOpenHandle,
+        _: &mut Connection,
+    ) -> Result<()> {
+        if self.is_full() {
+            let why = format!("{} channels are open already", self.channels.len());
+            reply.reject(forward::shortage(why)).await;
+            return Ok(());
+        }
+        let (_, channel) = channel.split();
+        let open = Open {
+            input: Input::new(&self.account),
+            controls: None,
+            _task: None,
+            setting: Some(Setting {
+                channel: Arc::new(channel),
+                env: Vec::new(),
+                tty: None,
+            }),
+        };
+        if let Some(setting) = &open.setting {
+            self.channels.insert(setting.channel.id(), open);
+        }
+        reply.accept().await;
+        Ok(())
+    }
+
+    async fn channel_open_direct_tcpip(
+        &mut self,
+        channel: Channel<Msg>,
+        host: &str,
+        port: u32,
+        _: &str,
+        _: u32,
+        reply: ChannelOpenHandle,
+        _: &mut Connection,
+    ) -> Result<()> {
+        let port = u16::try_from(port).ok().filter(|port| *port != 0);
+        let failure = match port {
+            _ if self.is_full() => {
+                let why = format!("{} channels are open already", self.channels.len());
+                Some(forward::shortage(why))
+            }
+            None => Some(forward::prohibited("there is no such port")),
+            Some(port) if !self.grant.permits(host, port) => {
+                Some(forward::prohibited("this key may not connect there"))
+            }
+            Some(_) => None,
+        };
+        if let Some(failure) = failure {
+            reply.reject(failure).await;
+            return Ok(());
+        }
+        let (_, channel) = channel.split();
+        let (id, input) = (channel.id(), Input::new(&self.account));
+        let task = forward::run(
+            Arc::clone(&self.shared.guest),
+            host.to_owned(),
+            port.unwrap_or_default(),
+            Arc::new(channel),
+            Arc::clone(&input),
+            reply,
+        );
+        let open = Open {
+            input,
+            setting: None,
+            controls: None,
+            _task: Some(Helper::spawn(task)),
+        };
+        self.channels.insert(id, open);
+        Ok(())
+    }
+
+    async fn channel_open_direct_streamlocal(
+        &mut self,
+        _: Channel<Msg>,
+        _: &str,
+        reply: ChannelOpenHandle,
+        _: &mut Connection,
+    ) -> Result<()> {
+        let why = "sockets of the guest's file system cannot be forwarded";
+        reply.reject(forward::prohibited(why)).await;
+        Ok(())
+    }
+
+    async fn channel_close(&mut self, id: ChannelId, _: &mut Connection) -> Result<()> {
+        self.channels.remove(&id);
+        Ok(())
+    }
+
+    async fn channel_eof(&mut self, id: ChannelId, _: &mut Connection) -> Result<()> {
+        if let Some(open) = self.channels.get(&id) {
+            open.input.end();
+        }
+        Ok(())
+    }
+
+    async fn data(&mut self, id: ChannelId, data: &[u8], _: &mut Connection) -> Result<()> {
+        if let Some(open) = self.channels.get(&id)
+            && open.input.push(data).await.is_err()
+        {
+            anyhow::bail!("the client sends more than the guest takes");
+        }
+        Ok(())
+    }
+
+    fn adjust_window(&mut self, _: ChannelId, _: u32) -> u32 {
+        self.account.window()
+    }
+
+    async fn pty_request(
+        &mut self,
+        id: ChannelId,
+        term: &str,
+        cols: u32,
+        rows: u32,
+        _: u32,
+        _: u32,
+        _: &[(Pty, u32)],
+        session: &mut Connection,
+    ) -> Result<()> {
+        let setting = self
+            .channels
+            .get_mut(&id)
+            .and_then(|open| open.setting.as_mut());
+        match setting {
+            Some(setting) if self.grant.pty && !term.contains('\0') => {
+                setting.tty = Some(cells(cols, rows));
+                setting.env.push(Text::from(format!("TERM={term}")));
+                Ok(session.channel_success(id)?)
+            }
+            _ => Ok(session.channel_failure(id)?),
+        }
+    }
+
+    async fn env_request(
+        &mut self,
+        id: ChannelId,
+        name: &str,
+        value: &str,
+        session: &mut Connection,
+    ) -> Result<()> {
+        let setting = self
+            .channels
+            .get_mut(&id)
+            .and_then(|open| open.setting.as_mut());
+        let fits = !name.is_empty()
+            && !name.contains(['=', '\0'])
+            && !value.contains('\0')
+            && name.len() + value.len() <= VARIABLE_BYTES
+            && self.grant.may_set(name);
+        match setting {
+            Some(setting) if fits && setting.env.len() < VARIABLES => {
+                setting.env.push(Text::from(format!("{name}={value}")));
+                Ok(session.channel_success(id)?)
+            }
+            _ => Ok(session.channel_failure(id)?),
+        }
+    }
+
+    async fn shell_request(&mut self, id: ChannelId, session: &mut Connection) -> Result<()> {
+        self.start(id, session, |handler, setting| {
+            handler.command(setting, None)
+        })
+    }
+
+    async fn exec_request(
+        &mut self,
+        id: ChannelId,
+        line: &[u8],
+        session: &mut Connection,
+    ) -> Result<()> {
+        self.start(id, session, |handler, setting| {
+            handler.command(setting, Some(line))
+        })
+    }
+
+    async fn subsystem_request(
+        &mut self,
+        id: ChannelId,
+        name: &str,
+        session: &mut Connection,
+    ) -> Result<()> {
+        self.start(id, session, |handler, setting| {
+            if name != "sftp" {
+                return None;
+            }
+            match handler.grant.command {
+                Some(_) => handler.command(setting, Some(name.as_bytes())),
+                None => Some(handler.sftp()),
+            }
+        })
+    }
+
+    async fn window_change_request(
+        &mut self,
+        id: ChannelId,
+        cols: u32,
+        rows: u32,
+        _: u32,
+        _: u32,
+        _: &mut Connection,
+    ) -> Result<()> {
+        let controls = self
+            .channels
+            .get(&id)
+            .and_then(|open| open.controls.as_ref());
+        if let Some(controls) = controls {
+            let _ = controls.send(ExecControl::Resize(cells(cols, rows)));
+        }
+        Ok(())
+    }
+
+    async fn signal(&mut self, id: ChannelId, signal: Sig, _: &mut Connection) -> Result<()> {
+        let controls = self
+            .channels
+            .get(&id)
+            .and_then(|open| open.controls.as_ref());
+        if let (Some(controls), Some(signal)) = (controls, signal_number(&signal)) {
+            let _ = controls.send(ExecControl::Signal { signal });
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,320 @@
+//! Who listens, and for how long: until it is told to end, or the sandbox does.
+
+use std::borrow::Cow;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use libmsb::cli::error::{Code, Failure, print_note, print_warning};
+use libmsb::state::Home;
+use msb_wire::sandbox::{EndEvent, Request};
+use russh::keys::{Algorithm, HashAlg};
+use russh::server::{self, Config};
+use russh::{
+    Disconnect, Limits, MethodKind, MethodSet, Preferred, SshId, cipher, compression, kex, mac,
+};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{Semaphore, oneshot, watch};
+
+use crate::TOOL;
+use crate::arguments::ServeArgs;
+use crate::authorize;
+use crate::guest::{Guest, Incoming};
+use crate::handler::{Handler, Shared};
+use crate::identity;
+use crate::limits;
+use crate::pending::Pending;
+use crate::transport::{Stream, Transport, standard_streams};
+
+/// The first descriptor that systemd hands over, sd_listen_fds(3).
+const LISTEN_FDS_START: RawFd = 3;
+
+/// What clients are offered: no SHA-1, no CBC, no NIST curves, no encrypt-and-MAC; with a key exchange that also holds
+/// against quantum computers. Strict key exchange (the answer to Terrapin) is part of the list.
+const KEX: [kex::Name; 6] = [
+    kex::MLKEM768X25519_SHA256,
+    kex::CURVE25519,
+    kex::CURVE25519_PRE_RFC_8731,
+    kex::EXTENSION_SUPPORT_AS_SERVER,
+    kex::EXTENSION_OPENSSH_STRICT_KEX_AS_SERVER,
+    kex::EXTENSION_OPENSSH_STRICT_KEX_AS_CLIENT,
+];
+const CIPHERS: [cipher::Name; 6] = [
+    cipher::AES_256_GCM,
+    cipher::AES_128_GCM,
+    cipher::CHACHA20_POLY1305,
+    cipher::AES_256_CTR,
+    cipher::AES_192_CTR,
+    cipher::AES_128_CTR,
+];
+const MACS: [mac::Name; 2] = [mac::HMAC_SHA256_ETM, mac::HMAC_SHA512_ETM];
+
+/// A server, ready to take clients.
+struct Server {
+    shared: Arc<Shared>,
+    config: Arc<Config>,
+    grace: Duration,
+    gone: watch::Receiver<Option<String>>,
+}
+
+/// Serves one client or a port.
+pub(crate) fn run(args: &ServeArgs) -> anyhow::Result<()> {
+    let home = Home::from_env()?;
+    let sandbox = home.sandboxes().find(&args.name)?;
+    if !sandbox.is_alive()? {
+        let message = format!("the sandbox '{}' is not running", args.name);
+        return Err(Failure::wrong_state(message)
+            .code(Code::SandboxNotRunning)
+            .hint(format!("start it: msb start {}", args.name))
+            .into());
+    }
+    let inherited = inherited_listeners();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("cannot start")?;
+    let served = runtime.block_on(serve(&home, args, inherited));
+    // Threads that wait for standard input would be waited for.
+    runtime.shutdown_background();
+    served
+}
+
+async fn serve(
+    home: &Home,
+    args: &ServeArgs,
+    inherited: Vec<std::net::TcpListener>,
+) -> anyhow::Result<()> {
+    let key = identity::of_host(home, &args.name)?;
+    let print = key.public_key().fingerprint(HashAlg::Sha256);
+    let guest = Arc::new(Guest::at(home.agent_socket(&args.name)));
+    let (tell_gone, gone) = watch::channel(None);
+    tokio::spawn(watch_sandbox(
+        Arc::clone(&guest),
+        args.name.to_string(),
+        tell_gone,
+    ));
+    let server = Arc::new(Server {
+        shared: Arc::new(Shared {
+            home: home.clone(),
+            guest,
+            channels: args.max_channels,
+            sftp_read_only: args.sftp_read_only,
+            clients: Arc::new(Semaphore::new(args.max_clients.min(Semaphore::MAX_PERMITS))),
+        }),
+        config: Arc::new(config(args, key)),
+        grace: args.login_grace,
+        gone,
+    });
+    if args.stdio {
+        let (stream, source) = standard_streams()?;
+        let (_, cut) = oneshot::channel();
+        return server.client(stream, source, None, cut).await;
+    }
+    warn_if_nobody_may_come(home)?;
+    let listeners = if inherited.is_empty() {
+        let address = SocketAddr::new(args.host, args.port);
+        let listener = TcpListener::bind(address)
+            .await
+            .with_context(|| format!("cannot listen on {address}"))?;
+        vec![listener]
+    } else {
+        let adopt = |listener: std::net::TcpListener| {
+            listener.set_nonblocking(true)?;
+            TcpListener::from_std(listener)
+        };
+        inherited
+            .into_iter()
+            .map(adopt)
+            .collect::<Result<_, _>>()
+            .context("cannot use the sockets that were handed over")?
+    };
+    for listener in &listeners {
+        let address = listener.local_addr()?;
+        print_note(TOOL, &format!("listening on {address}, host key {print}"));
+    }
+    server.listen(listeners).await
+}
+
+fn warn_if_nobody_may_come(home: &Home) -> anyhow::Result<()> {
+    let path = authorize::path(home);
+    let entries = authorize::entries(home, |number, why| {
+        let place = format!("line {number} of '{}'", path.display());
+        print_warning(TOOL, &format!("{place} lets nobody in: {why}"));
+    })?;
+    if entries.is_empty() {
+        return Err(Failure::failed("no key is let in yet")
+            .hint("let one in: msb ssh authorize --file ~/.ssh/id_ed25519.pub")
+            .into());
+    }
+    Ok(())
+}
+
+fn config(args: &ServeArgs, key: russh::keys::PrivateKey) -> Config {
+    Config {
+        server_id: SshId::Standard(Cow::Borrowed(concat!(
+            "SSH-2.0-msb_",
+            env!("CARGO_PKG_VERSION")
+        ))),
+        methods: MethodSet::from(&[MethodKind::PublicKey][..]),
+        auth_rejection_time: limits::REJECTION_TIME,
+        auth_rejection_time_initial: Some(Duration::ZERO),
+        keys: vec![key],
+        limits: Limits::new(limits::REKEY_BYTES, limits::REKEY_BYTES, limits::REKEY_TIME),
+        window_size: limits::WINDOW_BYTES,
+        maximum_packet_size: limits::PACKET_BYTES,
+        max_auth_attempts: limits::AUTH_ATTEMPTS,
+        inactivity_timeout: args.idle_timeout,
+        keepalive_interval: Some(args.keep_alive).filter(|time| !time.is_zero()),
+        keepalive_max: limits::KEEP_ALIVES,
+        nodelay: true,
+        preferred: Preferred {
+            kex: Cow::Borrowed(&KEX),
+            key: Cow::Owned(vec![Algorithm::Ed25519]),
+            host_key_certificates: Cow::Borrowed(&[]),
+            cipher: Cow::Borrowed(&CIPHERS),
+            mac: Cow::Borrowed(&MACS),
+            compression: Cow::Owned(vec![compression::NONE]),
+        },
+        ..Config::default()
+    }
+}
+
+/// Sockets of systemd, if they are for this process.
+fn inherited_listeners() -> Vec<std::net::TcpListener> {
+    let number = |name: &str| std::env::var(name).ok()?.parse::<i32>().ok();
+    if number("LISTEN_PID") != i32::try_from(std::process::id()).ok() {
+        return Vec::new();
+    }
+    let count = number("LISTEN_FDS").unwrap_or(0).clamp(0, 64);
+    (LISTEN_FDS_START..LISTEN_FDS_START + count)
+        // SAFETY: by the protocol of sd_listen_fds(3) these descriptors were handed to this process and to no other part
+        // of it; this is called once, before anything else was opened by number.
+        .map(|descriptor| unsafe { OwnedFd::from_raw_fd(descriptor) }.into())
+        .collect()
+}
+
+/// Waits for the end of the sandbox and says how it came.
+async fn watch_sandbox(guest: Arc<Guest>, name: String, gone: watch::Sender<Option<String>>) {
+    let mut why = "it was killed".to_owned();
+    if let Ok(mut call) = guest.open(&Request::Wait).await {
+        while let Some(incoming) = call.receiver.recv().await {
+            if let Incoming::Event { message, .. } = incoming
+                && let Ok(EndEvent::Ended {
+                    reason, message, ..
+                }) = serde_json::from_slice(&message)
+            {
+                why = message.unwrap_or(reason);
+            }
+        }
+    }
+    let _ = gone.send(Some(format!("the sandbox '{name}' has ended: {why}")));
+}
+
+impl Server {
+    async fn listen(self: Arc<Server>, listeners: Vec<TcpListener>) -> anyhow::Result<()> {
+        let pending = Pending::new(limits::PENDING);
+        for listener in listeners {
+            let (server, pending) = (Arc::clone(&self), Arc::clone(&pending));
+            tokio::spawn(async move { server.accept(listener, &pending).await });
+        }
+        let mut gone = self.gone.clone();
+        let mut terminated = signal(SignalKind::terminate())?;
+        let mut interrupted = signal(SignalKind::interrupt())?;
+        tokio::select! {
+            _ = terminated.recv() => {}
+            _ = interrupted.recv() => {}
+            ended = gone.wait_for(Option::is_some) => {
+                let why = ended.ok().and_then(|why| why.clone()).unwrap_or_default();
+                print_note(TOOL, &why);
+                tokio::time::sleep(limits::FAREWELL / 4).await;
+            }
+        }
+        Ok(())
+    }
+
+    async fn accept(self: Arc<Server>, listener: TcpListener, pending: &Arc<Pending>) {
+        loop {
+            let (socket, address) = match listener.accept().await {
+                Ok(accepted) => accepted,
+                // Out of descriptors, most likely: those that are there must end first.
+                Err(_) => {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    continue;
+                }
+            };
+            let _ = socket.set_nodelay(true);
+            let source = address.ip().to_canonical();
+            let (cut, was_cut) = oneshot::channel();
+            let place = pending.enter(source, cut);
+            let server = Arc::clone(&self);
+            tokio::spawn(async move {
+                // What goes wrong with one client is for that client.
+                let _ = server
+                    .client(Box::new(socket), Some(source), Some(place), was_cut)
+                    .await;
+            });
+        }
+    }
+
+    /// The life of one client.
+    async fn client(
+        &self,
+        stream: Box<dyn Stream>,
+        source: Option<IpAddr>,
+        place: Option<crate::pending::Place>,
+        driven_out: oneshot::Receiver<()>,
+    ) -> anyhow::Result<()> {
+        let (cut, was_cut) = oneshot::channel();
+        let (logged_in, has_logged_in) = oneshot::channel();
+        let transport = Transport::new(stream, was_cut);
+        let handler = Handler::new(&self.shared, source, place, logged_in);
+        let grace = tokio::time::sleep(self.grace);
+        tokio::pin!(grace);
+        let started = server::run_stream(Arc::clone(&self.config), transport, handler);
+        // Nobody drives it out who has dropped the other end, as happens at the login.
+        let driven_out = async {
+            if driven_out.await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::pin!(driven_out);
+        let mut session = tokio::select! {
+            started = started => started?,
+            () = &mut grace => return Ok(()),
+            () = &mut driven_out => return Ok(()),
+        };
+        let handle = session.handle();
+        tokio::select! {
+            ended = &mut session => return ended,
+            Ok(()) = has_logged_in => {}
+            () = &mut grace => {
+                let _ = cut.send(());
+                return Ok(());
+            }
+            () = &mut driven_out => {
+                let _ = cut.send(());
+                return Ok(());
+            }
+        }
+        let mut gone = self.gone.clone();
+        tokio::select! {
+            ended = &mut session => return ended,
+            _ = gone.wait_for(Option::is_some) => {}
+        }
+        let why = gone.borrow().clone().unwrap_or_default();
+        let _ = handle
+            .disconnect(Disconnect::ByApplication, why, String::new())
+            .await;
+        if tokio::time::timeout(limits::FAREWELL, &mut session)
+            .await
+            .is_err()
+        {
+            let _ = cut.send(());
+        }
+        Ok(())
+    }
+}

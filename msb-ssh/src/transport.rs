@@ -1,0 +1,123 @@
+//! The stream under a client's connection: a socket or a pair of pipes, which somebody else may cut.
+
+use std::future::Future;
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use anyhow::Context as _;
+use rustix::net::{AddressFamily, getpeername, getsockname};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::unix::pipe;
+use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::oneshot;
+
+/// Anything that bytes come from and go to.
+pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+/// A stream that ends when it is cut.
+pub(crate) struct Transport {
+    stream: Box<dyn Stream>,
+    cut: Option<oneshot::Receiver<()>>,
+    is_cut: bool,
+}
+
+impl Transport {
+    /// Over a stream. It ends when `cut` is sent, and not when its sender is dropped.
+    pub(crate) fn new(stream: Box<dyn Stream>, cut: oneshot::Receiver<()>) -> Transport {
+        Transport {
+            stream,
+            cut: Some(cut),
+            is_cut: false,
+        }
+    }
+
+    fn is_cut(&mut self, context: &mut Context<'_>) -> bool {
+        if let Some(cut) = &mut self.cut
+            && let Poll::Ready(sent) = Pin::new(cut).poll(context)
+        {
+            self.is_cut = sent.is_ok();
+            self.cut = None;
+        }
+        self.is_cut
+    }
+}
+
+impl AsyncRead for Transport {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.is_cut(context) {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Transport {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        if self.is_cut(context) {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+/// Our standard input and output as one stream, and the address at the other end, if there is one.
+pub(crate) fn standard_streams() -> anyhow::Result<(Box<dyn Stream>, Option<IpAddr>)> {
+    let stdin = rustix::stdio::stdin()
+        .try_clone_to_owned()
+        .context("cannot use standard input")?;
+    if let Ok(address) = getsockname(&stdin) {
+        let source = getpeername(&stdin)
+            .ok()
+            .flatten()
+            .and_then(|peer| std::net::SocketAddr::try_from(peer).ok())
+            .map(|peer| peer.ip());
+        return Ok((socket(stdin, address.address_family())?, source));
+    }
+    let stdout = rustix::stdio::stdout()
+        .try_clone_to_owned()
+        .context("cannot use standard output")?;
+    Ok((pipes(stdin, stdout), None))
+}
+
+/// One socket both ways: from inetd, or from a client that makes one for its ProxyCommand.
+fn socket(stdin: OwnedFd, family: AddressFamily) -> anyhow::Result<Box<dyn Stream>> {
+    rustix::io::ioctl_fionbio(&stdin, true)?;
+    if family == AddressFamily::UNIX {
+        let socket = UnixStream::from_std(stdin.into())?;
+        return Ok(Box::new(socket));
+    }
+    let socket = TcpStream::from_std(stdin.into())?;
+    socket.set_nodelay(true)?;
+    Ok(Box::new(socket))
+}
+
+/// Two pipes; anything else (a file, a terminal) goes through threads.
+fn pipes(stdin: OwnedFd, stdout: OwnedFd) -> Box<dyn Stream> {
+    let reader = pipe::Receiver::from_owned_fd(stdin);
+    let writer = pipe::Sender::from_owned_fd(stdout);
+    match (reader, writer) {
+        (Ok(reader), Ok(writer)) => Box::new(tokio::io::join(reader, writer)),
+        _ => Box::new(tokio::io::join(tokio::io::stdin(), tokio::io::stdout())),
+    }
+}
