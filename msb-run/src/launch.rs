@@ -14,7 +14,7 @@ use libmsb::state::lock::Lock;
 
 use crate::slots;
 use crate::startup::{Stamps, Startup};
-use crate::supervisor::spawn_with;
+use crate::supervisor::process::spawn_with;
 
 /// In whose name the engine's notes are told.
 const PROGRAM: &str = "msb-run";

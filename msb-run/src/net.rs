@@ -8,7 +8,6 @@ use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::process::{Child, ExitStatus, Stdio};
 
 use anyhow::Context;
 use libmsb::cli::error::Failure;
@@ -17,15 +16,13 @@ use libmsb::net::dns;
 use libmsb::net::network::{HandedPort, Network, Settings};
 use libmsb::net::ports::{PublishedPort, Transport};
 use libmsb::net::{HOST_ALIAS, NetSpec, own};
-use libmsb::tools;
 use msb_wire::boot::{BootAddress, BootNet};
 use rustix::fs::{MemfdFlags, SeekFrom, memfd_create, seek};
 use rustix::net::{
     AddressFamily, SocketFlags, SocketType, bind, ipproto, listen, socket_with, sockopt,
 };
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use crate::supervisor::spawn_with;
+use crate::supervisor::process::Process;
 
 /// Callers that wait at a published port, at most; the system has a bound of its own.
 const BACKLOG: i32 = 4096;
@@ -105,9 +102,7 @@ impl Net {
             .context("cannot make a pipe")?;
         rustix::io::ioctl_fionbio(&events, true)?;
         let settings = self.settings_file()?;
-        let mut command = tools::command("msb-net")?;
-        let number = |descriptor: BorrowedFd<'_>| descriptor.as_raw_fd().to_string();
-        command.arg("serve");
+        let mut args = vec!["serve".to_owned()];
         for (option, descriptor) in [
             ("--fd", Some(theirs.as_fd())),
             ("--settings-fd", Some(settings.as_fd())),
@@ -116,10 +111,9 @@ impl Net {
             ("--samples-fd", samples),
         ] {
             if let Some(descriptor) = descriptor {
-                command.args([option, &number(descriptor)]);
+                args.extend([option.to_owned(), descriptor.as_raw_fd().to_string()]);
             }
         }
-        command.stdin(Stdio::null()).stdout(Stdio::null());
         let mut inherited = vec![
             theirs.as_fd(),
             settings.as_fd(),
@@ -128,13 +122,8 @@ impl Net {
         ];
         inherited.extend(samples);
         inherited.extend(self.ports.iter().map(|(socket, _)| socket.as_fd()));
-        let child = spawn_with(&mut command, &inherited).context("cannot start msb-net")?;
-        let pidfd = pidfd_open(Pid::from_child(&child), PidfdFlags::empty())
-            .context("cannot watch msb-net")?;
         Ok(NetProcess {
-            child,
-            pidfd,
-            exit: None,
+            process: Process::start("msb-net", &args, &inherited)?,
             events: events.into(),
             frames: Some(frames.into()),
         })
@@ -169,38 +158,11 @@ impl Net {
 /// The process of a network.
 #[derive(Debug)]
 pub(crate) struct NetProcess {
-    child: Child,
-    pidfd: OwnedFd,
-    exit: Option<ExitStatus>,
+    pub(crate) process: Process,
     /// What happens, a line each.
     pub(crate) events: File,
     /// The machine's end of the frame stream, until it has it.
     pub(crate) frames: Option<OwnedFd>,
-}
-
-impl NetProcess {
-    /// Ready for reading when the process has ended.
-    pub(crate) fn pidfd(&self) -> BorrowedFd<'_> {
-        self.pidfd.as_fd()
-    }
-
-    /// How the process ended, if it did.
-    pub(crate) fn poll_exit(&mut self) -> Option<ExitStatus> {
-        if self.exit.is_none() {
-            self.exit = self.child.try_wait().ok().flatten();
-        }
-        self.exit
-    }
-}
-
-impl Drop for NetProcess {
-    fn drop(&mut self) {
-        if self.poll_exit().is_none() {
-            // It may have ended in this moment; then waiting is all that is left.
-            let _ = self.child.kill();
-            let _ = self.child.wait();
-        }
-    }
 }
 
 /// Binds a port of the host.

@@ -4,19 +4,17 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Mutex, PoisonError};
+use std::process::ExitStatus;
 
 use anyhow::Context;
 use libmsb::isolate::Step;
-use libmsb::tools;
 use rustix::fs::{MemfdFlags, memfd_create};
-use rustix::io::{FdFlags, fcntl_setfd};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::process::Pid;
 use serde::Serialize;
 
 use super::link::Link;
-use super::share::{self, ShareServer};
+use super::process::Process;
+use super::share;
 use crate::engine::{Console, Descriptors, Engine, Wanted};
 use crate::net::{Net, NetProcess};
 
@@ -26,9 +24,7 @@ const REPORT_BYTES_MAX: usize = 4096;
 /// A machine that was started.
 #[derive(Debug)]
 pub(crate) struct Machine {
-    child: Child,
-    pidfd: OwnedFd,
-    exit: Option<ExitStatus>,
+    process: Process,
     /// The agent's port.
     pub(crate) agent: Link,
     /// What the guest's kernel prints.
@@ -36,7 +32,7 @@ pub(crate) struct Machine {
     /// The network, if it has one.
     pub(crate) net: Option<NetProcess>,
     /// Serves folders of the host to it, if any are shared.
-    pub(crate) share: Option<ShareServer>,
+    pub(crate) share: Option<Process>,
     /// Takes what the machine's process says of itself.
     report: File,
     /// Closed when this process is gone: then the machine ends.
@@ -91,17 +87,11 @@ pub(crate) fn start(
     inherited.extend(frames.as_ref().map(|frames| frames.as_fd()));
     inherited.extend(served.iter().map(|(_, socket)| socket.as_fd()));
     inherited.extend_from_slice(held);
-    let mut command = tools::command("msb-vmm")?;
-    command.arg(format!("/proc/self/fd/{}", plan.as_raw_fd()));
-    command.stdin(Stdio::null()).stdout(Stdio::null());
-    let child = spawn_with(&mut command, &inherited).context("cannot start msb-vmm")?;
-    let pidfd =
-        pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).context("cannot watch msb-vmm")?;
+    let args = [format!("/proc/self/fd/{}", plan.as_raw_fd())];
+    let process = Process::start("msb-vmm", &args, &inherited)?;
     let agent = Link::new(agent).context("cannot use the agent's socket")?;
     Ok(Some(Machine {
-        child,
-        pidfd,
-        exit: None,
+        process,
         agent,
         console,
         net: net_process,
@@ -124,21 +114,6 @@ fn console(engine: &dyn Engine) -> io::Result<(File, OwnedFd)> {
     Ok((ours.into(), theirs))
 }
 
-/// Starts a program with descriptors that are closed on exec otherwise. One at a time, so that no other child gets them by
-/// chance: it would keep the lock of another's sandbox.
-pub(crate) fn spawn_with(command: &mut Command, inherited: &[BorrowedFd<'_>]) -> io::Result<Child> {
-    static ONE: Mutex<()> = Mutex::new(());
-    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
-    for descriptor in inherited {
-        fcntl_setfd(descriptor, FdFlags::empty())?;
-    }
-    let child = command.spawn();
-    for descriptor in inherited {
-        fcntl_setfd(descriptor, FdFlags::CLOEXEC)?;
-    }
-    child
-}
-
 /// A plan, as a file that its reader inherits.
 pub(super) fn plan_file<P: Serialize>(plan: &P) -> anyhow::Result<File> {
     let descriptor =
@@ -152,12 +127,12 @@ pub(super) fn plan_file<P: Serialize>(plan: &P) -> anyhow::Result<File> {
 impl Machine {
     /// Ready for reading when the process has ended.
     pub(crate) fn pidfd(&self) -> BorrowedFd<'_> {
-        self.pidfd.as_fd()
+        self.process.pidfd()
     }
 
     /// The process.
     pub(crate) fn pid(&self) -> Pid {
-        Pid::from_child(&self.child)
+        self.process.pid()
     }
 
     /// What the process has given up. For when the guest has said hello: by then it was told.
@@ -169,25 +144,11 @@ impl Machine {
 
     /// How the process ended, if it did.
     pub(crate) fn poll_exit(&mut self) -> Option<ExitStatus> {
-        if self.exit.is_none() {
-            self.exit = self.child.try_wait().ok().flatten();
-        }
-        self.exit
+        self.process.poll_exit()
     }
 
     /// Kills the process, if it is there, and waits until it is gone.
     pub(crate) fn kill(&mut self) -> Option<ExitStatus> {
-        if self.poll_exit().is_none() {
-            // It may have ended in this moment; then waiting is all that is left.
-            let _ = self.child.kill();
-            self.exit = self.child.wait().ok();
-        }
-        self.exit
-    }
-}
-
-impl Drop for Machine {
-    fn drop(&mut self) {
-        self.kill();
+        self.process.kill()
     }
 }

@@ -12,6 +12,7 @@ mod last_line;
 mod life;
 mod link;
 mod machine;
+pub(crate) mod process;
 mod relay;
 mod rotate;
 mod samples;
@@ -19,7 +20,6 @@ mod share;
 mod socket;
 
 pub(crate) use args::SupervisorArgs;
-pub(crate) use machine::spawn_with;
 
 use std::fs::{File, OpenOptions};
 use std::os::fd::{AsFd, OwnedFd};

@@ -17,8 +17,8 @@ use super::outcome::{self, Outcome};
 use super::{End, FAREWELL_TIMEOUT, Life, PING_TIMEOUT, POWER_OFF_TIMEOUT, Phase, STOP_TIMEOUT};
 use crate::startup::Startup;
 use crate::supervisor::machine::Machine;
+use crate::supervisor::process::Process;
 use crate::supervisor::relay::{ClientId, Own, Relay};
-use crate::supervisor::share::ShareServer;
 use crate::supervisor::{Starter, last_words};
 
 impl Life {
@@ -165,7 +165,7 @@ impl Life {
     /// A guest whose folders are gone hangs at the first file that it asks for. A server ends well only when the machine
     /// has hung up, whose own end says why.
     pub(super) fn share_ended(&mut self) {
-        let exit = self.machine.share.as_mut().and_then(ShareServer::poll_exit);
+        let exit = self.machine.share.as_mut().and_then(Process::poll_exit);
         let Some(exit) = exit else { return };
         self.machine.share = None;
         if exit.success() {

@@ -348,7 +348,7 @@ impl Life {
             sources.push((Source::Console, self.machine.console.as_fd(), PollFlags::IN));
         }
         if let Some(net) = &self.machine.net {
-            sources.push((Source::NetExit, net.pidfd(), PollFlags::IN));
+            sources.push((Source::NetExit, net.process.pidfd(), PollFlags::IN));
             sources.push((Source::NetEvents, net.events.as_fd(), PollFlags::IN));
         }
         if let Some(share) = &self.machine.share {

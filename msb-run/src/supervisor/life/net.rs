@@ -68,7 +68,12 @@ impl Life {
 
     /// The network's process is gone. In order it goes only when the machine has closed its side.
     pub(super) fn net_ended(&mut self) {
-        let Some(exit) = self.machine.net.as_mut().and_then(|net| net.poll_exit()) else {
+        let Some(exit) = self
+            .machine
+            .net
+            .as_mut()
+            .and_then(|net| net.process.poll_exit())
+        else {
             return;
         };
         self.copy_net_events();
