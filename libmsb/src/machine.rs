@@ -72,8 +72,9 @@ pub struct Share {
     /// The tag by which the guest mounts it with virtiofs, at most 36 bytes.
     pub tag: String,
     /// A connected stream socket that speaks vhost-user: for QEMU the side of the machine, in the plan of a share's server
-    /// the server's.
-    pub fd: i32,
+    /// the server's. None for libkrun, which serves by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fd: Option<i32>,
     /// What is in it.
     pub entries: Vec<ShareEntry>,
 }

@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use libmsb::cli::error::Failure;
 use libmsb::machine::{self, KrunKernel, PLAN_VERSION, Plan};
 
 use super::initramfs::{self, Modules};
@@ -66,17 +65,14 @@ impl Engine for Krun {
         Console::Pipe
     }
 
+    fn serves(&self) -> bool {
+        true
+    }
+
     fn plan(&self, wanted: &Wanted, attempt: u32) -> anyhow::Result<Option<Plan>> {
         // There is no other way, but the same may do when the host is less busy.
         if attempt >= ATTEMPTS {
             return Ok(None);
-        }
-        if !wanted.shares.is_empty() {
-            return Err(Failure::failed(
-                "the engine krun does not share folders of the host with a guest yet",
-            )
-            .hint("take the other engine: --engine qemu; or a volume of the kind disk")
-            .into());
         }
         Ok(Some(Plan {
             version: PLAN_VERSION,

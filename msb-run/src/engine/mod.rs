@@ -92,6 +92,9 @@ pub(crate) trait Engine {
     /// What it takes for what the guest's kernel prints.
     fn console(&self) -> Console;
 
+    /// Whether the machine serves its shares itself, without another process for them.
+    fn serves(&self) -> bool;
+
     /// The plan of a machine. `attempt` counts from 0; after a boot that hung, an engine may offer another way. `None`:
     /// there is no further way.
     fn plan(&self, wanted: &Wanted, attempt: u32) -> anyhow::Result<Option<Plan>>;

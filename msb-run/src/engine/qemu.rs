@@ -69,6 +69,10 @@ impl Engine for Qemu {
         Console::Socket
     }
 
+    fn serves(&self) -> bool {
+        false
+    }
+
     fn plan(&self, wanted: &Wanted, attempt: u32) -> anyhow::Result<Option<Plan>> {
         let Some(board) = self.board(attempt) else {
             return Ok(None);

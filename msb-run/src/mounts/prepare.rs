@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use libmsb::cli::error::Failure;
-use libmsb::machine::{Disk, EngineChoice, Format, ShareEntry};
+use libmsb::machine::{Disk, Format, ShareEntry};
 use libmsb::state::Home;
 use libmsb::state::mounts::{Mount, Source};
 use libmsb::state::volumes::{VolumeKind, VolumeName};
@@ -45,14 +45,6 @@ impl Prepared {
     /// What the machine must hold.
     pub(crate) fn held(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         self.held.iter().map(OwnedFd::as_fd)
-    }
-
-    /// The engine to look for: only QEMU shares folders so far.
-    pub(crate) fn engine(&self, choice: EngineChoice) -> EngineChoice {
-        match choice {
-            EngineChoice::Auto if !self.entries.is_empty() => EngineChoice::Qemu,
-            choice => choice,
-        }
     }
 
     /// Whether something that the guest writes is there after it: then its file systems must be flushed at the end.

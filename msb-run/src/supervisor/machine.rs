@@ -63,7 +63,7 @@ pub(crate) fn start(
         report: Some(report_theirs.as_raw_fd()),
     };
     let mut served = Vec::new();
-    for share in &mut wanted.shares {
+    for share in wanted.shares.iter_mut().filter(|_| !engine.serves()) {
         served.push(share::start(share, life_theirs.as_fd())?);
     }
     let mut net_process = net

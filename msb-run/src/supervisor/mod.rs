@@ -121,7 +121,7 @@ fn prepare(home: Home, sandbox: &Sandbox, lock: Lock) -> Result<(Setup, Option<S
         );
         let spec = sandbox.spec()?;
         let mounts = mounts::prepare(&home, &spec.mounts)?;
-        let (engine, note) = engine::choose(&home, mounts.engine(spec.engine))?;
+        let (engine, note) = engine::choose(&home, spec.engine)?;
         let reference: Reference = spec.image.reference.parse()?;
         let root_disk = home
             .images()
@@ -221,7 +221,7 @@ pub(crate) fn wanted(setup: &Setup) -> Wanted {
         .collect();
     let share = (!mounts.entries.is_empty()).then(|| Share {
         tag: Prepared::tag().to_owned(),
-        fd: -1,
+        fd: None,
         entries: mounts.entries.clone(),
     });
     Wanted {

@@ -19,7 +19,7 @@ pub(super) fn start(
         version: PLAN_VERSION,
         life_fd: life.as_raw_fd(),
         share: Share {
-            fd: server.as_raw_fd(),
+            fd: Some(server.as_raw_fd()),
             ..share.clone()
         },
     })?;
@@ -28,6 +28,6 @@ pub(super) fn start(
         format!("/proc/self/fd/{}", plan.as_raw_fd()),
     ];
     let server = Process::start("msb-vmm", &args, &[plan.as_fd(), server.as_fd(), life])?;
-    share.fd = machine.as_raw_fd();
+    share.fd = Some(machine.as_raw_fd());
     Ok((server, machine))
 }

@@ -3,15 +3,18 @@
 //! The guest is the stranger here: whoever breaks out of it stands in this process. So it keeps what the plan names and
 //! nothing else. Each step says what is gone after it; none of them stops a start, and the supervisor is told of all.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use libmsb::isolate::{self, Access, Place, Reach, Step, Taken};
-use libmsb::machine::{Disk, Engine, Format, KrunKernel, Plan};
+use libmsb::machine::{Disk, Engine, Format, Krun, KrunKernel, Plan};
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::{Resource, Rlimit, setrlimit};
+
+use crate::share::{self, Kept, KeptAccess, SHARE};
 
 /// Who takes the steps, in what is told of them.
 const PROCESS: &str = "vmm";
@@ -42,14 +45,14 @@ const LOOKED_UP: [&str; 10] = [
     "/sys/kernel/mm",
 ];
 
+/// The processor's virtualization.
+const KVM: &str = "/dev/kvm";
+
+/// Where a process finds what it has open.
+const OWN_FILES: &str = "/proc/self/fd";
+
 /// What an engine uses of the host's devices.
-const DEVICES: [&str; 5] = [
-    "/dev/kvm",
-    "/dev/null",
-    "/dev/zero",
-    "/dev/random",
-    "/dev/urandom",
-];
+const DEVICES: [&str; 5] = [KVM, "/dev/null", "/dev/zero", "/dev/random", "/dev/urandom"];
 
 /// Longest description of a disk, in bytes; see [`extents`].
 const VMDK_BYTES_MAX: u64 = 1024 * 1024;
@@ -57,19 +60,80 @@ const VMDK_BYTES_MAX: u64 = 1024 * 1024;
 /// Takes the steps, in their order: each of the later ones would keep an earlier one from being taken.
 pub(crate) fn before_guest(plan: &Plan) -> Vec<Step> {
     let executes = matches!(plan.engine, Engine::Qemu(_));
-    vec![
+    let serves = serves(plan);
+    // Whoever serves has left it on the way to its stage.
+    let network = if serves {
+        Taken::Whole
+    } else {
+        isolate::leave_network()
+    };
+    let mut steps = vec![
         // No network of the host, no abstract socket, no shared memory, and of root no more than its files.
-        Step::of(PROCESS, "network", isolate::leave_network()),
+        Step::of(PROCESS, "network", network),
         // The guest's memory is nobody's business, also when we crash.
         Step::of(PROCESS, "core", refuse_core_dumps()),
         // No set-user-id program helps.
         Step::of(PROCESS, "privileges", isolate::refuse_privileges()),
         // No file but the machine's own disks, kernel, folders and programs.
         Step::of(PROCESS, "paths", keep_paths(plan)),
+    ];
+    if serves {
+        // No file of a share becomes a program of this user.
+        steps.push(Step::of(PROCESS, "setid", share::refuse_setid()));
+    }
+    if !executes {
+        // Of what root of a namespace has, no more than files of its users need. QEMU loses all by being executed.
+        let capabilities = share::keep_capabilities(serves);
+        steps.push(Step::of(PROCESS, "capabilities", capabilities));
+    }
+    steps.push(
         // No mounts, namespaces, modules, nor other processes; with libkrun no programs either, and QEMU, which is to be
         // executed yet, then refuses them itself (-sandbox).
         Step::of(PROCESS, "calls", isolate::refuse_calls(executes)),
-    ]
+    );
+    steps
+}
+
+/// Whether this process serves the guest's shares itself.
+pub(crate) fn serves(plan: &Plan) -> bool {
+    matches!(plan.engine, Engine::Krun(_)) && !plan.shares.is_empty()
+}
+
+/// What a machine that serves must still find at its path. Descriptors have theirs on the stage anyway.
+pub(crate) fn kept(plan: &Plan) -> Vec<Kept> {
+    let mut kept = vec![Kept {
+        path: KVM.into(),
+        access: KeptAccess::Device,
+    }];
+    let mut keep = |path: &Path, access| {
+        if !path.starts_with(OWN_FILES) {
+            kept.push(Kept {
+                path: path.to_owned(),
+                access,
+            });
+        }
+    };
+    if let Engine::Krun(Krun {
+        kernel: KrunKernel::Image { path, initrd, .. },
+    }) = &plan.engine
+    {
+        keep(path, KeptAccess::Read);
+        keep(initrd, KeptAccess::Read);
+    }
+    let mut extents_kept = BTreeSet::new();
+    for disk in &plan.disks {
+        let access = if disk.read_only {
+            KeptAccess::Read
+        } else {
+            KeptAccess::Write
+        };
+        keep(&disk.path, access);
+        extents_kept.extend(extents(disk));
+    }
+    extents_kept
+        .iter()
+        .for_each(|extent| keep(extent, KeptAccess::Read));
+    kept
 }
 
 /// Tells the supervisor. Should it not listen, it shows no isolation.
@@ -131,6 +195,10 @@ fn keep_paths(plan: &Plan) -> Taken {
                 keep(initrd, Access::Read);
             }
         },
+    }
+    if serves(plan) {
+        // What is shared read-only is so by its mount.
+        keep(Path::new(SHARE), Access::Write);
     }
     for disk in &plan.disks {
         let access = if disk.read_only {

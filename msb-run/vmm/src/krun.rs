@@ -15,7 +15,9 @@ use std::ptr;
 
 use anyhow::{Context, bail, ensure};
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
-use libmsb::machine::{Disk, Format, Krun, KrunKernel, Net, PORT_AGENT, Plan};
+use libmsb::machine::{Disk, Format, KrunKernel, Net, PORT_AGENT, Plan, Share};
+
+use crate::share::SHARE;
 
 /// The tag of the first root, and the path of the first process: libkrun's kernel command line names both.
 const ROOT: &str = "/dev/root";
@@ -38,6 +40,8 @@ const FORMAT_VMDK: u32 = 2;
 /// Its numbers for whether a guest's flush reaches the host's disk (`KRUN_SYNC_…`).
 const SYNC_NONE: u32 = 0;
 const SYNC_FULL: u32 = 2;
+/// Its number for files whose owners and modes are those of the host (`PermissionSemantics::LinuxComplete`).
+const OWNERS_AS_THEY_ARE: u32 = 0;
 /// Its number for logging that no environment variable changes (`KRUN_LOG_OPTION_NO_ENV`).
 const LOG_NO_ENV: u32 = 1;
 
@@ -68,14 +72,49 @@ agree! {
     krun_start_enter(u32);
 }
 
+/// What the guest begins with.
+pub(crate) enum Kernel<'a> {
+    /// libkrunfw's kernel, which this process has loaded, and the agent's program.
+    Loaded {
+        /// libkrun keeps a pointer to it as long as the guest lives, and that is as long as this process does.
+        agent: &'static [u8],
+    },
+    /// Files, which libkrun reads.
+    Image {
+        kernel: &'a Path,
+        initrd: &'a Path,
+        cmdline: &'a str,
+    },
+}
+
+/// Loads what libkrun looks for where the host's files are.
+pub(crate) fn load(kernel: &KrunKernel) -> anyhow::Result<Kernel<'_>> {
+    match kernel {
+        KrunKernel::Library { path, agent } => {
+            load_library(path)?;
+            let agent = fs::read(agent)
+                .with_context(|| format!("cannot read the agent '{}'", agent.display()))?
+                .leak();
+            Ok(Kernel::Loaded { agent })
+        }
+        KrunKernel::Image {
+            path,
+            initrd,
+            cmdline,
+        } => Ok(Kernel::Image {
+            kernel: path,
+            initrd,
+            cmdline,
+        }),
+    }
+}
+
 /// Becomes the machine. Returns only when that fails, with the reason.
-pub(crate) fn enter(plan: &Plan, engine: &Krun) -> anyhow::Result<()> {
-    // libkrun's own server follows names such as '../x', which a guest's root can send, out of what is shared.
-    ensure!(plan.shares.is_empty(), "the engine krun shares no folders");
-    let devices = plan.disks.len() + usize::from(plan.net.is_some());
+pub(crate) fn enter(plan: &Plan, kernel: &Kernel<'_>) -> anyhow::Result<()> {
+    let devices = plan.disks.len() + plan.shares.len() + usize::from(plan.net.is_some());
     ensure!(
         devices <= DEVICES_MAX,
-        "the engine krun has room for {DEVICES_MAX} disks and networks together, and {devices} are asked for"
+        "the engine krun has room for {DEVICES_MAX} disks, shares and networks together, and {devices} are asked for"
     );
     // Its messages go where ours go, and the user's environment does not change that.
     // SAFETY: it takes numbers, and keeps no descriptor for this one. Nothing has set a logger before.
@@ -87,23 +126,23 @@ pub(crate) fn enter(plan: &Plan, engine: &Krun) -> anyhow::Result<()> {
             LOG_NO_ENV,
         )
     })?;
-    if let KrunKernel::Library { path, .. } = &engine.kernel {
-        load_library(path)?;
-    }
     let machine = Machine::new()?;
     machine.set_size(plan)?;
-    match &engine.kernel {
-        KrunKernel::Library { agent, .. } => machine.add_root(agent)?,
-        KrunKernel::Image {
-            path,
+    match kernel {
+        Kernel::Loaded { agent } => machine.add_root(agent)?,
+        Kernel::Image {
+            kernel,
             initrd,
             cmdline,
-        } => machine.set_kernel(path, initrd, cmdline)?,
+        } => machine.set_kernel(kernel, initrd, cmdline)?,
     }
     machine.add_consoles(plan)?;
     plan.disks
         .iter()
         .try_for_each(|disk| machine.add_disk(disk))?;
+    plan.shares
+        .iter()
+        .try_for_each(|share| machine.add_share(share))?;
     plan.net.iter().try_for_each(|net| machine.add_net(net))?;
     machine.start()
 }
@@ -164,15 +203,19 @@ impl Machine {
     }
 
     /// The first root: in memory, with the agent as the first process.
-    fn add_root(&self, agent: &Path) -> anyhow::Result<()> {
-        let program = fs::read(agent)
-            .with_context(|| format!("cannot read the agent '{}'", agent.display()))?;
-        // libkrun keeps the pointer as long as the guest lives, and that is as long as this process does.
-        let program: &'static [u8] = program.leak();
+    fn add_root(&self, program: &'static [u8]) -> anyhow::Result<()> {
         let tag = text(ROOT)?;
         // SAFETY: the tag is a string that outlives the call; no path means that there is no folder behind it.
-        let answer =
-            unsafe { krun::krun_add_virtiofs4(self.0, tag.as_ptr(), ptr::null(), 0, false, 0) };
+        let answer = unsafe {
+            krun::krun_add_virtiofs4(
+                self.0,
+                tag.as_ptr(),
+                ptr::null(),
+                0,
+                false,
+                OWNERS_AS_THEY_ARE,
+            )
+        };
         called("krun_add_virtiofs4", answer)?;
         for folder in FOLDERS {
             let path = text(folder)?;
@@ -259,6 +302,24 @@ impl Machine {
             .map(drop)
     }
 
+    /// What is shared, which stands in a folder of this process's own root. Who may write what is told by its mounts.
+    fn add_share(&self, share: &Share) -> anyhow::Result<()> {
+        let (tag, folder) = (text(&share.tag)?, text(SHARE)?);
+        // No window of memory: a guest would map files of the host into itself, past every bound.
+        // SAFETY: both strings outlive the call, in which they are copied.
+        let answer = unsafe {
+            krun::krun_add_virtiofs4(
+                self.0,
+                tag.as_ptr(),
+                folder.as_ptr(),
+                0,
+                false,
+                OWNERS_AS_THEY_ARE,
+            )
+        };
+        called("krun_add_virtiofs4", answer).map(drop)
+    }
+
     fn add_net(&self, net: &Net) -> anyhow::Result<()> {
         // SAFETY: no path, an inherited descriptor, and six bytes that outlive the call, in which they are copied.
         let answer = unsafe {
@@ -308,7 +369,7 @@ fn path(path: &Path) -> anyhow::Result<CString> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use libmsb::machine::{Engine, PLAN_VERSION};
+    use libmsb::machine::{Engine, Krun, PLAN_VERSION};
 
     #[test]
     fn a_machine_with_more_devices_than_there_are_interrupts_is_refused() {
@@ -327,7 +388,7 @@ mod tests {
         };
         let plan = Plan {
             version: PLAN_VERSION,
-            engine: Engine::Krun(engine.clone()),
+            engine: Engine::Krun(engine),
             cpus: 1,
             memory_mib: 64,
             disks: (0..=DEVICES_MAX).map(disk).collect(),
@@ -338,7 +399,8 @@ mod tests {
             net: None,
             shares: Vec::new(),
         };
-        let error = enter(&plan, &engine).unwrap_err().to_string();
+        let kernel = Kernel::Loaded { agent: b"" };
+        let error = enter(&plan, &kernel).unwrap_err().to_string();
         assert!(error.ends_with("and 7 are asked for"), "{error}");
     }
 

@@ -88,15 +88,28 @@ fn ensure_version(version: u32) -> anyhow::Result<()> {
 }
 
 fn become_machine(plan: &Plan) -> anyhow::Result<()> {
+    match &plan.engine {
+        Engine::Qemu(engine) => {
+            give_up(plan)?;
+            let error = qemu::exec(plan, engine)?;
+            Err(error).with_context(|| format!("cannot start '{}'", engine.program.display()))
+        }
+        Engine::Krun(engine) => {
+            // While the host's files can still be seen.
+            let kernel = krun::load(&engine.kernel)?;
+            if isolate::serves(plan) {
+                share::enter(&plan.shares, &isolate::kept(plan))?;
+            }
+            give_up(plan)?;
+            krun::enter(plan, &kernel)
+        }
+    }
+}
+
+fn give_up(plan: &Plan) -> anyhow::Result<()> {
     // First, since a change of rights may cut the tie.
     let steps = isolate::before_guest(plan);
     lifeline::tie(plan.life_fd)?;
     isolate::report(plan, &steps);
-    match &plan.engine {
-        Engine::Qemu(engine) => {
-            let error = qemu::exec(plan, engine)?;
-            Err(error).with_context(|| format!("cannot start '{}'", engine.program.display()))
-        }
-        Engine::Krun(engine) => krun::enter(plan, engine),
-    }
+    Ok(())
 }

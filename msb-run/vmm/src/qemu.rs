@@ -87,11 +87,12 @@ fn arguments(plan: &Plan, engine: &Qemu) -> Vec<OsString> {
         args.pair("-netdev", netdev(net));
         args.pair("-device", network(net, bus));
     }
-    for (number, share) in plan.shares.iter().enumerate() {
-        args.pair(
-            "-chardev",
-            format!("socket,id=share{number},fd={}", share.fd),
-        );
+    let served = plan
+        .shares
+        .iter()
+        .filter_map(|share| Some((share, share.fd?)));
+    for (number, (share, fd)) in served.enumerate() {
+        args.pair("-chardev", format!("socket,id=share{number},fd={fd}"));
         args.pair(
             "-device",
             format!(

@@ -1,4 +1,5 @@
-//! What the server gives up before it reads the first request.
+//! What a server gives up before it reads the first request: all but what files need, if it serves and nothing else; its
+//! capabilities and the bits that make programs somebody else's, if it is the machine too.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +15,7 @@ use seccompiler::{
 };
 
 /// What a file server that acts for several users needs, in its own namespace only.
-const KEPT: CapabilitySet = CapabilitySet::CHOWN
+pub(super) const KEPT: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::DAC_OVERRIDE)
     .union(CapabilitySet::DAC_READ_SEARCH)
     .union(CapabilitySet::FOWNER)
@@ -142,19 +143,31 @@ const WITH_MODE: &[(libc::c_long, u8)] = &[
     (libc::SYS_fchmodat, 2),
 ];
 
+/// The same of older calls, which the list of [`ALLOWED`] ones does not have.
+const WITH_MODE_BY_PATH: &[(libc::c_long, u8)] = &[
+    (libc::SYS_open, 2),
+    (libc::SYS_creat, 1),
+    (libc::SYS_mkdir, 1),
+    (libc::SYS_mknod, 1),
+    (libc::SYS_chmod, 1),
+];
+
+/// fchmodat2(2), which this libc does not number.
+const SYS_FCHMODAT2: libc::c_long = 452;
+
 /// After this nothing is left of the process's rights but to serve what is on its stage.
 pub(super) fn before_requests() -> anyhow::Result<()> {
     open_many_files();
     set_no_new_privs(true).context("cannot give up new privileges")?;
     forbid_core_dumps()?;
-    drop_capabilities()?;
+    keep_capabilities(KEPT)?;
     let filter = filter().context("cannot make the filter of system calls")?;
     seccompiler::apply_filter(&filter)
         .map_err(|error| anyhow!("cannot filter system calls: {error}"))
 }
 
 /// Every file that the guest's kernel knows is an open one here. More than the limit are an error of the guest's.
-fn open_many_files() {
+pub(super) fn open_many_files() {
     let limit = getrlimit(Resource::Nofile);
     let _ = setrlimit(
         Resource::Nofile,
@@ -174,17 +187,53 @@ fn forbid_core_dumps() -> anyhow::Result<()> {
     setrlimit(Resource::Core, none).context("cannot forbid core dumps")
 }
 
-fn drop_capabilities() -> anyhow::Result<()> {
-    for capability in CapabilitySet::all().difference(KEPT).iter() {
+pub(super) fn keep_capabilities(kept: CapabilitySet) -> anyhow::Result<()> {
+    for capability in CapabilitySet::all().difference(kept).iter() {
         // One that this kernel does not know cannot be had either.
         let _ = remove_capability_from_bounding_set(capability);
     }
     let sets = CapabilitySets {
-        effective: KEPT,
-        permitted: KEPT,
+        effective: kept,
+        permitted: kept,
         inheritable: CapabilitySet::empty(),
     };
     set_capabilities(None, sets).context("cannot give up capabilities")
+}
+
+/// For a machine that serves its files itself: it makes calls that no server makes, so only what [`SETID_BITS`] would do is
+/// refused.
+pub(super) fn refuse_setid() -> anyhow::Result<()> {
+    let filter = setid_filter().context("cannot make the filter of system calls")?;
+    seccompiler::apply_filter(&filter)
+        .map_err(|error| anyhow!("cannot filter system calls: {error}"))
+}
+
+fn setid_filter() -> anyhow::Result<BpfProgram> {
+    let mut rules = BTreeMap::new();
+    for (call, argument) in WITH_MODE.iter().chain(WITH_MODE_BY_PATH) {
+        let mut either = Vec::new();
+        for bit in [SETID_BITS & 0o4000, SETID_BITS & 0o2000] {
+            let set = SeccompCondition::new(
+                *argument,
+                SeccompCmpArgLen::Dword,
+                SeccompCmpOp::MaskedEq(bit),
+                bit,
+            )?;
+            either.push(SeccompRule::new(vec![set])?);
+        }
+        rules.insert(*call, either);
+    }
+    // Their mode is where no filter can look, or they are newer than this list.
+    for call in [libc::SYS_openat2, SYS_FCHMODAT2] {
+        rules.insert(call, Vec::new());
+    }
+    let filter = SeccompFilter::new(
+        rules,
+        SeccompAction::Allow,
+        SeccompAction::Errno(libc::EPERM.unsigned_abs()),
+        std::env::consts::ARCH.try_into()?,
+    )?;
+    Ok(filter.try_into()?)
 }
 
 fn filter() -> anyhow::Result<BpfProgram> {
@@ -206,4 +255,26 @@ fn filter() -> anyhow::Result<BpfProgram> {
         TargetArch::x86_64,
     )?;
     Ok(filter.try_into()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn a_machine_that_serves_makes_files_and_none_that_is_a_program_of_its_user() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("file");
+        // In a thread of its own, which alone is filtered.
+        let changed = std::thread::spawn(move || {
+            set_no_new_privs(true).unwrap();
+            refuse_setid().unwrap();
+            fs::write(&file, "x").unwrap();
+            [0o755, 0o4755, 0o2755, 0o6755, 0o1644]
+                .map(|mode| fs::set_permissions(&file, Permissions::from_mode(mode)).is_ok())
+        });
+        assert_eq!(changed.join().unwrap(), [true, false, false, false, true]);
+    }
 }

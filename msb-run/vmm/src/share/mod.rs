@@ -1,16 +1,19 @@
-//! `msb-vmm --share`: folders and files of the host, served to a guest of QEMU over vhost-user.
+//! Folders and files of the host: served to a guest of QEMU over vhost-user by `msb-vmm --share`, and to one of libkrun by
+//! the machine itself.
 //!
 //! The file system is libkrun's own, so that it is the same whatever runs the machine; what is added here is the other way
 //! to the guest, and the walls. libkrun's server opens names as they come: the kernel of the guest sends plain ones, but
 //! a guest's root can put any into the queue, `../../etc/passwd` among them. So the process has no file system but what is
-//! shared, before the first request is read:
+//! shared (and what libkrun needs, if it is the machine: the disks, each at its path, and `/dev/kvm`), before the first
+//! request is read:
 //!
 //! 1. A user namespace, in [`ids`]. The user is root in it and nobody outside; the guest's other users are the host's
 //!    subordinate ones.
 //! 2. A mount namespace, in [`stage`], whose root holds the shared folders and nothing else. Each is a mount of its own:
 //!    read-only, if it is to be, by the host's kernel; without setuid, without devices, and without following links.
 //! 3. In [`isolate`], the capabilities that files need and no other, no new privileges, and no system call that a file
-//!    server does not make; none can set the setuid or setgid bit, whose file would be a program of the user on the host.
+//!    server does not make (of the machine: none of its own list, and no file by Landlock that is neither shared nor a
+//!    disk); none can set the setuid or setgid bit, whose file would be a program of the user on the host.
 //! 4. Requests, in [`server`].
 
 mod ids;
@@ -21,24 +24,58 @@ mod stage;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
-use anyhow::ensure;
-use libmsb::machine::SharePlan;
+use anyhow::{Context, bail, ensure};
+use libmsb::isolate::Taken;
+use libmsb::machine::{Share, SharePlan};
+use rustix::thread::CapabilitySet;
 
 use crate::{ensure_version, lifeline};
+
+pub(crate) use stage::{Kept, KeptAccess, SHARE};
 
 /// Serves until the machine hangs up.
 pub(crate) fn serve(plan: &SharePlan) -> anyhow::Result<()> {
     ensure_version(plan.version)?;
-    ensure!(
-        plan.share.fd > 2,
-        "the socket cannot be descriptor {}",
-        plan.share.fd
-    );
+    let fd = plan.share.fd.context("the plan names no socket")?;
+    ensure!(fd > 2, "the socket cannot be descriptor {fd}");
     lifeline::tie(plan.life_fd)?;
     // SAFETY: the descriptor was inherited for this, nothing else in this process has or closes it, and it is taken once.
-    let socket = UnixStream::from(unsafe { OwnedFd::from_raw_fd(plan.share.fd) });
+    let socket = UnixStream::from(unsafe { OwnedFd::from_raw_fd(fd) });
     ids::enter_user_namespace()?;
-    stage::enter(&plan.share.entries)?;
+    stage::enter(&plan.share.entries, &[])?;
     isolate::before_requests()?;
     server::serve(socket, &plan.share.tag)
+}
+
+/// Makes a machine's process one that sees what is shared and what is kept, and nothing else. It leaves the host's network
+/// as well.
+pub(crate) fn enter(shares: &[Share], kept: &[Kept]) -> anyhow::Result<()> {
+    let [share] = shares else {
+        bail!("a machine has one share, and not {}", shares.len());
+    };
+    isolate::open_many_files();
+    ids::enter_user_namespace()?;
+    stage::enter(&share.entries, kept)
+}
+
+/// Keeps the capabilities that a server of files needs, or none.
+pub(crate) fn keep_capabilities(serves: bool) -> Taken {
+    let kept = if serves {
+        isolate::KEPT
+    } else {
+        CapabilitySet::empty()
+    };
+    taken(isolate::keep_capabilities(kept))
+}
+
+/// Makes no program of the user's from now on.
+pub(crate) fn refuse_setid() -> Taken {
+    taken(isolate::refuse_setid())
+}
+
+fn taken(result: anyhow::Result<()>) -> Taken {
+    match result {
+        Ok(()) => Taken::Whole,
+        Err(error) => Taken::Not(format!("{error:#}")),
+    }
 }
