@@ -141,6 +141,54 @@ fn parents_are_mounted_before_children_whatever_their_order() {
     outcome.is(0, "/a:\nf\ninner\n\n/a/inner:\no\nt\ntmpfs\n", "");
 }
 
+/// One guest has them all: what an engine cannot do shows here.
+#[test]
+fn every_kind_of_mount_is_there_in_one_guest() {
+    let home = Home::with_busybox();
+    let folder = source(&home);
+    home.run(["volume", "create", "image", "--size", "24M"])
+        .done();
+    let image = home.folder.join("image.img");
+    fs::rename(home.state().join("volumes/image/disk.img"), &image).unwrap();
+    let script = "for d in /folder /volume /image /memory; do echo $d >$d/made; cat $d/made; done; \
+        cat /fixed/f /one; for f in /fixed/f /one; do echo x >$f || echo refused; done; \
+        grep -E ' /(folder|fixed|one|volume|image|memory) ' /proc/mounts | cut -d' ' -f2,3 | sort";
+    let outcome = home.run([
+        "run",
+        "-v",
+        &bind(&folder, "/folder"),
+        "-v",
+        &bind(&folder, "/fixed:ro"),
+        "-v",
+        &bind(&folder.join("f"), "/one:ro"),
+        "-v",
+        "data:/volume",
+        "--mount-disk",
+        &format!("{}:/image:format=raw", image.display()),
+        "--tmpfs",
+        "/memory:1M",
+        "busybox:test",
+        "--",
+        "sh",
+        "-c",
+        script,
+    ]);
+    let written = "/folder\n/volume\n/image\n/memory\n";
+    let refused = "refused\nrefused\n";
+    let kinds = "/fixed virtiofs\n/folder virtiofs\n/image ext4\n/memory tmpfs\n/one virtiofs\n/volume ext4\n";
+    let said = String::from_utf8_lossy(&outcome.stdout).into_owned();
+    let expected = format!("{written}from the host\nfrom the host\n{refused}{kinds}");
+    assert_eq!(said, expected, "{outcome:?}");
+    assert_eq!(
+        fs::read_to_string(folder.join("made")).unwrap(),
+        "/folder\n"
+    );
+    assert_eq!(
+        fs::read_to_string(folder.join("f")).unwrap(),
+        "from the host\n"
+    );
+}
+
 #[test]
 fn options_hold_in_the_guest_and_are_shown_by_inspect() {
     let home = Home::with_busybox();
