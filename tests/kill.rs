@@ -105,6 +105,15 @@ fn run_with_traced_supervisor(home: &Home, kill_at: Option<&Call>, args: &[&str]
     Running::start(command).finish()
 }
 
+/// A state directory in which a sandbox has run: folders that are made once and stay are there, and the next run makes the
+/// same calls as any after it.
+fn used_home() -> Home {
+    let home = Home::with_busybox();
+    home.run(["run", "busybox:test", "--", "true"])
+        .is(0, "", "");
+    home
+}
+
 const NAMED: [&str; 6] = ["run", "--name", "x", "busybox:test", "--", "echo"];
 
 /// Everything that must hold after a kill.
@@ -182,7 +191,7 @@ fn watching_disks<T>(home: &Home, body: impl FnOnce() -> T) -> T {
 
 #[test]
 fn a_client_killed_at_any_change_of_the_disk_leaves_nothing_behind() {
-    let home = Home::with_busybox();
+    let home = used_home();
     let args = [&NAMED[..], &["first"]].concat();
     run_traced(&home, None, &args).is(0, "first\n", "");
     let calls = traced_calls(&home);
@@ -201,7 +210,7 @@ fn a_client_killed_at_any_change_of_the_disk_leaves_nothing_behind() {
 
 #[test]
 fn a_supervisor_killed_at_any_change_of_the_disk_leaves_nothing_behind() {
-    let home = Home::with_busybox();
+    let home = used_home();
     let args = [&NAMED[..], &["first"]].concat();
     run_with_traced_supervisor(&home, None, &args).is(0, "first\n", "");
     let calls = traced_calls(&home);
@@ -220,7 +229,7 @@ fn a_supervisor_killed_at_any_change_of_the_disk_leaves_nothing_behind() {
 
 #[test]
 fn a_supervisor_of_an_unnamed_run_killed_at_any_change_of_the_disk_is_forgotten() {
-    let home = Home::with_busybox();
+    let home = used_home();
     let args = ["run", "busybox:test", "--", "true"];
     run_with_traced_supervisor(&home, None, &args).is(0, "", "");
     for call in traced_calls(&home) {
@@ -237,7 +246,7 @@ fn a_supervisor_of_an_unnamed_run_killed_at_any_change_of_the_disk_is_forgotten(
 
 #[test]
 fn a_detached_supervisor_killed_at_any_change_of_the_disk_leaves_a_sandbox_that_can_go() {
-    let home = Home::with_busybox();
+    let home = used_home();
     let start = ["run", "-d", "--name", "x", "busybox:test"];
     run_with_traced_supervisor(&home, None, &start).done();
     home.run(["stop", "x"]).done();

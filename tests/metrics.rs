@@ -199,12 +199,12 @@ fn three_sandboxes_are_seen_by_receivers_that_others_have_written() {
     let names = ["a", "b", "c"];
     for name in names {
         let label = format!("name.of/it={name}");
-        let often = ["--metrics-sample-interval", "500ms"];
-        start(
-            &home,
-            name,
-            &["--label", &label, "--label", "team=ml", often[0], often[1]],
-        );
+        let mut more = vec!["--label", &label, "--label", "team=ml"];
+        more.extend(["--metrics-sample-interval", "500ms"]);
+        if name == "c" {
+            more.extend(["--net", "none"]);
+        }
+        start(&home, name, &more);
     }
     wait_until("figures of all guests", || {
         names
@@ -238,10 +238,14 @@ fn shown(home: &Home) {
         (&one["name"], &one["labels"]["purpose"]),
         (&json!("b"), &json!("test"))
     );
-    // A sandbox without a network has no figures of one: missing, and not zero.
     assert!(one["memory_bytes"].as_u64().unwrap() > 1 << 20);
     assert_eq!(one["memory_limit_bytes"], 512 << 20);
-    assert!(one["net_open"].is_null());
+    assert!(one["net_open"].is_u64(), "{one}");
+    // A sandbox without a network has no figures of one: missing, and not zero.
+    let without = figures(home, "c");
+    for field in ["net_rx_bytes", "net_connections", "net_open"] {
+        assert!(without[field].is_null(), "{field}: {without}");
+    }
     let mut watch = home.start(["metrics", "a", "--watch", "--format", "json"]);
     for _ in 0..2 {
         let sample = parse(&watch.read_until("\n"));
@@ -303,6 +307,23 @@ fn exported(home: &Home, protocol: &str, compression: &str) {
             assert_eq!(point["resource"]["service.name"], "mine");
             assert_eq!(point["scope"], "microsandbox-metrics-collector");
         }
+    }
+    // What a sandbox does not have is not exported.
+    for name in [
+        "microsandbox.network.bytes_received",
+        "microsandbox.network.bytes_sent",
+    ] {
+        let points = receiver.values(name);
+        let with = |name| {
+            points
+                .iter()
+                .any(|p| p["attributes"]["sandbox.name"] == name)
+        };
+        assert_eq!(
+            [with("a"), with("b"), with("c")],
+            [true, true, false],
+            "{name}"
+        );
     }
     // Counters have the start of the sandbox, and never fall.
     let mut last = BTreeMap::new();

@@ -420,7 +420,7 @@ mod tests {
     use msb_wire::exec::{ExecEvent, ExecRequest};
     use msb_wire::frame::{STDIN, STDOUT, put_credit, put_data, put_message};
     use msb_wire::handshake::operation;
-    use std::io::{Read, Write};
+    use std::io::Write;
     use std::os::unix::net::{UnixListener, UnixStream as StdStream};
 
     /// A supervisor that says hello and then does what it is told.
@@ -437,6 +437,11 @@ mod tests {
             act(client);
         });
         (folder, Guest::at(socket))
+    }
+
+    /// Keeps the connection until the client hangs up: one that went earlier would fail the client's calls.
+    fn stay(mut client: StdStream) {
+        let _ = std::io::copy(&mut client, &mut std::io::sink());
     }
 
     fn exec() -> Request {
@@ -464,7 +469,7 @@ mod tests {
             put_data(&mut out, 2, STDOUT, b"two");
             put_data(&mut out, 1, STDOUT, b"one");
             client.write_all(&out).unwrap();
-            let _ = client.read(&mut [0; 1]);
+            stay(client);
         });
         let mut first = guest.open(&exec()).await.unwrap();
         let mut second = guest.open(&exec()).await.unwrap();
@@ -489,7 +494,7 @@ mod tests {
             put_message(&mut out, 1, Kind::Event, flags::END, &end);
             put_data(&mut out, 2, STDOUT, b"still here");
             client.write_all(&out).unwrap();
-            let _ = client.read(&mut [0; 1]);
+            stay(client);
         });
         let first = guest.open(&exec()).await.unwrap();
         let mut second = guest.open(&exec()).await.unwrap();
@@ -526,9 +531,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_operation_that_is_not_served_fails_alone() {
-        let (_folder, guest) = supervisor(|mut client| {
-            let _ = client.read(&mut [0; 1]);
-        });
+        let (_folder, guest) = supervisor(stay);
         let _first = guest.open(&exec()).await.unwrap();
         let error = guest.open(&Request::Ping).await.unwrap_err();
         assert!(matches!(error, ClientError::Unsupported(_)), "{error}");
