@@ -20,7 +20,10 @@ build() {
 
 # An image of one layer, in the form of `docker save`.
 image() {
-    mkdir -p "$work/root/bin" "$work/archive"
+    mkdir -p "$work/root/bin" "$work/root/etc" "$work/archive"
+    # Others look root up.
+    echo 'root:x:0:0:root:/:/bin/sh' >"$work/root/etc/passwd"
+    echo 'root:x:0:' >"$work/root/etc/group"
     cp /bin/busybox "$work/root/bin/busybox"
     for applet in sh true cat chmod sleep; do ln -s busybox "$work/root/bin/$applet"; done
     tar -C "$work/root" -cf "$work/archive/layer.tar" .
