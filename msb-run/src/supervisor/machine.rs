@@ -23,10 +23,11 @@ use crate::net::{Net, NetProcess};
 /// Longest report of what the machine's process has given up, in bytes.
 const REPORT_BYTES_MAX: usize = 4096;
 
-/// A machine that was started.
+/// A machine that was started, or stands in for one that is not yet.
 #[derive(Debug)]
 pub(crate) struct Machine {
-    child: Child,
+    /// None of one that is not started.
+    child: Option<Child>,
     pidfd: OwnedFd,
     exit: Option<ExitStatus>,
     /// The agent's port.
@@ -39,8 +40,8 @@ pub(crate) struct Machine {
     pub(crate) share: Option<ShareServer>,
     /// Takes what the machine's process says of itself.
     report: File,
-    /// Closed when this process is gone: then the machine ends.
-    _life: OwnedFd,
+    /// Closed when this process is gone: then the machine ends. Of one that is not started: the other ends.
+    _life: Vec<OwnedFd>,
 }
 
 /// Starts a machine. `net`: its network, and the file in which that counts. `held` are descriptors that the machine keeps
@@ -99,7 +100,7 @@ pub(crate) fn start(
         pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).context("cannot watch msb-vmm")?;
     let agent = Link::new(agent).context("cannot use the agent's socket")?;
     Ok(Some(Machine {
-        child,
+        child: Some(child),
         pidfd,
         exit: None,
         agent,
@@ -107,7 +108,7 @@ pub(crate) fn start(
         net: net_process,
         share: served.pop().map(|(server, _)| server),
         report: report.into(),
-        _life: life,
+        _life: vec![life],
     }))
 }
 
@@ -150,14 +151,32 @@ pub(super) fn plan_file<P: Serialize>(plan: &P) -> anyhow::Result<File> {
 }
 
 impl Machine {
+    /// Stands in for a machine that is to be started later: it says nothing, and does not end.
+    pub(crate) fn unborn() -> io::Result<Machine> {
+        let flags = rustix::pipe::PipeFlags::CLOEXEC | rustix::pipe::PipeFlags::NONBLOCK;
+        let (silence, life) = rustix::pipe::pipe_with(flags)?;
+        let (agent, peer) = UnixStream::pair()?;
+        Ok(Machine {
+            child: None,
+            pidfd: silence.try_clone()?,
+            exit: None,
+            agent: Link::new(agent)?,
+            console: silence.try_clone()?.into(),
+            net: None,
+            share: None,
+            report: silence.into(),
+            _life: vec![life, peer.into()],
+        })
+    }
+
     /// Ready for reading when the process has ended.
     pub(crate) fn pidfd(&self) -> BorrowedFd<'_> {
         self.pidfd.as_fd()
     }
 
-    /// The process.
-    pub(crate) fn pid(&self) -> Pid {
-        Pid::from_child(&self.child)
+    /// The process, if there is one.
+    pub(crate) fn pid(&self) -> Option<Pid> {
+        self.child.as_ref().map(Pid::from_child)
     }
 
     /// What the process has given up. For when the guest has said hello: by then it was told.
@@ -169,18 +188,18 @@ impl Machine {
 
     /// How the process ended, if it did.
     pub(crate) fn poll_exit(&mut self) -> Option<ExitStatus> {
-        if self.exit.is_none() {
-            self.exit = self.child.try_wait().ok().flatten();
+        if let (None, Some(child)) = (self.exit, &mut self.child) {
+            self.exit = child.try_wait().ok().flatten();
         }
         self.exit
     }
 
     /// Kills the process, if it is there, and waits until it is gone.
     pub(crate) fn kill(&mut self) -> Option<ExitStatus> {
-        if self.poll_exit().is_none() {
+        if let (None, Some(child)) = (self.poll_exit(), &mut self.child) {
             // It may have ended in this moment; then waiting is all that is left.
-            let _ = self.child.kill();
-            self.exit = self.child.wait().ok();
+            let _ = child.kill();
+            self.exit = child.wait().ok();
         }
         self.exit
     }
