@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::support::{Home, wait_until};
+use crate::support::{Home, Running, open_files, wait_until};
 
 fn json(text: &str) -> Value {
     serde_json::from_str(text).unwrap()
@@ -28,6 +28,20 @@ fn create(home: &Home, name: &str, more: &[&str]) {
     args.extend(more);
     args.push("busybox:test");
     home.run(args).is(0, "", "");
+}
+
+/// Waits until a program has something open: the begin of its name in /proc.
+fn wait_until_open(home: &Home, program: &Running, kind: &str) {
+    wait_until(kind, || {
+        let processes = home.processes();
+        let own = processes
+            .iter()
+            .find(|process| process.pid == program.pid());
+        let files = own.map(open_files).unwrap_or_default();
+        files
+            .iter()
+            .any(|file| file.to_string_lossy().starts_with(kind))
+    });
 }
 
 #[test]
@@ -238,7 +252,7 @@ fn wait_tells_the_end_of_a_sandbox_that_goes_with_its_command() {
     let name = home.run(["ls", "-q"]).done();
     let waiting = home.start(["wait", name.trim_end()]);
     // The wait must be there before the end: it is one more connection to the supervisor.
-    std::thread::sleep(Duration::from_millis(300));
+    wait_until_open(&home, &waiting, "socket:");
     running.write("\n");
     running.finish().is(3, "", "");
     waiting.finish().is(0, "3 completed\n", "");
@@ -258,7 +272,7 @@ fn wait_tells_that_a_supervisor_was_killed_and_the_next_start_writes_it_down() {
     ])
     .done();
     let waiting = home.start(["wait", "web"]);
-    std::thread::sleep(Duration::from_millis(300));
+    wait_until_open(&home, &waiting, "socket:");
     let supervisor = home
         .processes()
         .into_iter()
@@ -435,7 +449,7 @@ fn a_sandbox_lives_as_long_as_it_may_and_is_flushed() {
 fn events_are_followed_while_they_happen_and_when_the_file_is_set_aside() {
     let home = Home::with_busybox();
     let mut following = home.start(["events", "web"]);
-    std::thread::sleep(Duration::from_millis(300));
+    wait_until_open(&home, &following, "anon_inode:inotify");
     create(&home, "web", &["--no-start"]);
     following.read_until("\"created\"");
     let log = home.state().join("events.log");

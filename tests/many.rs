@@ -75,7 +75,26 @@ fn a_sandbox_that_waits_for_its_turn_has_no_machine_and_can_be_given_up() {
     assert!(home.processes().iter().all(|process| !process.is_machine()));
     kill_process(Pid::from_raw(run.pid()).unwrap(), Signal::INT).unwrap();
     assert_eq!(run.finish().code, 130);
+    // It can be reached: a command waits for it, and one that is stopped goes without having had a machine.
+    let exec = home.start(["exec", "a", "--", "echo", "at last"]);
+    home.run(["create", "--no-start", "--name", "b", "busybox:test"])
+        .done();
+    let other = home.start(["start", "b"]);
+    wait_until("the other one is starting", || {
+        home.sandboxes()[1] == ("b".to_owned(), "Starting".to_owned())
+    });
+    home.run(["stop", "b"]).is(0, "", "");
+    let outcome = other.finish();
+    assert_eq!(outcome.code, 1, "{outcome:?}");
+    let error = String::from_utf8_lossy(&outcome.stderr).into_owned();
+    assert!(error.contains("stopped before the guest was up"), "{error}");
+    assert_eq!(
+        home.sandboxes(),
+        [("a", "Starting"), ("b", "Stopped")].map(|(name, state)| (name.into(), state.into()))
+    );
+    assert!(home.processes().iter().all(|process| !process.is_machine()));
     drop(slots);
+    exec.finish().is(0, "at last\n", "");
     start.finish().is(0, "", "");
     home.run(["exec", "a", "--", "true"]).is(0, "", "");
     home.run(["stop", "--force", "a"]).done();

@@ -2,7 +2,7 @@
 //!
 //! The programs of one installation belong together, so they are looked for beside the running program first:
 //! in its own folder, in `../lib/msb` (plumbing), in `../../bin` (when the running program is plumbing itself), and only
-//! then in `PATH`. Standard library only: the front command uses this, and must start fast.
+//! then in `PATH`. The front command uses this, and must start fast.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -11,6 +11,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+
+use crate::cli::verbosity::{Verbosity, hand_on, say};
 
 /// The folder of plumbing, from that of the programs.
 const PLUMBING: &str = "../lib/msb";
@@ -43,20 +45,30 @@ pub fn find(name: &str) -> Result<PathBuf, Missing> {
     } else {
         None
     };
-    found.ok_or_else(|| Missing {
+    let found = found.ok_or_else(|| Missing {
         name: name.to_owned(),
-    })
+    })?;
+    say(Verbosity::Debug, || {
+        format!("the program '{name}' is '{}'", found.display())
+    });
+    Ok(found)
 }
 
 /// A command that starts a tool.
 pub fn command(name: &str) -> Result<Command, Missing> {
-    Ok(Command::new(find(name)?))
+    let mut command = Command::new(find(name)?);
+    hand_on(&mut command);
+    Ok(command)
 }
 
 /// Becomes a tool. Returns only when that fails.
 pub fn exec(name: &str, args: impl IntoIterator<Item = OsString>) -> io::Error {
     match find(name) {
-        Ok(program) => Command::new(program).arg0(name).args(args).exec(),
+        Ok(program) => {
+            let mut command = Command::new(program);
+            hand_on(&mut command);
+            command.arg0(name).args(args).exec()
+        }
         Err(missing) => io::Error::new(io::ErrorKind::NotFound, missing),
     }
 }

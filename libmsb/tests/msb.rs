@@ -342,9 +342,19 @@ fn the_tree_has_the_commands_below_each_command() {
         "{tree}"
     );
     assert_eq!(
-        msb.run(&["image", "--tree"]),
-        Ran::done("load             Load\n")
+        Installation::with_tools().run(&["image", "load", "--tree"]),
+        Ran::done("msb-image [load] [--tree]\n")
     );
+}
+
+#[test]
+fn how_much_is_said_may_stand_before_the_command() {
+    let msb = Installation::with_tools();
+    assert_eq!(
+        msb.run(&["--debug", "rm", "x"]),
+        Ran::done("msb-rm [--debug] [x]\n")
+    );
+    assert_eq!(msb.run(&["--debug"]), msb.run::<&str>(&[]));
 }
 
 #[test]

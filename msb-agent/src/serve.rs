@@ -16,7 +16,7 @@ use msb_wire::frame::{Assembler, Decoder, FrameError, Header, Kind, STDIN, flags
 use msb_wire::guest::{InitEvent, InitRequest};
 use msb_wire::handshake::{Hello, VersionMismatch};
 use msb_wire::samples::{SamplesEvent, SamplesRequest};
-use msb_wire::sandbox::{ClockEvent, PingEvent, Request, StopEvent};
+use msb_wire::sandbox::{ClockEvent, PingEvent, Request, ShutdownRequest, StopEvent};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, WaitOptions, WaitStatus, wait};
@@ -36,11 +36,11 @@ use crate::{clock, files, handover, sftp, shutdown, sys};
 /// Commands at a time.
 const SESSIONS_MAX: usize = 1024;
 
-/// Time that processes have after SIGTERM.
-const TERM_PATIENCE: Duration = Duration::from_secs(2);
+/// What is left of the time for a shutdown when processes are killed: for the disk to be flushed, and the host to be told.
+const FLUSH_RESERVE: Duration = Duration::from_secs(2);
 
-/// Time that the image's init has for its shutdown: less than the supervisor waits when nobody says how long.
-const INIT_PATIENCE: Duration = Duration::from_secs(8);
+/// Longest time for a shutdown that is kept: a clock can count so far, and the supervisor keeps the time too.
+const SHUTDOWN_MAX: Duration = Duration::from_secs(366 * 24 * 60 * 60);
 
 /// Time that processes have to vanish after SIGKILL, and the host to take their last words.
 const KILL_PATIENCE: Duration = Duration::from_millis(300);
@@ -359,7 +359,7 @@ impl Agent {
             }
             Ok(Request::Samples(request)) => self.start_samples(stream, request),
             Ok(Request::Init(request)) => self.hand_over(stream, &request),
-            Ok(Request::Shutdown) => self.shut_down(stream),
+            Ok(Request::Shutdown(request)) => self.shut_down(stream, &request),
             Ok(Request::Ping) => self.put_last(stream, serde_json::to_vec(&PingEvent::Pong)),
             Ok(
                 request @ (Request::Stop(_)
@@ -739,21 +739,20 @@ impl Agent {
         }
     }
 
-    fn shut_down(&mut self, stream: u32) {
+    fn shut_down(&mut self, stream: u32, request: &ShutdownRequest) {
         if self.stopping.is_some() {
             let event = StopEvent::Failed {
                 message: "the guest is shutting down already".into(),
             };
             return self.put_last(stream, serde_json::to_vec(&event));
         }
+        self.stopping = Some(Stopping {
+            stream,
+            killed: false,
+            until: Instant::now() + patience(Duration::from_millis(request.timeout_ms)),
+        });
         if let Some(init) = self.init {
-            handover::ask_to_end(init);
-            self.stopping = Some(Stopping {
-                stream,
-                killed: false,
-                until: Instant::now() + INIT_PATIENCE,
-            });
-            return;
+            return handover::ask_to_end(init);
         }
         sys::kill_all(libc::SIGTERM);
         // Interactive shells take no notice of SIGTERM, and who is stopped hears nothing before it goes on.
@@ -768,11 +767,6 @@ impl Agent {
         for connection in self.connections.values_mut() {
             connection.end(Some("the guest is shutting down".into()));
         }
-        self.stopping = Some(Stopping {
-            stream,
-            killed: false,
-            until: Instant::now() + TERM_PATIENCE,
-        });
         self.reap();
     }
 
@@ -835,6 +829,12 @@ impl Agent {
     }
 }
 
+/// How long processes have that are asked to end, if all of the shutdown has so long.
+fn patience(timeout: Duration) -> Duration {
+    let timeout = timeout.min(SHUTDOWN_MAX);
+    timeout - FLUSH_RESERVE.min(timeout / 2)
+}
+
 fn unsupported(operation: &str) -> Refusal {
     let hello = Hello::of(concat!("msb-agent ", env!("CARGO_PKG_VERSION")), &[]);
     let message = hello
@@ -879,6 +879,14 @@ mod tests {
             "{}",
             refusal.message
         );
+    }
+
+    #[test]
+    fn there_is_time_to_flush_after_the_last_process() {
+        let seconds = Duration::from_secs;
+        assert_eq!(patience(seconds(10)), seconds(8));
+        assert_eq!(patience(seconds(1)), Duration::from_millis(500));
+        assert!(patience(Duration::from_millis(u64::MAX)) < SHUTDOWN_MAX);
     }
 
     #[test]

@@ -9,10 +9,9 @@ use std::process::{Child, Command, Stdio};
 use anyhow::Context;
 use libmsb::cli::args::SandboxName;
 use libmsb::cli::error::{Code, Failure, Kind, print_note};
-use libmsb::state::Home;
+use libmsb::cli::verbosity::{Verbosity, hand_on, say};
 use libmsb::state::lock::Lock;
 
-use crate::slots;
 use crate::startup::{Stamps, Startup};
 use crate::supervisor::process::spawn_with;
 
@@ -41,20 +40,8 @@ pub(crate) enum Bond {
     Pipe(OwnedFd),
 }
 
-/// Starts the supervisor of a sandbox when there is a slot for its boot; see [`launch_in`].
+/// Starts the supervisor of a sandbox, whose lock goes over to it, and tells what it has to say about the engine.
 pub(crate) fn launch(name: &SandboxName, lock: Lock, bond: Bond) -> anyhow::Result<Launched> {
-    let slot = slots::take(&Home::from_env()?)?;
-    launch_in(slot, name, lock, bond)
-}
-
-/// Starts the supervisor of a sandbox, whose lock goes over to it with the slot, and tells what it has to say about the
-/// engine.
-pub(crate) fn launch_in(
-    slot: Lock,
-    name: &SandboxName,
-    lock: Lock,
-    bond: Bond,
-) -> anyhow::Result<Launched> {
     // The same program under another name; through /proc it is found also when it was replaced or removed since.
     let mut command = Command::new("/proc/self/exe");
     command.arg0("msb-supervisor").arg(name.as_str());
@@ -64,10 +51,7 @@ pub(crate) fn launch_in(
     command
         .arg("--lock-fd")
         .arg(lock.as_fd().as_raw_fd().to_string());
-    command
-        .arg("--slot-fd")
-        .arg(slot.as_fd().as_raw_fd().to_string());
-    let mut inherited = vec![ready.as_fd(), lock.as_fd(), slot.as_fd()];
+    let mut inherited = vec![ready.as_fd(), lock.as_fd()];
     let pair = matches!(bond, Bond::Client)
         .then(UnixStream::pair)
         .transpose()
@@ -87,7 +71,11 @@ pub(crate) fn launch_in(
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null());
+    hand_on(&mut command);
     let child = spawn_with(&mut command, &inherited).context("cannot start the supervisor")?;
+    say(Verbosity::Debug, || {
+        format!("started the supervisor of '{name}': process {}", child.id())
+    });
     // What only the child should hold would keep the reports from ending.
     drop(ready);
     let mut launched = Launched {

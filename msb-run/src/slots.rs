@@ -1,8 +1,8 @@
 //! Who may boot now.
 //!
 //! A boot keeps a processor busy, in software for seconds. Thirty at once would each take thirty times as long, and longer
-//! than a guest is waited for. So there are as many slots as processors; whoever starts a sandbox takes one first, and the
-//! supervisor holds it until the guest takes commands or never will. A slot is a locked file: it is free when its holder is
+//! than a guest is waited for. So there are as many slots as processors; a supervisor takes one before it starts its machine,
+//! and holds it until the guest takes commands or never will. A slot is a locked file: it is free when its holder is
 //! gone, however it went.
 
 use std::time::Duration;

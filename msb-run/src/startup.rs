@@ -4,7 +4,7 @@
 
 use std::io::{self, BufRead};
 
-use libmsb::cli::error::{Failure, message};
+use libmsb::cli::error::{hint, message};
 use libmsb::jsonl;
 use serde::{Deserialize, Serialize};
 
@@ -44,15 +44,9 @@ pub(crate) struct Stamps {
 impl Startup {
     /// The report of an error.
     pub(crate) fn failed(error: &anyhow::Error) -> Startup {
-        let hint = error.chain().find_map(|cause| {
-            cause
-                .downcast_ref::<Failure>()?
-                .hint_text()
-                .map(str::to_owned)
-        });
         Startup::Failed {
             message: message(error),
-            hint,
+            hint: hint(error).map(str::to_owned),
         }
     }
 

@@ -14,9 +14,9 @@ use anyhow::Context;
 use clap::error::ErrorKind;
 use serde::{Deserialize, Serialize};
 
-use super::error::{Failure, print_error, print_hint};
+use super::error::{self, Failure, print_error, print_hint};
 use super::escape::escape;
-use super::{exit, output};
+use super::{exit, output, verbosity};
 use crate::state::write;
 
 /// Longest name of a sandbox, in bytes.
@@ -36,7 +36,16 @@ pub fn parse<P: clap::Parser>(
     tool: &str,
     args: impl IntoIterator<Item = OsString>,
 ) -> Result<P, ExitCode> {
-    P::try_parse_from(args).map_err(|error| ExitCode::from(report_usage(tool, &error)))
+    let mut command = verbosity::with_options(P::command());
+    let parsed = command.try_get_matches_from_mut(args).and_then(|matches| {
+        let parsed = P::from_arg_matches(&matches).map_err(|error| error.format(&mut command))?;
+        Ok((parsed, matches))
+    });
+    let (parsed, matches) = parsed.map_err(|error| ExitCode::from(report_usage(tool, &error)))?;
+    match verbosity::choose(tool, &matches) {
+        Ok(()) => Ok(parsed),
+        Err(failure) => Err(error::exit_code(tool, Err(failure.into()))),
+    }
 }
 
 /// Tells a mistake of usage in our form, or prints the help or version that was asked for. Gives the exit code.

@@ -1,6 +1,7 @@
 //! Shell completions and the command tree, made from a tool's own arguments, so they cannot drift.
 //!
-//! Every tool answers the hidden flag `--generate completions-bash|completions-zsh|completions-fish|tree`, as its only
+//! Every tool answers `--tree` by the deepest command that was named before it, whatever else was typed or is missing; and
+//! the hidden flag `--generate completions-bash|completions-zsh|completions-fish|tree`, as its only
 //! arguments. The scripts of the front command ask it at run time.
 
 use std::ffi::OsString;
@@ -8,6 +9,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::Command;
+use clap::builder::StyledStr;
 use clap_complete::Shell;
 
 use super::{error, output};
@@ -33,12 +35,12 @@ impl Generate {
     }
 }
 
-/// If `--generate …` was typed: answers it, and gives the exit code. Call it before parsing.
+/// If `--tree` or `--generate …` was typed: answers it, and gives the exit code. Call it before parsing.
 pub fn serve(tool: &str, command: impl FnOnce() -> Command) -> Option<ExitCode> {
-    let what = requested(std::env::args_os())?;
-    let result = match what {
-        Generate::Completions(shell) => print(shell, command()),
-        Generate::Tree => print_tree(command()),
+    let result = match requested(std::env::args_os()) {
+        Some(Generate::Completions(shell)) => print(shell, command()),
+        Some(Generate::Tree) => print_tree(command()),
+        None => print_branch(command(), &before_tree(std::env::args_os())?),
     };
     Some(error::exit_code(tool, result.map_err(Into::into)))
 }
@@ -51,6 +53,14 @@ pub fn requested(args: impl IntoIterator<Item = OsString>) -> Option<Generate> {
         return None;
     }
     Generate::parse(what.to_str()?)
+}
+
+/// The words before `--tree`, if it was typed, without the program's name. What follows `--` is a command of a guest.
+fn before_tree(args: impl IntoIterator<Item = OsString>) -> Option<Vec<OsString>> {
+    let ours = args.into_iter().skip(1).take_while(|word| word != "--");
+    let ours: Vec<OsString> = ours.collect();
+    let end = ours.iter().position(|word| word == "--tree")?;
+    Some(ours[..end].to_vec())
 }
 
 /// Prints the completion script of a tool.
@@ -87,6 +97,40 @@ pub fn print_tree(mut command: Command) -> io::Result<()> {
     let mut stdout = output::stdout();
     stdout.write_all(text.as_bytes())?;
     stdout.flush()
+}
+
+/// Prints the deepest command that the words name, its options, and the commands below it with theirs.
+fn print_branch(mut command: Command, words: &[OsString]) -> io::Result<()> {
+    command.build();
+    let mut branch = &command;
+    for word in words {
+        branch = branch.find_subcommand(word).unwrap_or(branch);
+    }
+    let mut text = String::new();
+    put_branch(&mut text, branch, 0);
+    let mut stdout = output::stdout();
+    stdout.write_all(text.as_bytes())?;
+    stdout.flush()
+}
+
+fn put_branch(text: &mut String, command: &Command, depth: usize) {
+    put_line(text, depth, command.get_name(), command.get_about());
+    for arg in command.get_arguments().filter(|arg| !arg.is_hide_set()) {
+        let short = arg.get_short();
+        let short = short.map_or(String::new(), |short| format!("-{short}, "));
+        put_line(text, depth + 1, &format!("{short}{arg}"), arg.get_help());
+    }
+    let children = command.get_subcommands();
+    for child in children.filter(|child| !child.is_hide_set() && child.get_name() != "help") {
+        put_branch(text, child, depth + 1);
+    }
+}
+
+fn put_line(text: &mut String, depth: usize, name: &str, about: Option<&StyledStr>) {
+    let name = format!("{}{name}", "  ".repeat(depth));
+    let about = about.map(ToString::to_string).unwrap_or_default();
+    text.push_str(format!("{name:<30} {about}").trim_end());
+    text.push('\n');
 }
 
 fn put_tree(text: &mut String, command: &Command, depth: usize) {
@@ -138,6 +182,40 @@ mod tests {
             "{script}"
         );
         assert!(script.trim_end().ends_with(" msb-image\nfi"), "{script}");
+    }
+
+    #[test]
+    fn the_tree_of_a_command_is_asked_for_anywhere_before_a_command_of_a_guest() {
+        let words = before_tree(args(&["t", "load", "-q", "--tree", "--other"]));
+        assert_eq!(words, Some(args(&["load", "-q"])));
+        assert_eq!(before_tree(args(&["t", "x", "--", "ls", "--tree"])), None);
+    }
+
+    #[test]
+    fn a_branch_has_the_options_of_its_commands() {
+        let input = clap::Arg::new("input")
+            .long("input")
+            .short('i')
+            .help("What to read");
+        let mut command = Command::new("t").subcommand(
+            Command::new("load")
+                .about("Load it")
+                .disable_help_flag(true)
+                .arg(input),
+        );
+        command.build();
+        let mut text = String::new();
+        put_branch(&mut text, command.find_subcommand("load").unwrap(), 0);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 2, "{text}");
+        assert!(
+            lines[0].starts_with("load ") && lines[0].ends_with(" Load it"),
+            "{text}"
+        );
+        assert!(
+            lines[1].starts_with("  -i, --input <input> ") && lines[1].ends_with(" What to read"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -15,6 +15,7 @@ use std::process::ExitCode;
 use serde::{Deserialize, Serialize};
 
 use super::escape::escape;
+use super::verbosity::{self, Verbosity};
 use super::{exit, output};
 
 /// The sort of failure; it decides the exit code.
@@ -221,12 +222,16 @@ pub fn print_error(tool: &str, message: &str) {
 
 /// Prints `tool: warning: message`.
 pub fn print_warning(tool: &str, message: &str) {
-    print_line(tool, "warning", message);
+    if verbosity::says(Verbosity::Warn) {
+        print_line(tool, "warning", message);
+    }
 }
 
 /// Prints `tool: note: message`, for what is good to know and asks for nothing.
 pub fn print_note(tool: &str, message: &str) {
-    print_line(tool, "note", message);
+    if verbosity::says(Verbosity::Info) {
+        print_line(tool, "note", message);
+    }
 }
 
 /// Prints `tool: hint: message`.
@@ -235,7 +240,7 @@ pub fn print_hint(tool: &str, message: &str) {
 }
 
 /// One write, so that lines of several processes do not mix. Where standard error is closed there is nobody to tell.
-fn print_line(tool: &str, what: &str, message: &str) {
+pub(super) fn print_line(tool: &str, what: &str, message: &str) {
     if is_for_programs() {
         return print_json(&serde_json::json!({"tool": tool, what: message}));
     }

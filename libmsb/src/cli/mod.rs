@@ -50,3 +50,5 @@ pub mod exit;
 pub mod output;
 /// Tables, times, ages and sizes for people.
 pub mod style;
+/// How much is said on standard error.
+pub mod verbosity;

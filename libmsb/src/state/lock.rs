@@ -13,6 +13,8 @@ use std::path::Path;
 
 use anyhow::Context;
 
+use crate::cli::verbosity::{Verbosity, say};
+
 /// A lock that is held. It is free again when this, and every inherited copy of its descriptor, is closed.
 #[derive(Debug)]
 pub struct Lock {
@@ -117,7 +119,10 @@ fn take(path: &Path, mode: Mode, wait: bool) -> anyhow::Result<Option<Lock>> {
         };
         match fcntl(&lock.file, command, &mut request(kind)) {
             // Whoever held it may have removed the file while we waited: then this lock guards nothing.
-            Ok(()) if lock.is_of(path) => return Ok(Some(lock)),
+            Ok(()) if lock.is_of(path) => {
+                say(Verbosity::Trace, || format!("locked '{}'", path.display()));
+                return Ok(Some(lock));
+            }
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) if !wait && is_taken(&error) => return Ok(None),

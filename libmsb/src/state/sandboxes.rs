@@ -5,6 +5,7 @@
 //! a kill leaves is a folder whose lock is free, which [`Sandboxes::sweep`] deletes.
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
@@ -18,8 +19,13 @@ use crate::cli::args::SandboxName;
 use crate::cli::error::{Code, Failure};
 use crate::events::{Event, What};
 
-/// Sandboxes that one thread looks at before another one is worth its start. Looking at one takes about 50 microseconds.
+/// Sandboxes that one thread looks at before another one is worth its start. Looking at one takes about 30 microseconds.
 const LOOKS_OF_A_THREAD: usize = 64;
+
+/// Time for a lock that is held to become free, or to be seen to be that of one who lives.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Pause between two looks at such a lock.
+const SETTLE_PAUSE: Duration = Duration::from_millis(5);
 
 /// The folder of sandboxes.
 #[derive(Clone, Debug)]
@@ -201,28 +207,27 @@ impl Sandbox {
 
     /// What can be said of the sandbox now.
     pub fn look(&self) -> anyhow::Result<Seen> {
+        self.or_gone(self.look_now())
+    }
+
+    fn look_now(&self) -> anyhow::Result<Seen> {
         let spec = self.spec()?;
-        // The lock is asked before the status is read: it is the last thing to go, so a status that is read after the
-        // lock was free is the final one. Held, and yet a status of the end: it is just ending or starting; look again.
-        for _ in 0..3 {
-            let alive = self.is_alive()?;
-            let status = self.status()?;
-            let state = status.state.seen(alive);
-            if state == status.state || !alive {
-                return Ok(Seen {
-                    spec,
-                    status,
-                    state,
-                });
-            }
-            std::thread::sleep(std::time::Duration::from_millis(2));
+        let mut status = self.status()?;
+        // Only one that says it lives may be wrong, and then the lock knows. It is the last thing to go: the status that is
+        // read when it is free is the final one.
+        if status.state.is_active() && !self.is_alive()? {
+            status = self.status()?;
+            let state = status.state.seen(false);
+            return Ok(Seen {
+                spec,
+                status,
+                state,
+            });
         }
-        let status = self.status()?;
-        let state = status.state.seen(true);
         Ok(Seen {
             spec,
+            state: status.state,
             status,
-            state,
         })
     }
 
@@ -237,14 +242,34 @@ impl Sandbox {
 
     /// Takes the lock; `None` when somebody lives in the sandbox.
     pub fn try_lock(&self) -> anyhow::Result<Option<Lock>> {
-        if !self.dir.is_dir() {
-            return Err(no_such_sandbox(&self.name).into());
+        let deadline = Instant::now() + SETTLE_TIMEOUT;
+        loop {
+            if !self.dir.is_dir() {
+                return Err(no_such_sandbox(&self.name).into());
+            }
+            let lock = self.or_gone(Lock::try_exclusive(&self.path(layout::LOCK)))?;
+            if lock.is_some() {
+                self.write_down_the_end();
+                return Ok(lock);
+            }
+            // One who makes the sandbox or removes it holds the lock, too, and for a moment one who is about to live.
+            let lives = self.status().is_ok_and(|status| status.state.is_active());
+            if lives || deadline <= Instant::now() {
+                return Ok(None);
+            }
+            std::thread::sleep(SETTLE_PAUSE);
         }
-        let lock = Lock::try_exclusive(&self.path(layout::LOCK))?;
-        if lock.is_some() {
-            self.write_down_the_end();
-        }
-        Ok(lock)
+    }
+
+    /// What fails since the sandbox has gone in the meantime fails for that.
+    fn or_gone<T>(&self, result: anyhow::Result<T>) -> anyhow::Result<T> {
+        result.map_err(|error| {
+            if self.dir.is_dir() {
+                error
+            } else {
+                no_such_sandbox(&self.name).into()
+            }
+        })
     }
 
     /// A supervisor that was killed could not say that its sandbox had ended: the next holder of the lock does.
@@ -279,12 +304,12 @@ impl Sandbox {
         &self,
         change: impl FnOnce(&mut Spec) -> anyhow::Result<()>,
     ) -> anyhow::Result<Spec> {
-        let lock = Lock::exclusive(&self.path(layout::SPEC_LOCK))?;
-        let mut spec = self.spec()?;
+        let lock = self.or_gone(Lock::exclusive(&self.path(layout::SPEC_LOCK)))?;
+        let mut spec = self.or_gone(self.spec())?;
         let before = spec.clone();
         change(&mut spec)?;
         if spec != before {
-            write::replace_json(&self.path(layout::SPEC), &spec)?;
+            self.or_gone(write::replace_json(&self.path(layout::SPEC), &spec))?;
             self.record(&Event::now(What::Modified, self.name.as_str()));
         }
         drop(lock);

@@ -53,11 +53,17 @@ pub fn read_bounded(path: &Path, bytes_max: u64) -> anyhow::Result<Option<Vec<u8
             return Err(error).with_context(|| format!("cannot open '{}'", path.display()));
         }
     };
-    // Most files are small: one read takes them whole.
-    let mut bytes = Vec::with_capacity(SMALL_FILE_BYTES);
-    file.take(bytes_max + 1)
-        .read_to_end(&mut bytes)
-        .with_context(|| format!("cannot read '{}'", path.display()))?;
+    // Most files are small: one read takes them whole, and ends before the buffer does.
+    let mut bytes = vec![0; SMALL_FILE_BYTES];
+    let cannot = || format!("cannot read '{}'", path.display());
+    let count = (&file).read(&mut bytes).with_context(cannot)?;
+    bytes.truncate(count);
+    if count == SMALL_FILE_BYTES {
+        let rest = bytes_max.saturating_add(1).saturating_sub(count as u64);
+        file.take(rest)
+            .read_to_end(&mut bytes)
+            .with_context(cannot)?;
+    }
     anyhow::ensure!(
         bytes.len() as u64 <= bytes_max,
         "'{}' is longer than {bytes_max} bytes",

@@ -31,7 +31,7 @@ pub enum Request {
     /// Hand over to the image's init (supervisor to agent). Answered by [`crate::guest::InitEvent`].
     Init(InitRequest),
     /// End all processes, flush, power off (supervisor to agent). Answered by [`StopEvent`] before the power goes.
-    Shutdown,
+    Shutdown(ShutdownRequest),
     /// Answer at once (to the agent). Answered by [`PingEvent`]; one that does not know it refuses, which is a sign of life
     /// too.
     Ping,
@@ -90,10 +90,25 @@ impl Request {
             Request::Samples(_) => operation::SAMPLES,
             Request::Wait => operation::WAIT,
             Request::Sftp(_) => operation::SFTP,
-            Request::Shutdown => operation::SHUTDOWN,
+            Request::Shutdown(_) => operation::SHUTDOWN,
             Request::Stop(_) => operation::STOP,
             Request::Signal(_) | Request::Attach(_) => operation::JOBS,
         }
+    }
+}
+
+/// Ends the guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShutdownRequest {
+    /// When the guest is killed if it has not shut down, in milliseconds from now. Older supervisors do not say it.
+    #[serde(default = "ShutdownRequest::default_ms")]
+    pub timeout_ms: u64,
+}
+
+impl ShutdownRequest {
+    /// What supervisors that do not say how long wait.
+    fn default_ms() -> u64 {
+        10_000
     }
 }
 

@@ -33,9 +33,6 @@ pub(crate) struct SupervisorArgs {
     /// Descriptor that takes one JSON line when the guest is up, or cannot come up
     #[arg(long, value_name = "N")]
     ready_fd: Option<RawFd>,
-    /// Descriptor of a lock that is let go when the guest is up, or cannot come up
-    #[arg(long, value_name = "N")]
-    slot_fd: Option<RawFd>,
 }
 
 impl SupervisorArgs {
@@ -49,12 +46,10 @@ impl SupervisorArgs {
             .map(UnixStream::from);
         let ready = self.ready_fd.map(inherited).transpose()?.map(File::from);
         let bond = self.bond_fd.map(inherited).transpose()?.map(File::from);
-        let slot = self.slot_fd.map(inherited).transpose()?;
         let starter = Starter {
             client,
             bond,
             ready,
-            slot,
         };
         Ok((self.name, lock, starter))
     }

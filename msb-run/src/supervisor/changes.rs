@@ -4,10 +4,7 @@
 //! relay serves a connection of this very process before the guest is open to others. What is copied is read here and
 //! written in the guest; it never becomes another file of the host.
 
-use std::fs::File;
-use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
-use std::thread::JoinHandle;
 
 use anyhow::Context;
 use libmsb::cli::error::{Failure, clean, print_warning};
@@ -18,48 +15,17 @@ use msb_wire::file::record::Severity;
 use msb_wire::text::Text;
 
 use super::TOOL;
+use super::task::Task;
 use crate::copy;
 
 /// What the thread calls itself to the relay.
 const PROGRAM: &str = concat!("msb-supervisor ", env!("CARGO_PKG_VERSION"));
 
-/// Changes that are being made.
-#[derive(Debug)]
-pub(crate) struct Changing {
-    /// The reading end of a pipe whose other end the thread holds.
-    done: File,
-    thread: JoinHandle<anyhow::Result<()>>,
-}
-
-impl Changing {
-    /// Begins. `socket` is the sandbox's.
-    pub(crate) fn begin(socket: PathBuf, changes: Vec<Change>) -> anyhow::Result<Changing> {
-        let (done, end) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
-            .context("cannot make a pipe")?;
-        let thread = std::thread::Builder::new()
-            .name("changes".to_owned())
-            .spawn(move || {
-                let made = changes.iter().try_for_each(|change| make(&socket, change));
-                drop(end);
-                made
-            })
-            .context("cannot start a thread")?;
-        Ok(Changing {
-            done: done.into(),
-            thread,
-        })
-    }
-
-    /// Ready, hung up, when the thread is at its end.
-    pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
-        self.done.as_fd()
-    }
-
-    /// Whether all changes were made. Waits for the thread.
-    pub(crate) fn finish(self) -> anyhow::Result<()> {
-        let joined = self.thread.join();
-        joined.unwrap_or_else(|_| Err(Failure::failed("the thread of the changes died").into()))
-    }
+/// Begins with the changes. `socket` is the sandbox's.
+pub(crate) fn begin(socket: PathBuf, changes: Vec<Change>) -> anyhow::Result<Task<()>> {
+    Task::begin("changes", move || {
+        changes.iter().try_for_each(|change| make(&socket, change))
+    })
 }
 
 fn make(socket: &std::path::Path, change: &Change) -> anyhow::Result<()> {

@@ -21,10 +21,11 @@ use crate::net::{Net, NetProcess};
 /// Longest report of what the machine's process has given up, in bytes.
 const REPORT_BYTES_MAX: usize = 4096;
 
-/// A machine that was started.
+/// A machine that was started, or stands in for one that is not yet.
 #[derive(Debug)]
 pub(crate) struct Machine {
-    process: Process,
+    /// None of one that is not started.
+    process: Option<Process>,
     /// The agent's port.
     pub(crate) agent: Link,
     /// What the guest's kernel prints.
@@ -35,8 +36,8 @@ pub(crate) struct Machine {
     pub(crate) share: Option<Process>,
     /// Takes what the machine's process says of itself.
     report: File,
-    /// Closed when this process is gone: then the machine ends.
-    _life: OwnedFd,
+    /// Closed when this process is gone: then the machine ends. Of one that is not started: the other ends.
+    _life: Vec<OwnedFd>,
 }
 
 /// Starts a machine. `net`: its network, and the file in which that counts. `held` are descriptors that the machine keeps
@@ -91,13 +92,13 @@ pub(crate) fn start(
     let process = Process::start("msb-vmm", &args, &inherited)?;
     let agent = Link::new(agent).context("cannot use the agent's socket")?;
     Ok(Some(Machine {
-        process,
+        process: Some(process),
         agent,
         console,
         net: net_process,
         share: served.pop().map(|(server, _)| server),
         report: report.into(),
-        _life: life,
+        _life: vec![life],
     }))
 }
 
@@ -125,14 +126,32 @@ pub(super) fn plan_file<P: Serialize>(plan: &P) -> anyhow::Result<File> {
 }
 
 impl Machine {
-    /// Ready for reading when the process has ended.
-    pub(crate) fn pidfd(&self) -> BorrowedFd<'_> {
-        self.process.pidfd()
+    /// Stands in for a machine that is to be started later: it says nothing, and does not end.
+    pub(crate) fn unborn() -> io::Result<Machine> {
+        let flags = rustix::pipe::PipeFlags::CLOEXEC | rustix::pipe::PipeFlags::NONBLOCK;
+        let (silence, life) = rustix::pipe::pipe_with(flags)?;
+        let (agent, peer) = UnixStream::pair()?;
+        Ok(Machine {
+            process: None,
+            agent: Link::new(agent)?,
+            console: silence.try_clone()?.into(),
+            net: None,
+            share: None,
+            report: silence.into(),
+            _life: vec![life, peer.into()],
+        })
     }
 
-    /// The process.
-    pub(crate) fn pid(&self) -> Pid {
-        self.process.pid()
+    /// Ready for reading when the process has ended.
+    pub(crate) fn pidfd(&self) -> BorrowedFd<'_> {
+        // One that is not started has a console that is silent, and does not end either.
+        let silence = self.console.as_fd();
+        self.process.as_ref().map_or(silence, Process::pidfd)
+    }
+
+    /// The process, if there is one.
+    pub(crate) fn pid(&self) -> Option<Pid> {
+        self.process.as_ref().map(Process::pid)
     }
 
     /// What the process has given up. For when the guest has said hello: by then it was told.
@@ -144,11 +163,11 @@ impl Machine {
 
     /// How the process ended, if it did.
     pub(crate) fn poll_exit(&mut self) -> Option<ExitStatus> {
-        self.process.poll_exit()
+        self.process.as_mut().and_then(Process::poll_exit)
     }
 
     /// Kills the process, if it is there, and waits until it is gone.
     pub(crate) fn kill(&mut self) -> Option<ExitStatus> {
-        self.process.kill()
+        self.process.as_mut().and_then(Process::kill)
     }
 }

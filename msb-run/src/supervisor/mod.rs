@@ -18,6 +18,7 @@ mod rotate;
 mod samples;
 mod share;
 mod socket;
+mod task;
 
 pub(crate) use args::SupervisorArgs;
 
@@ -55,8 +56,6 @@ pub(crate) struct Starter {
     pub(crate) bond: Option<File>,
     /// Takes a [`Startup`] line when the guest is up or cannot come up, and another when it ends badly after that.
     pub(crate) ready: Option<File>,
-    /// Held for the time of the boot, so that not too many boot at a time.
-    pub(crate) slot: Option<OwnedFd>,
 }
 
 impl Starter {

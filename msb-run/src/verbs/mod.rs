@@ -57,6 +57,7 @@ use libmsb::cli::args::{EnvVar, SandboxName, parse_duration, parse_env, read_env
 use libmsb::cli::error::{Code, Failure, print_error, print_hint, print_warning};
 use libmsb::cli::escape::escape;
 use libmsb::cli::exit;
+use libmsb::cli::verbosity::{Verbosity, say};
 use libmsb::state::Home;
 use libmsb::state::spec::MainBounds;
 use msb_wire::client::{ClientError, Connection, Incoming};
@@ -69,8 +70,9 @@ use crate::plan;
 use crate::session::Outcome;
 use crate::terminal::window_size;
 
-/// Time for a sandbox that has begun to start to listen.
-const SOCKET_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time for a sandbox that has begun to start to listen. It does so before it waits for anything; but a host on which many
+/// start at once may be slow.
+const SOCKET_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What we call ourselves to a supervisor.
 const PROGRAM: &str = concat!("msb-run ", env!("CARGO_PKG_VERSION"));
@@ -321,7 +323,13 @@ pub(crate) fn connect(home: &Home, name: &SandboxName) -> anyhow::Result<Connect
             Err(ClientError::Connect(_)) if Instant::now() < deadline => {
                 std::thread::sleep(Duration::from_millis(10));
             }
-            result => return Ok(result?),
+            result => {
+                let connection = result?;
+                say(Verbosity::Debug, || {
+                    format!("connected to the sandbox '{name}'")
+                });
+                return Ok(connection);
+            }
         }
     }
 }

@@ -21,10 +21,9 @@ use msb_wire::text::Text;
 
 use super::start::wait_while_stopping;
 use super::{CommandArgs, PROGRAM, tell_end};
-use crate::launch::{Bond, Launched, launch, launch_in};
+use crate::launch::{Bond, Launched, launch};
 use crate::make::{MakeArgs, discard_unchanged, make};
 use crate::session::{self, Streams};
-use crate::slots;
 use crate::startup::{Stamps, monotonic_ns};
 
 const TOOL: &str = "msb-run";
@@ -77,7 +76,7 @@ pub(crate) fn run(args: RunArgs) -> anyhow::Result<u8> {
     let ran = if args.detach {
         detach(taken)
     } else {
-        stay(&home, &args, taken, argv, tty, begin_ns)
+        stay(&args, taken, argv, tty, begin_ns)
     };
     if ran.is_err() && !existed {
         discard_unchanged(&sandbox)?;
@@ -96,7 +95,6 @@ fn detach(taken: Taken) -> anyhow::Result<u8> {
 
 /// Runs the command to its end.
 fn stay(
-    home: &Home,
     args: &RunArgs,
     taken: Taken,
     argv: Vec<Text>,
@@ -107,11 +105,9 @@ fn stay(
         main: true,
         ..request(args, &taken, argv, tty)?
     };
-    // Before signals are taken over: who waits for a slot can be interrupted.
-    let slot = slots::take(home)?;
     let streams = Streams::take(tty)?.with_timeout(args.connected.timeout());
     let image_ns = monotonic_ns();
-    let launched = launch_in(slot, &taken.sandbox.name, taken.lock, Bond::Client)?;
+    let launched = launch(&taken.sandbox.name, taken.lock, Bond::Client)?;
     let (code, stamps) = attach(launched, request, streams)?;
     if args.time {
         let end_ns = monotonic_ns();

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::Parser;
 use libmsb::cli::args::{SandboxName, parse_duration};
-use libmsb::cli::error::{Failure, print_warning};
+use libmsb::cli::error::{self, Code, Failure, print_warning};
 use libmsb::state::Home;
 use msb_wire::client::Incoming;
 use msb_wire::sandbox::{Request, StopEvent, StopRequest};
@@ -57,7 +57,11 @@ pub(crate) fn run(args: StopArgs) -> anyhow::Result<()> {
 
 /// Stops a sandbox and waits until its supervisor is gone.
 pub(crate) fn stop(home: &Home, name: &SandboxName, timeout: Duration) -> anyhow::Result<()> {
-    let connection = connect(home, name)?;
+    let connection = match connect(home, name) {
+        // It has just ended: all that was wanted.
+        Err(error) if error::code(&error) == Code::SandboxNotRunning => return Ok(()),
+        connection => connection?,
+    };
     let supervisor = watch(connection.socket())?;
     let request = Request::Stop(StopRequest {
         timeout_ms: timeout.as_millis().try_into().unwrap_or(u64::MAX),

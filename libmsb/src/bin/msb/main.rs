@@ -10,7 +10,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use libmsb::cli::escape::escape;
-use libmsb::cli::exit;
+use libmsb::cli::{exit, verbosity};
 use libmsb::tools;
 
 use table::Command;
@@ -21,11 +21,13 @@ fn main() -> ExitCode {
 
 /// What was typed, without the program's name. Gives the exit code.
 fn run(mut args: Vec<OsString>) -> u8 {
-    if args.is_empty() {
+    // How much is to be said may stand before the command: its program takes that.
+    let options = args.iter().take_while(|word| verbosity::is_option(word));
+    let mut rest = args.split_off(options.count());
+    if rest.is_empty() {
         return print(&help::text(false));
     }
-    let rest = args.split_off(1);
-    let word = args.remove(0).to_string_lossy().into_owned();
+    let word = rest.remove(0).to_string_lossy().into_owned();
     match word.as_str() {
         "-h" | "--help" | table::HELP => show_help(&rest),
         "-V" | "--version" => print(concat!("msb ", env!("CARGO_PKG_VERSION"), "\n")),
@@ -37,7 +39,7 @@ fn run(mut args: Vec<OsString>) -> u8 {
             &format!("there is no option '{word}' here"),
             "options of a command follow its name",
         ),
-        _ => start(&word, rest),
+        _ => start(&word, [args, rest].concat()),
     }
 }
 
@@ -49,9 +51,6 @@ fn start(word: &str, rest: Vec<OsString>) -> u8 {
             Err(_) => unknown(word),
         };
     };
-    if rest == ["--tree"] {
-        return become_program(command.program, ["--generate", "tree"].map(OsString::from));
-    }
     // Completions are those of the whole program, whatever command of it was named.
     let fixed = if rest.first().is_some_and(|word| word == "--generate") {
         &[]

@@ -21,10 +21,38 @@ use super::{BOOT_TIMEOUTS, Life, Limits, PROGRAM, Phase};
 use crate::net::Net;
 use crate::startup::{Startup, monotonic_ns};
 use crate::supervisor::last_line::LastLine;
+use crate::supervisor::machine::Machine;
 use crate::supervisor::relay::{Own, Violation};
 use crate::supervisor::{Starter, clock, start_machine};
 
 impl Life {
+    /// There is a slot: the machine starts.
+    pub(super) fn turn_came(&mut self) {
+        let Some(queue) = self.queue.take() else {
+            return;
+        };
+        let started = queue.finish().and_then(|slot| {
+            self.slot = Some(slot);
+            let machine = start_machine(&self.setup, &self.samples, 0)?;
+            machine.context("the engine has no way to start a machine")
+        });
+        match started {
+            Ok(machine) => self.boots(machine, 0),
+            Err(error) => self.finish_unborn(&error),
+        }
+    }
+
+    /// A machine was started: its guest is waited for.
+    fn boots(&mut self, machine: Machine, attempt: u32) {
+        self.samples.restart(&self.setup.spec, machine.pid());
+        self.machine = machine;
+        self.attempt = attempt;
+        self.phase = Phase::Booting {
+            deadline: Instant::now() + BOOT_TIMEOUTS[attempt as usize],
+        };
+        self.stamps.machine_ns = monotonic_ns();
+    }
+
     /// The agent said hello: answer, and set the guest up.
     pub(super) fn greet(&mut self, message: &[u8]) -> Result<(), Violation> {
         if std::mem::replace(&mut self.greeted, true) {
@@ -108,7 +136,7 @@ impl Life {
             }
             BootEvent::Ready { kernel, ready_ns } => {
                 // The next one may boot.
-                starter.slot = None;
+                self.slot = None;
                 self.stamps.guest_ready_ns = ready_ns;
                 self.status.kernel = Some(kernel);
                 self.prepare(starter)
@@ -213,15 +241,10 @@ impl Life {
             );
             return Ok(());
         };
-        self.samples.restart(&self.setup.spec, machine.pid());
-        self.machine = machine;
-        self.attempt = attempt;
+        self.boots(machine, attempt);
         self.greeted = false;
         self.last_line = LastLine::default();
         self.assembler = Assembler::new();
-        self.phase = Phase::Booting {
-            deadline: Instant::now() + BOOT_TIMEOUTS[attempt as usize],
-        };
         Ok(())
     }
 }

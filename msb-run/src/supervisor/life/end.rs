@@ -4,13 +4,13 @@ use std::os::fd::AsFd;
 use std::os::unix::process::ExitStatusExt;
 use std::time::{Duration, Instant};
 
-use libmsb::cli::error::Failure;
+use libmsb::cli::error::{self, Failure};
 use libmsb::cli::exit;
 use libmsb::events::{Event, What};
 use libmsb::logs::LAST_REMARK;
 use libmsb::state::status::{Reason, State};
 use msb_wire::exec::ExecEvent;
-use msb_wire::sandbox::{EndEvent, Request, StopEvent};
+use msb_wire::sandbox::{EndEvent, Request, ShutdownRequest, StopEvent};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::outcome::{self, Outcome};
@@ -58,7 +58,7 @@ impl Life {
 
     /// Begins the end. A machine whose disks go with it, and whose command has ended, needs no ceremony.
     pub(super) fn stop(&mut self, reason: Reason, timeout: Duration, starter: &mut Starter) {
-        let booting = matches!(self.phase, Phase::Booting { .. } | Phase::Preparing);
+        let booting = self.is_booting();
         let volatile = self.setup.spec.ephemeral
             && !self.setup.mounts.outlive()
             && matches!(
@@ -85,9 +85,12 @@ impl Life {
         self.phase = Phase::Stopping { deadline };
         self.ending = Some(reason);
         self.enter(State::Stopping, What::Stopping);
+        let request = Request::Shutdown(ShutdownRequest {
+            timeout_ms: timeout.as_millis().try_into().unwrap_or(u64::MAX),
+        });
         if self
             .relay
-            .request(Own::Shutdown, &Request::Shutdown, &mut self.machine.agent)
+            .request(Own::Shutdown, &request, &mut self.machine.agent)
             .is_err()
         {
             self.finish(reason, None);
@@ -185,8 +188,7 @@ impl Life {
 
     /// Ends with what the machine left, in the words for where the sandbox stood.
     fn finish_for(&mut self, outcome: Outcome) {
-        let booting = matches!(self.phase, Phase::Booting { .. } | Phase::Preparing);
-        let (reason, message) = if booting {
+        let (reason, message) = if self.is_booting() {
             let message = format!(
                 "the virtual machine ended before the guest was up: {}",
                 outcome.message
@@ -204,14 +206,34 @@ impl Life {
             self.end = Some(End {
                 reason,
                 message,
+                hint: None,
                 clean: self.clean,
             });
         }
     }
 
+    /// Ends it before there was a machine.
+    pub(super) fn finish_unborn(&mut self, error: &anyhow::Error) {
+        self.finish(Reason::BootFailed, Some(error::message(error)));
+        if let Some(end) = &mut self.end {
+            end.hint = error::hint(error).map(str::to_owned);
+        }
+    }
+
+    /// Whether the guest is not open yet.
+    fn is_booting(&self) -> bool {
+        matches!(
+            self.phase,
+            Phase::Queued | Phase::Booting { .. } | Phase::Preparing
+        )
+    }
+
     /// What can be done about an end.
     fn hint(&self, end: &End) -> String {
         let spec = &self.setup.spec;
+        if let Some(hint) = &end.hint {
+            return hint.clone();
+        }
         match end.reason {
             Reason::OutOfMemory => {
                 format!("give it more memory than {} MiB: --memory", spec.memory_mib)
@@ -231,6 +253,7 @@ impl Life {
         let end = self.end.take().unwrap_or(End {
             reason: Reason::Other,
             message: None,
+            hint: None,
             clean: false,
         });
         let hint = self.hint(&end);

@@ -25,6 +25,7 @@ use libmsb::cli::error::print_warning;
 use libmsb::events::{Event, What};
 use libmsb::signals::{Signals, signal};
 use libmsb::state::layout;
+use libmsb::state::lock::Lock;
 use libmsb::state::status::{Reason, State, Status};
 use msb_wire::frame::{Assembler, Kind};
 use msb_wire::handshake::{Hello, operation};
@@ -32,7 +33,6 @@ use msb_wire::samples::SamplesControl;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use self::net::NetLog;
-use super::changes::Changing;
 use super::clock::{HostClock, went_on};
 use super::exec_log::ExecLog;
 use super::last_line::LastLine;
@@ -42,8 +42,10 @@ use super::relay::{ClientId, Notice, Own, Relay, Violation};
 use super::rotate::{Bounds, RotatedFile};
 use super::samples::Samples;
 use super::socket::Socket;
-use super::{Aborted, Setup, Starter, TOOL, start_machine};
-use crate::startup::{Stamps, monotonic_ns};
+use super::task::Task;
+use super::{Aborted, Setup, Starter, TOOL};
+use crate::slots;
+use crate::startup::Stamps;
 
 const PROGRAM: &str = concat!("msb-supervisor ", env!("CARGO_PKG_VERSION"));
 
@@ -87,6 +89,8 @@ const AGENT_READS: usize = 16;
 /// Where the sandbox stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
+    /// Others boot, and there is no machine yet.
+    Queued,
     Booting {
         deadline: Instant,
     },
@@ -112,6 +116,8 @@ struct Limits {
 struct End {
     reason: Reason,
     message: Option<String>,
+    /// What can be done about it, where that is known better than from the reason.
+    hint: Option<String>,
     clean: bool,
 }
 
@@ -120,6 +126,10 @@ pub(crate) struct Life {
     setup: Setup,
     machine: Machine,
     attempt: u32,
+    /// The way to a slot for the boot.
+    queue: Option<Task<Lock>>,
+    /// The slot: let go when the guest is up, so that the next one may boot.
+    slot: Option<Lock>,
     signals: Signals,
     clock: HostClock,
     samples: Samples,
@@ -143,7 +153,7 @@ pub(crate) struct Life {
     net_log: NetLog,
     attached: Option<ClientId>,
     /// The changes before anything of the image runs.
-    changing: Option<Changing>,
+    changing: Option<Task<()>>,
     /// A pipe that is closed when nobody needs the sandbox any more.
     bond: Option<File>,
     /// Clients that asked for the end: they are told when it has come.
@@ -160,15 +170,12 @@ pub(crate) struct Life {
     end: Option<End>,
 }
 
-/// Starts the machine and all that serves it.
+/// Sets up all that serves the sandbox. The machine starts when there is a slot for its boot; until then the sandbox can
+/// be asked, and stopped.
 pub(crate) fn begin(setup: Setup, starter: &mut Starter) -> Result<Life, Aborted> {
     let parts = (|| {
-        // First the file in which the network counts.
-        let mut samples = Samples::begin(&setup);
-        let machine = start_machine(&setup, &samples, 0)?
-            .context("the engine has no way to start a machine")?;
-        samples.restart(&setup.spec, machine.pid());
-        let started_ns = monotonic_ns();
+        let samples = Samples::begin(&setup);
+        let machine = Machine::unborn().context("cannot make a socket for the agent")?;
         let signals = Signals::of(&[
             signal::SIGTERM,
             signal::SIGINT,
@@ -206,9 +213,10 @@ pub(crate) fn begin(setup: Setup, starter: &mut Starter) -> Result<Life, Aborted
         setup
             .sandbox
             .record(&Event::now(What::Starting, setup.sandbox.name.as_str()));
+        let home = setup.home.clone();
+        let queue = Task::begin("slot", move || slots::take(&home))?;
         Ok((
-            (machine, samples),
-            started_ns,
+            (machine, samples, queue),
             (signals, clock),
             socket,
             relay,
@@ -220,8 +228,7 @@ pub(crate) fn begin(setup: Setup, starter: &mut Starter) -> Result<Life, Aborted
         ))
     })();
     let (
-        (machine, samples),
-        machine_ns,
+        (machine, samples, queue),
         (signals, clock),
         socket,
         relay,
@@ -240,20 +247,17 @@ pub(crate) fn begin(setup: Setup, starter: &mut Starter) -> Result<Life, Aborted
         machine,
         samples,
         attempt: 0,
+        queue: Some(queue),
+        slot: None,
         signals,
         clock,
         tells_time: false,
         tells_costs: false,
         socket,
         relay,
-        phase: Phase::Booting {
-            deadline: Instant::now() + BOOT_TIMEOUTS[0],
-        },
+        phase: Phase::Queued,
         status,
-        stamps: Stamps {
-            machine_ns,
-            ..Stamps::default()
-        },
+        stamps: Stamps::default(),
         greeted: false,
         assembler: Assembler::new(),
         console: Some(console),
@@ -278,6 +282,7 @@ pub(crate) fn begin(setup: Setup, starter: &mut Starter) -> Result<Life, Aborted
 /// What there is to wait for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Source {
+    Slot,
     Agent,
     Console,
     Exit,
@@ -344,6 +349,9 @@ impl Life {
             (Source::Signals, self.signals.as_fd(), PollFlags::IN),
             (Source::Clock, self.clock.as_fd(), PollFlags::IN),
         ];
+        if let Some(queue) = &self.queue {
+            sources.push((Source::Slot, queue.as_fd(), PollFlags::IN));
+        }
         if self.console.is_some() {
             sources.push((Source::Console, self.machine.console.as_fd(), PollFlags::IN));
         }
@@ -385,7 +393,7 @@ impl Life {
     fn timeout(&self) -> Option<Timespec> {
         let phase = match self.phase {
             Phase::Booting { deadline } | Phase::Stopping { deadline } => Some(deadline),
-            Phase::Preparing => None,
+            Phase::Queued | Phase::Preparing => None,
             Phase::Running => [self.idle_deadline(), self.limits.end]
                 .into_iter()
                 .flatten()
@@ -408,6 +416,7 @@ impl Life {
         starter: &mut Starter,
     ) -> anyhow::Result<()> {
         match source {
+            Source::Slot => self.turn_came(),
             Source::Agent => self.read_agent(notices),
             Source::Console => drop(self.copy_console()),
             Source::Exit => self.machine_ended(),
@@ -419,7 +428,7 @@ impl Life {
                 let number = self.signals.wait().context("cannot read a signal")?;
                 if number != signal::SIGCHLD {
                     self.stop(Reason::Signal, STOP_TIMEOUT, starter);
-                } else if went_on(self.machine.pid()) {
+                } else if self.machine.pid().is_some_and(went_on) {
                     self.tell_time();
                 }
             }

@@ -9,19 +9,18 @@ use msb_wire::sandbox::Request;
 
 use super::{Life, Phase};
 use crate::isolate;
-use crate::supervisor::changes::Changing;
 use crate::supervisor::relay::Own;
-use crate::supervisor::{Setup, Starter};
+use crate::supervisor::{Setup, Starter, changes};
 
 impl Life {
     /// The guest is set up.
     pub(super) fn prepare(&mut self, starter: &mut Starter) -> anyhow::Result<()> {
-        let changes = &self.setup.spec.guest.changes;
-        if changes.is_empty() || self.status.changed {
+        let wanted = &self.setup.spec.guest.changes;
+        if wanted.is_empty() || self.status.changed {
             return self.hand_over(starter);
         }
         let socket = self.setup.home.agent_socket(&self.setup.sandbox.name);
-        self.changing = Some(Changing::begin(socket, changes.clone())?);
+        self.changing = Some(changes::begin(socket, wanted.clone())?);
         self.phase = Phase::Preparing;
         Ok(())
     }

@@ -154,7 +154,7 @@ impl Relay {
             request @ (Request::Boot(_)
             | Request::Clock(_)
             | Request::Init(_)
-            | Request::Shutdown) => {
+            | Request::Shutdown(_)) => {
                 let message = format!("the operation '{}' is not for clients", request.operation());
                 self.refuse(client, stream, FailureKind::UnsupportedOperation, message);
             }

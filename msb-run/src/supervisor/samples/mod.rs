@@ -78,7 +78,7 @@ impl Samples {
     }
 
     /// The machine was started, perhaps again: what there is began with it.
-    pub(crate) fn restart(&mut self, spec: &Spec, machine: Pid) {
+    pub(crate) fn restart(&mut self, spec: &Spec, machine: Option<Pid>) {
         if let Some(taking) = &mut self.taking {
             taking.host = Host::new();
             taking.vcpu_ns = 0;
@@ -86,7 +86,7 @@ impl Samples {
             let own = taking.own;
             taking
                 .writer
-                .update(|values| introduce(values, spec, Some(machine), own));
+                .update(|values| introduce(values, spec, machine, own));
         }
     }
 
