@@ -16,7 +16,7 @@ fn host() -> Guests {
     guests
 }
 
-fn stderr(outcome: &Outcome) -> String {
+pub(crate) fn stderr(outcome: &Outcome) -> String {
     String::from_utf8_lossy(&outcome.stderr).into_owned()
 }
 
@@ -95,11 +95,17 @@ fn connections_are_opened_in_the_guest_and_a_refused_one_fails_alone() {
 }
 
 /// A server on a port of its own, and the port.
-fn serve(home: &Home) -> (Running, u16) {
+pub(crate) fn serve(home: &Home) -> (Running, u16) {
+    serve_with(home, &[])
+}
+
+/// The same, with more options.
+pub(crate) fn serve_with(home: &Home, options: &[&str]) -> (Running, u16) {
     let free = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = free.local_addr().unwrap().port();
     drop(free);
-    let server = home.start(["ssh", "serve", "x", "--port", &port.to_string()]);
+    let port_text = port.to_string();
+    let server = home.start([&["ssh", "serve", "x", "--port", &port_text], options].concat());
     wait_until("the server listens", || {
         TcpStream::connect(("127.0.0.1", port)).is_ok()
     });
@@ -159,14 +165,92 @@ fn a_sandbox_that_ends_says_so_to_its_clients_and_one_that_is_stopped_serves_nob
 }
 
 #[test]
-fn an_audit_finds_nothing_that_fails() {
-    let guests = host();
+fn a_session_is_that_of_the_sandboxs_user_with_modes_addresses_and_the_clients_agent() {
+    let guests = Guests::with(&["--user", "alice:wheel"]);
     guests
-        .shell("ssh-keygen -q -t ed25519 -N '' -f one && msb ssh authorize --file one.pub")
+        .shell("msb ssh config x >cfg; ssh-keygen -q -t ed25519 -N '' -f one; msb ssh authorize --file one.pub")
         .done();
-    let (_server, port) = serve(&guests);
-    let audit = guests.shell(&format!(
-        "ssh-audit -n -p {port} 127.0.0.1 | grep -F '[fail]'"
+    guests
+        .shell("msb ssh x -- 'id -un; id -gn; pwd'")
+        .is(0, "alice\nwheel\n/home/alice\n", "");
+    guests
+        .shell("msb ssh x -l root -- id -un")
+        .is(0, "root\n", "");
+    guests.shell("printf 'cd /home/alice\nmkdir d\n' | sftp -q -b - -F cfg msb-x >/dev/null; ssh -F cfg msb-x 'stat -c %U:%G d'").is(0, "alice:wheel\n", "");
+    // The client's terminal has no echo and another interrupt character.
+    guests
+        .shell("script -qec \"stty -echo intr ^X; ssh -F cfg -t msb-x 'stty -a' 2>/dev/null\" /dev/null </dev/null | grep -o -e '-echo ' -e 'intr = ^X'")
+        .is(0, "intr = ^X\n-echo \n", "");
+    let (_server, port) = serve_with(&guests, &["--idle-timeout", "4s", "--max-time", "20s"]);
+    let ssh = format!(
+        "ssh -F none -o BatchMode=yes -o StrictHostKeyChecking=no -o UserKnownHostsFile=known -o LogLevel=ERROR -o IdentitiesOnly=yes -i one -p {port} alice@127.0.0.1"
+    );
+    let addresses = guests.shell(&format!("{ssh} 'echo $SSH_CONNECTION; echo $SSH_CLIENT'"));
+    let text = String::from_utf8(addresses.stdout).unwrap();
+    let words: Vec<&str> = text.split_whitespace().collect();
+    let (from, port_text) = (words[1].to_owned(), port.to_string());
+    assert_eq!(
+        words,
+        [
+            "127.0.0.1",
+            &from,
+            "127.0.0.1",
+            &port_text,
+            "127.0.0.1",
+            &from,
+            &port_text
+        ]
+    );
+    key_agent(&guests);
+    refusals(&guests);
+    time_limits(&guests, &ssh);
+}
+
+/// The socket is the user's alone, and goes with the session. tests/ssh_clients.rs uses it.
+fn key_agent(guests: &Guests) {
+    let script = "eval $(ssh-agent) >/dev/null; trap 'kill $SSH_AGENT_PID' EXIT; ssh-add -q one
+        ssh -A -F cfg msb-x 'stat -c \"%U %a\" ${SSH_AUTH_SOCK%/*}; echo $SSH_AUTH_SOCK >/tmp/where; exec sleep 1000' & client=$!
+        until where=$(msb exec x -- cat /tmp/where 2>/dev/null); do kill -0 $client; done
+        msb exec x -- sh -c \"ls -ld $where\" | cut -c 1
+        kill $client; wait $client 2>/dev/null
+        while msb exec x -- test -e ${where%/*}; do :; done; echo gone";
+    guests.shell(script).is(0, "alice 700\ns\ngone\n", "");
+    let none = "ssh -a -F cfg msb-x 'echo ${SSH_AUTH_SOCK-none}'";
+    guests.shell(none).is(0, "none\n", "");
+}
+
+fn refusals(guests: &Guests) {
+    let remote = guests.shell("ssh -F cfg -R 2305:127.0.0.1:1 msb-x true");
+    let said = stderr(&remote);
+    assert!(
+        said.contains("connections to ports of the guest are not forwarded to the client (-R)"),
+        "{remote:?}"
+    );
+    assert_eq!(remote.code, 0, "{remote:?}");
+    let script = "ssh -F cfg -N -L $PWD/l:/tmp/s msb-x 2>log & client=$!
+        until nc -U -N l </dev/null 2>/dev/null || [ -s log ]; do kill -0 $client; done
+        until grep -o 'sockets of the guest.*' log; do kill -0 $client; done; kill $client";
+    guests.shell(script).is(
+        0,
+        "sockets of the guest's file system cannot be forwarded\r\n",
+        "",
+    );
+}
+
+fn time_limits(guests: &Guests, ssh: &str) {
+    // The client's own signs of life do not count.
+    let idle = guests.shell(&format!(
+        "{ssh} -o ServerAliveInterval=1 -o LogLevel=INFO 'sleep 1000'"
     ));
-    audit.is(1, "", "");
+    assert!(
+        stderr(&idle).contains("nothing has passed for 4 s"),
+        "{idle:?}"
+    );
+    let busy = guests.shell(&format!(
+        "{ssh} -o LogLevel=INFO 'while echo; do sleep 1; done'"
+    ));
+    assert!(
+        stderr(&busy).contains("a connection may last 20 s"),
+        "{busy:?}"
+    );
 }

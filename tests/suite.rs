@@ -88,6 +88,10 @@ mod save;
 mod share_escape;
 /// A sandbox as an SSH host.
 mod ssh;
+/// A sandbox as an SSH host, seen by the clients that people have.
+mod ssh_clients;
+/// What an SSH server must bear, and who must not notice.
+mod ssh_load;
 /// Standard input, output and error.
 mod streams;
 /// What the tests stand on.

@@ -18,7 +18,7 @@ use rustix::process::Pid;
 use crate::boot::Guest;
 use crate::console::reason;
 use crate::env::DEFAULT_PATH;
-use crate::pty;
+use crate::pty::{self, modes};
 use crate::session::Session;
 use crate::spawn::{Plan, Refused, Spawner, Step};
 use crate::users::{self, Account, Unknown};
@@ -62,7 +62,7 @@ pub(crate) fn start(
 ) -> Result<(Session, Pid), Refusal> {
     let command = prepare(guest, request)?;
     match request.tty {
-        Some(size) => start_on_terminal(&command, stream, size, request.stdin, spawner),
+        Some(size) => start_on_terminal(&command, stream, size, request, spawner),
         None => start_on_pipes(&command, stream, request.stdin, spawner),
     }
 }
@@ -234,13 +234,15 @@ fn start_on_terminal(
     command: &Command<'_>,
     stream: u32,
     size: WindowSize,
-    stdin: bool,
+    request: &ExecRequest,
     spawner: &mut Spawner,
 ) -> Result<(Session, Pid), Refusal> {
     let (ours, theirs) = pty::open(size, command.account.uid)
         .map_err(|error| no_descriptors("a terminal", error))?;
+    // A terminal without them is better than none.
+    let _ = modes::set(&theirs, &request.tty_modes);
     let pid = spawn(command, [&theirs, &theirs, &theirs], true, spawner)?;
-    Ok((Session::on_terminal(stream, pid, ours, stdin), pid))
+    Ok((Session::on_terminal(stream, pid, ours, request.stdin), pid))
 }
 
 fn start_on_pipes(

@@ -36,6 +36,7 @@ pub(crate) const OPERATIONS: &[&str] = &[
     operation::NET,
     operation::FILES_CHANGE,
     operation::INIT,
+    operation::KEY_AGENT,
     operation::MOUNTS,
     operation::PING,
     operation::SAMPLES,

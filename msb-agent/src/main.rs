@@ -5,6 +5,7 @@
 //! over poll(2). The protocol is that of `msb-wire`; man page msb-agent(8) tells what a guest looks like.
 
 #![cfg_attr(not(test), no_main)]
+#![cfg_attr(fuzzing, allow(dead_code, reason = "the fuzzer has a main of its own"))]
 
 /// What is mounted besides the root.
 mod attach;
@@ -28,6 +29,15 @@ mod env;
 mod exec;
 /// Copies into the guest and out of it.
 mod files;
+/// Doors for any bytes.
+#[cfg(any(test, fuzzing))]
+#[allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by a panic"
+)]
+mod fuzz;
 /// What the guest costs.
 mod gauges;
 /// The image's own init.
@@ -36,6 +46,8 @@ mod handover;
 mod identity;
 /// From the first instruction to the loop.
 mod init;
+/// A socket behind which the SSH agent of a client answers.
+mod key_agent;
 /// By what this guest differs from all others.
 mod machine_id;
 /// Kernel modules of the initramfs.
@@ -48,6 +60,8 @@ mod net;
 mod netlink;
 /// Whom the kernel killed for lack of memory.
 mod oom;
+/// This program once more, as a user of the guest.
+mod ourselves;
 /// The console port to the supervisor.
 mod port;
 /// Terminals for commands.
@@ -75,7 +89,7 @@ mod users;
 
 /// Called by the C library, not by Rust's runtime: that one aborts when descriptors 0 to 2 are closed and there is no
 /// `/dev/null` to open instead, which is how a first process may start.
-#[cfg(not(test))]
+#[cfg(not(any(test, fuzzing)))]
 #[unsafe(no_mangle)]
 extern "C" fn main() -> std::ffi::c_int {
     live()
@@ -96,6 +110,7 @@ fn explain() -> std::ffi::c_int {
     match std::env::args().nth(1).as_deref() {
         Some("--version" | "-V") => println!("msb-agent {}", env!("CARGO_PKG_VERSION")),
         Some(sftp::ARGUMENT) => return sftp::serve(std::env::args().nth(2).as_deref()),
+        Some(key_agent::ARGUMENT) => return key_agent::serve(),
         Some(files::ARGUMENT) => return files::serve(std::env::args().nth(2).as_deref()),
         Some("--help" | "-h") => {
             println!("usage: msb-agent\n\nThe first process of a sandbox; see msb-agent(8).")

@@ -31,7 +31,7 @@ use crate::port::Port;
 use crate::samples::Samples;
 use crate::session::{CreditViolation, Session, put_event, scratch};
 use crate::spawn::Spawner;
-use crate::{clock, files, handover, sftp, shutdown, sys};
+use crate::{clock, files, handover, key_agent, sftp, shutdown, sys};
 
 /// Commands at a time.
 const SESSIONS_MAX: usize = 1024;
@@ -341,6 +341,9 @@ impl Agent {
             Ok(Request::Connect(request)) => self.connect(stream, &request),
             Ok(Request::Sftp(request)) => self.start(stream, |guest, spawner| {
                 sftp::start(guest, stream, &request, spawner)
+            }),
+            Ok(Request::KeyAgent(request)) => self.start(stream, |guest, spawner| {
+                key_agent::start(guest, stream, &request, spawner)
             }),
             Ok(Request::Exec(request)) => self.start(stream, |guest, spawner| {
                 exec::start(guest, stream, &request, spawner)

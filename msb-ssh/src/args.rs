@@ -49,7 +49,7 @@ pub(crate) struct ConnectArgs {
     /// The sandbox
     #[arg(required = true)]
     pub(crate) name: Option<SandboxName>,
-    /// Log in as this user of the guest (default: root)
+    /// Log in as this user of the guest (default: the sandbox's own)
     #[arg(short, long, value_name = "USER")]
     pub(crate) login: Option<String>,
     /// Forward a port from here into the guest: [ADDRESS:]PORT:HOST:PORT, as ssh(1) has it
@@ -58,6 +58,9 @@ pub(crate) struct ConnectArgs {
     /// Be a SOCKS server here, whose connections begin in the guest: [ADDRESS:]PORT
     #[arg(short = 'D', value_name = "SPEC")]
     pub(crate) dynamic: Vec<String>,
+    /// Let the guest use the keys of the SSH agent here, for the length of the session
+    #[arg(short = 'A')]
+    pub(crate) agent: bool,
     /// Run no command: forward ports only
     #[arg(short = 'N')]
     pub(crate) no_command: bool,
@@ -84,8 +87,11 @@ pub(crate) struct ServeArgs {
     #[arg(long)]
     pub(crate) stdio: bool,
     /// Close connections over which nothing has passed for so long (default: never)
-    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
     pub(crate) idle_timeout: Option<Duration>,
+    /// Close connections that have lasted so long (default: never)
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    pub(crate) max_time: Option<Duration>,
     /// Ask silent clients for a sign of life this often; 0 for never
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_duration)]
     pub(crate) keep_alive: Duration,
@@ -98,6 +104,9 @@ pub(crate) struct ServeArgs {
     /// Sessions and forwarded connections that one client may have open at a time
     #[arg(long, value_name = "N", default_value_t = limits::CHANNELS)]
     pub(crate) max_channels: usize,
+    /// Agree on keys only in ways that hold against quantum computers: for OpenSSH 9.9 and newer
+    #[arg(long)]
+    pub(crate) quantum_safe: bool,
     /// Let nobody change files by SFTP
     #[arg(long)]
     pub(crate) sftp_read_only: bool,
@@ -117,7 +126,7 @@ fn parse_time(text: &str) -> Result<Duration, Failure> {
 pub(crate) struct ConfigArgs {
     /// The sandbox
     pub(crate) name: SandboxName,
-    /// Log in as this user of the guest (default: root)
+    /// Log in as this user of the guest (default: the sandbox's own)
     #[arg(short, long, value_name = "USER")]
     pub(crate) login: Option<String>,
 }

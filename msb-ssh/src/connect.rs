@@ -16,13 +16,10 @@ use libmsb::cli::output;
 use libmsb::state::{Home, layout, write};
 
 use crate::arguments::{ConfigArgs, ConnectArgs};
-use crate::identity;
+use crate::{identity, login};
 
 /// The system's client.
 const CLIENT: &str = "ssh";
-
-/// Logs in as this user when nobody says.
-const USER: &str = "root";
 
 /// Becomes a client.
 pub(crate) fn run(args: &ConnectArgs) -> anyhow::Result<()> {
@@ -48,7 +45,11 @@ pub(crate) fn run(args: &ConnectArgs) -> anyhow::Result<()> {
     for spec in &args.dynamic {
         client.arg("-D").arg(spec);
     }
-    for (wanted, flag) in [(args.no_command, "-N"), (args.tty, "-t")] {
+    for (wanted, flag) in [
+        (args.agent, "-A"),
+        (args.no_command, "-N"),
+        (args.tty, "-t"),
+    ] {
         if wanted {
             client.arg(flag);
         }
@@ -117,11 +118,12 @@ impl Settings {
     fn make(home: &Home, name: &SandboxName, user: Option<&str>) -> anyhow::Result<Settings> {
         identity::of_owner(home)?;
         let host_key = identity::of_host(home, name)?;
-        let known_hosts = home
-            .sandboxes()
-            .find(name)?
-            .path(layout::SSH)
-            .join(layout::KNOWN_HOSTS);
+        let sandbox = home.sandboxes().find(name)?;
+        let known_hosts = sandbox.path(layout::SSH).join(layout::KNOWN_HOSTS);
+        let user = match user {
+            Some(user) => user.to_owned(),
+            None => login::own(sandbox.spec()?.user.as_ref()),
+        };
         let public = host_key
             .public_key()
             .to_openssh()
@@ -132,7 +134,7 @@ impl Settings {
         )?;
         Ok(Settings {
             name: name.clone(),
-            user: user.unwrap_or(USER).to_owned(),
+            user: login::checked(user)?,
             key: identity::owner_path(home),
             known_hosts,
             proxy: proxy(home, name)?,

@@ -9,6 +9,7 @@ use msb_wire::sandbox::Request;
 use russh::server::{ChannelOpenHandle, Msg};
 use russh::{ChannelOpenFailure, ChannelWriteHalf};
 
+use crate::activity::Activity;
 use crate::guest::{Call, Guest, Incoming};
 use crate::input::Input;
 use crate::limits::CONNECT_TIMEOUT_MS;
@@ -44,6 +45,7 @@ pub(crate) async fn run(
     port: u16,
     channel: Arc<ChannelWriteHalf<Msg>>,
     input: Arc<Input>,
+    activity: Arc<Activity>,
     reply: ChannelOpenHandle,
 ) {
     let request = Request::Connect(ConnectRequest {
@@ -54,7 +56,7 @@ pub(crate) async fn run(
     match connect(&guest, &request).await {
         Ok(call) => {
             reply.accept().await;
-            carry(call, &channel, input).await;
+            carry(call, &channel, input, &activity).await;
             let _ = channel.close().await;
         }
         Err(failure) => reply.reject(failure).await,
@@ -88,7 +90,12 @@ async fn connect(guest: &Guest, request: &Request) -> Result<Call, ChannelOpenFa
     }
 }
 
-async fn carry(mut call: Call, channel: &ChannelWriteHalf<Msg>, input: Arc<Input>) {
+async fn carry(
+    mut call: Call,
+    channel: &ChannelWriteHalf<Msg>,
+    input: Arc<Input>,
+    activity: &Activity,
+) {
     let _input = Helper::spawn(pump(input, call.sender.clone()));
     while let Some(incoming) = call.receiver.recv().await {
         match incoming {
@@ -97,6 +104,7 @@ async fn carry(mut call: Call, channel: &ChannelWriteHalf<Msg>, input: Arc<Input
                 bytes,
                 end,
             } => {
+                activity.touch();
                 let count = bytes.len();
                 if channel.data_bytes(bytes).await.is_err()
                     || call.sender.used(from, count).await.is_err()

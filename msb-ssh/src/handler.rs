@@ -1,12 +1,12 @@
 //! One client: what it asks for, and whether it may.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use jiff::Timestamp;
 use libmsb::state::Home;
 use msb_wire::exec::{ExecControl, ExecRequest, WindowSize};
+use msb_wire::key_agent::KeyAgentRequest;
 use msb_wire::sandbox::Request;
 use msb_wire::sftp::SftpRequest;
 use msb_wire::text::Text;
@@ -15,21 +15,26 @@ use russh::server::{self, Auth, ChannelOpenHandle, Msg, Session as Connection};
 use russh::{Channel, ChannelId, ChannelWriteHalf, Pty, Sig};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
+use crate::activity::Activity;
 use crate::authorize;
 use crate::authorized::{self, Grant};
 use crate::forward;
 use crate::guest::Guest;
 use crate::identity;
 use crate::input::{Account, Input};
-use crate::limits::{VARIABLE_BYTES, VARIABLES};
+use crate::limits::{TERMINAL_MODES, VARIABLE_BYTES, VARIABLES};
+use crate::login;
 use crate::pending::Place;
 use crate::session::{Helper, Session, signal_number};
+use crate::transport::Ends;
 
 /// What all clients of a server share.
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) home: Home,
     pub(crate) guest: Arc<Guest>,
+    /// Who the sandbox's commands run as, as its spec has it.
+    pub(crate) user: Option<Text>,
     pub(crate) channels: usize,
     pub(crate) sftp_read_only: bool,
     /// One for each client that may be logged in.
@@ -50,16 +55,23 @@ struct Setting {
     channel: Arc<ChannelWriteHalf<Msg>>,
     env: Vec<Text>,
     tty: Option<WindowSize>,
+    tty_modes: Vec<(u8, u32)>,
+    /// The guest may use the client's agent.
+    key_agent: bool,
 }
 
 /// One client.
 pub(crate) struct Handler {
     shared: Arc<Shared>,
-    source: Option<IpAddr>,
+    ends: Option<Ends>,
+    activity: Arc<Activity>,
     account: Arc<Account>,
     channels: HashMap<ChannelId, Open>,
     grant: Grant,
-    user: String,
+    /// Who logged in; `None` for the sandbox's own user.
+    user: Option<Text>,
+    /// What the client asked for and does not get, for its next session.
+    refusals: Vec<&'static str>,
     place: Option<Place>,
     logged_in: Option<oneshot::Sender<()>>,
     permit: Option<OwnedSemaphorePermit>,
@@ -68,20 +80,23 @@ pub(crate) struct Handler {
 type Result<T> = std::result::Result<T, anyhow::Error>;
 
 impl Handler {
-    /// For a client from this address, with its place among those that have not logged in. `logged_in` is told when it has.
+    /// For a client at the other end, with its place among those that have not logged in. `logged_in` is told when it has.
     pub(crate) fn new(
         shared: &Arc<Shared>,
-        source: Option<IpAddr>,
+        ends: Option<Ends>,
+        activity: &Arc<Activity>,
         place: Option<Place>,
         logged_in: oneshot::Sender<()>,
     ) -> Handler {
         Handler {
             shared: Arc::clone(shared),
-            source,
+            ends,
+            activity: Arc::clone(activity),
             account: Arc::default(),
             channels: HashMap::new(),
             grant: Grant::default(),
-            user: String::new(),
+            user: None,
+            refusals: Vec::new(),
             place,
             logged_in: Some(logged_in),
             permit: None,
@@ -96,7 +111,15 @@ impl Handler {
             return Some(Grant::default());
         }
         let entries = authorize::entries(&self.shared.home, |_, _| {}).ok()?;
-        authorized::grant_for(entries, key.key_data(), self.source, Timestamp::now())
+        let source = self.ends.map(|ends| ends.client.ip());
+        authorized::grant_for(entries, key.key_data(), source, Timestamp::now())
+    }
+
+    /// The protocol has no words for why a request of this kind is refused, so the next session says it, once.
+    fn refuse(&mut self, why: &'static str) {
+        if !self.refusals.contains(&why) {
+            self.refusals.push(why);
+        }
     }
 
     fn is_full(&self) -> bool {
@@ -123,6 +146,10 @@ impl Handler {
             }
             return Ok(session.channel_failure(id)?);
         };
+        self.activity.touch();
+        let key_agent = setting.key_agent.then(|| KeyAgentRequest {
+            user: self.user.clone(),
+        });
         let Some(open) = self.channels.get_mut(&id) else {
             return Ok(());
         };
@@ -133,7 +160,10 @@ impl Handler {
             channel: setting.channel,
             handle: session.handle(),
             input: Arc::clone(&open.input),
+            activity: Arc::clone(&self.activity),
             controls: receiver,
+            refusals: std::mem::take(&mut self.refusals),
+            key_agent,
         };
         open.controls = Some(controls);
         open._task = Some(Helper::spawn(task.run(request)));
@@ -159,14 +189,20 @@ impl Handler {
         }
         let granted = self.grant.environment.iter();
         env.extend(granted.map(|variable| Text::from(variable.as_str())));
-        if let Some(source) = self.source {
-            env.push(Text::from(format!("SSH_CLIENT={source} 0 22")));
+        if let Some(Ends { client, server }) = self.ends {
+            let (from, port) = (client.ip().to_canonical(), client.port());
+            let (to, at) = (server.ip().to_canonical(), server.port());
+            env.push(Text::from(format!("SSH_CLIENT={from} {port} {at}")));
+            env.push(Text::from(format!(
+                "SSH_CONNECTION={from} {port} {to} {at}"
+            )));
         }
         Some(Request::Exec(ExecRequest {
             argv: line.map(|line| Text(line.to_vec())).into_iter().collect(),
             env,
-            user: Some(Text::from(self.user.as_str())),
+            user: self.user.clone(),
             tty: setting.tty,
+            tty_modes: std::mem::take(&mut setting.tty_modes),
             stdin: true,
             login: true,
             ..ExecRequest::default()
@@ -175,7 +211,7 @@ impl Handler {
 
     fn sftp(&self) -> Request {
         Request::Sftp(SftpRequest {
-            user: Some(Text::from(self.user.as_str())),
+            user: self.user.clone(),
             read_only: self.shared.sftp_read_only,
         })
     }
@@ -213,7 +249,7 @@ impl server::Handler for Handler {
         };
         self.permit = Some(permit);
         self.grant = grant;
-        self.user = user.to_owned();
+        self.user = login::in_guest(user, self.shared.user.as_ref());
         Ok(Auth::Accept)
     }
 
@@ -245,6 +281,8 @@ impl server::Handler for Handler {
                 channel: Arc::new(channel),
                 env: Vec::new(),
                 tty: None,
+                tty_modes: Vec::new(),
+                key_agent: false,
             }),
         };
         if let Some(setting) = &open.setting {
@@ -280,6 +318,7 @@ impl server::Handler for Handler {
             reply.reject(failure).await;
             return Ok(());
         }
+        self.activity.touch();
         let (_, channel) = channel.split();
         let (id, input) = (channel.id(), Input::new(&self.account));
         let task = forward::run(
@@ -288,6 +327,7 @@ impl server::Handler for Handler {
             port.unwrap_or_default(),
             Arc::new(channel),
             Arc::clone(&input),
+            Arc::clone(&self.activity),
             reply,
         );
         let open = Open {
@@ -325,6 +365,7 @@ impl server::Handler for Handler {
     }
 
     async fn data(&mut self, id: ChannelId, data: &[u8], _: &mut Connection) -> Result<()> {
+        self.activity.touch();
         if let Some(open) = self.channels.get(&id)
             && open.input.push(data).await.is_err()
         {
@@ -345,7 +386,7 @@ impl server::Handler for Handler {
         rows: u32,
         _: u32,
         _: u32,
-        _: &[(Pty, u32)],
+        modes: &[(Pty, u32)],
         session: &mut Connection,
     ) -> Result<()> {
         let setting = self
@@ -355,6 +396,8 @@ impl server::Handler for Handler {
         match setting {
             Some(setting) if self.grant.pty && !term.contains('\0') => {
                 setting.tty = Some(cells(cols, rows));
+                let modes = modes.iter().take(TERMINAL_MODES);
+                setting.tty_modes = modes.map(|(mode, value)| (*mode as u8, *value)).collect();
                 setting.env.push(Text::from(format!("TERM={term}")));
                 Ok(session.channel_success(id)?)
             }
@@ -438,6 +481,34 @@ impl server::Handler for Handler {
             let _ = controls.send(ExecControl::Resize(cells(cols, rows)));
         }
         Ok(())
+    }
+
+    /// The library answers as if this were no request of a channel; so the right answer is given here, and it is told that
+    /// all is well, to which it adds nothing.
+    async fn agent_request(&mut self, id: ChannelId, session: &mut Connection) -> Result<bool> {
+        let open = self.channels.get_mut(&id);
+        match open.and_then(|open| open.setting.as_mut()) {
+            Some(setting) if self.grant.agent => {
+                setting.key_agent = true;
+                session.channel_success(id)?;
+            }
+            _ => session.channel_failure(id)?,
+        }
+        Ok(true)
+    }
+
+    async fn tcpip_forward(&mut self, _: &str, _: &mut u32, _: &mut Connection) -> Result<bool> {
+        self.refuse(
+            "warning: connections to ports of the guest are not forwarded to the client (-R)",
+        );
+        Ok(false)
+    }
+
+    async fn streamlocal_forward(&mut self, _: &str, _: &mut Connection) -> Result<bool> {
+        self.refuse(
+            "warning: sockets of the guest's file system are not forwarded to the client (-R)",
+        );
+        Ok(false)
     }
 
     async fn signal(&mut self, id: ChannelId, signal: Sig, _: &mut Connection) -> Result<()> {

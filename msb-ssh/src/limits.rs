@@ -39,6 +39,9 @@ pub(crate) const KEEP_ALIVES: usize = 3;
 /// Variables that one session may set, and bytes of each.
 pub(crate) const VARIABLES: usize = 128;
 
+/// Modes that a terminal may be given: the numbers that there are.
+pub(crate) const TERMINAL_MODES: usize = 256;
+
 /// Bytes of a variable's name and value together.
 pub(crate) const VARIABLE_BYTES: usize = 32 * 1024;
 

@@ -5,11 +5,19 @@
 //! connection one that the agent makes ([`forward`]). So there is no sshd in the image, and what a client reaches is
 //! the guest and never the host.
 
+#![cfg_attr(
+    fuzzing,
+    no_main,
+    allow(dead_code, reason = "the fuzzer has a main of its own")
+)]
+
 use std::process::ExitCode;
 
 use clap::CommandFactory;
 use libmsb::cli::{args, completions, error};
 
+/// Whether anything passes for a client.
+mod activity;
 /// The command line.
 #[path = "args.rs"]
 mod arguments;
@@ -21,6 +29,15 @@ mod authorized;
 mod connect;
 /// Forwarded connections.
 mod forward;
+/// Doors for any bytes.
+#[cfg(any(test, fuzzing))]
+#[allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by a panic"
+)]
+mod fuzz;
 /// Calls to a sandbox, many over one connection.
 mod guest;
 /// One client: what it asks for.
@@ -29,8 +46,12 @@ mod handler;
 mod identity;
 /// What a client sends and the guest has not taken yet.
 mod input;
+/// The client's SSH agent, for the guest.
+mod key_agent;
 /// Every limit.
 mod limits;
+/// Names to log in with.
+mod login;
 /// Connections from which nobody has logged in yet.
 mod pending;
 /// Who listens, and for how long.

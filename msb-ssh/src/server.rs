@@ -1,7 +1,7 @@
 //! Who listens, and for how long: until it is told to end, or the sandbox does.
 
 use std::borrow::Cow;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,6 +20,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, oneshot, watch};
 
 use crate::TOOL;
+use crate::activity::Activity;
 use crate::arguments::ServeArgs;
 use crate::authorize;
 use crate::guest::{Guest, Incoming};
@@ -27,7 +28,7 @@ use crate::handler::{Handler, Shared};
 use crate::identity;
 use crate::limits;
 use crate::pending::Pending;
-use crate::transport::{Stream, Transport, standard_streams};
+use crate::transport::{Ends, Stream, Transport, standard_streams};
 
 /// The first descriptor that systemd hands over, sd_listen_fds(3).
 const LISTEN_FDS_START: RawFd = 3;
@@ -52,11 +53,23 @@ const CIPHERS: [cipher::Name; 6] = [
 ];
 const MACS: [mac::Name; 2] = [mac::HMAC_SHA256_ETM, mac::HMAC_SHA512_ETM];
 
+/// The two that do not hold against quantum computers are what many clients of today have.
+fn key_exchanges(quantum_safe: bool) -> Cow<'static, [kex::Name]> {
+    let old = [kex::CURVE25519, kex::CURVE25519_PRE_RFC_8731];
+    if quantum_safe {
+        KEX.into_iter().filter(|name| !old.contains(name)).collect()
+    } else {
+        Cow::Borrowed(&KEX)
+    }
+}
+
 /// A server, ready to take clients.
 struct Server {
     shared: Arc<Shared>,
     config: Arc<Config>,
     grace: Duration,
+    idle: Option<Duration>,
+    time: Option<Duration>,
     gone: watch::Receiver<Option<String>>,
 }
 
@@ -101,18 +114,21 @@ async fn serve(
         shared: Arc::new(Shared {
             home: home.clone(),
             guest,
+            user: home.sandboxes().find(&args.name)?.spec()?.user,
             channels: args.max_channels,
             sftp_read_only: args.sftp_read_only,
             clients: Arc::new(Semaphore::new(args.max_clients.min(Semaphore::MAX_PERMITS))),
         }),
         config: Arc::new(config(args, key)),
         grace: args.login_grace,
+        idle: args.idle_timeout,
+        time: args.max_time,
         gone,
     });
     if args.stdio {
-        let (stream, source) = standard_streams()?;
+        let (stream, ends) = standard_streams()?;
         let (_, cut) = oneshot::channel();
-        return server.client(stream, source, None, cut).await;
+        return server.client(stream, ends, None, cut).await;
     }
     warn_if_nobody_may_come(home)?;
     let listeners = if inherited.is_empty() {
@@ -167,12 +183,13 @@ fn config(args: &ServeArgs, key: russh::keys::PrivateKey) -> Config {
         window_size: limits::WINDOW_BYTES,
         maximum_packet_size: limits::PACKET_BYTES,
         max_auth_attempts: limits::AUTH_ATTEMPTS,
-        inactivity_timeout: args.idle_timeout,
+        // Ours knows signs of life from what is done.
+        inactivity_timeout: None,
         keepalive_interval: Some(args.keep_alive).filter(|time| !time.is_zero()),
         keepalive_max: limits::KEEP_ALIVES,
         nodelay: true,
         preferred: Preferred {
-            kex: Cow::Borrowed(&KEX),
+            kex: key_exchanges(args.quantum_safe),
             key: Cow::Owned(vec![Algorithm::Ed25519]),
             host_key_certificates: Cow::Borrowed(&[]),
             cipher: Cow::Borrowed(&CIPHERS),
@@ -248,15 +265,40 @@ impl Server {
             };
             let _ = socket.set_nodelay(true);
             let source = address.ip().to_canonical();
+            let ends = socket.local_addr().ok().map(|server| Ends {
+                client: address,
+                server,
+            });
             let (cut, was_cut) = oneshot::channel();
             let place = pending.enter(source, cut);
             let server = Arc::clone(&self);
             tokio::spawn(async move {
                 // What goes wrong with one client is for that client.
                 let _ = server
-                    .client(Box::new(socket), Some(source), Some(place), was_cut)
+                    .client(Box::new(socket), ends, Some(place), was_cut)
                     .await;
             });
+        }
+    }
+
+    /// Waits until a client that is logged in must go, and says why.
+    async fn reason_to_end(&self, activity: &Activity) -> String {
+        let mut gone = self.gone.clone();
+        let over = async {
+            match self.time {
+                Some(time) => tokio::time::sleep(time).await,
+                None => std::future::pending().await,
+            }
+        };
+        let seconds = |time: Option<Duration>| time.unwrap_or_default().as_secs_f64();
+        tokio::select! {
+            ended = gone.wait_for(Option::is_some) => {
+                ended.ok().and_then(|why| why.clone()).unwrap_or_default()
+            }
+            () = activity.ceased(self.idle) => {
+                format!("nothing has passed for {} s", seconds(self.idle))
+            }
+            () = over => format!("a connection may last {} s", seconds(self.time)),
         }
     }
 
@@ -264,14 +306,15 @@ impl Server {
     async fn client(
         &self,
         stream: Box<dyn Stream>,
-        source: Option<IpAddr>,
+        ends: Option<Ends>,
         place: Option<crate::pending::Place>,
         driven_out: oneshot::Receiver<()>,
     ) -> anyhow::Result<()> {
         let (cut, was_cut) = oneshot::channel();
         let (logged_in, has_logged_in) = oneshot::channel();
         let transport = Transport::new(stream, was_cut);
-        let handler = Handler::new(&self.shared, source, place, logged_in);
+        let activity = Arc::new(Activity::new());
+        let handler = Handler::new(&self.shared, ends, &activity, place, logged_in);
         let grace = tokio::time::sleep(self.grace);
         tokio::pin!(grace);
         let started = server::run_stream(Arc::clone(&self.config), transport, handler);
@@ -300,12 +343,10 @@ impl Server {
                 return Ok(());
             }
         }
-        let mut gone = self.gone.clone();
-        tokio::select! {
+        let why = tokio::select! {
             ended = &mut session => return ended,
-            _ = gone.wait_for(Option::is_some) => {}
-        }
-        let why = gone.borrow().clone().unwrap_or_default();
+            why = self.reason_to_end(&activity) => why,
+        };
         let _ = handle
             .disconnect(Disconnect::ByApplication, why, String::new())
             .await;

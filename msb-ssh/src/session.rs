@@ -5,13 +5,17 @@ use std::sync::Arc;
 use libmsb::cli::escape::escape;
 use msb_wire::exec::{ExecControl, ExecEvent};
 use msb_wire::frame::{STDERR, STDIN};
+use msb_wire::key_agent::KeyAgentRequest;
 use msb_wire::sandbox::Request;
+use msb_wire::text::Text;
 use russh::server::{Handle, Msg};
 use russh::{ChannelWriteHalf, Sig};
 use tokio::sync::mpsc;
 
+use crate::activity::Activity;
 use crate::guest::{Guest, Incoming, Sender};
 use crate::input::Input;
+use crate::key_agent;
 
 /// The extended data that is standard error. RFC 4254, 5.2.
 const EXTENDED_STDERR: u32 = 1;
@@ -78,7 +82,12 @@ pub(crate) struct Session {
     pub(crate) channel: Arc<ChannelWriteHalf<Msg>>,
     pub(crate) handle: Handle,
     pub(crate) input: Arc<Input>,
+    pub(crate) activity: Arc<Activity>,
     pub(crate) controls: mpsc::UnboundedReceiver<ExecControl>,
+    /// What the client wants and does not get, said before anything else.
+    pub(crate) refusals: Vec<&'static str>,
+    /// Whether the guest may use the client's agent, and as whom.
+    pub(crate) key_agent: Option<KeyAgentRequest>,
 }
 
 /// A task that ends with its owner.
@@ -99,9 +108,13 @@ impl Drop for Helper {
 
 impl Session {
     /// Runs it to its end and tells the client. Nothing can be told to one that has gone.
-    pub(crate) async fn run(self, request: Request) {
+    pub(crate) async fn run(mut self, mut request: Request) {
         let (channel, handle) = (Arc::clone(&self.channel), self.handle.clone());
         let id = channel.id();
+        for refusal in std::mem::take(&mut self.refusals) {
+            say(&channel, refusal).await;
+        }
+        let _socket = self.offer_key_agent(&mut request).await;
         match self.converse(request).await {
             Some(ExecEvent::Exited {
                 code: None,
@@ -132,6 +145,25 @@ impl Session {
         let _ = channel.close().await;
     }
 
+    /// A socket for the client's agent, if it is wanted, and its place among the variables. Without it the session goes on.
+    async fn offer_key_agent(&mut self, request: &mut Request) -> Option<key_agent::Socket> {
+        let (wanted, Request::Exec(exec)) = (self.key_agent.take()?, request) else {
+            return None;
+        };
+        match key_agent::open(&self.guest, wanted, self.handle.clone()).await {
+            Ok(socket) => {
+                let variable = [b"SSH_AUTH_SOCK=", socket.path.as_bytes()].concat();
+                exec.env.push(Text(variable));
+                Some(socket)
+            }
+            Err(why) => {
+                let message = format!("warning: no agent in the guest: {}", escape(&why));
+                say(&self.channel, &message).await;
+                None
+            }
+        }
+    }
+
     async fn converse(self, request: Request) -> Option<ExecEvent> {
         let mut call = match self.guest.open(&request).await {
             Ok(call) => call,
@@ -147,6 +179,7 @@ impl Session {
         while let Some(incoming) = call.receiver.recv().await {
             match incoming {
                 Incoming::Data { channel, bytes, .. } => {
+                    self.activity.touch();
                     let count = bytes.len();
                     let sent = match channel {
                         STDERR => {
@@ -169,9 +202,15 @@ impl Session {
     }
 }
 
-/// Says something on standard error, in the words of this tool.
+/// Says why there is no command.
 async fn tell(channel: &ChannelWriteHalf<Msg>, message: &str) {
-    let line = format!("msb-ssh: error: in the guest: {}\r\n", escape(message));
+    let message = format!("error: in the guest: {}", escape(message));
+    say(channel, &message).await;
+}
+
+/// Says something on standard error.
+async fn say(channel: &ChannelWriteHalf<Msg>, message: &str) {
+    let line = format!("{}: {message}\r\n", crate::TOOL);
     let _ = channel
         .extended_data_bytes(EXTENDED_STDERR, line.into_bytes())
         .await;

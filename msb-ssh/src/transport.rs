@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::io;
-use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -18,6 +18,15 @@ use tokio::sync::oneshot;
 pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+/// The addresses of the two ends of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ends {
+    /// Who came.
+    pub(crate) client: SocketAddr,
+    /// Where to.
+    pub(crate) server: SocketAddr,
+}
 
 /// A stream that ends when it is cut.
 pub(crate) struct Transport {
@@ -81,18 +90,22 @@ impl AsyncWrite for Transport {
     }
 }
 
-/// Our standard input and output as one stream, and the address at the other end, if there is one.
-pub(crate) fn standard_streams() -> anyhow::Result<(Box<dyn Stream>, Option<IpAddr>)> {
+/// Our standard input and output as one stream, and its addresses, if it has any.
+pub(crate) fn standard_streams() -> anyhow::Result<(Box<dyn Stream>, Option<Ends>)> {
     let stdin = rustix::stdio::stdin()
         .try_clone_to_owned()
         .context("cannot use standard input")?;
     if let Ok(address) = getsockname(&stdin) {
-        let source = getpeername(&stdin)
+        let client = getpeername(&stdin)
             .ok()
             .flatten()
-            .and_then(|peer| std::net::SocketAddr::try_from(peer).ok())
-            .map(|peer| peer.ip());
-        return Ok((socket(stdin, address.address_family())?, source));
+            .and_then(|peer| SocketAddr::try_from(peer).ok());
+        let family = address.address_family();
+        let server = SocketAddr::try_from(address).ok();
+        let ends = client
+            .zip(server)
+            .map(|(client, server)| Ends { client, server });
+        return Ok((socket(stdin, family)?, ends));
     }
     let stdout = rustix::stdio::stdout()
         .try_clone_to_owned()

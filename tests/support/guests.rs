@@ -13,9 +13,12 @@ impl Guests {
 
     /// The same, with more options.
     pub(crate) fn with(options: &[&str]) -> Guests {
-        let home = Home::with_busybox();
-        let words = ["run", "-d", "--name", "x"];
-        home.run([&words[..], options, &["busybox:test"]].concat())
+        Guests::of(Home::with_busybox(), &[options, &["busybox:test"]].concat())
+    }
+
+    /// With a running sandbox `x`, by the last words of `msb run`.
+    pub(crate) fn of(home: Home, words: &[&str]) -> Guests {
+        home.run([&["run", "-d", "--name", "x"], words].concat())
             .done();
         Guests(home)
     }

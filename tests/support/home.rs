@@ -123,6 +123,13 @@ impl Home {
         command::run(command, b"")
     }
 
+    /// Starts a script with the shell, to run along with the test.
+    pub(crate) fn shell_in_background(&self, script: &str) -> Running {
+        let mut command = self.program("/bin/bash");
+        command.args(["-c", script]);
+        Running::start(command)
+    }
+
     /// Starts `msb`, to run along with the test.
     pub(crate) fn start<I: IntoIterator<Item = S>, S: AsRef<OsStr>>(&self, args: I) -> Running {
         Running::start(self.msb(args))

@@ -26,6 +26,10 @@ pub struct ExecRequest {
     /// With a size: on a terminal of that size, and all output on the channel of standard output.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tty: Option<WindowSize>,
+    /// Modes of that terminal, by the numbers of RFC 4254, 8; what is not named is as it is on a new terminal. An agent from
+    /// before them passes them over, and the command runs all the same.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tty_modes: Vec<(u8, u32)>,
     /// Whether standard input is a pipe from the client (or the terminal); else it is `/dev/null`.
     #[serde(default)]
     pub stdin: bool,

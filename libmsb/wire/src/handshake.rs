@@ -38,6 +38,8 @@ pub mod operation {
     pub const FILES_CHANGE: &str = "files.change";
     /// Guest: hand over to the image's init; see [`crate::guest`].
     pub const INIT: &str = "init";
+    /// Guest: have a socket for the SSH agent of a client; see [`crate::key_agent`].
+    pub const KEY_AGENT: &str = "key_agent";
     /// Guest: mount what the boot request asks for; see [`crate::mount`].
     pub const MOUNTS: &str = "mounts";
     /// Guest: answer, to show that it is alive; see [`crate::sandbox`].

@@ -23,6 +23,8 @@ pub mod guest;
 pub mod handshake;
 /// Commands that go on without a client.
 pub mod job;
+/// A socket in the guest for the SSH agent of a client.
+pub mod key_agent;
 /// Every bound of the protocol.
 pub mod limits;
 /// What a guest mounts besides its root.

@@ -9,6 +9,7 @@ use crate::file::FilesRequest;
 use crate::guest::InitRequest;
 use crate::handshake::operation;
 use crate::job::{AttachRequest, SignalRequest};
+use crate::key_agent::KeyAgentRequest;
 use crate::samples::SamplesRequest;
 use crate::sftp::SftpRequest;
 
@@ -28,6 +29,8 @@ pub enum Request {
     Files(FilesRequest),
     /// Serve files by the SSH file transfer protocol.
     Sftp(SftpRequest),
+    /// Have a socket in the guest for the SSH agent of a client.
+    KeyAgent(KeyAgentRequest),
     /// Hand over to the image's init (supervisor to agent). Answered by [`crate::guest::InitEvent`].
     Init(InitRequest),
     /// End all processes, flush, power off (supervisor to agent). Answered by [`StopEvent`] before the power goes.
@@ -86,6 +89,7 @@ impl Request {
             Request::Exec(_) => operation::EXEC,
             Request::Files(_) => operation::FILES,
             Request::Init(_) => operation::INIT,
+            Request::KeyAgent(_) => operation::KEY_AGENT,
             Request::Ping => operation::PING,
             Request::Samples(_) => operation::SAMPLES,
             Request::Wait => operation::WAIT,

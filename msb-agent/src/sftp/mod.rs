@@ -4,22 +4,19 @@
 //! says what may be done, and nothing of the host can be reached: the host's side carries bytes and knows nothing of
 //! files. Requests are served one after the other, as they come; clients keep many under way.
 
-use std::ffi::{CStr, CString, c_int};
+use std::ffi::{CStr, c_int};
 use std::io;
 use std::os::fd::AsFd;
 
-use msb_wire::exec::FailureKind;
-use msb_wire::frame::{STDERR, STDOUT};
 use msb_wire::sftp::SftpRequest;
-use msb_wire::text::Text;
 use rustix::fs::Mode;
 use rustix::process::{Pid, umask};
 
 use crate::boot::Guest;
-use crate::exec::{Refusal, input, is_folder, no_descriptors, output, unknown};
+use crate::exec::Refusal;
 use crate::session::Session;
-use crate::spawn::{Plan, Spawner};
-use crate::{console, sys, users};
+use crate::spawn::Spawner;
+use crate::{console, ourselves, sys};
 
 /// What a list of names shows.
 mod listing;
@@ -34,8 +31,8 @@ use server::Server;
 /// First argument of the process that serves files. The second one is the request in JSON.
 pub(crate) const ARGUMENT: &str = "sftp-server";
 
-/// This program, wherever it lies by now.
-const OURSELVES: &CStr = c"/proc/self/exe";
+/// The same for execve(2).
+const ROLE: &CStr = c"sftp-server";
 
 /// Bytes of answers that are sent together.
 const BATCH_BYTES: usize = 128 * 1024;
@@ -47,40 +44,8 @@ pub(crate) fn start(
     request: &SftpRequest,
     spawner: &mut Spawner,
 ) -> Result<(Session, Pid), Refusal> {
-    let user = request.user.as_ref().or(guest.user.as_ref());
-    let account = users::find(user.map(Text::as_bytes).unwrap_or_default()).map_err(unknown)?;
-    let json = serde_json::to_vec(request).ok();
-    let json = json.and_then(|json| CString::new(json).ok());
-    let json =
-        json.ok_or_else(|| Refusal::new(FailureKind::BadArgs, "the request cannot be passed on"))?;
-    let home = CString::new(account.home.clone())
-        .ok()
-        .filter(|_| is_folder(&account.home));
-    let none = |error| no_descriptors("a pipe", error);
-    let (theirs_in, ours_in) = input(true, account.uid).map_err(none)?;
-    let (ours_out, theirs_out) = output(account.uid).map_err(none)?;
-    let (ours_err, theirs_err) = output(account.uid).map_err(none)?;
-    let plan = Plan {
-        programs: &[OURSELVES.to_owned()],
-        argv: &[c"msb-agent".to_owned(), c"sftp-server".to_owned(), json],
-        env: &[],
-        cwd: home.as_deref().unwrap_or(c"/"),
-        stdio: [theirs_in.as_fd(), theirs_out.as_fd(), theirs_err.as_fd()],
-        terminal: false,
-        limits: &[],
-        uid: account.uid,
-        gid: account.gid,
-        groups: &account.groups,
-        security: guest.security,
-        init: false,
-    };
-    let pid = spawner.start(&plan).map_err(|refused| {
-        let why = console::reason(refused.error);
-        let message = format!("cannot start a process to serve files: {why}");
-        Refusal::new(FailureKind::ResourceLimit, message)
-    })?;
-    let outputs = vec![(STDOUT, ours_out), (STDERR, ours_err)];
-    Ok((Session::on_pipes(stream, pid, ours_in, outputs), pid))
+    let (user, json) = (request.user.as_ref(), serde_json::to_vec(request));
+    ourselves::start(guest, stream, ROLE, user, json, spawner)
 }
 
 /// The life of the process that serves files.
@@ -153,4 +118,22 @@ fn write_all(stdout: impl AsFd, out: &mut Vec<u8>) -> io::Result<()> {
     }
     out.clear();
     Ok(())
+}
+
+/// What a client sends, to the fuzzer: packets are cut, read, and each is answered by packets of a right form. Served is
+/// what touches no file; the others would change this machine.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn door(bytes: &[u8]) {
+    let mut server = Server::new(true);
+    let (mut rest, mut out) = (bytes, Vec::new());
+    while let Ok(Some(packet)) = next_packet(rest) {
+        rest = &rest[4 + packet.len()..];
+        let begin = out.len();
+        if server::touches_nothing(packet) {
+            server.answer(packet, &mut out);
+            let answer = next_packet(&out[begin..]).unwrap().unwrap();
+            assert_eq!(4 + answer.len(), out.len() - begin);
+        }
+        out.clear();
+    }
 }

@@ -189,6 +189,7 @@ impl CommandArgs {
             cwd: self.setting.workdir.clone().map(Text::from),
             user: self.setting.user.clone().map(Text::from),
             tty: tty.then(window_size),
+            tty_modes: Vec::new(),
             stdin: !self.no_stdin,
             rlimits: self.rlimit.clone(),
             login: false,

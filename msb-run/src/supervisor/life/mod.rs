@@ -59,6 +59,7 @@ const OPERATIONS: &[&str] = &[
     operation::FILES,
     operation::FILES_CHANGE,
     operation::JOBS,
+    operation::KEY_AGENT,
     operation::PING,
     operation::SAMPLES,
     operation::SFTP,

@@ -147,6 +147,7 @@ impl Relay {
             request @ (Request::Connect(_)
             | Request::Exec(_)
             | Request::Files(_)
+            | Request::KeyAgent(_)
             | Request::Ping
             | Request::Sftp(_)) => {
                 self.take_request(client, stream, request, agent, notices);

@@ -8,6 +8,9 @@ use rustix::io::Errno;
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
 use rustix::termios::{LocalModes, SpecialCodeIndex, Winsize, tcgetattr, tcgetpgrp, tcsetwinsize};
 
+/// What a terminal does with what it is told.
+pub(crate) mod modes;
+
 /// Group of terminals: what devpts gives to new ones, and what every distribution calls `tty`.
 pub(crate) const TTY_GROUP: u32 = 5;
 
