@@ -167,6 +167,63 @@ fn a_published_port_leads_into_the_guest() {
     assert!(thread.join().unwrap(), "other bytes came back");
 }
 
+/// What a published port gives to who comes and says nothing: what the guest's server says, or nothing.
+fn greeting(port: u16) -> Option<String> {
+    let mut socket = TcpStream::connect(("127.0.0.1", port)).ok()?;
+    let mut said = String::new();
+    socket.read_to_string(&mut said).ok()?;
+    (!said.is_empty()).then_some(said)
+}
+
+#[test]
+fn the_policy_and_the_ports_of_a_sandbox_that_runs_can_be_changed() {
+    let guests = Guests::with(&[]);
+    let modify = |args: &[&str]| guests.run([&["modify", "x"], args].concat());
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let target = listener.local_addr().unwrap().port().to_string();
+    let call = ["exec", "x", "--", "nc", HOST, &target];
+    assert_eq!(guests.run(call).code, 1, "the host is not public");
+
+    // What is allowed is allowed at once.
+    let changed = modify(&["--net", "public,host"]);
+    assert_eq!(changed.code, 0, "{changed:?}");
+    assert_eq!(stderr(&changed), "");
+    let talk = guests.start(call);
+    let (mut socket, _) = listener.accept().unwrap();
+
+    // And what is not any more ends.
+    modify(&["--net", "public"]).done();
+    assert!(socket.read(&mut [0]).is_err(), "it was not broken off");
+    assert_ne!(talk.finish().code, 0);
+    assert_eq!(guests.run(call).code, 1);
+    let denied = |event: &Value| event["type"] == "close" && event["how"] == "denied";
+    wait_until("the log has it", || events(&guests).iter().any(denied));
+
+    // Ports come and go; one that is in use changes nothing.
+    let serve = "while :; do echo hello | nc -l -p 80; done";
+    let _server = guests.start(["exec", "x", "--", "sh", "-c", serve]);
+    let port = free_port();
+    let published = format!("{port}:80");
+    modify(&["-p", &published]).done();
+    wait_until("the port leads into the guest", || {
+        greeting(port).as_deref() == Some("hello\n")
+    });
+    let busy = modify(&["-p", &format!("{target}:81"), "--net", "all"]);
+    assert_eq!(busy.code, 1, "{busy:?}");
+    assert!(stderr(&busy).contains("address already in use"), "{busy:?}");
+    assert_eq!(guests.run(call).code, 1, "half of it was done");
+    wait_until("the port is still there", || greeting(port).is_some());
+    modify(&["--port-rm", &published]).done();
+    let refused = TcpStream::connect(("127.0.0.1", port)).unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+
+    // It is written down, and what cannot change now waits.
+    let ports = guests.run(["ps", "x", "--format", "json"]).done();
+    assert!(!ports.contains(&port.to_string()), "{ports}");
+    let later = modify(&["--net-ipv4-pool", "10.77.0.0/16"]);
+    assert!(stderr(&later).contains("msb restart x"), "{later:?}");
+}
+
 #[test]
 fn a_port_that_is_in_use_ends_the_start_and_leaves_nothing() {
     let home = Home::with_busybox();

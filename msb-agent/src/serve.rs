@@ -368,7 +368,8 @@ impl Agent {
                 request @ (Request::Stop(_)
                 | Request::Wait
                 | Request::Signal(_)
-                | Request::Attach(_)),
+                | Request::Attach(_)
+                | Request::Network(_)),
             ) => {
                 self.refuse(stream, unsupported(request.operation()));
             }

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use libmsb::net::rule::{Direction, Protocol};
 
-use crate::dns::{Output, Server, Transport};
+use crate::dns::{Output, Server, Settings, Transport};
 use crate::flow::{End, Flow};
 use crate::log::Log;
 use crate::policy::{Facts, Judge, Tls, Verdict};
@@ -23,10 +23,15 @@ pub(crate) struct Gate {
 }
 
 /// Where a connection of the guest goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Way {
-    /// To somebody. `look`: what the guest says first must be looked at before anybody else hears of it.
-    To { target: SocketAddr, look: bool },
+    /// To somebody. `look`: what the guest says first must be looked at before anybody else hears of it. `facts`: what it
+    /// was judged by.
+    To {
+        target: SocketAddr,
+        look: bool,
+        facts: Facts,
+    },
     /// To our own name server.
     Names,
 }
@@ -34,6 +39,12 @@ pub(crate) enum Way {
 impl Gate {
     pub(crate) fn new(judge: Judge, names: Server) -> Gate {
         Gate { judge, names }
+    }
+
+    /// Judges by another policy from now on, and asks others for names. What names were found to have stays known.
+    pub(crate) fn renew(&mut self, judge: Judge, names: Settings) {
+        self.judge = judge;
+        self.names.renew(names);
     }
 
     /// The guest asks for a name.
@@ -102,23 +113,41 @@ impl Gate {
             return Some(Way::Names);
         }
         let facts = self.facts(now, Direction::Egress, protocol, flow.remote);
-        let verdict = self.judge(flow, facts, log);
+        let verdict = self.judge(flow, facts.clone(), log);
         let target = SocketAddr::new(host_address(network, flow.remote.address), flow.remote.port);
         verdict.allows().then_some(Way::To {
             target,
             look: verdict.look,
+            facts,
         })
     }
 
-    /// Whether a connection may go on, now that it is known what the guest says first.
-    pub(crate) fn look(&mut self, flow: &Flow, tls: Tls, (now, log): (Instant, &mut Log)) -> bool {
+    /// Whether a connection may go on, now that it is known what the guest says first: as facts to judge it by later.
+    pub(crate) fn look(
+        &mut self,
+        flow: &Flow,
+        tls: Tls,
+        (now, log): (Instant, &mut Log),
+    ) -> Option<Facts> {
         let facts = self.facts(now, Direction::Egress, Protocol::Tcp, flow.remote);
         let facts = Facts { tls, ..facts };
         let verdict = self.judge.verdict(&facts);
         if !verdict.allows() {
             log.deny(flow, &facts, verdict);
+            return None;
         }
-        verdict.allows()
+        Some(facts)
+    }
+
+    /// Whether what is open may stay, now that the policy is another. The names count that its address had when it was
+    /// opened. What would have to be looked at, and was not, may not.
+    pub(crate) fn stays(&self, flow: &Flow, facts: &Facts, log: &mut Log) -> bool {
+        let verdict = self.judge.verdict(facts);
+        let stays = verdict.allows() && !(verdict.look && facts.tls == Tls::Unseen);
+        if !stays {
+            log.deny(flow, facts, verdict);
+        }
+        stays
     }
 
     /// Whether the guest may ask somebody for an echo.
@@ -142,20 +171,21 @@ impl Gate {
         self.judge(&flow, facts, log).allows()
     }
 
-    /// Whether somebody may come to a published port, which is that of the flow's guest.
+    /// Whether somebody may come to a published port, which is that of the flow's guest: what it was judged by.
     pub(crate) fn ingress(
         &mut self,
         flow: &Flow,
         peer: SocketAddr,
         protocol: Protocol,
         (now, log): (Instant, &mut Log),
-    ) -> bool {
+    ) -> Option<Facts> {
         let caller = End {
             address: peer.ip().to_canonical(),
             port: flow.guest.port,
         };
         let facts = self.facts(now, Direction::Ingress, protocol, caller);
-        self.judge(flow, facts, log).allows()
+        let verdict = self.judge(flow, facts.clone(), log);
+        verdict.allows().then_some(facts)
     }
 }
 

@@ -18,6 +18,7 @@ mod address;
 mod arguments;
 /// The Internet checksum.
 mod checksum;
+mod control;
 /// The frame stream.
 mod device;
 /// The guest's way to find names.

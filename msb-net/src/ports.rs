@@ -7,9 +7,11 @@
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 
+use libmsb::net::network::HandedPort;
 use libmsb::net::ports::Transport;
 use libmsb::net::rule::Protocol;
-use rustix::io::Errno;
+use rustix::event::epoll;
+use rustix::io::{Errno, ioctl_fionbio};
 use rustix::net::{RecvFlags, SocketFlags, acceptfrom_with, recvfrom};
 
 use crate::flow::{End, Flow};
@@ -30,14 +32,83 @@ const PORTS_FROM: u16 = 1024;
 pub(crate) struct Port {
     /// Listens, or takes datagrams.
     pub(crate) socket: OwnedFd,
+    /// What it is bound to.
+    pub(crate) host: SocketAddr,
     pub(crate) guest: u16,
     pub(crate) transport: Transport,
+}
+
+/// Published ports, by their numbers. The number of one that is published no more is free for another.
+pub(crate) type Ports = Vec<Option<Port>>;
+
+/// Makes the ports those that are wanted: `fresh` has the sockets of those that are new. What came through a port that goes
+/// stays.
+pub(crate) fn renew(
+    world: &mut World,
+    wanted: &[HandedPort],
+    fresh: Vec<OwnedFd>,
+) -> Result<(), String> {
+    let mut fresh: Vec<Option<OwnedFd>> = fresh.into_iter().map(Some).collect();
+    let mut added = Vec::new();
+    for port in wanted {
+        let Some(number) = port.fd else {
+            if !world.ports.iter().flatten().any(|had| had.is(port)) {
+                return Err(format!(
+                    "the port {}/{} is not there",
+                    port.host, port.transport
+                ));
+            }
+            continue;
+        };
+        let socket = usize::try_from(number)
+            .ok()
+            .and_then(|place| fresh.get_mut(place)?.take());
+        let socket = socket
+            .ok_or_else(|| format!("the port {}/{} did not come", port.host, port.transport))?;
+        ioctl_fionbio(&socket, true).map_err(|error| format!("a port cannot be used: {error}"))?;
+        added.push(Port {
+            socket,
+            host: port.host,
+            guest: port.guest,
+            transport: port.transport,
+        });
+    }
+    for place in &mut world.ports {
+        if let Some(port) = place
+            && !wanted
+                .iter()
+                .any(|wanted| wanted.fd.is_none() && port.is(wanted))
+        {
+            // Whoever has the socket beside us keeps it in there otherwise.
+            let _ = epoll::delete(&world.epoll, &port.socket);
+            *place = None;
+        }
+    }
+    for port in added {
+        let number = world.ports.iter().position(Option::is_none);
+        let number = number.unwrap_or(world.ports.len());
+        world
+            .watch_port(&port, number)
+            .map_err(|error| format!("a port cannot be watched: {error}"))?;
+        if number == world.ports.len() {
+            world.ports.push(None);
+        }
+        world.ports[number] = Some(port);
+    }
+    Ok(())
+}
+
+impl Port {
+    /// Whether it is that port, and leads to where that is to lead.
+    fn is(&self, wanted: &HandedPort) -> bool {
+        (self.host, self.transport, self.guest) == (wanted.host, wanted.transport, wanted.guest)
+    }
 }
 
 /// Takes who calls at a port.
 pub(crate) fn accept(world: &mut World, tcp: &mut Tcp, number: u32) {
     for _ in 0..TAKES {
-        let Some(port) = world.ports.get(number as usize) else {
+        let Some(Some(port)) = world.ports.get(number as usize) else {
             return;
         };
         let guest_port = port.guest;
@@ -58,15 +129,14 @@ pub(crate) fn accept(world: &mut World, tcp: &mut Tcp, number: u32) {
         };
         host::prepare(&socket);
         let flow = flow_of(&world.network, guest_port, peer, |flow| tcp.has(flow));
-        match flow {
-            Some(flow)
-                if world
-                    .gate
-                    .ingress(&flow, peer, Protocol::Tcp, (world.now, &mut world.log)) =>
-            {
-                tcp.accepted(world, flow, socket);
-            }
-            _ => host::break_off(socket),
+        let admitted = flow.and_then(|flow| {
+            let told = (world.now, &mut world.log);
+            let facts = world.gate.ingress(&flow, peer, Protocol::Tcp, told)?;
+            Some((flow, facts))
+        });
+        match admitted {
+            Some((flow, facts)) => tcp.accepted(world, (flow, facts), socket),
+            None => host::break_off(socket),
         }
     }
 }
@@ -75,7 +145,7 @@ pub(crate) fn accept(world: &mut World, tcp: &mut Tcp, number: u32) {
 pub(crate) fn receive(world: &mut World, udp: &mut Udp, number: u32) {
     let mut buffer = std::mem::take(&mut world.scratch);
     for _ in 0..TAKES {
-        let Some(port) = world.ports.get(number as usize) else {
+        let Some(Some(port)) = world.ports.get(number as usize) else {
             break;
         };
         let guest_port = port.guest;
@@ -91,14 +161,15 @@ pub(crate) fn receive(world: &mut World, udp: &mut Udp, number: u32) {
         let flow = flow_of(&world.network, guest_port, peer, |flow| {
             udp.is_of_another(flow, number, peer)
         });
-        if let Some(flow) = flow
-            && (udp.has(&flow)
-                || world
-                    .gate
-                    .ingress(&flow, peer, Protocol::Udp, (world.now, &mut world.log)))
-        {
-            udp.published(world, flow, (number, peer), &buffer[..count]);
+        let Some(flow) = flow else { continue };
+        if !udp.has(&flow) {
+            let told = (world.now, &mut world.log);
+            let Some(facts) = world.gate.ingress(&flow, peer, Protocol::Udp, told) else {
+                continue;
+            };
+            udp.admit(world, (flow, facts), (number, peer));
         }
+        udp.published(world, &flow, &buffer[..count]);
     }
     world.scratch = buffer;
 }

@@ -18,6 +18,7 @@ use rustix::io::{FdFlags, fcntl_getfd, fcntl_setfd, ioctl_fionbio};
 use rustix::rand::{GetRandomFlags, getrandom};
 
 use crate::address::HostFacts;
+use crate::control::Control;
 use crate::dns::Server;
 use crate::gate::Gate;
 use crate::isolate;
@@ -25,10 +26,7 @@ use crate::log::Log;
 use crate::policy::Judge;
 use crate::ports::Port;
 use crate::stack::{Parts, Stack};
-use libmsb::net::network::{MTU_MAX, Network, Settings, V4, V6};
-
-/// Longest settings, in bytes.
-const SETTINGS_BYTES_MAX: u64 = 4 * 1024 * 1024;
+use libmsb::net::network::{MTU_MAX, Network, SETTINGS_BYTES_MAX, Settings, V4, V6};
 
 /// What is typed.
 #[derive(Debug, Args)]
@@ -73,6 +71,9 @@ pub(crate) struct ServeArgs {
     /// End when the other end of this pipe is closed
     #[arg(long, value_name = "N")]
     life_fd: Option<RawFd>,
+    /// Take new settings over this connected socket of packets; see CONTROL in msb-net(1)
+    #[arg(long, value_name = "N")]
+    control_fd: Option<RawFd>,
     /// Count what goes through in this file, the samples of a sandbox
     #[arg(long, value_name = "N")]
     samples_fd: Option<RawFd>,
@@ -88,10 +89,12 @@ pub(crate) fn serve(args: &ServeArgs) -> anyhow::Result<()> {
         .check()
         .map_err(|error| Failure::usage(error.to_owned()))?;
     let ports = settings.ports.iter().map(|port| {
-        let socket = inherited(port.fd)?;
+        let number = port.fd.context("a port has no descriptor")?;
+        let socket = inherited(number)?;
         ioctl_fionbio(&socket, true)?;
         Ok(Port {
             socket,
+            host: port.host,
             guest: port.guest,
             transport: port.transport,
         })
@@ -108,17 +111,13 @@ pub(crate) fn serve(args: &ServeArgs) -> anyhow::Result<()> {
     let frames = frames(args)?;
     ioctl_fionbio(&frames, true).context("cannot use the frame stream")?;
     raise_descriptor_limit();
-    let judge = judge(&settings);
-    let names = Server::new(
-        crate::dns::Settings {
-            upstreams: settings.nameservers.clone(),
-            timeout: Duration::from_millis(u64::from(settings.net.dns.query_timeout_ms)),
-        },
-        Box::new(random),
-    );
+    let control = args.control_fd.map(inherited).transpose()?;
+    let (judge, names) = judges(&settings);
+    let names = Server::new(names, Box::new(random));
     let mut stack = Stack::new(Parts {
         frames,
         life,
+        control: control.map(Control::new),
         samples,
         network: settings.network,
         gate: Gate::new(judge, names),
@@ -137,17 +136,23 @@ fn random() -> Option<u16> {
     (count == bytes.len()).then(|| u16::from_ne_bytes(bytes))
 }
 
-fn judge(settings: &Settings) -> Judge {
+/// Who judges, and who is asked for names.
+pub(crate) fn judges(settings: &Settings) -> (Judge, crate::dns::Settings) {
     let host = HostFacts {
         gateways: settings.network.gateways(),
         own: settings.own.clone(),
         nat64: settings.net.nat64.clone(),
     };
-    Judge::new(
+    let judge = Judge::new(
         settings.net.policy.clone(),
         settings.net.dns.rebind_protection,
         host,
-    )
+    );
+    let names = crate::dns::Settings {
+        upstreams: settings.nameservers.clone(),
+        timeout: Duration::from_millis(u64::from(settings.net.dns.query_timeout_ms)),
+    };
+    (judge, names)
 }
 
 fn settings(args: &ServeArgs) -> anyhow::Result<Settings> {

@@ -16,6 +16,7 @@ use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::io::Errno;
 
+use crate::control::{Control, Word};
 use crate::device::{Received, Receiver, Transmitter};
 use crate::fragments::Fragments;
 use crate::gate::Gate;
@@ -23,12 +24,13 @@ use crate::icmp::Icmp;
 use crate::ip::{self, Frame, Packet, protocol};
 use crate::log::Log;
 use crate::neighbours;
-use crate::ports::{self, Port};
+use crate::ports::{self, Port, Ports};
 use crate::resolver::{Asked, Resolver};
+use crate::serve;
 use crate::slab::Key;
 use crate::tcp::Tcp;
 use crate::udp::Udp;
-use libmsb::net::network::Network;
+use libmsb::net::network::{Network, Settings};
 
 /// Events that are taken at once.
 const EVENTS: usize = 256;
@@ -62,9 +64,11 @@ pub(crate) enum Kind {
     Stream,
     /// A question to another name server.
     Upstream,
+    /// New settings.
+    Control,
 }
 
-const KINDS: [Kind; 8] = [
+const KINDS: [Kind; 9] = [
     Kind::Frames,
     Kind::Life,
     Kind::Tcp,
@@ -73,18 +77,19 @@ const KINDS: [Kind; 8] = [
     Kind::Port,
     Kind::Stream,
     Kind::Upstream,
+    Kind::Control,
 ];
 /// The kind stands above the key in an event's data.
 const KIND_SHIFT: u32 = 56;
 
 /// What everybody needs.
 pub(crate) struct World {
-    epoll: OwnedFd,
+    pub(crate) epoll: OwnedFd,
     pub(crate) network: Network,
     pub(crate) transmitter: Transmitter,
     pub(crate) gate: Gate,
     pub(crate) log: Log,
-    pub(crate) ports: Vec<Port>,
+    pub(crate) ports: Ports,
     /// What the guest has asked the name server in this turn.
     pub(crate) asked: Vec<Asked>,
     /// When this turn began.
@@ -110,6 +115,12 @@ impl World {
 }
 
 impl World {
+    /// Waits for callers at a port.
+    pub(crate) fn watch_port(&self, port: &Port, number: usize) -> Result<(), Errno> {
+        let number = number as u64;
+        self.watch(port.socket.as_fd(), Kind::Port, number, EventFlags::IN)
+    }
+
     fn watch_frames(&self, flags: EventFlags) -> Result<(), Errno> {
         let data = EventData::new_u64((Kind::Frames as u64) << KIND_SHIFT);
         epoll::modify(&self.epoll, self.transmitter.socket(), data, flags)
@@ -141,6 +152,7 @@ pub(crate) struct Stack {
     icmp: Icmp,
     resolver: Resolver,
     life: Option<OwnedFd>,
+    control: Option<Control>,
     /// Where it is counted what goes through, if anybody wants to know.
     samples: Option<NetWriter>,
 }
@@ -149,6 +161,7 @@ pub(crate) struct Stack {
 pub(crate) struct Parts {
     pub(crate) frames: OwnedFd,
     pub(crate) life: Option<OwnedFd>,
+    pub(crate) control: Option<Control>,
     pub(crate) samples: Option<NetWriter>,
     pub(crate) network: Network,
     pub(crate) gate: Gate,
@@ -166,7 +179,7 @@ impl Stack {
             transmitter: Transmitter::new(parts.frames),
             gate: parts.gate,
             log: parts.log,
-            ports: parts.ports,
+            ports: parts.ports.into_iter().map(Some).collect(),
             asked: Vec::new(),
             now: Instant::now(),
             scratch: vec![0; SCRATCH_BYTES].into_boxed_slice(),
@@ -177,13 +190,12 @@ impl Stack {
             if let Some(life) = &parts.life {
                 world.watch(life.as_fd(), Kind::Life, 0, EventFlags::IN)?;
             }
+            if let Some(control) = &parts.control {
+                world.watch(control.socket(), Kind::Control, 0, EventFlags::IN)?;
+            }
             for (number, port) in world.ports.iter().enumerate() {
-                world.watch(
-                    port.socket.as_fd(),
-                    Kind::Port,
-                    number as u64,
-                    EventFlags::IN,
-                )?;
+                port.iter()
+                    .try_for_each(|port| world.watch_port(port, number))?;
             }
             Ok(())
         };
@@ -200,6 +212,7 @@ impl Stack {
             icmp: Icmp::new(),
             resolver: Resolver::new(),
             life: parts.life,
+            control: parts.control,
             samples: parts.samples,
         })
     }
@@ -305,6 +318,44 @@ impl Stack {
         })
     }
 
+    /// Takes new settings.
+    fn control(&mut self) {
+        let Some(mut control) = self.control.take() else {
+            return;
+        };
+        loop {
+            match control.next() {
+                Word::Settings(settings, ports) => {
+                    control.answer(self.renew(*settings, ports).err());
+                }
+                Word::Nonsense(why) => control.answer(Some(why)),
+                Word::Nothing => break,
+                // Nobody has a word any more; who started us is watched elsewhere.
+                Word::End => return,
+            }
+        }
+        self.control = Some(control);
+    }
+
+    /// Makes the policy, the name servers, the ports and the number of connections others.
+    fn renew(&mut self, settings: Settings, fresh: Vec<OwnedFd>) -> Result<(), String> {
+        let world = &mut self.world;
+        let kept = (
+            settings.network.v4,
+            settings.network.v6,
+            settings.network.mtu,
+        );
+        if kept != (world.network.v4, world.network.v6, world.network.mtu) {
+            return Err("the addresses of a network that runs do not change".to_owned());
+        }
+        ports::renew(world, &settings.ports, fresh)?;
+        let (judge, names) = serve::judges(&settings);
+        world.gate.renew(judge, names);
+        self.tcp.renew(world, settings.net.max_connections as usize);
+        self.udp.renew(world);
+        Ok(())
+    }
+
     fn event(&mut self, event: &Event) -> Option<End> {
         let (data, flags) = (event.data.u64(), event.flags);
         let key = Key::from_bits(data & ((1 << KIND_SHIFT) - 1));
@@ -323,9 +374,11 @@ impl Stack {
             Kind::Ping => self.icmp.event(world, key),
             Kind::Stream => self.resolver.stream(world, key),
             Kind::Upstream => self.resolver.upstream(world, key),
+            Kind::Control => self.control(),
             Kind::Port => {
                 let number = data as u32;
-                match world.ports.get(number as usize).map(|port| port.transport) {
+                let port = world.ports.get(number as usize).and_then(Option::as_ref);
+                match port.map(|port| port.transport) {
                     Some(Transport::Tcp) => ports::accept(world, &mut self.tcp, number),
                     Some(Transport::Udp) => ports::receive(world, &mut self.udp, number),
                     None => {}

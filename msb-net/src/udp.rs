@@ -18,6 +18,7 @@ use crate::host;
 use crate::icmp::{self, Code};
 use crate::ip::{self, Head, Packet, Piece, protocol};
 use crate::limits::{UDP_FLOWS_MAX, UDP_TIMEOUT};
+use crate::policy::Facts;
 use crate::resolver::Asked;
 use crate::slab::{Key, Slab};
 use crate::stack::{Kind, World};
@@ -25,6 +26,9 @@ use crate::timers::Timers;
 
 /// Bytes of the header.
 const HEADER: usize = 8;
+/// How a flow ends, in events: nothing came for long, or the policy has become another.
+const SILENT: &str = "silent";
+const DENIED: &str = "denied";
 /// Datagrams of one flow that are read in its turn.
 const READS: usize = 64;
 
@@ -38,6 +42,8 @@ enum Side {
 
 struct Datagrams {
     flow: Flow,
+    /// What it was judged by.
+    facts: Facts,
     id: u64,
     side: Side,
     opened: Instant,
@@ -92,8 +98,8 @@ impl Udp {
         let sent = match &datagrams.side {
             Side::Own(socket) => send(socket, payload, SendFlags::NOSIGNAL),
             Side::Published { port, peer } => match world.ports.get(*port as usize) {
-                Some(port) => sendto(&port.socket, payload, SendFlags::NOSIGNAL, peer),
-                None => Ok(0),
+                Some(Some(port)) => sendto(&port.socket, payload, SendFlags::NOSIGNAL, peer),
+                _ => Ok(0),
             },
         };
         match sent {
@@ -115,28 +121,29 @@ impl Udp {
         let way = world
             .gate
             .egress(network, &flow, Protocol::Udp, (world.now, log));
-        let Some(Way::To { target, .. }) = way else {
+        let Some(Way::To { target, facts, .. }) = way else {
             return Ok(None);
         };
         let socket = host::datagrams(target)?;
-        let key = self.add(world, flow, Side::Own(socket));
+        let key = self.add(world, (flow, facts), Side::Own(socket));
         let Some(Side::Own(socket)) = self.flows.get(key).map(|flow| &flow.side) else {
             return Err(Errno::NOENT);
         };
         if let Err(error) = world.watch(socket.as_fd(), Kind::Udp, key.to_bits(), EventFlags::IN) {
-            self.remove(world, key);
+            self.remove(world, key, SILENT);
             return Err(error);
         }
         Ok(Some(key))
     }
 
-    fn add(&mut self, world: &mut World, flow: Flow, side: Side) -> Key {
+    fn add(&mut self, world: &mut World, (flow, facts): (Flow, Facts), side: Side) -> Key {
         if self.flows.len() >= UDP_FLOWS_MAX {
             self.evict(world);
         }
         self.count += 1;
         let key = self.flows.insert(Datagrams {
             flow,
+            facts,
             id: self.count,
             side,
             opened: world.now,
@@ -159,11 +166,30 @@ impl Udp {
         let flows = self.flows.keys().into_iter();
         let used = flows.filter_map(|key| Some((self.flows.get(key)?.used, key)));
         if let Some((_, key)) = used.min() {
-            self.remove(world, key);
+            self.remove(world, key, SILENT);
         }
     }
 
-    fn remove(&mut self, world: &mut World, key: Key) {
+    /// The policy, or the ports, are others: ends the flows that could not be opened any more, and those of ports that are
+    /// gone.
+    pub(crate) fn renew(&mut self, world: &mut World) {
+        for key in self.flows.keys() {
+            let Some(flow) = self.flows.get(key) else {
+                continue;
+            };
+            let has_port = match flow.side {
+                Side::Own(_) => true,
+                Side::Published { port, .. } => {
+                    matches!(world.ports.get(port as usize), Some(Some(_)))
+                }
+            };
+            if !has_port || !world.gate.stays(&flow.flow, &flow.facts, &mut world.log) {
+                self.remove(world, key, DENIED);
+            }
+        }
+    }
+
+    fn remove(&mut self, world: &mut World, key: Key, how: &'static str) {
         let Some(mut flow) = self.flows.remove(key) else {
             return;
         };
@@ -173,7 +199,7 @@ impl Udp {
         let lasted = world.now.saturating_duration_since(flow.opened);
         world
             .log
-            .close(&flow.flow, "udp", flow.id, bytes, lasted, "silent");
+            .close(&flow.flow, "udp", flow.id, bytes, lasted, how);
     }
 
     /// Something came for a flow.
@@ -203,23 +229,24 @@ impl Udp {
         world.scratch = buffer;
     }
 
-    /// Somebody wrote to a published port.
-    pub(crate) fn published(
+    /// Somebody may write to a published port.
+    pub(crate) fn admit(
         &mut self,
         world: &mut World,
-        flow: Flow,
+        admitted: (Flow, Facts),
         (port, peer): (u32, SocketAddr),
-        payload: &[u8],
     ) {
-        let key = match self.by_flow.get(&flow) {
-            Some(key) => *key,
-            None => self.add(world, flow, Side::Published { port, peer }),
-        };
-        if let Some(datagrams) = self.flows.get_mut(key) {
+        self.add(world, admitted, Side::Published { port, peer });
+    }
+
+    /// Somebody who may has written to a published port.
+    pub(crate) fn published(&mut self, world: &mut World, flow: &Flow, payload: &[u8]) {
+        let key = self.by_flow.get(flow).copied();
+        if let Some(datagrams) = key.and_then(|key| self.flows.get_mut(key)) {
             datagrams.used = world.now;
             datagrams.bytes_down += payload.len() as u64;
         }
-        send_datagram(world, &flow, payload);
+        send_datagram(world, flow, payload);
     }
 
     /// Whether there is a flow between these two.
@@ -266,7 +293,7 @@ impl Udp {
             if end > world.now {
                 self.timers.set(&mut flow.timer, end, key);
             } else {
-                self.remove(world, key);
+                self.remove(world, key, SILENT);
             }
         }
     }

@@ -31,11 +31,11 @@ pub(crate) fn while_serving(home: &Home, sandbox: &Sandbox, ephemeral: bool) -> 
     }
     vec![
         Step::of(SUPERVISOR, "privileges", isolate::refuse_privileges()),
-        // Signals: it ends the machine, which has a confinement of its own.
+        // Signals: it ends the machine, which has a confinement of its own. Ports: they are published while it runs, too.
         Step::of(
             SUPERVISOR,
             "paths",
-            isolate::keep_paths(&rules, Reach::Signals),
+            isolate::keep_paths(&rules, Reach::Ports),
         ),
         Step::of(SUPERVISOR, "calls", isolate::refuse_calls(false)),
     ]

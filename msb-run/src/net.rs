@@ -4,8 +4,9 @@
 //! nothing left behind. Everything reaches `msb-net` as a descriptor, so that it needs no files and no privileges.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
-use std::net::SocketAddr;
+use std::io::{self, IoSlice, Write};
+use std::mem::MaybeUninit;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
@@ -13,13 +14,16 @@ use anyhow::Context;
 use libmsb::cli::error::Failure;
 use libmsb::machine;
 use libmsb::net::dns;
-use libmsb::net::network::{HandedPort, Network, Settings};
+use libmsb::net::network::{
+    Answer, HandedPort, Network, PACKET_DESCRIPTORS_MAX, PACKET_PORTS, PACKET_SETTINGS, Settings,
+};
 use libmsb::net::ports::{PublishedPort, Transport};
 use libmsb::net::{HOST_ALIAS, NetSpec, own};
 use msb_wire::boot::{BootAddress, BootNet};
 use rustix::fs::{MemfdFlags, SeekFrom, memfd_create, seek};
 use rustix::net::{
-    AddressFamily, SocketFlags, SocketType, bind, ipproto, listen, socket_with, sockopt,
+    AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags,
+    SocketType, bind, ipproto, listen, recv, sendmsg, socket_with, socketpair, sockopt,
 };
 
 use crate::supervisor::process::Process;
@@ -27,12 +31,17 @@ use crate::supervisor::process::Process;
 /// Callers that wait at a published port, at most; the system has a bound of its own.
 const BACKLOG: i32 = 4096;
 
+/// Longest answer of `msb-net`, in bytes.
+const ANSWER_BYTES_MAX: usize = 4096;
+
 /// A network whose ports are bound.
 pub(crate) struct Net {
     spec: NetSpec,
     network: Network,
     ports: Vec<(OwnedFd, PublishedPort)>,
     nameservers: Vec<SocketAddr>,
+    /// The host's own addresses.
+    own: Vec<IpAddr>,
 }
 
 impl Net {
@@ -54,7 +63,65 @@ impl Net {
             network,
             ports,
             nameservers: dns::upstreams(&spec.dns)?,
+            own: own::addresses(),
         }))
+    }
+
+    /// What it should be.
+    pub(crate) fn spec(&self) -> &NetSpec {
+        &self.spec
+    }
+
+    /// The network that this one can become while it runs: the same wire, and another policy, name servers and ports. Gives
+    /// also the places of the ports that are new, which are bound already.
+    pub(crate) fn renewed(
+        &self,
+        spec: NetSpec,
+        nameservers: Vec<SocketAddr>,
+        own: Vec<IpAddr>,
+    ) -> anyhow::Result<(Net, Vec<usize>)> {
+        let same = spec.enabled
+            && (spec.ipv4_pool, spec.ipv6_pool) == (self.spec.ipv4_pool, self.spec.ipv6_pool);
+        if !same {
+            let message = "addresses, and whether there is a network, do not change while it runs";
+            return Err(Failure::wrong_state(message).into());
+        }
+        let mut ports = Vec::new();
+        let mut new_ports = Vec::new();
+        for port in spec.ports.iter().flat_map(|ports| ports.each()) {
+            let had = self.ports.iter().find(|(_, had)| *had == port);
+            let socket = match had {
+                Some((socket, _)) => socket.try_clone().context("cannot keep a port")?,
+                None => {
+                    new_ports.push(ports.len());
+                    bound(&port)?
+                }
+            };
+            ports.push((socket, port));
+        }
+        let net = Net {
+            network: self.network.clone(),
+            own,
+            spec,
+            ports,
+            nameservers,
+        };
+        Ok((net, new_ports))
+    }
+
+    /// Tells `msb-net` that the network is this one now. It answers later.
+    pub(crate) fn tell(&self, process: &NetProcess, new_ports: &[usize]) -> anyhow::Result<()> {
+        let place = |at: usize| new_ports.iter().position(|new| *new == at);
+        let settings =
+            self.settings_file(|at, _| place(at).and_then(|place| i32::try_from(place).ok()))?;
+        let sockets: Vec<BorrowedFd<'_>> = new_ports
+            .iter()
+            .map(|at| self.ports[*at].0.as_fd())
+            .collect();
+        for some in sockets.chunks(PACKET_DESCRIPTORS_MAX) {
+            process.send(PACKET_PORTS, some)?;
+        }
+        process.send(PACKET_SETTINGS, &[settings.as_fd()])
     }
 
     /// The device, as the machine gets it.
@@ -101,12 +168,20 @@ impl Net {
         let (events, events_theirs) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
             .context("cannot make a pipe")?;
         rustix::io::ioctl_fionbio(&events, true)?;
-        let settings = self.settings_file()?;
+        let (control, control_theirs) = socketpair(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+            None,
+        )
+        .context("cannot make a socket for the network")?;
+        let settings = self.settings_file(|_, socket| Some(socket.as_raw_fd()))?;
         let mut args = vec!["serve".to_owned()];
         for (option, descriptor) in [
             ("--fd", Some(theirs.as_fd())),
             ("--settings-fd", Some(settings.as_fd())),
             ("--events-fd", Some(events_theirs.as_fd())),
+            ("--control-fd", Some(control_theirs.as_fd())),
             ("--life-fd", Some(life)),
             ("--samples-fd", samples),
         ] {
@@ -118,6 +193,7 @@ impl Net {
             theirs.as_fd(),
             settings.as_fd(),
             events_theirs.as_fd(),
+            control_theirs.as_fd(),
             life,
         ];
         inherited.extend(samples);
@@ -125,21 +201,25 @@ impl Net {
         Ok(NetProcess {
             process: Process::start("msb-net", &args, &inherited)?,
             events: events.into(),
+            control,
             frames: Some(frames.into()),
         })
     }
 
-    fn settings_file(&self) -> anyhow::Result<File> {
+    /// The settings, with what they call the ports' sockets.
+    fn settings_file(&self, name: impl Fn(usize, &OwnedFd) -> Option<i32>) -> anyhow::Result<File> {
         let settings = Settings {
             network: self.network.clone(),
             net: self.spec.clone(),
-            own: own::addresses(),
+            own: self.own.clone(),
             nameservers: self.nameservers.clone(),
             ports: self
                 .ports
                 .iter()
-                .map(|(socket, port)| HandedPort {
-                    fd: socket.as_raw_fd(),
+                .enumerate()
+                .map(|(at, (socket, port))| HandedPort {
+                    fd: name(at, socket),
+                    host: port.host,
                     guest: port.guest,
                     transport: port.transport,
                 })
@@ -161,8 +241,35 @@ pub(crate) struct NetProcess {
     pub(crate) process: Process,
     /// What happens, a line each.
     pub(crate) events: File,
+    /// Takes new settings, and gives an answer to each.
+    pub(crate) control: OwnedFd,
     /// The machine's end of the frame stream, until it has it.
     pub(crate) frames: Option<OwnedFd>,
+}
+
+impl NetProcess {
+    fn send(&self, kind: u8, descriptors: &[BorrowedFd<'_>]) -> anyhow::Result<()> {
+        let mut space =
+            [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(PACKET_DESCRIPTORS_MAX))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        ancillary.push(SendAncillaryMessage::ScmRights(descriptors));
+        let flags = SendFlags::NOSIGNAL;
+        sendmsg(
+            &self.control,
+            &[IoSlice::new(&[kind])],
+            &mut ancillary,
+            flags,
+        )
+        .map(drop)
+        .context("cannot tell msb-net")
+    }
+
+    /// What became of the settings that it was told.
+    pub(crate) fn answer(&self) -> Option<Answer> {
+        let mut bytes = [0; ANSWER_BYTES_MAX];
+        let (count, _) = recv(&self.control, &mut bytes[..], RecvFlags::DONTWAIT).ok()?;
+        serde_json::from_slice(&bytes[..count]).ok()
+    }
 }
 
 /// Binds a port of the host.

@@ -61,12 +61,12 @@ impl<P: AsRef<Path>> From<P> for Place<'_> {
 pub enum Reach {
     /// Signals go to processes of the same confinement only.
     Alone,
-    /// Signals go where the system lets them.
-    Signals,
+    /// Signals go where the system lets them, and TCP ports can be bound.
+    Ports,
 }
 
 /// Keeps the places that are named, and nothing else. Neither TCP nor abstract sockets of others can be used either, where
-/// the kernel knows to refuse them.
+/// the kernel knows to refuse them, but for what `reach` says.
 pub fn keep_paths(rules: &[(Place<'_>, Access)], reach: Reach) -> Taken {
     match restrict(rules, reach) {
         Ok(RulesetStatus::FullyEnforced) => Taken::Whole,
@@ -80,13 +80,15 @@ pub fn keep_paths(rules: &[(Place<'_>, Access)], reach: Reach) -> Taken {
 
 fn restrict(rules: &[(Place<'_>, Access)], reach: Reach) -> Result<RulesetStatus, RulesetError> {
     let mut scope = BitFlags::from(Scope::AbstractUnixSocket);
+    let mut net = BitFlags::from(AccessNet::ConnectTcp);
     if reach == Reach::Alone {
         scope |= Scope::Signal;
+        net |= AccessNet::BindTcp;
     }
     let mut ruleset = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(AccessFs::from_all(FILES))?
-        .handle_access(AccessNet::from_all(ABI::V4))?
+        .handle_access(net)?
         .scope(scope)?
         .create()?;
     for (place, access) in rules {

@@ -185,7 +185,25 @@ fn same_prefix(one: Ipv6Addr, other: Ipv6Addr, bits: u8) -> bool {
     one.to_bits() & mask == other.to_bits() & mask
 }
 
-/// What `msb-net serve` is told by whoever starts it.
+/// Longest settings, in bytes.
+pub const SETTINGS_BYTES_MAX: u64 = 4 * 1024 * 1024;
+
+/// What a packet to `msb-net` begins with that brings published ports, as descriptors (unix(7), `SCM_RIGHTS`).
+pub const PACKET_PORTS: u8 = b'p';
+/// The same of one that brings a file with [`Settings`] in JSON, as its only descriptor. It is answered by [`Answer`].
+pub const PACKET_SETTINGS: u8 = b's';
+/// Most descriptors of a packet: the kernel's bound (`SCM_MAX_FD`) is a little above.
+pub const PACKET_DESCRIPTORS_MAX: usize = 250;
+
+/// What became of new settings, in JSON.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answer {
+    /// Why they were not taken: then all is as it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// What `msb-net serve` is told by whoever starts it, and while it runs.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
@@ -208,8 +226,12 @@ pub struct Settings {
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct HandedPort {
-    /// The descriptor: it listens, or takes datagrams.
-    pub fd: i32,
+    /// The socket, which listens or takes datagrams: at the start its descriptor, later its place among the ports that
+    /// came for these settings. None: it is there already.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fd: Option<i32>,
+    /// What it is bound to: with `transport`, which port of the host it is.
+    pub host: SocketAddr,
     /// The guest's port.
     pub guest: u16,
     /// What is spoken.

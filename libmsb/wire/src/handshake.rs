@@ -32,6 +32,8 @@ pub mod operation {
     pub const JOBS: &str = "jobs";
     /// Copy files; see [`crate::file`].
     pub const FILES: &str = "files";
+    /// Supervisor: change the network of a sandbox that runs; see [`crate::network`].
+    pub const NETWORK: &str = "network";
     /// Guest: have a network; see [`crate::boot::BootNet`].
     pub const NET: &str = "net";
     /// Make folders and remove what is there; see [`crate::file::Direction`].

@@ -29,6 +29,8 @@ pub mod key_agent;
 pub mod limits;
 /// What a guest mounts besides its root.
 pub mod mount;
+/// A network that becomes another while its sandbox runs.
+pub mod network;
 /// What a guest costs, as its agent sees it.
 pub mod samples;
 /// Requests to the supervisor itself.

@@ -10,6 +10,7 @@ use crate::guest::InitRequest;
 use crate::handshake::operation;
 use crate::job::{AttachRequest, SignalRequest};
 use crate::key_agent::KeyAgentRequest;
+use crate::network::NetworkRequest;
 use crate::samples::SamplesRequest;
 use crate::sftp::SftpRequest;
 
@@ -49,6 +50,8 @@ pub enum Request {
     Signal(SignalRequest),
     /// Be with a job until it ends (client to supervisor); see [`crate::job`].
     Attach(AttachRequest),
+    /// Change the network (client to supervisor). Answered by [`crate::network::NetworkEvent`].
+    Network(NetworkRequest),
 }
 
 impl Request {
@@ -97,6 +100,7 @@ impl Request {
             Request::Shutdown(_) => operation::SHUTDOWN,
             Request::Stop(_) => operation::STOP,
             Request::Signal(_) | Request::Attach(_) => operation::JOBS,
+            Request::Network(_) => operation::NETWORK,
         }
     }
 }

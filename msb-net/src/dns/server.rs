@@ -130,6 +130,12 @@ impl Server {
         }
     }
 
+    /// Asks others from now on. Questions that wait for an answer go on with those.
+    pub(crate) fn renew(&mut self, settings: Settings) {
+        self.settings = settings;
+        self.upstream = 0;
+    }
+
     /// The names that an address was found for, and that are alive.
     pub(crate) fn names(&self, now: Instant, address: IpAddr) -> Vec<HostName> {
         self.pins.names(now, address)

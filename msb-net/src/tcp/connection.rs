@@ -9,6 +9,7 @@ use super::template::Template;
 use crate::device::Transmitter;
 use crate::flow::Flow;
 use crate::limits::{KEEPALIVE, KEEPALIVE_HALF_CLOSED};
+use crate::policy::Facts;
 use libmsb::net::network::Network;
 
 /// Time until a segment is sent again when nothing is known about the guest's answers (RFC 6298 has 1 s; the guest is near).
@@ -103,6 +104,8 @@ pub(crate) struct Connection {
     pub(super) host_shut: bool,
     pub(super) ack_due: bool,
 
+    /// What it was judged by; none of one with our own name server.
+    pub(super) facts: Option<Facts>,
     /// What the guest says first must be looked at: until then it waits.
     pub(super) look: bool,
     /// The host's socket may have something, may take something, will not say more than it has.
@@ -167,6 +170,7 @@ impl Connection {
             guest_done: false,
             host_shut: false,
             ack_due: false,
+            facts: None,
             look: false,
             readable: false,
             writable: false,

@@ -50,7 +50,7 @@ use crate::host;
 use crate::icmp;
 use crate::ip::Packet;
 use crate::limits::CONNECT_TIMEOUT;
-use crate::policy::Tls;
+use crate::policy::{Facts, Tls};
 use crate::resolver;
 use crate::slab::{Key, Slab};
 use crate::stack::{Kind, World};
@@ -163,10 +163,14 @@ impl Tcp {
         let way = world
             .gate
             .egress(network, &flow, Protocol::Tcp, (world.now, log));
-        let (dialed, look) = match way {
+        let (dialed, look, facts) = match way {
             None => return refuse(world, &flow, segment),
-            Some(Way::Names) => (resolver::connect(world), false),
-            Some(Way::To { target, look }) => (host::dial(target), look),
+            Some(Way::Names) => (resolver::connect(world), false, None),
+            Some(Way::To {
+                target,
+                look,
+                facts,
+            }) => (host::dial(target), look, Some(facts)),
         };
         let socket = match dialed {
             Ok(socket) => socket,
@@ -180,12 +184,18 @@ impl Tcp {
             connection.meet(&world.network, segment);
             connection.deadline = world.now + CONNECT_TIMEOUT;
             connection.look = look;
+            connection.facts = facts;
         }
         self.settle(world, key);
     }
 
     /// Somebody calls a published port: the guest is called.
-    pub(crate) fn accepted(&mut self, world: &mut World, flow: Flow, socket: OwnedFd) {
+    pub(crate) fn accepted(
+        &mut self,
+        world: &mut World,
+        (flow, facts): (Flow, Facts),
+        socket: OwnedFd,
+    ) {
         if self.connections.len() >= self.max || self.flows.contains_key(&flow) {
             world.log.limit(&flow, "tcp");
             return host::break_off(socket);
@@ -195,10 +205,31 @@ impl Tcp {
             return;
         };
         if let Some(connection) = self.connections.get_mut(key) {
+            connection.facts = Some(facts);
             connection.send_syn(&world.network, &mut world.transmitter);
             connection.arm(world.now);
         }
         self.settle(world, key);
+    }
+
+    /// The policy is another, and so is the number of connections that there may be: breaks off those that could not be
+    /// opened any more. Of too many, all stay.
+    pub(crate) fn renew(&mut self, world: &mut World, max: usize) {
+        self.max = max;
+        for key in self.connections.keys() {
+            let Some(connection) = self.connections.get_mut(key) else {
+                continue;
+            };
+            let Some(facts) = &connection.facts else {
+                continue;
+            };
+            // One that is still to be looked at is judged then.
+            if !connection.look && !world.gate.stays(&connection.flow, facts, &mut world.log) {
+                connection.over = Some(Over::Denied);
+                connection.send_reset(&mut world.transmitter);
+                self.settle(world, key);
+            }
+        }
     }
 
     /// Whether there is a connection between these two.
@@ -481,7 +512,8 @@ fn look(connection: &mut Connection, world: &mut World) {
         Peek::More => tls::NAMELESS,
     };
     let told = (world.now, &mut world.log);
-    if world.gate.look(&connection.flow, seen, told) {
+    connection.facts = world.gate.look(&connection.flow, seen, told);
+    if connection.facts.is_some() {
         connection.look = false;
     } else {
         connection.over = Some(Over::Denied);

@@ -6,27 +6,32 @@ use std::time::Duration;
 use clap::{Parser, ValueEnum};
 use libmsb::cli::args::{SandboxName, parse_cpus, parse_duration, parse_label, parse_memory};
 use libmsb::cli::error::Failure;
+use libmsb::cli::escape::escape;
 use libmsb::cli::output;
 use libmsb::net::args::NetArgs;
 use libmsb::net::ports::PublishedPorts;
+use libmsb::net::{NetSpec, dns, own};
 use libmsb::state::Home;
 use libmsb::state::sandboxes::Sandbox;
 use libmsb::state::spec::Spec;
+use msb_wire::client::ClientError;
+use msb_wire::network::{NetworkEvent, NetworkRequest};
+use msb_wire::sandbox::Request;
 use serde::Serialize;
 
-use super::SettingArgs;
+use super::{SettingArgs, answer, connect, refusal};
 use crate::guest::root_disk::{self, parse_size};
 use crate::metrics::MetricsArgs;
 use crate::plan;
 
 const TOOL: &str = "msb-modify";
 
-/// Change what a sandbox should be; labels count at once, all else from its next start on
+/// Change what a sandbox should be; labels and what its network allows count at once, all else from its next start on
 #[derive(Debug, Parser)]
 #[command(
     name = TOOL,
     version,
-    after_help = "Examples:\n  msb modify web --memory 2G --cpus 2 && msb restart web\n  msb modify web --label stage=test --label-rm old --dry-run"
+    after_help = "Examples:\n  msb modify web --memory 2G --cpus 2 && msb restart web\n  msb modify web --label stage=test --label-rm old --dry-run\n  msb modify web --net-rule allow@example.com --port 8080:80"
 )]
 pub(crate) struct ModifyArgs {
     /// The sandbox
@@ -100,16 +105,66 @@ struct Change {
 }
 
 pub(crate) fn run(args: ModifyArgs) -> anyhow::Result<()> {
-    let sandbox = Home::from_env()?.sandboxes().find(&args.name)?;
+    let home = Home::from_env()?;
+    let sandbox = home.sandboxes().find(&args.name)?;
     let before = sandbox.spec()?;
+    let mut at_once = vec!["labels"];
     let after = if args.dry_run {
         let mut spec = before.clone();
         change(&mut spec, &args)?;
         spec
     } else {
-        sandbox.modify(|spec| change(spec, &args))?
+        sandbox.modify(|spec| {
+            let had = spec.net.clone();
+            change(spec, &args)?;
+            if spec.net != had && renew_net(&home, &sandbox, &had, &spec.net)? {
+                at_once.push("net");
+            }
+            Ok(())
+        })?
     };
-    tell(&sandbox, &args, changes(&before, &after)?)
+    tell(&sandbox, &args, &at_once, changes(&before, &after)?)
+}
+
+/// Changes the network of a sandbox that runs, before it is written down what it should be: who is stopped in between has
+/// no word that it was done. `false`: this change has to wait for the next start.
+fn renew_net(home: &Home, sandbox: &Sandbox, had: &NetSpec, net: &NetSpec) -> anyhow::Result<bool> {
+    let same_wire = had.enabled
+        && net.enabled
+        && (had.ipv4_pool, had.ipv6_pool) == (net.ipv4_pool, net.ipv6_pool);
+    if !same_wire || !sandbox.is_alive()? {
+        return Ok(false);
+    }
+    let request = Request::Network(NetworkRequest {
+        net: serde_json::to_value(net)?,
+        nameservers: dns::upstreams(&net.dns)?,
+        own: own::addresses(),
+    });
+    let answered = match answer(connect(home, &sandbox.name)?, &request) {
+        Ok(answered) => answered,
+        // One of before this could be asked takes it with its next start.
+        Err(error) if is_unsupported(&error) => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    match serde_json::from_slice(&answered) {
+        Ok(NetworkEvent::Changed) => Ok(true),
+        Ok(NetworkEvent::Failed { message, hint }) => {
+            let failure = Failure::failed(escape(&message).into_owned());
+            Err(match hint {
+                Some(hint) => failure.hint(escape(&hint).into_owned()),
+                None => failure,
+            }
+            .into())
+        }
+        Err(_) => Err(refusal(&answered).into()),
+    }
+}
+
+fn is_unsupported(error: &anyhow::Error) -> bool {
+    matches!(
+        error.downcast_ref::<ClientError>(),
+        Some(ClientError::Unsupported(_))
+    )
 }
 
 fn change(spec: &mut Spec, args: &ModifyArgs) -> anyhow::Result<()> {
@@ -167,9 +222,14 @@ fn changes(before: &Spec, after: &Spec) -> anyhow::Result<Vec<Change>> {
     Ok(all.filter(|change| change.from != change.to).collect())
 }
 
-fn tell(sandbox: &Sandbox, args: &ModifyArgs, changes: Vec<Change>) -> anyhow::Result<()> {
-    let running = sandbox.is_alive()?;
-    let restart_needed = running && changes.iter().any(|change| change.field != "labels");
+fn tell(
+    sandbox: &Sandbox,
+    args: &ModifyArgs,
+    at_once: &[&str],
+    changes: Vec<Change>,
+) -> anyhow::Result<()> {
+    let waits = |change: &Change| !at_once.contains(&change.field.as_str());
+    let restart_needed = sandbox.is_alive()? && changes.iter().any(waits);
     if args.format == Some(Format::Json) {
         return Ok(output::print_json(&Report {
             name: args.name.clone(),

@@ -12,6 +12,7 @@ mod net;
 mod outcome;
 /// Between a guest that is set up and one that is open.
 mod prepare;
+mod renewal;
 
 use std::fs::File;
 use std::io::Read;
@@ -33,6 +34,7 @@ use msb_wire::samples::SamplesControl;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use self::net::NetLog;
+use self::renewal::Renewal;
 use super::clock::{HostClock, went_on};
 use super::exec_log::ExecLog;
 use super::last_line::LastLine;
@@ -60,6 +62,7 @@ const OPERATIONS: &[&str] = &[
     operation::FILES_CHANGE,
     operation::JOBS,
     operation::KEY_AGENT,
+    operation::NETWORK,
     operation::PING,
     operation::SAMPLES,
     operation::SFTP,
@@ -152,6 +155,8 @@ pub(crate) struct Life {
     pinged: Option<Instant>,
     log: Option<ExecLog>,
     net_log: NetLog,
+    /// Another network that `msb-net` was told of.
+    renewal: Option<Renewal>,
     attached: Option<ClientId>,
     /// The changes before anything of the image runs.
     changing: Option<Task<()>>,
@@ -266,6 +271,7 @@ pub(crate) fn begin(setup: Setup, starter: &mut Starter) -> Result<Life, Aborted
         pinged: None,
         log,
         net_log,
+        renewal: None,
         attached,
         changing: None,
         bond: starter.bond.take(),
@@ -289,6 +295,7 @@ enum Source {
     Exit,
     NetExit,
     NetEvents,
+    NetAnswer,
     Share,
     Listener,
     Signals,
@@ -359,6 +366,7 @@ impl Life {
         if let Some(net) = &self.machine.net {
             sources.push((Source::NetExit, net.process.pidfd(), PollFlags::IN));
             sources.push((Source::NetEvents, net.events.as_fd(), PollFlags::IN));
+            sources.push((Source::NetAnswer, net.control.as_fd(), PollFlags::IN));
         }
         if let Some(share) = &self.machine.share {
             sources.push((Source::Share, share.pidfd(), PollFlags::IN));
@@ -423,6 +431,7 @@ impl Life {
             Source::Exit => self.machine_ended(),
             Source::NetExit => self.net_ended(),
             Source::NetEvents => self.copy_net_events(),
+            Source::NetAnswer => self.net_answered(),
             Source::Share => self.share_ended(),
             Source::Listener => self.accept(),
             Source::Signals => {
@@ -609,6 +618,7 @@ impl Life {
                 self.ask_for_samples(interval_ms);
             }
             Notice::Job { asker, request } => self.start_job(asker, *request),
+            Notice::Network { asker, request } => self.renew_net(asker, request),
             Notice::Signal { asker, request } => self.signal_job(asker, &request),
             Notice::Attach { asker, request } => self.attach_job(asker, &request),
             Notice::Gone(id) if self.attached == Some(id) => {

@@ -24,6 +24,7 @@ use msb_wire::frame::{self, Assembler, CHANNELS, Kind};
 use msb_wire::handshake::Hello;
 use msb_wire::job::{AttachRequest, SignalRequest};
 use msb_wire::limits::{CLIENT_STREAMS_MAX, CLIENTS_MAX, WINDOW_BYTES};
+use msb_wire::network::NetworkRequest;
 use msb_wire::sandbox::Request;
 
 pub(crate) use jobs::ClientStream;
@@ -163,6 +164,13 @@ pub(crate) enum Notice {
         asker: ClientStream,
         /// The command.
         request: Box<ExecRequest>,
+    },
+    /// A client wants another network.
+    Network {
+        /// The client's stream, on which the answer goes.
+        asker: ClientStream,
+        /// The network.
+        request: NetworkRequest,
     },
     /// A client sends a signal to a job.
     Signal {

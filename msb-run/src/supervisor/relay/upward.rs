@@ -144,6 +144,10 @@ impl Relay {
                 asker: (client, stream),
                 request,
             }),
+            Request::Network(request) => notices.push(Notice::Network {
+                asker: (client, stream),
+                request,
+            }),
             request @ (Request::Connect(_)
             | Request::Exec(_)
             | Request::Files(_)
