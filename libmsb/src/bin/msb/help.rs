@@ -27,7 +27,7 @@ pub(crate) fn text(all: bool) -> String {
     }
     text.push_str(
         "\nOptions:\n  -h, --help       Show this; with --all, everything\n  -V, --version    Show the version\n      \
-         --tree       Show every command with the commands below it; after a command, its options\n      \
+         --tree       Show every command; after a command, its options\n      \
          --error, --warn, --info, --debug, --trace\n                   How much is said on standard error\n\n\
          'msb help COMMAND' opens its manual page, 'msb COMMAND --help' lists its options.\n\
          'msb help msb' is the first hour.\n",
