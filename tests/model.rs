@@ -273,7 +273,7 @@ fn parent(process: &Process) -> Option<i32> {
     stat.rsplit(") ").next()?.split(' ').nth(1)?.parse().ok()
 }
 
-/// Kills a process of a sandbox. 0 when there was one, else 1.
+/// Kills a process of a sandbox, and waits until its supervisor is gone, too. 0 when there was one, else 1.
 fn kill(home: &Home, name: &str, machine: bool) -> i32 {
     let Some(supervisor) = supervisors(home).remove(name) else {
         return 1;
@@ -282,12 +282,14 @@ fn kill(home: &Home, name: &str, machine: bool) -> i32 {
         let mut machines = home.machines().into_iter();
         machines.find(|process| parent(process) == Some(supervisor.pid))
     } else {
-        Some(supervisor)
+        Some(supervisor.clone())
     };
-    victim.map_or(1, |victim| {
-        victim.signal(Signal::KILL);
-        0
-    })
+    let Some(victim) = victim else {
+        return 1;
+    };
+    victim.signal(Signal::KILL);
+    wait_until("the end of its supervisor", || !supervisor.is_alive());
+    0
 }
 
 /// Does something with a sandbox. `fuse`: when the client is killed, if it is.
