@@ -68,6 +68,8 @@ mod many;
 mod memory;
 /// What sandboxes cost.
 mod metrics;
+/// Sandboxes and four clients at a time, and a model that knows better.
+mod model;
 /// Folders and files of the host, and memory, in a guest.
 mod mounts;
 /// What a guest reaches, and who reaches it.

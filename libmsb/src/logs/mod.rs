@@ -238,7 +238,11 @@ mod tests {
             "{\"t\":\"2026-11-23T14:05:09.121Z\",\"s\":\"later\",\"d\":\"\"}\n",
             "{\"t\":\"2026-11-23T14:05:09.121Z\",\"s\":\"stderr\",\"d\":\"//4=\",\"e\":\"b64\",\"id\":\"7\"}\n",
         );
-        let sandboxes = Sandboxes::at(folder.path().to_owned(), folder.path().join("events"));
+        let sandboxes = Sandboxes::at(
+            folder.path().to_owned(),
+            folder.path().join("events"),
+            folder.path().join("run"),
+        );
         let sandbox = sandboxes.named(&"x".parse().unwrap());
         std::fs::create_dir(&sandbox.dir).unwrap();
         std::fs::write(sandbox.path(layout::EXEC_LOG), log).unwrap();

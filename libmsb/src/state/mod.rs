@@ -98,7 +98,11 @@ impl Home {
 
     /// The folder of sandboxes.
     pub fn sandboxes(&self) -> sandboxes::Sandboxes {
-        sandboxes::Sandboxes::at(self.root.join(layout::SANDBOXES), self.events())
+        sandboxes::Sandboxes::at(
+            self.root.join(layout::SANDBOXES),
+            self.events(),
+            self.runtime.clone(),
+        )
     }
 
     /// The folder of named volumes.

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use msb_wire::client::Connection;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 
@@ -32,6 +33,7 @@ const SETTLE_PAUSE: Duration = Duration::from_millis(5);
 pub struct Sandboxes {
     root: PathBuf,
     events: PathBuf,
+    runtime: PathBuf,
 }
 
 /// The folder of one sandbox, which may be gone by now.
@@ -43,6 +45,8 @@ pub struct Sandbox {
     pub dir: PathBuf,
     /// Where it is written down what happens to it.
     events: PathBuf,
+    /// The folder of its sockets.
+    runtime: PathBuf,
 }
 
 /// One sandbox as a list shows it.
@@ -66,9 +70,13 @@ pub struct Seen {
 }
 
 impl Sandboxes {
-    /// The sandboxes below a folder, and the file of what happens to them. Creates nothing.
-    pub fn at(root: PathBuf, events: PathBuf) -> Sandboxes {
-        Sandboxes { root, events }
+    /// The sandboxes below a folder, the file of what happens to them, and the folder of their sockets. Creates nothing.
+    pub fn at(root: PathBuf, events: PathBuf, runtime: PathBuf) -> Sandboxes {
+        Sandboxes {
+            root,
+            events,
+            runtime,
+        }
     }
 
     /// The sandbox of a name, whether it is there or not.
@@ -77,6 +85,7 @@ impl Sandboxes {
             name: name.clone(),
             dir: self.root.join(name.as_str()),
             events: self.events.clone(),
+            runtime: self.runtime.join(name.as_str()),
         }
     }
 
@@ -252,8 +261,10 @@ impl Sandbox {
                 self.write_down_the_end();
                 return Ok(lock);
             }
-            // One who makes the sandbox or removes it holds the lock, too, and for a moment one who is about to live.
-            let lives = self.status().is_ok_and(|status| status.state.is_active());
+            // One who makes the sandbox or removes it holds the lock, too, and for a moment one who is about to live; and the
+            // status may be that of one who was killed.
+            let lives = self.status().is_ok_and(|status| status.state.is_active())
+                && Connection::is_served(&self.runtime.join(layout::AGENT_SOCKET));
             if lives || deadline <= Instant::now() {
                 return Ok(None);
             }

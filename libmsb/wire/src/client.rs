@@ -85,6 +85,12 @@ impl Connection {
         Connection::over(connect(socket).map_err(ClientError::Connect)?, program)
     }
 
+    /// Whether somebody listens at a socket. Whoever does sees a client that goes at once.
+    pub fn is_served(socket: &Path) -> bool {
+        let nobody = [io::ErrorKind::NotFound, io::ErrorKind::ConnectionRefused];
+        !connect(socket).is_err_and(|error| nobody.contains(&error.kind()))
+    }
+
     /// Says hello over a connected socket.
     pub fn over(mut socket: UnixStream, program: &str) -> Result<Connection, ClientError> {
         let hello = serde_json::to_vec(&Hello::of(program, &[])).map_err(io::Error::from)?;

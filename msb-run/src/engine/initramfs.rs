@@ -12,7 +12,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use libmsb::cli::error::Failure;
-use libmsb::state::write;
+use libmsb::state::lock::Lock;
+use libmsb::state::{layout, write};
 use sha2::{Digest, Sha256};
 
 use super::kernel::Kernel;
@@ -47,9 +48,15 @@ pub(crate) fn find_or_make(
     if path.is_file() {
         return Ok(path);
     }
+    write::create_dir(folder)?;
+    // Of many that start at once, one makes it. Made twice it would be another file, and machines may open only the one
+    // that was there when they began.
+    let _maker = Lock::exclusive(&folder.join(layout::LOCK))?;
+    if path.is_file() {
+        return Ok(path);
+    }
     check(&kernel.image)?;
     let contents = build(kernel, agent, modules)?;
-    write::create_dir(folder)?;
     write::replace(&path, &contents)?;
     Ok(path)
 }

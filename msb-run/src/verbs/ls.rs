@@ -14,6 +14,8 @@ use libmsb::state::sandboxes::{Entry, Seen};
 use libmsb::state::status::Reason;
 use serde::Serialize;
 
+use super::selection::Listing;
+
 /// The status of a sandbox whose files cannot be read.
 const BROKEN: &str = "Broken";
 
@@ -31,15 +33,11 @@ pub(crate) struct LsArgs {
     /// Only those that do not run
     #[arg(long)]
     stopped: bool,
-    /// Only those with this label; several must all be there
-    #[arg(long, value_name = "KEY[=VALUE]")]
-    label: Vec<Selector>,
+    #[command(flatten)]
+    listing: Listing,
     /// How to print them
     #[arg(long, value_enum)]
     format: Option<Format>,
-    /// Names only, one a line
-    #[arg(short, long, conflicts_with = "format")]
-    quiet: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -78,7 +76,7 @@ pub(crate) fn run(args: LsArgs) -> anyhow::Result<()> {
             &chosen.iter().map(|entry| row(entry)).collect::<Vec<_>>(),
         )?);
     }
-    if args.quiet {
+    if args.listing.quiet {
         for entry in chosen {
             output::print(&entry.name)?;
         }
@@ -98,9 +96,9 @@ pub(crate) fn run(args: LsArgs) -> anyhow::Result<()> {
 
 fn is_chosen(entry: &Entry, args: &LsArgs) -> bool {
     let Ok(seen) = &entry.seen else {
-        return !args.running && args.label.is_empty();
+        return !args.running && args.listing.label.is_empty();
     };
-    Selector::all_match(&args.label, &seen.spec.labels)
+    Selector::all_match(&args.listing.label, &seen.spec.labels)
         && (!args.running || seen.state.is_active())
         && (!args.stopped || !seen.state.is_active())
 }

@@ -13,6 +13,8 @@ use libmsb::state::sandboxes::{Entry, Seen};
 use msb_wire::text::Text;
 use serde::Serialize;
 
+use super::selection::Listing;
+
 /// Show running sandboxes and their main commands
 #[derive(Debug, Parser)]
 #[command(
@@ -27,15 +29,11 @@ pub(crate) struct PsArgs {
     /// Those that do not run, too
     #[arg(short, long)]
     all: bool,
-    /// Only those with this label; several must all be there
-    #[arg(long, value_name = "KEY[=VALUE]")]
-    label: Vec<Selector>,
+    #[command(flatten)]
+    listing: Listing,
     /// How to print them
     #[arg(long, value_enum)]
     format: Option<Format>,
-    /// Names only, one a line
-    #[arg(short, long, conflicts_with = "format")]
-    quiet: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -77,7 +75,9 @@ pub(crate) fn run(args: PsArgs) -> anyhow::Result<()> {
     match (args.format, &args.name) {
         (Some(Format::Json), Some(_)) => output::print_json(&rows[0])?,
         (Some(Format::Json), None) => output::print_json(&rows)?,
-        (None, _) if args.quiet => rows.iter().try_for_each(|row| output::print(row.name))?,
+        (None, _) if args.listing.quiet => {
+            rows.iter().try_for_each(|row| output::print(row.name))?
+        }
         (None, _) if rows.is_empty() => eprintln!("no running sandboxes"),
         (None, _) => table(&rows).print()?,
     }
@@ -85,7 +85,8 @@ pub(crate) fn run(args: PsArgs) -> anyhow::Result<()> {
 }
 
 fn is_chosen(seen: &Seen, args: &PsArgs) -> bool {
-    (args.all || seen.state.is_active()) && Selector::all_match(&args.label, &seen.spec.labels)
+    (args.all || seen.state.is_active())
+        && Selector::all_match(&args.listing.label, &seen.spec.labels)
 }
 
 fn row<'a>(name: &'a str, seen: &'a Seen) -> Row<'a> {

@@ -1,14 +1,11 @@
 //! `msb restart`: stop and start again, with the same disk.
 
-use std::time::Duration;
-
 use clap::Parser;
-use libmsb::cli::args::parse_duration;
 use libmsb::state::Home;
 
 use super::selection::{Selection, for_each};
 use super::start::start;
-use super::stop::stop;
+use super::stop::{Patience, stop};
 use crate::launch::Bond;
 
 const TOOL: &str = "msb-restart";
@@ -23,25 +20,16 @@ const TOOL: &str = "msb-restart";
 pub(crate) struct RestartArgs {
     #[command(flatten)]
     selection: Selection,
-    /// Kill them at once
-    #[arg(short, long)]
-    force: bool,
-    /// Time for the guest to shut down, in seconds or with a unit, before it is killed
-    #[arg(short, long, default_value = "10", value_parser = parse_duration)]
-    timeout: Duration,
+    #[command(flatten)]
+    patience: Patience,
 }
 
 pub(crate) fn run(args: RestartArgs) -> anyhow::Result<()> {
     let home = Home::from_env()?;
-    let timeout = if args.force {
-        Duration::ZERO
-    } else {
-        args.timeout
-    };
     let names = args.selection.names(TOOL, &home)?;
     for_each(TOOL, &names, |name| {
         if home.sandboxes().find(name)?.is_alive()? {
-            stop(&home, name, timeout)?;
+            stop(&home, name, args.patience.time())?;
         }
         start(&home, name, Bond::None).map(drop)
     })

@@ -23,6 +23,17 @@ pub(crate) struct Selection {
     label: Vec<Selector>,
 }
 
+/// What a list shows, and of which sandboxes: the same for `ls` and `ps`.
+#[derive(Debug, Args)]
+pub(crate) struct Listing {
+    /// Only those with this label; several must all be there
+    #[arg(long, value_name = "KEY[=VALUE]")]
+    pub(crate) label: Vec<Selector>,
+    /// Names only, one a line
+    #[arg(short, long, conflicts_with = "format")]
+    pub(crate) quiet: bool,
+}
+
 #[derive(Clone, Debug)]
 enum Word {
     Name(SandboxName),

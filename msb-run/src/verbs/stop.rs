@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use anyhow::Context;
-use clap::Parser;
+use clap::{Args, Parser};
 use libmsb::cli::args::{SandboxName, parse_duration};
 use libmsb::cli::error::{self, Code, Failure, print_warning};
 use libmsb::state::Home;
@@ -25,24 +25,37 @@ const TOOL: &str = "msb-stop";
 pub(crate) struct StopArgs {
     #[command(flatten)]
     selection: Selection,
+    #[command(flatten)]
+    patience: Patience,
+    /// Say nothing about sandboxes that do not run
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+/// How long a guest is waited for: the same for `stop` and `restart`.
+#[derive(Debug, Args)]
+pub(crate) struct Patience {
     /// Kill them at once
     #[arg(short, long)]
     force: bool,
     /// Time for the guest to shut down, in seconds or with a unit, before it is killed
     #[arg(short, long, default_value = "10", value_parser = parse_duration)]
     timeout: Duration,
-    /// Say nothing about sandboxes that do not run
-    #[arg(short, long)]
-    quiet: bool,
+}
+
+impl Patience {
+    /// The time for a shutdown; none for those that are killed.
+    pub(crate) fn time(&self) -> Duration {
+        if self.force {
+            Duration::ZERO
+        } else {
+            self.timeout
+        }
+    }
 }
 
 pub(crate) fn run(args: StopArgs) -> anyhow::Result<()> {
     let home = Home::from_env()?;
-    let timeout = if args.force {
-        Duration::ZERO
-    } else {
-        args.timeout
-    };
     let names = args.selection.names(TOOL, &home)?;
     for_each(TOOL, &names, |name| {
         if !home.sandboxes().find(name)?.is_alive()? {
@@ -51,7 +64,7 @@ pub(crate) fn run(args: StopArgs) -> anyhow::Result<()> {
             }
             return Ok(());
         }
-        stop(&home, name, timeout)
+        stop(&home, name, args.patience.time())
     })
 }
 

@@ -27,8 +27,8 @@ pub(crate) fn text(all: bool) -> String {
     }
     text.push_str(
         "\nOptions:\n  -h, --help       Show this; with --all, everything\n  -V, --version    Show the version\n      \
-         --tree       Show every command with the commands below it; after a command, its options\n      \
-         --error, --warn, --info, --debug, --trace\n                   How much is said on standard error\n\n\
+         --tree       Show every command; after a command, its options\n      \
+         --error, --warn, --info, --debug, --trace  How much is said\n\n\
          'msb help COMMAND' opens its manual page, 'msb COMMAND --help' lists its options.\n\
          'msb help msb' is the first hour.\n",
     );
