@@ -210,10 +210,10 @@ fn a_session_is_that_of_the_sandboxs_user_with_modes_addresses_and_the_clients_a
 fn key_agent(guests: &Guests) {
     let script = "eval $(ssh-agent) >/dev/null; trap 'kill $SSH_AGENT_PID' EXIT; ssh-add -q one
         ssh -A -F cfg msb-x 'stat -c \"%U %a\" ${SSH_AUTH_SOCK%/*}; echo $SSH_AUTH_SOCK >/tmp/where; exec sleep 1000' & client=$!
-        until where=$(msb exec x -- cat /tmp/where 2>/dev/null); do kill -0 $client; done
+        until where=$(msb exec x -- cat /tmp/where 2>/dev/null); do kill -0 $client || exit; sleep 0.1; done
         msb exec x -- sh -c \"ls -ld $where\" | cut -c 1
         kill $client; wait $client 2>/dev/null
-        while msb exec x -- test -e ${where%/*}; do :; done; echo gone";
+        while msb exec x -- test -e ${where%/*}; do sleep 0.1; done; echo gone";
     guests.shell(script).is(0, "alice 700\ns\ngone\n", "");
     let none = "ssh -a -F cfg msb-x 'echo ${SSH_AUTH_SOCK-none}'";
     guests.shell(none).is(0, "none\n", "");
@@ -228,8 +228,8 @@ fn refusals(guests: &Guests) {
     );
     assert_eq!(remote.code, 0, "{remote:?}");
     let script = "ssh -F cfg -N -L $PWD/l:/tmp/s msb-x 2>log & client=$!
-        until nc -U -N l </dev/null 2>/dev/null || [ -s log ]; do kill -0 $client; done
-        until grep -o 'sockets of the guest.*' log; do kill -0 $client; done; kill $client";
+        until [ -s log ]; do kill -0 $client || exit; curl -s --unix-socket l http://x/; sleep 0.1; done
+        grep -o 'sockets of the guest.*' log | sort -u; kill $client";
     guests.shell(script).is(
         0,
         "sockets of the guest's file system cannot be forwarded\r\n",
