@@ -138,6 +138,22 @@ fn who_has_no_key_stays_out_and_a_key_may_do_what_its_line_says() {
         stderr(&refused).contains("Permission denied"),
         "{refused:?}"
     );
+    units_of_systemd(&guests);
+}
+
+/// systemd finds nothing wrong with the installed units, and a server takes the socket that it hands over.
+fn units_of_systemd(guests: &Guests) {
+    let verify = format!(
+        "cd {}/share/systemd/user && XDG_RUNTIME_DIR=$HOME systemd-analyze verify --user ./msb-ssh@.socket ./msb-ssh@.service",
+        guests.prefix.display()
+    );
+    guests.shell(&verify).is(0, "", "");
+    let script = "port=$((20000 + $$ % 10000))
+        systemd-socket-activate -l 127.0.0.1:$port --setenv=MSB_HOME --setenv=HOME msb-ssh serve x 2>log & server=$!
+        until grep -q Listening log; do kill -0 $server || exit; sleep 0.1; done
+        ssh -F none -o BatchMode=yes -o StrictHostKeyChecking=no -o UserKnownHostsFile=known -o LogLevel=ERROR -o IdentitiesOnly=yes -i one -p $port root@127.0.0.1 'echo activated'
+        kill $server";
+    guests.shell(script).is(0, "activated\n", "");
 }
 
 #[test]
