@@ -83,7 +83,7 @@ fn packages_use_each_other_only_along_the_arrows() {
     }
 }
 
-/// Everything that a package brings along.
+/// Everything that a package brings along, but for its tests and for tests/fuzz.
 fn all(name: &str) -> BTreeSet<String> {
     let metadata = metadata();
     let names: BTreeMap<&str, &str> = metadata["packages"]
@@ -115,7 +115,7 @@ fn all(name: &str) -> BTreeSet<String> {
                 .as_array()
                 .unwrap()
                 .iter()
-                .all(|kind| kind["kind"] == "dev");
+                .all(|kind| kind["kind"] == "dev" || kind["target"] == "cfg(fuzzing)");
             let id = dependency["pkg"].as_str().unwrap();
             if !only_for_tests && seen.insert(names[id].to_owned()) {
                 open.push(id);

@@ -138,6 +138,22 @@ fn who_has_no_key_stays_out_and_a_key_may_do_what_its_line_says() {
         stderr(&refused).contains("Permission denied"),
         "{refused:?}"
     );
+    units_of_systemd(&guests);
+}
+
+/// systemd finds nothing wrong with the installed units, and a server takes the socket that it hands over.
+fn units_of_systemd(guests: &Guests) {
+    let verify = format!(
+        "cd {}/share/systemd/user && XDG_RUNTIME_DIR=$HOME systemd-analyze verify --user ./msb-ssh@.socket ./msb-ssh@.service",
+        guests.prefix.display()
+    );
+    guests.shell(&verify).is(0, "", "");
+    let script = "port=$((20000 + $$ % 10000))
+        systemd-socket-activate -l 127.0.0.1:$port --setenv=MSB_HOME --setenv=HOME msb-ssh serve x 2>log & server=$!
+        until grep -q Listening log; do kill -0 $server || exit; sleep 0.1; done
+        ssh -F none -o BatchMode=yes -o StrictHostKeyChecking=no -o UserKnownHostsFile=known -o LogLevel=ERROR -o IdentitiesOnly=yes -i one -p $port root@127.0.0.1 'echo activated'
+        kill $server";
+    guests.shell(script).is(0, "activated\n", "");
 }
 
 #[test]
@@ -210,10 +226,10 @@ fn a_session_is_that_of_the_sandboxs_user_with_modes_addresses_and_the_clients_a
 fn key_agent(guests: &Guests) {
     let script = "eval $(ssh-agent) >/dev/null; trap 'kill $SSH_AGENT_PID' EXIT; ssh-add -q one
         ssh -A -F cfg msb-x 'stat -c \"%U %a\" ${SSH_AUTH_SOCK%/*}; echo $SSH_AUTH_SOCK >/tmp/where; exec sleep 1000' & client=$!
-        until where=$(msb exec x -- cat /tmp/where 2>/dev/null); do kill -0 $client; done
+        until where=$(msb exec x -- cat /tmp/where 2>/dev/null); do kill -0 $client || exit; sleep 0.1; done
         msb exec x -- sh -c \"ls -ld $where\" | cut -c 1
         kill $client; wait $client 2>/dev/null
-        while msb exec x -- test -e ${where%/*}; do :; done; echo gone";
+        while msb exec x -- test -e ${where%/*}; do sleep 0.1; done; echo gone";
     guests.shell(script).is(0, "alice 700\ns\ngone\n", "");
     let none = "ssh -a -F cfg msb-x 'echo ${SSH_AUTH_SOCK-none}'";
     guests.shell(none).is(0, "none\n", "");
@@ -228,8 +244,8 @@ fn refusals(guests: &Guests) {
     );
     assert_eq!(remote.code, 0, "{remote:?}");
     let script = "ssh -F cfg -N -L $PWD/l:/tmp/s msb-x 2>log & client=$!
-        until nc -U -N l </dev/null 2>/dev/null || [ -s log ]; do kill -0 $client; done
-        until grep -o 'sockets of the guest.*' log; do kill -0 $client; done; kill $client";
+        until [ -s log ]; do kill -0 $client || exit; curl -s --unix-socket l http://x/; sleep 0.1; done
+        grep -o 'sockets of the guest.*' log | sort -u; kill $client";
     guests.shell(script).is(
         0,
         "sockets of the guest's file system cannot be forwarded\r\n",

@@ -8,6 +8,7 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 
 use crate::ssh::{serve, stderr};
+use crate::ssh_clients::workshop;
 use crate::support::{Guests, Outcome, PATIENCE, Process, Running, wait_until};
 
 /// Most memory that the server may ever have had, in KiB.
@@ -21,12 +22,10 @@ fn ssh(port: u16) -> String {
     )
 }
 
-fn with_key() -> Guests {
-    let guests = Guests::one();
+fn give_key(guests: &Guests) {
     guests
         .shell("msb ssh config x >cfg; ssh-keygen -q -t ed25519 -N '' -f one; msb ssh authorize --file one.pub")
         .done();
-    guests
 }
 
 /// As many open files as this user may have.
@@ -57,7 +56,8 @@ fn gets_in(guests: &Guests, port: u16) {
 #[test]
 fn floods_of_those_who_have_no_key_do_not_keep_out_who_has_one() {
     raise_open_files();
-    let guests = with_key();
+    let guests = Guests::one();
+    give_key(&guests);
     let (_server, port) = serve(&guests);
     let connect = || TcpStream::connect(("127.0.0.1", port)).unwrap();
     // Half open: they say nothing at all.
@@ -141,8 +141,10 @@ fn forward(guests: &Guests, port: u16, to: &str) -> (Running, u16) {
 #[test]
 fn hundreds_of_connections_and_sessions_hold_and_who_does_not_read_stalls_nobody_else() {
     raise_open_files();
-    let guests = with_key();
+    let guests = workshop();
+    give_key(&guests);
     let (_server, port) = serve(&guests);
+    let _servers = guests.start(["exec", "-w", "/root", "x", "--", "python3", "-c", SERVERS]);
     many_connections(&guests, port);
     many_sessions(&guests, port);
     let before = server_of(&guests).resident_kib().unwrap();
@@ -157,17 +159,27 @@ fn hundreds_of_connections_and_sessions_hold_and_who_does_not_read_stalls_nobody
     killed(&guests, port);
 }
 
+/// An echo of everything at port 9000, files of the working directory at port 8000.
+const SERVERS: &str = r#"
+import asyncio, http.server, threading
+async def echo(reader, writer):
+    while data := await reader.read(65536):
+        writer.write(data)
+        await writer.drain()
+    writer.close()
+async def main():
+    files = http.server.ThreadingHTTPServer(("127.0.0.1", 8000), http.server.SimpleHTTPRequestHandler)
+    files.RequestHandlerClass.log_message = lambda *_: None
+    threading.Thread(target=files.serve_forever, daemon=True).start()
+    await (await asyncio.start_server(echo, "127.0.0.1", 9000, backlog=512)).serve_forever()
+asyncio.run(main())
+"#;
+
 /// 500 at once through one client: each hears what it said itself, after all of them have come.
 fn many_connections(guests: &Guests, port: u16) {
-    let _echo = guests.start(["exec", "x", "--", "nc", "-lk", "-p", "9000", "-e", "cat"]);
     wait_until("the guest listens", || {
-        guests
-            .shell(&format!(
-                "{} -W 127.0.0.1:9000 </dev/null 2>/dev/null",
-                ssh(port)
-            ))
-            .code
-            == 0
+        let script = format!("{} -W 127.0.0.1:9000 </dev/null 2>/dev/null", ssh(port));
+        guests.shell(&script).code == 0
     });
     let (_client, here) = forward(guests, port, "127.0.0.1:9000");
     let text = |number: usize| format!("connection {number}\n");
@@ -232,11 +244,11 @@ fn many_sessions(guests: &Guests, port: u16) {
 fn stalled_clients(guests: &Guests, port: u16) {
     let ssh = ssh(port);
     let script = format!(
-        "{ssh} 'yes stopped' >/dev/null & stopped=$!
+        "{ssh} 'yes stopped' > >(head -n 1 >first; exec cat >/dev/null) & stopped=$!
         {ssh} -M -S $PWD/cm 'yes unread' | (read line; exec sleep 1000) & reader=$!
-        trap 'kill -KILL $stopped $reader; {ssh} -S $PWD/cm -O exit 2>/dev/null' EXIT
-        sleep 0.5; kill -STOP $stopped
-        until [ -S cm ]; do :; done
+        trap 'exec 2>/dev/null; kill -KILL $stopped $reader; {ssh} -S $PWD/cm -O exit 2>/dev/null' EXIT
+        until [ -s first ]; do sleep 0.1; done; kill -STOP $stopped
+        until [ -S cm ]; do sleep 0.1; done
         head -c 3000000 /dev/urandom >big
         {ssh} -S $PWD/cm cat <big | cmp - big
         {ssh} cat <big | cmp - big
@@ -248,9 +260,7 @@ fn stalled_clients(guests: &Guests, port: u16) {
 /// Byte for byte, from a file of the guest.
 fn much(guests: &Guests, port: u16) {
     let mib: u32 = std::env::var("MSB_TEST_FORWARD_MIB").map_or(100, |text| text.parse().unwrap());
-    let made = format!(
-        "head -c {mib}M /dev/urandom >/root/much; httpd -p 127.0.0.1:8000 -h /root; sha256sum </root/much"
-    );
+    let made = format!("head -c {mib}M /dev/urandom >/root/much; sha256sum </root/much");
     let sum = guests.run(["exec", "x", "--", "sh", "-c", &made]).done();
     let (_client, here) = forward(guests, port, "127.0.0.1:8000");
     guests
@@ -262,7 +272,8 @@ fn much(guests: &Guests, port: u16) {
 
 /// The network's policy is for forwarded connections too: there is one reason, and the log has the other.
 fn denied(guests: &Guests, port: u16) {
-    let refused = guests.shell(&format!("{} -W 10.1.2.3:80 </dev/null", ssh(port)));
+    let ssh = ssh(port).replace("ERROR", "INFO");
+    let refused = guests.shell(&format!("{ssh} -W 10.1.2.3:80 </dev/null"));
     assert!(
         stderr(&refused).contains("connection refused"),
         "{refused:?}"

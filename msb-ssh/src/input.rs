@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use msb_wire::limits::PAYLOAD_BYTES_MAX;
 use tokio::sync::Notify;
 
 use crate::limits::{CLIENT_QUEUE_BYTES, QUEUE_BYTES, WINDOW_BYTES};
@@ -119,12 +120,19 @@ impl Input {
         self.came.notify_one();
     }
 
-    /// Waits for what comes next; `None` at the end. For one task.
+    /// Waits for what comes next; `None` at the end. Small parts that wait are put together, up to what one frame carries: a
+    /// guest pays for each. For one task.
     pub(crate) async fn next(&self) -> Option<Vec<u8>> {
         loop {
             {
                 let mut waiting = self.waiting();
-                if let Some(part) = waiting.parts.pop_front() {
+                if let Some(mut part) = waiting.parts.pop_front() {
+                    while let Some(more) = waiting.parts.front()
+                        && part.len() + more.len() <= PAYLOAD_BYTES_MAX
+                    {
+                        part.extend_from_slice(more);
+                        waiting.parts.pop_front();
+                    }
                     self.used(&mut waiting, part.len());
                     return Some(part);
                 }
@@ -161,15 +169,18 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_came_is_taken_in_order_and_ends() {
+    async fn what_came_is_taken_in_order_a_frame_at_a_time_and_ends() {
         let account = Arc::new(Account::default());
         let input = Input::new(&account);
-        input.push(b"ab").await.unwrap();
-        input.push(b"c").await.unwrap();
+        let large = vec![7; PAYLOAD_BYTES_MAX - 2];
+        for part in [b"ab", &b"c"[..], &large, b"d"] {
+            input.push(part).await.unwrap();
+        }
         input.end();
-        assert_eq!(input.next().await.unwrap(), b"ab");
-        assert_eq!(input.next().await.unwrap(), b"c");
+        assert_eq!(input.next().await.unwrap(), b"abc");
+        assert_eq!(input.next().await.unwrap(), [&large[..], b"d"].concat());
         assert_eq!(input.next().await, None);
+        assert_eq!(account.waiting.load(Ordering::Relaxed), 0);
     }
 
     #[tokio::test]
