@@ -68,6 +68,8 @@ mod many;
 mod memory;
 /// What sandboxes cost.
 mod metrics;
+/// What an exporter does when its collector is away, slow, wrong or false.
+mod metrics_export;
 /// Sandboxes and four clients at a time, and a model that knows better.
 mod model;
 /// Folders and files of the host, and memory, in a guest.

@@ -1,6 +1,6 @@
 //! The samples of all sandboxes, from their files.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -14,8 +14,9 @@ use libmsb::state::{Home, layout};
 use crate::args::CollectArgs;
 use crate::exits::Follower;
 use crate::log;
-use crate::sample::{Collection, Identity, Labels, Now, Sample, figures, identity};
-use crate::watch::{self, Watch};
+use crate::names::Names;
+use crate::sample::{Collection, Identity, Labels, Now, Sample, figures, identity, numbers};
+use crate::watch::{self, Subscription, Watch};
 
 /// Problems that are remembered, so that each is told once.
 const PROBLEMS_MAX: usize = 1000;
@@ -61,21 +62,33 @@ impl Choice {
 }
 
 /// Reads the sample files, again and again.
+///
+/// Of a thousand sandboxes each system call is made a thousand times, so what is known is kept: the names as long as their
+/// folder does not change, the files open, and the labels as long as a sandbox lives and its specification is the same one.
 pub(crate) struct Collector {
     home: Home,
     choice: Choice,
-    known: HashMap<SandboxName, Known>,
-    /// Sample files that are kept open: opening one costs more than reading it.
-    open: HashMap<SandboxName, Reader>,
-    /// How many may be.
+    names: Names,
+    /// What is kept of those that have a folder, by name.
+    places: BTreeMap<SandboxName, Place>,
+    /// How many sample files may be open.
     room: usize,
     follower: Follower,
     watch: Option<Watch>,
     told: HashSet<String>,
 }
 
+/// What is kept of one name.
+#[derive(Default)]
+struct Place {
+    /// The open file: opening costs more than reading.
+    reader: Option<Reader>,
+    life: Option<Life>,
+    subscription: Option<Subscription>,
+}
+
 /// One life of a sandbox, and whether it was chosen.
-struct Known {
+struct Life {
     identity: Arc<Identity>,
     chosen: bool,
     /// Which specification the labels are from: they may be changed while it runs.
@@ -100,10 +113,10 @@ impl Collector {
     pub(crate) fn of(home: Home, choice: Choice, watch: Option<Watch>) -> Collector {
         Collector {
             follower: Follower::at_end(home.events()),
+            names: Names::of(home.runtime().to_owned()),
             home,
             choice,
-            known: HashMap::new(),
-            open: HashMap::new(),
+            places: BTreeMap::new(),
             room: watch::descriptors() / 2,
             watch,
             told: HashSet::new(),
@@ -113,33 +126,26 @@ impl Collector {
     /// All sandboxes that live, by name.
     pub(crate) fn collect(&mut self) -> Collection {
         let now = Now::get();
-        let mut samples = Vec::new();
-        let mut running = Vec::new();
-        let mut known = HashMap::with_capacity(self.known.len());
-        for name in self.names() {
-            let Some(snapshot) = self.read(&name) else {
-                continue;
-            };
-            let Some(life) = self.recognize(&name, &snapshot) else {
-                continue;
-            };
-            if life.chosen {
-                running.push((name.clone(), life.identity.run_id));
-                samples.push(Sample {
-                    timestamp: now.time,
-                    figures: figures(&snapshot, now),
-                    identity: Arc::clone(&life.identity),
-                });
+        if let Some(names) = self.names.changed() {
+            self.places.retain(|name, _| names.contains(name));
+            for name in names {
+                self.places.entry(name).or_default();
             }
-            known.insert(name, life);
         }
-        // Those that are gone are forgotten, and recognized anew if they come back.
-        self.known = known;
-        let known = &self.known;
-        self.open.retain(|name, _| known.contains_key(name));
-        if let Some(watch) = &mut self.watch {
-            watch.keep(&self.home, &running);
-        }
+        let mut places = std::mem::take(&mut self.places);
+        let mut room = Room {
+            files: self
+                .room
+                .saturating_sub(count(&places, |place| place.reader.is_some())),
+            subscriptions: self
+                .room
+                .saturating_sub(count(&places, |place| place.subscription.is_some())),
+        };
+        let samples = places
+            .iter_mut()
+            .filter_map(|(name, place)| self.sample(name, place, now, &mut room));
+        let samples = samples.collect();
+        self.places = places;
         Collection {
             at: now.time,
             samples,
@@ -147,19 +153,47 @@ impl Collector {
         }
     }
 
-    fn names(&self) -> Vec<SandboxName> {
-        let entries = std::fs::read_dir(self.home.runtime());
-        let entries = entries.into_iter().flatten().flatten();
-        let mut names: Vec<SandboxName> = entries
-            .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-            .collect();
-        names.sort();
-        names
+    /// The sample of one that lives, and was chosen.
+    fn sample(
+        &mut self,
+        name: &SandboxName,
+        place: &mut Place,
+        now: Now,
+        room: &mut Room,
+    ) -> Option<Sample> {
+        let Some(snapshot) = self.read(name, &mut place.reader, &mut room.files) else {
+            *place = Place::default();
+            return None;
+        };
+        place.life = self.recognize(name, &snapshot, place.life.take());
+        let Some(life) = place.life.as_ref().filter(|life| life.chosen) else {
+            place.subscription = None;
+            return None;
+        };
+        if let Some(watch) = &self.watch {
+            let life = (name, life.identity.run_id);
+            watch.keep(
+                &mut place.subscription,
+                &self.home,
+                life,
+                &mut room.subscriptions,
+            );
+        }
+        Some(Sample {
+            timestamp: now.time,
+            figures: figures(&snapshot, now),
+            identity: Arc::clone(&life.identity),
+        })
     }
 
     /// What a file says. One that cannot be read is told once, and harms no other.
-    fn read(&mut self, name: &SandboxName) -> Option<Snapshot> {
-        match self.try_read(name) {
+    fn read(
+        &mut self,
+        name: &SandboxName,
+        open: &mut Option<Reader>,
+        room: &mut usize,
+    ) -> Option<Snapshot> {
+        match self.try_read(name, open, room) {
             Ok(snapshot) => snapshot,
             Err(error) => {
                 let problem = message(&error);
@@ -173,44 +207,66 @@ impl Collector {
     }
 
     /// The open file first. When nobody keeps that one any more, or it is spoiled, there may be another by now.
-    fn try_read(&mut self, name: &SandboxName) -> anyhow::Result<Option<Snapshot>> {
-        if let Some(reader) = self.open.get(name)
+    fn try_read(
+        &self,
+        name: &SandboxName,
+        open: &mut Option<Reader>,
+        room: &mut usize,
+    ) -> anyhow::Result<Option<Snapshot>> {
+        if let Some(reader) = open
             && let Ok(Some(snapshot)) = reader.read()
         {
             return Ok(Some(snapshot));
         }
-        self.open.remove(name);
+        *open = None;
         let Some(reader) = Reader::open(&self.home.samples(name))? else {
             return Ok(None);
         };
         let snapshot = reader.read()?;
-        if snapshot.is_some() && self.open.len() < self.room {
-            self.open.insert(name.clone(), reader);
+        if snapshot.is_some() && *room > 0 {
+            *room -= 1;
+            *open = Some(reader);
         }
         Ok(snapshot)
     }
 
-    /// The life that a snapshot is of: one that is known, or a new one, whose labels are read.
-    fn recognize(&mut self, name: &SandboxName, snapshot: &Snapshot) -> Option<Known> {
-        let mut identity = identity(name.as_str(), snapshot)?;
+    /// The life that a snapshot is of: the one that is known, or a new one, whose labels are read.
+    fn recognize(
+        &self,
+        name: &SandboxName,
+        snapshot: &Snapshot,
+        known: Option<Life>,
+    ) -> Option<Life> {
+        let (id, run_id) = numbers(snapshot)?;
         let sandbox = self.home.sandboxes().named(name);
         let version = version(&sandbox.path(layout::SPEC));
-        if let Some(known) = self.known.remove(name)
-            && (known.identity.id, known.identity.run_id) == (identity.id, identity.run_id)
-            && known.version == version
+        if let Some(life) = known
+            && (life.identity.id, life.identity.run_id) == (id, run_id)
+            && life.version == version
         {
-            return Some(known);
+            return Some(life);
         }
+        let mut identity = identity(name.as_str(), snapshot)?;
         // Its own labels, and those of its image. A sandbox whose specification cannot be read has none.
         let labels = sandbox.spec().map(|spec| spec.labels).unwrap_or_default();
         let chosen = Selector::all_match(&self.choice.selectors, &labels);
         identity.labels = self.choice.labels(labels);
-        Some(Known {
+        Some(Life {
             identity: Arc::new(identity),
             chosen,
             version,
         })
     }
+}
+
+/// How much more may be open.
+struct Room {
+    files: usize,
+    subscriptions: usize,
+}
+
+fn count(places: &BTreeMap<SandboxName, Place>, has: impl Fn(&Place) -> bool) -> usize {
+    places.values().filter(|place| has(place)).count()
 }
 
 fn version(path: &Path) -> Option<Version> {

@@ -23,6 +23,8 @@ mod lines;
 mod log;
 /// What a figure is called: one table.
 mod metrics;
+/// The names of sandboxes that may live.
+mod names;
 /// `msb-metrics otel`.
 mod otel;
 /// `msb-metrics prom`.

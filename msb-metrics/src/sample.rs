@@ -208,14 +208,21 @@ impl Now {
     }
 }
 
+/// The numbers of a sandbox and of its life. `None` when a snapshot does not say them.
+pub(crate) fn numbers(snapshot: &Snapshot) -> Option<(u64, u64)> {
+    let get = |field| snapshot.sandbox.get(field);
+    Some((get(Field::SandboxId)?, get(Field::StartedUnixNs)? / 1000))
+}
+
 /// Who a snapshot is of, but for its labels. `None` when it does not say so.
 pub(crate) fn identity(name: &str, snapshot: &Snapshot) -> Option<Identity> {
     let get = |field| snapshot.sandbox.get(field);
     let started_ns = get(Field::StartedUnixNs)?;
+    let (id, run_id) = numbers(snapshot)?;
     Some(Identity {
         name: name.to_owned(),
-        id: get(Field::SandboxId)?,
-        run_id: started_ns / 1000,
+        id,
+        run_id,
         pid: get(Field::VmmPid).unwrap_or(0),
         started_at: Timestamp::from_nanosecond(i128::from(started_ns)).ok()?,
         labels: Labels::new(),

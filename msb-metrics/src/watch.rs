@@ -3,7 +3,6 @@
 //! A subscription is a connection on which nothing is ever said again; see [`msb_wire::samples`]. A supervisor that cannot
 //! be reached, or is too busy, looks as often as it did.
 
-use std::collections::HashMap;
 use std::time::Duration;
 
 use libmsb::cli::args::SandboxName;
@@ -16,17 +15,15 @@ const PROGRAM: &str = concat!("msb-metrics ", env!("CARGO_PKG_VERSION"));
 /// Descriptors that are left for everything else.
 const DESCRIPTORS_KEPT: u64 = 64;
 
-/// The subscriptions.
+/// How often.
 #[derive(Debug)]
 pub(crate) struct Watch {
     interval_ms: u64,
-    room: usize,
-    open: HashMap<SandboxName, Subscription>,
 }
 
-/// A subscription to one life of a sandbox; no socket, if it could not be had.
+/// A subscription to one life of a sandbox; no socket, if it could not be had. It is over with this value.
 #[derive(Debug)]
-struct Subscription {
+pub(crate) struct Subscription {
     run_id: u64,
     _socket: Option<std::os::unix::net::UnixStream>,
 }
@@ -35,34 +32,38 @@ impl Watch {
     /// At this interval; none when supervisors look that often anyway.
     pub(crate) fn at(interval: Duration) -> Option<Watch> {
         let interval_ms = u64::try_from(interval.as_millis()).unwrap_or(u64::MAX);
-        (interval_ms < INTERVAL_MS).then(|| Watch {
-            interval_ms,
-            // The other half is for open sample files.
-            room: descriptors() / 2,
-            open: HashMap::new(),
-        })
+        (interval_ms < INTERVAL_MS).then_some(Watch { interval_ms })
     }
 
-    /// Subscribes to those that are new, and forgets those that are gone.
-    pub(crate) fn keep(&mut self, home: &Home, running: &[(SandboxName, u64)]) {
-        let running: HashMap<&SandboxName, u64> =
-            running.iter().map(|(name, run)| (name, *run)).collect();
-        self.open
-            .retain(|name, subscription| running.get(name) == Some(&subscription.run_id));
-        for (name, run_id) in running {
-            if self.open.len() < self.room && !self.open.contains_key(name) {
-                let request = SamplesRequest {
-                    interval_ms: self.interval_ms,
-                };
-                let socket =
-                    msb_wire::client::subscribe(&home.agent_socket(name), PROGRAM, request);
-                let subscription = Subscription {
-                    run_id,
-                    _socket: socket.ok(),
-                };
-                self.open.insert(name.clone(), subscription);
-            }
+    /// Subscribes to a life, unless that was done, or there is no room for more.
+    pub(crate) fn keep(
+        &self,
+        subscription: &mut Option<Subscription>,
+        home: &Home,
+        (name, run_id): (&SandboxName, u64),
+        room: &mut usize,
+    ) {
+        if subscription
+            .as_ref()
+            .is_some_and(|kept| kept.run_id == run_id)
+        {
+            return;
         }
+        if subscription.take().is_some() {
+            *room += 1;
+        }
+        if *room == 0 {
+            return;
+        }
+        *room -= 1;
+        let request = SamplesRequest {
+            interval_ms: self.interval_ms,
+        };
+        let socket = msb_wire::client::subscribe(&home.agent_socket(name), PROGRAM, request);
+        *subscription = Some(Subscription {
+            run_id,
+            _socket: socket.ok(),
+        });
     }
 }
 

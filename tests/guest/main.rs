@@ -3,12 +3,16 @@
 //! - `walk ROOT` prints a line for each path below ROOT.
 //! - `walk-under-mounts PLACE` does so for `/`, and shows what lies under its mount points. PLACE is made for it.
 //! - `fork-exec COUNT PROGRAM` prints the mean time of a fork, exec and wait, in nanoseconds.
+//! - `burn SECONDS` computes until it has used that much CPU time, and prints how much it was, in seconds.
+//! - `hold MEBIBYTES` takes that much memory, prints `held`, and keeps it until standard input ends.
 //! - `echo-datagrams PORT` sends each datagram of that port back, and never ends.
 //! - As process 1 it prints `hello` and restarts the machine: the least that a boot can lead to. libkrun's process then ends
 //!   with status 42. Where there is a file `/stay`, it does nothing instead: the least that a machine can do.
 
 #![no_main]
 
+mod burn;
+mod hold;
 mod spawn;
 mod walk;
 
@@ -47,9 +51,11 @@ fn run() -> io::Result<()> {
         ["walk", root] => walk::print(root.as_ref()),
         ["walk-under-mounts", place] => walk::print_under_mounts(place.as_ref()),
         ["fork-exec", count, program] => spawn::measure(count, program),
+        ["burn", seconds] => burn::print(seconds),
+        ["hold", mebibytes] => hold::memory(mebibytes),
         ["echo-datagrams", port] => echo_datagrams(port),
         _ => Err(io::Error::other(
-            "usage: walk ROOT | walk-under-mounts PLACE | fork-exec COUNT PROGRAM | echo-datagrams PORT",
+            "usage: walk ROOT | walk-under-mounts PLACE | fork-exec COUNT PROGRAM | burn SECONDS | hold MEBIBYTES | echo-datagrams PORT",
         )),
     }
 }

@@ -7,6 +7,8 @@ pub(crate) mod erofs;
 pub(crate) mod fuse;
 mod guests;
 mod home;
+/// Exports, and those who receive them.
+pub(crate) mod otlp;
 mod processes;
 mod random;
 mod registry;

@@ -1,14 +1,18 @@
 #!/usr/bin/env python3
 """A receiver of OTLP metrics, made of OpenTelemetry's own definitions: prints what it gets, as JSON lines.
 
-usage: otlp_receiver.py http|grpc PORT
+usage: otlp_receiver.py http|grpc PORT [--tls CERTIFICATE KEY] [TROUBLE ...]
 
-The first line is the port; PORT 0 takes any. Each request is one line: where it went, its headers, and its points.
+The first line is the port; PORT 0 takes any. Each request is one line: where it went, its headers, and its points. The first
+requests over gRPC have the troubles that are named, in their order, and are not printed: `stall` answers when it is too late,
+and a status such as UNAVAILABLE is answered with the wish to be asked again in a second.
 """
+import argparse
 import gzip
 import http.server
 import json
-import sys
+import ssl
+import threading
 from concurrent import futures
 
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2 as service
@@ -67,29 +71,76 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def serve_http(port):
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler)
+class Server(http.server.ThreadingHTTPServer):
+    def handle_error(self, request, client_address):
+        """A client that does not like the certificate hangs up: that is its affair."""
+
+
+def serve_http(port, tls, _troubles):
+    server = Server(("127.0.0.1", port), Handler)
+    if tls:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*tls)
+        server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     say(server.server_port)
     server.serve_forever()
 
 
-def serve_grpc(port):
+def message(field, contents):
+    """A short message, or a string, inside of another (protocol buffers, kind 2)."""
+    return bytes([field << 3 | 2, len(contents)]) + contents
+
+
+def in_a_second(code):
+    """google.rpc.Status with google.rpc.RetryInfo: retry_delay 1, seconds 1."""
+    info = message(1, bytes([1 << 3, 1]))
+    wrapped = message(1, b"type.googleapis.com/google.rpc.RetryInfo") + message(2, info)
+    return bytes([1 << 3, code]) + message(3, wrapped)
+
+
+def serve_grpc(port, tls, troubles):
     import grpc
     from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2_grpc as stubs
 
+    def trouble(word, context):
+        if word == "stall":
+            over = threading.Event()
+            context.add_callback(over.set)
+            over.wait()
+        else:
+            code = grpc.StatusCode[word]
+            context.set_trailing_metadata([("grpc-status-details-bin", in_a_second(code.value[0]))])
+            context.abort(code, "not now")
+
     class Metrics(stubs.MetricsServiceServicer):
         def Export(self, request, context):
+            if troubles:
+                trouble(troubles.pop(0), context)
+                return service.ExportMetricsServiceResponse()
             headers = dict(context.invocation_metadata())
             say({"path": "Export", "headers": headers, "points": list(points(request))})
             return service.ExportMetricsServiceResponse()
 
     server = grpc.server(futures.ThreadPoolExecutor(4))
     stubs.add_MetricsServiceServicer_to_server(Metrics(), server)
-    bound = server.add_insecure_port(f"127.0.0.1:{port}")
+    if tls:
+        certificate, key = (open(path, "rb").read() for path in tls)
+        credentials = grpc.ssl_server_credentials([(key, certificate)])
+        bound = server.add_secure_port(f"127.0.0.1:{port}", credentials)
+    else:
+        bound = server.add_insecure_port(f"127.0.0.1:{port}")
     server.start()
     say(bound)
     server.wait_for_termination()
 
 
 if __name__ == "__main__":
-    {"http": serve_http, "grpc": serve_grpc}[sys.argv[1]](int(sys.argv[2]))
+    parser = argparse.ArgumentParser()
+    parser.add_argument("protocol", choices=["http", "grpc"])
+    parser.add_argument("port", type=int)
+    parser.add_argument("--tls", nargs=2)
+    parser.add_argument("troubles", nargs="*")
+    args = parser.parse_args()
+    serve = {"http": serve_http, "grpc": serve_grpc}[args.protocol]
+    serve(args.port, args.tls, args.troubles)
+

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use anyhow::Context;
 use libmsb::cli::error::Failure;
-use libmsb::state::write::read_bounded;
 use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceResponse;
 use prost::Message;
 use prost::bytes::{Buf, BufMut};
@@ -15,8 +14,8 @@ use tonic::metadata::{Ascii, MetadataKey, MetadataMap, MetadataValue};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 use tonic::{Code, Request, Status};
 
-use super::http::{CERTIFICATES_BYTES_MAX, partly};
-use super::{Outcome, Transport, headers};
+use super::http::partly;
+use super::{Outcome, Transport, authorities, headers};
 use crate::args::{Compression, OtelArgs};
 
 /// The one call.
@@ -92,8 +91,7 @@ fn endpoint(args: &OtelArgs) -> anyhow::Result<Endpoint> {
     }
     let tls = match &args.ca_cert {
         Some(path) => {
-            let pem = read_bounded(path, CERTIFICATES_BYTES_MAX)?
-                .with_context(|| format!("there is no file '{}'", path.display()))?;
+            let pem = authorities::read(path)?.pem;
             ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem))
         }
         None => ClientTlsConfig::new().with_native_roots(),
@@ -117,7 +115,7 @@ impl Transport for Grpc {
             client
                 .ready()
                 .await
-                .map_err(|error| Status::unavailable(words(&error)))?;
+                .map_err(|error| Status::from_error(error.into()))?;
             client.unary(request, path, Encoded).await
         };
         let answer = self
@@ -140,10 +138,15 @@ fn refused(status: &Status) -> Outcome {
     match status.code() {
         Code::InvalidArgument => Outcome::Never { why },
         _ => Outcome::Later {
-            why: std::error::Error::source(status).map_or(why, words),
+            why: std::error::Error::source(status).map_or(why, trouble),
             after: retry_info(status.details()),
         },
     }
+}
+
+/// What went wrong before there was an answer.
+fn trouble(error: &(dyn std::error::Error + 'static)) -> String {
+    authorities::complaint(error).unwrap_or_else(|| words(error))
 }
 
 /// The chain of an error, since its first link says little.

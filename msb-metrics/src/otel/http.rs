@@ -4,27 +4,23 @@ use std::io::{Read, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
 use flate2::Compression as Level;
 use flate2::write::GzEncoder;
 use jiff::Timestamp;
 use libmsb::cli::error::Failure;
-use libmsb::state::write::read_bounded;
 use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceResponse;
 use prost::Message;
 use ureq::http::{HeaderMap, HeaderName, HeaderValue, Uri};
-use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
+use ureq::tls::{Certificate, RootCerts, TlsConfig};
 use ureq::{Agent, Body};
 
-use super::{Outcome, Transport, headers};
+use super::{Outcome, Transport, authorities, headers};
 use crate::args::{Compression, OtelArgs};
 
 /// Longest answer that is read, in bytes.
 const ANSWER_BYTES_MAX: u64 = 64 << 10;
 /// Characters of an answer that are told.
 const WORDS_MAX: usize = 200;
-/// Longest file of certificates, in bytes.
-pub(super) const CERTIFICATES_BYTES_MAX: u64 = 16 << 20;
 
 /// The way to a collector.
 pub(super) struct Http {
@@ -38,7 +34,7 @@ impl Http {
     pub(super) fn new(args: &OtelArgs) -> anyhow::Result<Http> {
         let endpoint = endpoint(&args.endpoint)?;
         let tls = TlsConfig::builder()
-            .root_certs(authorities(args, endpoint.scheme_str() == Some("https"))?)
+            .root_certs(roots(args, endpoint.scheme_str() == Some("https"))?)
             .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
             .build();
         let agent = Agent::config_builder()
@@ -144,7 +140,9 @@ fn said(status: u16, body: &[u8]) -> String {
 fn plain(error: &ureq::Error) -> String {
     match error {
         ureq::Error::Timeout(_) => "it took too long".to_owned(),
-        ureq::Error::Io(error) => error.to_string(),
+        ureq::Error::Io(error) => {
+            authorities::complaint(error).unwrap_or_else(|| error.to_string())
+        }
         error => error.to_string(),
     }
 }
@@ -172,23 +170,10 @@ fn endpoint(text: &str) -> Result<Uri, Failure> {
 }
 
 /// The user's own, else the system's.
-fn authorities(args: &OtelArgs, secure: bool) -> anyhow::Result<RootCerts> {
+fn roots(args: &OtelArgs, secure: bool) -> anyhow::Result<RootCerts> {
     let mut certificates = Vec::new();
     if let Some(path) = &args.ca_cert {
-        let pem = read_bounded(path, CERTIFICATES_BYTES_MAX)?
-            .with_context(|| format!("there is no file '{}'", path.display()))?;
-        for item in parse_pem(&pem) {
-            if let PemItem::Certificate(certificate) =
-                item.with_context(|| format!("cannot read '{}'", path.display()))?
-            {
-                certificates.push(certificate);
-            }
-        }
-        anyhow::ensure!(
-            !certificates.is_empty(),
-            "there is no certificate in '{}'",
-            path.display()
-        );
+        certificates = authorities::read(path)?.certificates;
     } else if secure {
         let system = rustls_native_certs::load_native_certs().certs;
         certificates.extend(

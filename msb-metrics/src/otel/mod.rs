@@ -4,6 +4,8 @@
 //! collection in requests of its own, so that no sample is lost in a later one. Messages are encoded by hand ([`message`]):
 //! with a thousand sandboxes the same attributes are in tens of thousands of points, and are encoded once.
 
+/// Whom the exporter trusts.
+mod authorities;
 /// Collections that wait.
 mod buffer;
 /// Sending what waits.
