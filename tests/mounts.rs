@@ -549,7 +549,7 @@ fn the_server_of_a_share_has_given_up_its_rights_and_sees_no_other_files() {
         .filter_map(|line| line.split(' ').nth(4))
         .collect();
     places.sort_unstable();
-    assert_eq!(places, ["/", "/proc/self/fd", "/share/0"]);
+    assert_eq!(places, ["/", "/msb-share/0", "/proc/self/fd"]);
     home.run(["rm", "-f", "x"]).done();
     wait_until("the server is gone", || {
         !Path::new(&format!("/proc/{server}")).exists()
