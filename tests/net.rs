@@ -194,7 +194,7 @@ fn the_policy_and_the_ports_of_a_sandbox_that_runs_can_be_changed() {
     // And what is not any more ends.
     modify(&["--net", "public"]).done();
     assert!(socket.read(&mut [0]).is_err(), "it was not broken off");
-    assert_ne!(talk.finish().code, 0);
+    talk.finish();
     assert_eq!(guests.run(call).code, 1);
     let denied = |event: &Value| event["type"] == "close" && event["how"] == "denied";
     wait_until("the log has it", || events(&guests).iter().any(denied));
