@@ -222,11 +222,15 @@ impl Sandbox {
     fn look_now(&self) -> anyhow::Result<Seen> {
         let spec = self.spec()?;
         let mut status = self.status()?;
-        // Only one that says it lives may be wrong, and then the lock knows. It is the last thing to go: the status that is
-        // read when it is free is the final one.
-        if status.state.is_active() && !self.is_alive()? {
-            status = self.status()?;
-            let state = status.state.seen(false);
+        // Only one that says it lives may be wrong, and then the lock knows; and one that goes with its command lives from its
+        // making on, before it says so. The lock is the last thing to go: the status that is read when it is free is the
+        // final one.
+        if status.state.is_active() || spec.ephemeral {
+            let alive = self.is_alive()?;
+            if !alive {
+                status = self.status()?;
+            }
+            let state = status.state.seen(alive);
             return Ok(Seen {
                 spec,
                 status,
