@@ -1,6 +1,8 @@
 //! What a guest's root is made of: how large, where it is written to, and what becomes of it.
 
 use std::fs;
+use std::os::unix::fs::{MetadataExt, symlink};
+use std::path::PathBuf;
 use std::process::Command;
 
 use crate::support::Home;
@@ -179,6 +181,145 @@ fn a_disk_that_cannot_be_used_is_told_with_its_reason() {
             125,
         );
         assert!(error.contains(why), "{disk}: {error}");
+    }
+    assert_eq!(home.snapshot("sandboxes"), Vec::<String>::new());
+}
+
+/// Makes a root file system of busybox in a folder of the test.
+fn root_folder(home: &Home) -> PathBuf {
+    let root = home.folder.join("root");
+    fs::create_dir_all(root.join("bin")).unwrap();
+    fs::copy("/bin/busybox", root.join("bin/busybox")).unwrap();
+    for applet in ["cat", "ls", "mkdir", "mount", "rm", "sh", "stat", "sync"] {
+        symlink("busybox", root.join("bin").join(applet)).unwrap();
+    }
+    fs::write(root.join("note"), "from the host\n").unwrap();
+    root
+}
+
+/// What `inspect --format json` says of a sandbox at a path of its keys.
+fn inspected(home: &Home, name: &str, pointer: &str) -> serde_json::Value {
+    let text = home.run(["inspect", name, "--format", "json"]).done();
+    let all: serde_json::Value = serde_json::from_str(&text).unwrap();
+    all.pointer(pointer).cloned().unwrap_or_default()
+}
+
+#[test]
+fn a_folder_of_the_host_is_a_root_that_is_changed_itself() {
+    let home = Home::new();
+    let root = root_folder(&home);
+    let data = home.folder.join("data");
+    fs::create_dir(&data).unwrap();
+    fs::write(data.join("f"), "mounted\n").unwrap();
+    fs::write(home.folder.join("canary"), "alive\n").unwrap();
+    let text = root.to_str().unwrap();
+    let mount = format!("{}:/data:ro", data.display());
+    let copy = format!("{}:/copied", home.folder.join("canary").display());
+    home.run(["create", "--name", "x", "-v", &mount, "--copy", &copy, text])
+        .done();
+    let script = "cat /note /data/f /copied; echo new >/made; mkdir /d; stat -c %u:%g /made; ls /..; \
+        mkdir /x; mount -t virtiofs msb-mounts /x && cat /x/../canary /x/0/../../canary; rm -r /x/1/* /x/../canary";
+    let outcome = home.run(["exec", "x", "--", "sh", "-c", script]);
+    let seen = String::from_utf8_lossy(&outcome.stdout).into_owned();
+    let (read, listed) = seen.split_once("0:0\n").unwrap();
+    assert_eq!(read, "from the host\nmounted\nalive\n", "{outcome:?}");
+    assert!(
+        listed.contains("made\n") && !listed.contains("canary"),
+        "{listed}"
+    );
+    assert!(!listed.contains("alive"), "{listed}");
+    // What it wrote is there at once, is the user's, and outside of it nothing has changed.
+    assert_eq!(fs::read_to_string(root.join("made")).unwrap(), "new\n");
+    let (made, folder) = (fs::metadata(root.join("made")), fs::metadata(&home.folder));
+    assert_eq!(made.unwrap().uid(), folder.unwrap().uid());
+    for (path, content) in [("canary", "alive\n"), ("data/f", "mounted\n")] {
+        assert_eq!(fs::read_to_string(home.folder.join(path)).unwrap(), content);
+    }
+    assert_eq!(home.list()[0]["image"], text);
+    assert_eq!(inspected(&home, "x", "/config/root_folder/path"), text);
+    home.run(["image", "prune", "--yes"]).done();
+    home.run(["stop", "x"]).done();
+    assert_eq!(inspected(&home, "x", "/state/clean"), true);
+    assert!(!home.state().join("sandboxes/x/upper.img").exists());
+    let error = error_of(&home, &["modify", "x", "--oci-upper-size", "1G"], 2);
+    assert!(error.contains("no disk of its own"), "{error}");
+
+    // What was put in its place by somebody is not taken for it.
+    let away = home.folder.join("away");
+    fs::rename(&root, &away).unwrap();
+    let error = error_of(&home, &["start", "x"], 1);
+    assert!(
+        error.contains("as the root: it is not there any more"),
+        "{error}"
+    );
+    symlink(&away, &root).unwrap();
+    let error = error_of(&home, &["start", "x"], 1);
+    assert!(error.contains("a symbolic link is on its way"), "{error}");
+    fs::remove_file(&root).unwrap();
+    fs::rename(&away, &root).unwrap();
+    home.run(["run", "--name", "x", text, "--", "cat", "/made"])
+        .is(0, "new\n", "");
+    home.run(["rm", "x"]).done();
+    assert_eq!(fs::read_to_string(root.join("made")).unwrap(), "new\n");
+}
+
+#[test]
+fn a_disk_image_is_a_root_that_is_changed_itself() {
+    let home = Home::new();
+    let root = root_folder(&home);
+    let raw = home.folder.join("root.img");
+    host("truncate", &["-s", "16M", raw.to_str().unwrap()]);
+    let options = ["-q", "-F", "-t", "ext4", "-E", "root_owner=0:0", "-d"];
+    let paths = [root.to_str().unwrap(), raw.to_str().unwrap()];
+    host("/sbin/mke2fs", &[&options[..], &paths[..]].concat());
+    let qcow = home.folder.join("root");
+    fs::remove_dir_all(&root).unwrap();
+    fs::write(&qcow, qcow2(&fs::read(&raw).unwrap())).unwrap();
+    for typed in [
+        format!("{}", raw.display()),
+        format!("{}:qcow2,fstype=ext4", qcow.display()),
+    ] {
+        let run = |script| home.run(["run", &typed, "--", "sh", "-c", script]);
+        run("cat /note; echo kept >/made").is(0, "from the host\n", "");
+        run("cat /made").is(0, "kept\n", "");
+    }
+    // It is written to itself: in the file's bytes, not in a disk above it.
+    let bytes = fs::read(&raw).unwrap();
+    assert!(bytes.windows(5).any(|bytes| bytes == b"kept\n"));
+    // Two guests would write over one another's blocks.
+    let typed = raw.to_str().unwrap();
+    home.run(["create", "--name", "x", typed]).done();
+    let error = error_of(&home, &["run", typed, "--", "true"], 125);
+    assert!(error.contains("another sandbox uses it"), "{error}");
+    home.run(["rm", "-f", "x"]).done();
+}
+
+#[test]
+fn a_root_that_cannot_be_is_refused_with_its_reason() {
+    let home = Home::new();
+    let root = root_folder(&home);
+    let (root, file) = (root.to_str().unwrap(), home.folder.join("root/note"));
+    let file = file.to_str().unwrap();
+    let (as_disk, as_text) = (format!("{root}:raw"), format!("{file}:vmdk"));
+    for (args, why) in [
+        (&["/", "--", "sh"][..], "the host's own root"),
+        (&["./nowhere", "--", "sh"], "cannot find './nowhere'"),
+        (&[file, "--", "sh"], "is no folder"),
+        (&[&as_disk, "--", "sh"], "is a folder, and no disk image"),
+        (&[&as_text, "--", "sh"], "there is no disk format 'vmdk'"),
+        (
+            &["--root-disk", "tmpfs", root, "--", "sh"],
+            "to no other disk",
+        ),
+        (
+            &["--oci-upper-size", "1G", root, "--", "sh"],
+            "to no other disk",
+        ),
+        (&["--pull", "always", root, "--", "sh"], "cannot be pulled"),
+        (&[root], "names no command to run"),
+    ] {
+        let error = error_of(&home, &[&["run"], args].concat(), 125);
+        assert!(error.contains(why), "{args:?}: {error}");
     }
     assert_eq!(home.snapshot("sandboxes"), Vec::<String>::new());
 }

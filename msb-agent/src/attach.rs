@@ -5,7 +5,7 @@
 
 use std::ffi::{CStr, CString};
 use std::fs::{self, File};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use msb_wire::mount::{GuestMount, MountSource};
@@ -15,7 +15,7 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, mount_remount, 
 
 use crate::console::{log, reason};
 use crate::disk::{self, Disk};
-use crate::root::BLOCK_BYTES;
+use crate::root::{BLOCK_BYTES, Share};
 
 /// Where a share is mounted for a moment: in the file system of devices, so that nothing of it stays on a disk.
 const STAGE: &str = "/dev/.msb-share";
@@ -23,10 +23,15 @@ const STAGE: &str = "/dev/.msb-share";
 /// File systems that are tried on a disk of which nothing is known, as far as the kernel has them.
 const FSTYPES: [&CStr; 2] = [c"ext4", c"erofs"];
 
-/// Mounts all of them; in a restricted guest without setuid programs and devices, whatever is asked for. Gives the tops of the disks that are written to, which must be clean at the end.
-pub(crate) fn attach(mounts: &[GuestMount], restricted: bool) -> Result<Vec<OwnedFd>, String> {
+/// Mounts all of them; in a restricted guest without setuid programs and devices, whatever is asked for. `share`: one that
+/// is mounted already. Gives the tops of the disks that are written to, which must be clean at the end.
+pub(crate) fn attach(
+    mounts: &[GuestMount],
+    restricted: bool,
+    share: Option<Share>,
+) -> Result<Vec<OwnedFd>, String> {
     let mut disks = Vec::new();
-    let mut stage = None;
+    let mut stage = share.map(Stage::from);
     for mount in parents_first(mounts) {
         let mount = &GuestMount {
             nosuid: mount.nosuid || restricted,
@@ -74,6 +79,20 @@ fn flags(mount: &GuestMount) -> MountFlags {
 /// find a connection that is in use, so it stays until the last is done.
 struct Stage {
     tag: String,
+    /// Where it is mounted.
+    at: PathBuf,
+    /// Its top, if it was mounted for the root, where no path leads any more.
+    _top: Option<OwnedFd>,
+}
+
+impl From<Share> for Stage {
+    fn from(share: Share) -> Stage {
+        Stage {
+            at: format!("/proc/self/fd/{}", share.top.as_raw_fd()).into(),
+            tag: share.tag,
+            _top: Some(share.top),
+        }
+    }
 }
 
 impl Stage {
@@ -94,6 +113,8 @@ impl Stage {
             .map_err(|error| format!("cannot create '{STAGE}': {}", reason(error)))?;
         let stage = Stage {
             tag: tag.to_owned(),
+            at: STAGE.into(),
+            _top: None,
         };
         mount(tag, STAGE, c"virtiofs", MountFlags::empty(), c"")
             .map_err(|error| format!("the share '{tag}': {}", reason(error)))?;
@@ -107,12 +128,9 @@ impl Stage {
         target: &Path,
         wanted: &GuestMount,
     ) -> Result<(), String> {
-        // The host sends plain names; what is not one would lead out of the share.
-        if entry.is_empty() || entry.contains('/') || entry == ".." {
-            return Err(format!("'{entry}' is no entry of a share"));
-        }
+        check_entry(entry)?;
         make_target(target, file)?;
-        mount_bind(Path::new(STAGE).join(entry), target)
+        mount_bind(self.at.join(entry), target)
             .and_then(|()| mount_remount(target, MountFlags::BIND | flags(wanted), c""))
             .map_err(reason)
     }
@@ -120,9 +138,17 @@ impl Stage {
 
 impl Drop for Stage {
     fn drop(&mut self) {
-        let _ = unmount(STAGE, UnmountFlags::DETACH);
+        let _ = unmount(&self.at, UnmountFlags::DETACH);
         let _ = fs::remove_dir(STAGE);
     }
+}
+
+/// The host sends plain names; what is not one would lead out of the share.
+pub(crate) fn check_entry(entry: &str) -> Result<(), String> {
+    if entry.is_empty() || entry.contains('/') || entry == ".." {
+        return Err(format!("'{entry}' is no entry of a share"));
+    }
+    Ok(())
 }
 
 fn disk_at(
@@ -134,16 +160,7 @@ fn disk_at(
 ) -> Result<Option<OwnedFd>, String> {
     let [disk] = disk::find([serial])?;
     make_target(target, false)?;
-    let named = fstype.map(CString::new).transpose();
-    let named = named.map_err(|_| "the name of its file system holds a NUL byte".to_owned())?;
-    match &named {
-        Some(kind) => mount_disk(&disk, kind, target, wanted)?,
-        None => FSTYPES
-            .iter()
-            .map(|kind| mount_disk(&disk, kind, target, wanted))
-            .reduce(|done, next| done.or(next))
-            .unwrap_or_else(|| Err("no file system is known".to_owned()))?,
-    }
+    mount_disk(&disk, fstype, target, flags(wanted))?;
     if wanted.read_only {
         return Ok(None);
     }
@@ -162,17 +179,37 @@ fn disk_at(
     Ok(Some(top))
 }
 
+/// Mounts a disk as the file system that it is said to be, or else as the first that it can be.
+pub(crate) fn mount_disk(
+    disk: &Disk,
+    fstype: Option<&str>,
+    target: &Path,
+    flags: MountFlags,
+) -> Result<(), String> {
+    let named = fstype.map(CString::new).transpose();
+    let named = named.map_err(|_| "the name of its file system holds a NUL byte".to_owned())?;
+    match &named {
+        Some(kind) => mount_disk_as(disk, kind, target, flags),
+        None => FSTYPES
+            .iter()
+            .map(|kind| mount_disk_as(disk, kind, target, flags))
+            .reduce(|done, next| done.or(next))
+            .unwrap_or_else(|| Err("no file system is known".to_owned())),
+    }
+}
+
 /// Freed blocks of a disk that is written to go back to the host. A journal that a crash has left cannot be replayed on
 /// a disk that is only read: then the file system is taken as it is.
-fn mount_disk(disk: &Disk, kind: &CStr, target: &Path, wanted: &GuestMount) -> Result<(), String> {
-    let options: &[&CStr] = match (kind == c"ext4", wanted.read_only) {
+fn mount_disk_as(disk: &Disk, kind: &CStr, target: &Path, flags: MountFlags) -> Result<(), String> {
+    let read_only = flags.contains(MountFlags::RDONLY);
+    let options: &[&CStr] = match (kind == c"ext4", read_only) {
         (true, false) => &[c"discard"],
         (true, true) => &[c"", c"noload"],
         (false, _) => &[c""],
     };
     let mut result = Err(Errno::INVAL);
     for options in options {
-        result = mount(&disk.node, target, kind, flags(wanted), *options);
+        result = mount(&disk.node, target, kind, flags, *options);
         if result.is_ok() {
             return Ok(());
         }
@@ -254,7 +291,11 @@ mod tests {
     #[test]
     fn an_entry_that_leads_out_of_the_share_is_refused() {
         for entry in ["", "..", "a/b", "/etc"] {
-            let stage = std::mem::ManuallyDrop::new(Stage { tag: "t".into() });
+            let stage = std::mem::ManuallyDrop::new(Stage {
+                tag: "t".into(),
+                at: STAGE.into(),
+                _top: None,
+            });
             assert!(
                 stage
                     .bind(entry, false, Path::new("/x"), &at("/x"))

@@ -27,7 +27,7 @@ pub(crate) struct Guest {
     pub(crate) security: Security,
     /// Top of the file system that is written to.
     pub(crate) upper: OwnedFd,
-    /// Tops of the other disks that are written to.
+    /// Tops of the file systems on disks that are written to.
     pub(crate) disks: Vec<OwnedFd>,
 }
 
@@ -42,11 +42,16 @@ pub(crate) fn boot(request: BootRequest, modules: &Modules) -> Result<Guest, Boo
         log(&format!("cannot set the clock: {}", reason(error)));
     }
     add_entropy(&request.entropy_hex);
-    let upper = root::enter(&request.root).map_err(|message| failed("root", message))?;
+    let root = root::enter(&request.root).map_err(|message| failed("root", message))?;
     mount::guest().map_err(|message| failed("mounts", message))?;
     let restricted = request.guest.security.is_restricted();
-    let disks =
-        attach::attach(&request.mounts, restricted).map_err(|message| failed("mounts", message))?;
+    let mut disks = attach::attach(&request.mounts, restricted, root.share)
+        .map_err(|message| failed("mounts", message))?;
+    if root.on_disk {
+        // Last: mounts may hold files of it open.
+        let top = root.top.try_clone();
+        disks.push(top.map_err(|error| failed("root", error.to_string()))?);
+    }
     let hosts = request
         .net
         .as_ref()
@@ -67,7 +72,7 @@ pub(crate) fn boot(request: BootRequest, modules: &Modules) -> Result<Guest, Boo
         cwd: request.cwd,
         user: request.user,
         security: request.guest.security,
-        upper,
+        upper: root.top,
         disks,
     })
 }

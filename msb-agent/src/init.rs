@@ -27,6 +27,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Operations of this agent.
 pub(crate) const OPERATIONS: &[&str] = &[
     operation::BOOT,
+    operation::BOOT_ROOT,
     operation::CLOCK,
     operation::CONNECT,
     operation::EXEC,

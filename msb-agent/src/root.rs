@@ -1,4 +1,5 @@
-//! The root file system: EROFS below, ext4 (or memory) above, an overlay of both.
+//! The root file system: EROFS below, ext4 (or memory) above, an overlay of both; or a folder of the host or a disk as it
+//! is.
 //!
 //! The overlay's options are those of docker's overlay2 (no index, no metacopy, so every kernel and every disk fits),
 //! but for `redirect_dir`: a directory of the image can be renamed, as on any other file system.
@@ -6,6 +7,7 @@
 use std::ffi::CString;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use msb_wire::boot::Root;
 use rustix::fs::{AtFlags, CWD, Gid, Uid};
@@ -14,9 +16,10 @@ use rustix::fs::{
     llistxattr, lsetxattr, mkdir, open, rename, stat, utimensat,
 };
 use rustix::io::Errno;
-use rustix::mount::{MountFlags, mount, mount_move};
+use rustix::mount::{MountFlags, mount, mount_bind, mount_move};
 use rustix::process::{chdir, chroot};
 
+use crate::attach;
 use crate::console::{log, reason};
 use crate::disk::{self, Disk};
 
@@ -36,25 +39,83 @@ pub(crate) const BLOCK_BYTES: u64 = 4096;
 /// Bytes of names and of one value of the image's root's extended attributes.
 const XATTR_BYTES_MAX: usize = 64 * 1024;
 
-/// Mounts the root file system, makes it the root, and gives the top of the upper one, for the end.
-pub(crate) fn enter(root: &Root) -> Result<OwnedFd, String> {
+/// A root that was entered.
+pub(crate) struct Entered {
+    /// Top of the file system that is written to.
+    pub(crate) top: OwnedFd,
+    /// Whether that is on a disk, which must be clean at the end.
+    pub(crate) on_disk: bool,
+    /// The share that the root is an entry of: it is mounted, and cannot be found by a path.
+    pub(crate) share: Option<Share>,
+}
+
+/// A share that is mounted.
+pub(crate) struct Share {
+    /// The tag of the virtiofs device.
+    pub(crate) tag: String,
+    /// Its top.
+    pub(crate) top: OwnedFd,
+}
+
+/// Mounts the root file system, and makes it the root.
+pub(crate) fn enter(root: &Root) -> Result<Entered, String> {
     prepare_stage()?;
-    let top = match root {
+    let entered = match root {
         Root::Overlay { lower, upper } => {
             let [lower, upper] = disk::find([lower, upper])?;
             mount_lower(&lower)?;
-            mount_upper(&upper)?
+            overlay(mount_upper(&upper)?, true)?
         }
         Root::OverlayInMemory { lower, size_mib } => {
             let [lower] = disk::find([lower])?;
             mount_lower(&lower)?;
-            mount_memory(*size_mib)?
+            overlay(mount_memory(*size_mib)?, false)?
         }
+        Root::Share { tag, entry } => mount_share(tag, entry)?,
+        Root::Disk { serial, fstype } => mount_whole(serial, fstype.as_deref())?,
     };
+    become_root().map_err(|error| failed("enter", MERGED, error))?;
+    Ok(entered)
+}
+
+fn overlay(top: OwnedFd, on_disk: bool) -> Result<Entered, String> {
     prepare_changes()?;
     mount_overlay()?;
-    become_root().map_err(|error| failed("enter", MERGED, error))?;
-    Ok(top)
+    Ok(Entered {
+        top,
+        on_disk,
+        share: None,
+    })
+}
+
+/// An entry of a share as the root. The share stays mounted in the first root: a second mount of its device would find a
+/// connection that is in use, and others of its entries may be asked for.
+fn mount_share(tag: &str, entry: &str) -> Result<Entered, String> {
+    attach::check_entry(entry)?;
+    mount(tag, UPPER, c"virtiofs", MountFlags::empty(), c"")
+        .map_err(|error| failed("mount the share", tag, error))?;
+    mount_bind(format!("{UPPER}/{entry}"), MERGED)
+        .map_err(|error| failed("mount the entry", entry, error))?;
+    let share = Share {
+        tag: tag.to_owned(),
+        top: open_top(UPPER)?,
+    };
+    Ok(Entered {
+        top: open_top(MERGED)?,
+        on_disk: false,
+        share: Some(share),
+    })
+}
+
+/// The file system of a disk as the root.
+fn mount_whole(serial: &str, fstype: Option<&str>) -> Result<Entered, String> {
+    let [disk] = disk::find([serial])?;
+    attach::mount_disk(&disk, fstype, Path::new(MERGED), MountFlags::empty())?;
+    Ok(Entered {
+        top: open_top(MERGED)?,
+        on_disk: true,
+        share: None,
+    })
 }
 
 fn mount_lower(disk: &Disk) -> Result<(), String> {
@@ -72,7 +133,7 @@ fn mount_upper(disk: &Disk) -> Result<OwnedFd, String> {
         MountFlags::NOATIME,
         c"noinit_itable,no_prefetch_block_bitmaps,discard",
     )?;
-    let top = open_top()?;
+    let top = open_top(UPPER)?;
     grow(&top, disk);
     Ok(top)
 }
@@ -84,12 +145,12 @@ fn mount_memory(size_mib: u64) -> Result<OwnedFd, String> {
     let flags = MountFlags::NOATIME;
     mount(c"tmpfs", UPPER, c"tmpfs", flags, options.as_c_str())
         .map_err(|error| failed("mount", "tmpfs", error))?;
-    open_top()
+    open_top(UPPER)
 }
 
-fn open_top() -> Result<OwnedFd, String> {
+fn open_top(path: &str) -> Result<OwnedFd, String> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    open(UPPER, flags, Mode::empty()).map_err(|error| failed("open", UPPER, error))
+    open(path, flags, Mode::empty()).map_err(|error| failed("open", path, error))
 }
 
 fn mount_overlay() -> Result<(), String> {

@@ -422,7 +422,7 @@ impl Agent {
         if self.stopping.is_none() {
             self.port.flush(FLUSH_PATIENCE);
             if let Some(guest) = &self.guest {
-                shutdown::flush_disks(&guest.upper, &guest.disks);
+                shutdown::flush_disks(&guest.disks);
             }
             handover::end_machine(status);
         }
@@ -803,7 +803,7 @@ impl Agent {
         let clean = self
             .guest
             .as_ref()
-            .is_none_or(|guest| shutdown::flush_disks(&guest.upper, &guest.disks));
+            .is_none_or(|guest| shutdown::flush_disks(&guest.disks));
         self.put_last(stream, serde_json::to_vec(&StopEvent::Stopped { clean }));
         if self.port.flush(FLUSH_PATIENCE) {
             // The last bytes are in the device's queue; a host that has read them hangs up or ends the machine itself.
@@ -827,7 +827,7 @@ impl Agent {
     fn end_at_once(&mut self) -> ! {
         sys::kill_all(libc::SIGKILL);
         if let Some(guest) = &self.guest {
-            shutdown::flush_disks(&guest.upper, &guest.disks);
+            shutdown::flush_disks(&guest.disks);
         }
         shutdown::end()
     }

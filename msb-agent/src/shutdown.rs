@@ -13,12 +13,12 @@ use rustix::system::{RebootCommand, reboot};
 use crate::console::{log, reason};
 use crate::sys;
 
-/// Makes the written-to file systems clean: the upper one, and those of other disks. `false` when it could not be done
-/// for all, and a journal will have to be replayed.
-pub(crate) fn flush_disks(upper: &OwnedFd, others: &[OwnedFd]) -> bool {
+/// Makes the file systems of disks that are written to clean. `false` when it could not be done for all, and a journal
+/// will have to be replayed.
+pub(crate) fn flush_disks(disks: &[OwnedFd]) -> bool {
     sync();
     // All of them, whatever becomes of the first.
-    let cleaned: Vec<bool> = others.iter().chain([upper]).map(flush_disk).collect();
+    let cleaned: Vec<bool> = disks.iter().map(flush_disk).collect();
     cleaned.into_iter().all(|clean| clean)
 }
 

@@ -21,7 +21,10 @@ impl Users {
         let mut users = Vec::new();
         for sandbox in home.sandboxes().list()? {
             match sandbox.seen {
-                Ok(seen) => users.push((sandbox.name, seen.spec.image.manifest_digest)),
+                Ok(seen) => {
+                    let image = seen.spec.root.image();
+                    users.extend(image.map(|image| (sandbox.name, image.manifest_digest)));
+                }
                 Err(_) if force => {}
                 Err(error) => {
                     let failure = Failure::wrong_state(format!(

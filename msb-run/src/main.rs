@@ -15,6 +15,7 @@ mod mounts;
 mod net;
 mod plan;
 mod pull;
+mod root;
 mod session;
 mod slots;
 mod startup;

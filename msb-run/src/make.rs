@@ -10,8 +10,7 @@ use libmsb::cli::error::Failure;
 use libmsb::machine::EngineChoice;
 use libmsb::net::NetSpec;
 use libmsb::net::args::NetArgs;
-use libmsb::reference::Reference;
-use libmsb::state::images::Image;
+use libmsb::state::guest::RootDisk;
 use libmsb::state::lock::Lock;
 use libmsb::state::sandboxes::Sandbox;
 use libmsb::state::spec::{MainBounds, Spec};
@@ -23,7 +22,8 @@ use crate::metrics::MetricsArgs;
 use crate::microsandbox::Stored;
 use crate::mounts::{self, MountArgs};
 use crate::plan::{self, Choices};
-use crate::pull::{self, PullPolicy};
+use crate::pull::PullPolicy;
+use crate::root::{Found, TypedRoot};
 use crate::verbs::SettingArgs;
 use crate::verbs::stop::stop;
 
@@ -187,28 +187,24 @@ pub(crate) struct Made {
 /// Makes a sandbox. One without a name goes with its command when `ephemeral`, and gets a name that nobody chose.
 pub(crate) fn make(
     home: &Home,
-    image: &Reference,
+    root: &TypedRoot,
     name: Option<&SandboxName>,
     ephemeral: bool,
     args: (&MakeArgs, &SettingArgs, &[OsString]),
     main: MainBounds,
 ) -> anyhow::Result<Made> {
     let (making, setting, command) = args;
-    let images = home.images();
     let choices = Choices {
         main,
         ..making.choices(home, setting, command)?
     };
-    pull::bring(&images, image, making.pull)?;
-    // Held until the sandbox, which pins the image, is there.
-    let in_use = if images.root().is_dir() {
-        Some(Lock::shared(&images.lock())?)
-    } else {
-        None
-    };
-    let image: Image = images.find(image)?;
+    let Found {
+        root,
+        config,
+        in_use,
+    } = root.find(home, making.pull)?;
     let name = name.cloned().map_or_else(SandboxName::random, Ok)?;
-    let spec = plan::spec(&name, ephemeral, &image, choices)?;
+    let spec = plan::spec(&name, ephemeral, (root, &config), choices)?;
     home.prepare()?;
     mounts::make_volumes(home, &spec.mounts)?;
     if let Some(timeout) = making.replace() {
@@ -216,7 +212,7 @@ pub(crate) fn make(
         remove(home, &name, timeout)?;
     }
     let (sandbox, lock) = home.sandboxes().create(&name, &spec, |folder| {
-        if ephemeral || !spec.guest.root_disk.is_managed() {
+        if ephemeral || spec.upper() != Some(&RootDisk::Managed) {
             return Ok(());
         }
         let path = folder.join(layout::UPPER);

@@ -9,9 +9,9 @@ use libmsb::cli::args::{EnvVar, SandboxName};
 use libmsb::cli::error::Failure;
 use libmsb::machine::EngineChoice;
 use libmsb::net::NetSpec;
-use libmsb::state::images::Image;
+use libmsb::state::images::Config;
 use libmsb::state::mounts::Mount;
-use libmsb::state::spec::{MainBounds, MetricsSpec, SPEC_VERSION, Spec, SpecImage};
+use libmsb::state::spec::{MainBounds, MetricsSpec, RootSource, SPEC_VERSION, Spec};
 use msb_wire::guest::{INIT_PATHS, InitRequest};
 use msb_wire::text::Text;
 
@@ -70,10 +70,11 @@ pub(crate) struct Choices {
 pub(crate) fn spec(
     name: &SandboxName,
     ephemeral: bool,
-    image: &Image,
+    (root, config): (RootSource, &Config),
     choices: Choices,
 ) -> Result<Spec, Failure> {
-    let config = image.config.config().clone().unwrap_or_default();
+    refuse_upper(&root, &choices.guest)?;
+    let upper_mib = root.image().map(|_| UPPER_MIB);
     let image_env = config.env().clone().unwrap_or_default();
     let mut labels: BTreeMap<String, String> = config
         .labels()
@@ -100,17 +101,14 @@ pub(crate) fn spec(
     Ok(Spec {
         version: SPEC_VERSION,
         name: name.to_string(),
-        image: SpecImage {
-            reference: image.reference.to_string(),
-            manifest_digest: image.manifest_digest,
-        },
+        root,
         ephemeral,
         created_at: jiff::Timestamp::now(),
         labels,
         cpus: choices.cpus,
         memory_mib: choices.memory_mib,
         engine: choices.engine,
-        upper_mib: choices.guest.upper_mib.unwrap_or(UPPER_MIB),
+        upper_mib: choices.guest.upper_mib.or(upper_mib).unwrap_or(0),
         hostname: hostname(choices.hostname, name)?,
         env: merge_env(
             image_env.into_iter().map(Text::from).collect(),
@@ -136,6 +134,19 @@ pub(crate) fn spec(
         guest,
         other: serde_json::Map::new(),
     })
+}
+
+/// A root that is no image is written to itself, and to nothing above it.
+fn refuse_upper(root: &RootSource, guest: &GuestChoices) -> Result<(), Failure> {
+    let is_said = guest.upper_mib.is_some() || !guest.spec.root_disk.is_managed();
+    if root.image().is_some() || !is_said {
+        return Ok(());
+    }
+    Err(Failure::usage(format!(
+        "what the guest writes goes to '{}' itself, and to no other disk",
+        libmsb::cli::escape::escape(root.name().as_bytes())
+    ))
+    .hint("leave out --root-disk and --oci-upper-size, which are for images"))
 }
 
 /// An image that is made to boot names its init as its command: then that is what starts it, and there is no other.

@@ -55,7 +55,8 @@ impl SandboxBuilder {
         self
     }
 
-    /// The image. There is no sandbox without.
+    /// The image; or, by a path that begins with `/`, `./` or `../`, a folder or disk image of the host as the whole root
+    /// (man page msb-run(1)). There is no sandbox without.
     #[must_use]
     pub fn image(mut self, reference: impl Into<String>) -> Self {
         self.image = Some(reference.into());

@@ -7,6 +7,8 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+/// What an image says of its commands.
+pub use oci_spec::image::Config;
 use oci_spec::image::{Arch, ImageConfiguration, ImageManifest, Os};
 use serde::{Deserialize, Serialize};
 

@@ -115,7 +115,7 @@ impl Sandboxes {
         fill(&new.path)?;
         new.publish(&sandbox)?;
         sandbox.record(&Event {
-            image: Some(spec.image.reference.clone()),
+            image: Some(spec.root.name().into_owned()),
             ..Event::now(What::Created, name.as_str())
         });
         Ok((sandbox, lock))

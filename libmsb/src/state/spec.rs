@@ -1,5 +1,6 @@
 //! What a sandbox should be: `spec.json`, written when it is made. man page msb-spec(5).
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use msb_wire::exec::Rlimit;
@@ -7,9 +8,9 @@ use msb_wire::text::Text;
 use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
-use crate::machine::EngineChoice;
+use crate::machine::{EngineChoice, Format};
 use crate::net::NetSpec;
-use crate::state::guest::GuestSpec;
+use crate::state::guest::{GuestSpec, RootDisk};
 use crate::state::mounts::Mount;
 
 /// The version of the file's form.
@@ -25,7 +26,8 @@ pub struct Spec {
     /// The sandbox's name, which is that of its folder too.
     pub name: String,
     /// Where its root file system comes from.
-    pub image: SpecImage,
+    #[serde(flatten)]
+    pub root: RootSource,
     /// Whether it goes when its main command ends, and its disk with it.
     #[serde(default)]
     pub ephemeral: bool,
@@ -41,7 +43,7 @@ pub struct Spec {
     /// What runs it.
     #[serde(default)]
     pub engine: EngineChoice,
-    /// Size of the writable disk, in MiB. It is sparse: what is not written takes no room.
+    /// Size of the writable disk, in MiB. It is sparse: what is not written takes no room. 0 where there is none.
     pub upper_mib: u64,
     /// Host name of the guest.
     pub hostname: String,
@@ -87,6 +89,56 @@ pub struct Spec {
     /// Fields of later versions, kept.
     #[serde(flatten)]
     pub other: serde_json::Map<String, serde_json::Value>,
+}
+
+impl Spec {
+    /// What of an image's guest is written goes there. `None`: the root is no image, and is written to itself.
+    pub fn upper(&self) -> Option<&RootDisk> {
+        self.root.image().map(|_| &self.guest.root_disk)
+    }
+}
+
+/// Where a root file system comes from: the one field of these names that the file has.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RootSource {
+    /// An image, which is never changed.
+    Image(SpecImage),
+    /// A folder of the host, which the guest changes.
+    RootFolder {
+        /// Its path, as that of a bind ([`crate::state::mounts::Source::Bind`]).
+        path: Text,
+    },
+    /// A disk image with a file system, which the guest changes.
+    RootImage {
+        /// Its path, as that of a bind.
+        path: Text,
+        /// Its format, as the user declared it.
+        format: Format,
+        /// The kind of file system; without it the guest tries those that its kernel has.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        fstype: Option<String>,
+    },
+}
+
+impl RootSource {
+    /// The image, if it is one.
+    pub fn image(&self) -> Option<&SpecImage> {
+        match self {
+            RootSource::Image(image) => Some(image),
+            RootSource::RootFolder { .. } | RootSource::RootImage { .. } => None,
+        }
+    }
+
+    /// What people call it: the reference of an image, else the path.
+    pub fn name(&self) -> Cow<'_, str> {
+        match self {
+            RootSource::Image(image) => Cow::Borrowed(&image.reference),
+            RootSource::RootFolder { path } | RootSource::RootImage { path, .. } => {
+                Cow::Owned(path.to_lossy())
+            }
+        }
+    }
 }
 
 /// Whether and how often samples are taken of what a sandbox costs.
@@ -139,4 +191,47 @@ pub struct SpecImage {
     pub reference: String,
     /// The manifest that the reference named then.
     pub manifest_digest: Digest,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn spec(root: (&str, Value)) -> Value {
+        json!({
+            "version": SPEC_VERSION, "name": "x", "created_at": "2026-01-01T00:00:00Z", "cpus": 1, "memory_mib": 512,
+            "upper_mib": 0, "hostname": "x", "later": 1, root.0: root.1
+        })
+    }
+
+    #[test]
+    fn a_root_is_the_one_field_that_names_it() {
+        let digest = format!("sha256:{}", "0".repeat(64));
+        for (field, value, name) in [
+            (
+                "image",
+                json!({ "reference": "a", "manifest_digest": digest }),
+                "a",
+            ),
+            ("root_folder", json!({ "path": "/srv/r" }), "/srv/r"),
+            (
+                "root_image",
+                json!({ "path": "/r", "format": "raw", "fstype": "ext4" }),
+                "/r",
+            ),
+        ] {
+            let read: Spec = serde_json::from_value(spec((field, value.clone()))).unwrap();
+            assert_eq!(read.root.name(), name);
+            assert_eq!(read.upper().is_some(), field == "image");
+            let written = serde_json::to_value(&read).unwrap();
+            assert_eq!((&written[field], &written["later"]), (&value, &json!(1)));
+        }
+    }
+
+    #[test]
+    fn a_file_that_names_no_root_is_refused() {
+        assert!(serde_json::from_value::<Spec>(spec(("other", json!({})))).is_err());
+        assert!(serde_json::from_value::<Spec>(spec(("image", json!("a")))).is_err());
+    }
 }

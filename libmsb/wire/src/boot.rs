@@ -91,6 +91,21 @@ pub enum Root {
         /// How much may be written, in MiB.
         size_mib: u64,
     },
+    /// A folder of the host, which is written to itself. Needs [`crate::handshake::operation::BOOT_ROOT`].
+    Share {
+        /// The tag of the virtiofs device.
+        tag: String,
+        /// The entry of the share's root, one plain name.
+        entry: String,
+    },
+    /// The file system of a disk, which is written to itself. Needs [`crate::handshake::operation::BOOT_ROOT`].
+    Disk {
+        /// Serial number of the disk.
+        serial: String,
+        /// The kind of file system; without it the agent tries those that the kernel has.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        fstype: Option<String>,
+    },
 }
 
 /// How the boot ended.

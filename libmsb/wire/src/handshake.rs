@@ -16,6 +16,8 @@ pub const VERSION_MAX: u32 = 1;
 pub mod operation {
     /// Set the guest up; see [`crate::boot`].
     pub const BOOT: &str = "boot";
+    /// Guest: have a root that is no image: [`crate::boot::Root::Share`], [`crate::boot::Root::Disk`].
+    pub const BOOT_ROOT: &str = "boot.root";
     /// Guest: set the clock; see [`crate::sandbox`].
     pub const CLOCK: &str = "clock";
     /// Guest: connect to a TCP port; see [`crate::connect`].

@@ -11,6 +11,8 @@ use libmsb::cli::error::Failure;
 use libmsb::cli::escape::escape;
 use libmsb::state::guest::{DiskFormat, RootDisk};
 use libmsb::state::spec::Spec;
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 
 use crate::engine::upper::SIZE_MIB_MIN;
 
@@ -83,7 +85,7 @@ fn parse_mib(text: &str) -> Result<u64, Failure> {
 
 /// Makes the managed disk larger, from the next start on. A file system shrinks only at the risk of what is in it.
 pub(crate) fn grow(spec: &mut Spec, size_mib: u64) -> Result<(), Failure> {
-    if !spec.guest.root_disk.is_managed() {
+    if spec.upper() != Some(&RootDisk::Managed) {
         let message = "the sandbox has no disk of its own, which could grow";
         return Err(Failure::usage(message));
     }
@@ -106,10 +108,26 @@ pub(crate) fn open(path: &Path, format: DiskFormat) -> anyhow::Result<File> {
     if !metadata.is_file() {
         return Err(Failure::failed(format!("the disk '{shown}' is no file")).into());
     }
+    hold(&file, false).with_context(|| format!("cannot use the disk '{shown}'"))?;
     if format == DiskFormat::Qcow2 {
         check_qcow2(&file).with_context(|| format!("cannot use the disk '{shown}'"))?;
     }
     Ok(file)
+}
+
+/// Holds a disk image as long as the file is open, here or in the machine: alone, or with others that only read. Two guests
+/// would write over one another's blocks. By flock(2), which does not meet the locks that QEMU takes of its own.
+pub(crate) fn hold(file: &File, read_only: bool) -> anyhow::Result<()> {
+    let operation = if read_only {
+        FlockOperation::NonBlockingLockShared
+    } else {
+        FlockOperation::NonBlockingLockExclusive
+    };
+    match flock(file, operation) {
+        Ok(()) => Ok(()),
+        Err(Errno::WOULDBLOCK) => Err(Failure::wrong_state("another sandbox uses it").into()),
+        Err(error) => Err(io::Error::from(error)).context("cannot lock it"),
+    }
 }
 
 /// What QEMU's specification of the format calls `incompatible_features`: the content lies in another file.

@@ -18,6 +18,8 @@ use libmsb::state::write;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use crate::root::TypedRoot;
+
 /// Longest file, in bytes. A megabyte of environment fits.
 const FILE_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
@@ -38,6 +40,8 @@ pub(crate) struct Stored {
     pub(crate) name: Option<String>,
     /// Its image's reference.
     pub(crate) image: Option<String>,
+    /// The folder of the host that is its root, in place of an image.
+    pub(crate) root_folder: Option<String>,
     /// Virtual processors.
     pub(crate) cpus: Option<u8>,
     /// Memory in MiB.
@@ -97,6 +101,17 @@ pub(crate) fn read(path: &Path) -> anyhow::Result<Stored> {
         fields = config;
     }
     Ok(stored(fields).map_err(wrong)?)
+}
+
+impl Stored {
+    /// Its root, if it names one.
+    pub(crate) fn root(&self) -> Result<Option<TypedRoot>, Failure> {
+        if let Some(folder) = &self.root_folder {
+            return Ok(Some(TypedRoot::Folder(folder.as_str().into())));
+        }
+        let image = self.image.as_deref().map(str::parse).transpose()?;
+        Ok(image.map(TypedRoot::Image))
+    }
 }
 
 /// The fields, one after the other, until none is left.
@@ -194,6 +209,7 @@ fn image(stored: &mut Stored, fields: &mut Map<String, Value>) -> Result<(), Str
         }
         None => {}
     }
+    stored.root_folder = take(&mut image, "Bind")?;
     for kind in image.keys() {
         let kind = escape(kind);
         stored
@@ -393,9 +409,11 @@ mod tests {
             (Some("python"), Some(8192))
         );
         let bind = parsed(serde_json::json!({"image":{"Bind":"/srv/root"}})).unwrap();
+        assert_eq!(bind.root_folder.as_deref(), Some("/srv/root"));
+        let disk = parsed(serde_json::json!({"image":{"DiskImage":"/srv/root.raw"}})).unwrap();
         assert_eq!(
-            bind.lacking,
-            ["image: a root file system of the kind 'Bind'"]
+            disk.lacking,
+            ["image: a root file system of the kind 'DiskImage'"]
         );
     }
 

@@ -165,9 +165,9 @@ fn refuse_doubles(mounts: &[Mount]) -> Result<(), Failure> {
 }
 
 /// What the path means now is what is mounted for good: a symbolic link on the way that changes later leads nowhere else.
-fn resolved(source: &Text) -> anyhow::Result<Text> {
+pub(crate) fn resolved(source: &Text) -> anyhow::Result<Text> {
     let path = Path::new(source.as_os_str());
-    let real = std::fs::canonicalize(path)
-        .with_context(|| format!("cannot mount '{}'", path.display()))?;
+    let real =
+        std::fs::canonicalize(path).with_context(|| format!("cannot find '{}'", path.display()))?;
     Ok(Text(real.into_os_string().as_bytes().to_vec()))
 }

@@ -10,15 +10,18 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use libmsb::cli::error::Failure;
+use libmsb::cli::escape::escape;
 use libmsb::machine::{Disk, Format, ShareEntry};
 use libmsb::state::Home;
 use libmsb::state::mounts::{Mount, Source};
+use libmsb::state::spec::{RootSource, Spec};
 use libmsb::state::volumes::{VolumeKind, VolumeName};
+use msb_wire::boot::Root;
 use msb_wire::mount::{GuestMount, MountSource};
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, openat2};
 use rustix::io::Errno;
 
-use crate::guest::root_disk::check_qcow2;
+use crate::guest::root_disk::{check_qcow2, hold};
 
 /// The tag of the one share that holds all folders and files.
 const SHARE_TAG: &str = "msb-mounts";
@@ -30,7 +33,9 @@ pub(crate) struct Prepared {
     pub(crate) disks: Vec<Disk>,
     /// Entries of the share; none, and there is no share.
     pub(crate) entries: Vec<ShareEntry>,
-    /// What the guest is to mount.
+    /// The guest's root, if it is no image.
+    pub(crate) root: Option<Root>,
+    /// What the guest is to mount besides.
     pub(crate) guest: Vec<GuestMount>,
     /// Images and locks, which the machine must hold as long as it lives.
     held: Vec<OwnedFd>,
@@ -52,12 +57,36 @@ impl Prepared {
         let lasting = |mount: &GuestMount| {
             !mount.read_only && !matches!(mount.source, MountSource::Tmpfs { .. })
         };
-        self.guest.iter().any(lasting)
+        self.root.is_some() || self.guest.iter().any(lasting)
+    }
+
+    fn add_root(&mut self, root: &RootSource) -> anyhow::Result<()> {
+        self.root = match root {
+            RootSource::Image(_) => None,
+            RootSource::RootFolder { path } => {
+                let (entry, file) = self.share(Path::new(path.as_os_str()), false)?;
+                if file {
+                    return Err(Failure::usage("it is a file").into());
+                }
+                let tag = SHARE_TAG.to_owned();
+                Some(Root::Share { tag, entry })
+            }
+            RootSource::RootImage {
+                path,
+                format,
+                fstype,
+            } => {
+                let serial = self.disk(Path::new(path.as_os_str()), *format, false)?;
+                let fstype = fstype.clone();
+                Some(Root::Disk { serial, fstype })
+            }
+        };
+        Ok(())
     }
 
     fn add(&mut self, home: &Home, mount: &Mount) -> anyhow::Result<()> {
         let source = match &mount.source {
-            Source::Bind { source } => self.bind(Path::new(source.as_os_str()), mount)?,
+            Source::Bind { source } => self.bind(Path::new(source.as_os_str()), mount.read_only)?,
             Source::Disk {
                 source,
                 format,
@@ -87,7 +116,17 @@ impl Prepared {
         Ok(())
     }
 
-    fn bind(&mut self, path: &Path, mount: &Mount) -> anyhow::Result<MountSource> {
+    fn bind(&mut self, path: &Path, read_only: bool) -> anyhow::Result<MountSource> {
+        let (entry, file) = self.share(path, read_only)?;
+        Ok(MountSource::Share {
+            tag: SHARE_TAG.to_owned(),
+            entry,
+            file,
+        })
+    }
+
+    /// Adds a folder or file to the share. Gives its name there, and whether it is a file.
+    fn share(&mut self, path: &Path, read_only: bool) -> anyhow::Result<(String, bool)> {
         let opened = open_plainly(path, OFlags::PATH)?;
         let stat = fstat(&opened).context("cannot look at it")?;
         let file = match FileType::from_raw_mode(stat.st_mode) {
@@ -100,15 +139,11 @@ impl Prepared {
             name: name.clone(),
             path: path.to_owned(),
             file,
-            read_only: mount.read_only,
+            read_only,
             device: stat.st_dev,
             inode: stat.st_ino,
         });
-        Ok(MountSource::Share {
-            tag: SHARE_TAG.to_owned(),
-            entry: name,
-            file,
-        })
+        Ok((name, file))
     }
 
     fn volume(
@@ -122,7 +157,7 @@ impl Prepared {
         let alone = record.kind == VolumeKind::Disk && !mount.read_only;
         self.held.push(volume.lock(alone)?.into());
         match record.kind {
-            VolumeKind::Dir => self.bind(&resolved(&volume.data())?, mount),
+            VolumeKind::Dir => self.bind(&resolved(&volume.data())?, mount.read_only),
             VolumeKind::Disk => Ok(MountSource::Disk {
                 serial: self.disk(&resolved(&volume.disk())?, Format::Raw, mount.read_only)?,
                 fstype: Some("ext4".to_owned()),
@@ -143,6 +178,7 @@ impl Prepared {
         if !file.metadata().context("cannot look at it")?.is_file() {
             return Err(Failure::usage("it is not a file").into());
         }
+        hold(&file, read_only)?;
         if format == Format::Qcow2 {
             check_qcow2(&file)?;
         }
@@ -160,10 +196,14 @@ impl Prepared {
     }
 }
 
-/// Opens all that the mounts need. The first that cannot be had is the error.
-pub(crate) fn prepare(home: &Home, mounts: &[Mount]) -> anyhow::Result<Prepared> {
+/// Opens all that the root and the mounts need. The first that cannot be had is the error.
+pub(crate) fn prepare(home: &Home, spec: &Spec) -> anyhow::Result<Prepared> {
     let mut prepared = Prepared::default();
-    for mount in mounts {
+    prepared.add_root(&spec.root).with_context(|| {
+        let name = spec.root.name();
+        format!("cannot use '{}' as the root", escape(name.as_bytes()))
+    })?;
+    for mount in &spec.mounts {
         prepared.add(home, mount).with_context(|| {
             format!(
                 "cannot mount {} at '{}'",
@@ -178,7 +218,7 @@ pub(crate) fn prepare(home: &Home, mounts: &[Mount]) -> anyhow::Result<Prepared>
 fn described(source: &Source) -> String {
     match source {
         Source::Bind { source } | Source::Disk { source, .. } => {
-            format!("'{}'", libmsb::cli::escape::escape(source.as_bytes()))
+            format!("'{}'", escape(source.as_bytes()))
         }
         Source::Volume { name } => format!("the volume '{name}'"),
         Source::Tmpfs { .. } => "memory".to_owned(),

@@ -231,12 +231,14 @@ fn target(target: &[u8]) -> Result<Text, Failure> {
     Ok(Text(plain.into_os_string().as_bytes().to_vec()))
 }
 
-fn is_path(source: &[u8]) -> bool {
+/// Whether it is a path, by how it begins.
+pub(crate) fn is_path(source: &[u8]) -> bool {
     let begins = [&b"/"[..], b"./", b"../"];
     begins.iter().any(|begin| source.starts_with(begin)) || source == b"." || source == b".."
 }
 
-fn format_of_name(source: &[u8]) -> Option<Format> {
+/// The format of a disk image, by how its name ends.
+pub(crate) fn format_of_name(source: &[u8]) -> Option<Format> {
     let ends: [(&[u8], Format); 3] = [
         (b".raw", Format::Raw),
         (b".img", Format::Raw),
@@ -247,7 +249,8 @@ fn format_of_name(source: &[u8]) -> Option<Format> {
         .map(|(_, format)| *format)
 }
 
-fn parse_format(word: &str) -> Result<Format, Failure> {
+/// The word for a disk image's format.
+pub(crate) fn parse_format(word: &str) -> Result<Format, Failure> {
     match word {
         "raw" => Ok(Format::Raw),
         "qcow2" => Ok(Format::Qcow2),
@@ -258,7 +261,8 @@ fn parse_format(word: &str) -> Result<Format, Failure> {
     }
 }
 
-fn parse_fstype(word: &str) -> Result<String, Failure> {
+/// The name of a file system, as the guest's kernel has it.
+pub(crate) fn parse_fstype(word: &str) -> Result<String, Failure> {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'.';
     if word.is_empty() || word.len() > FSTYPE_BYTES_MAX || !word.bytes().all(plain) {
         return Err(Failure::usage(format!(

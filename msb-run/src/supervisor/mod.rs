@@ -35,7 +35,7 @@ use libmsb::reference::Reference;
 use libmsb::state::guest::{DiskFormat, RootDisk};
 use libmsb::state::lock::Lock;
 use libmsb::state::sandboxes::Sandbox;
-use libmsb::state::spec::Spec;
+use libmsb::state::spec::{Spec, SpecImage};
 use libmsb::state::status::{Reason, State, Status};
 use libmsb::state::{Home, layout};
 
@@ -74,7 +74,8 @@ pub(crate) struct Setup {
     pub(crate) spec: Spec,
     pub(crate) lock: Lock,
     pub(crate) engine: Box<dyn engine::Engine>,
-    pub(crate) root_disk: std::path::PathBuf,
+    /// The disk with the image, if that is the root.
+    pub(crate) image: Option<std::path::PathBuf>,
     /// The disk that is written to; `None` when that is the guest's memory.
     pub(crate) upper: Option<File>,
     pub(crate) net: Option<Net>,
@@ -119,26 +120,23 @@ fn prepare(home: Home, sandbox: &Sandbox, lock: Lock) -> Result<(Setup, Option<S
             sandbox.name
         );
         let spec = sandbox.spec()?;
-        let mounts = mounts::prepare(&home, &spec.mounts)?;
+        let mounts = mounts::prepare(&home, &spec)?;
         let (engine, note) = engine::choose(&home, spec.engine)?;
-        let reference: Reference = spec.image.reference.parse()?;
-        let root_disk = home
-            .images()
-            .open(&reference, &spec.image.manifest_digest)?
-            .disk;
+        let image = spec.root.image().map(|image| open_image(&home, image));
+        let image = image.transpose()?;
         let net = Net::prepare(&spec.name, &spec.net)?;
         let upper = open_upper(sandbox, &spec)?;
-        Ok((spec, engine, note, root_disk, upper, mounts, net))
+        Ok((spec, engine, note, image, upper, mounts, net))
     })();
     match found {
-        Ok((spec, engine, note, root_disk, upper, mounts, net)) => {
+        Ok((spec, engine, note, image, upper, mounts, net)) => {
             let setup = Setup {
                 home,
                 sandbox: sandbox.clone(),
                 spec,
                 lock,
                 engine,
-                root_disk,
+                image,
                 upper,
                 net,
                 mounts,
@@ -149,13 +147,20 @@ fn prepare(home: Home, sandbox: &Sandbox, lock: Lock) -> Result<(Setup, Option<S
     }
 }
 
+/// The disk with an image.
+fn open_image(home: &Home, image: &SpecImage) -> anyhow::Result<std::path::PathBuf> {
+    let reference: Reference = image.reference.parse()?;
+    let opened = home.images().open(&reference, &image.manifest_digest)?;
+    Ok(opened.disk)
+}
+
 /// The writable disk: that of the sandbox, or for one that goes with its command a file that has no name.
 fn open_upper(sandbox: &Sandbox, spec: &Spec) -> anyhow::Result<Option<File>> {
-    match &spec.guest.root_disk {
-        RootDisk::Managed if spec.ephemeral => make_upper(sandbox, spec).map(Some),
-        RootDisk::Managed => open_managed(sandbox, spec).map(Some),
-        RootDisk::Disk { path, format } => root_disk::open(path, *format).map(Some),
-        RootDisk::Tmpfs { .. } => Ok(None),
+    match spec.upper() {
+        Some(RootDisk::Managed) if spec.ephemeral => make_upper(sandbox, spec).map(Some),
+        Some(RootDisk::Managed) => open_managed(sandbox, spec).map(Some),
+        Some(RootDisk::Disk { path, format }) => root_disk::open(path, *format).map(Some),
+        Some(RootDisk::Tmpfs { .. }) | None => Ok(None),
     }
 }
 
@@ -190,13 +195,13 @@ fn make_upper(sandbox: &Sandbox, spec: &Spec) -> anyhow::Result<File> {
 /// What the machine is to have.
 pub(crate) fn wanted(setup: &Setup) -> Wanted {
     use std::os::fd::AsRawFd;
-    let root = Disk {
+    let image = setup.image.as_ref().map(|path| Disk {
         serial: SERIAL_ROOT.to_owned(),
-        path: setup.root_disk.clone(),
+        path: path.clone(),
         format: Format::Vmdk,
         read_only: true,
         volatile: false,
-    };
+    });
     let root_disk = &setup.spec.guest.root_disk;
     let upper = setup.upper.as_ref().map(|file| Disk {
         serial: SERIAL_UPPER.to_owned(),
@@ -213,7 +218,7 @@ pub(crate) fn wanted(setup: &Setup) -> Wanted {
         volatile: setup.spec.ephemeral && root_disk.is_managed(),
     });
     let mounts = &setup.mounts;
-    let disks = [root]
+    let disks = image
         .into_iter()
         .chain(upper)
         .chain(mounts.disks.clone())

@@ -4,11 +4,11 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use anyhow::Context;
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Parser};
 use libmsb::cli::args::SandboxName;
 use libmsb::cli::error::{Code, Failure, print_warning};
 use libmsb::cli::output;
-use libmsb::reference::Reference;
 use libmsb::state::Home;
 use libmsb::state::spec::MainBounds;
 
@@ -17,6 +17,7 @@ use super::start::BondArgs;
 use crate::launch::launch;
 use crate::make::{MakeArgs, discard_unchanged, make};
 use crate::microsandbox::{self, Stored};
+use crate::root::{TypedRoot, parse_root};
 
 const TOOL: &str = "msb-create";
 
@@ -29,9 +30,9 @@ const TOOL: &str = "msb-create";
     after_help = "Examples:\n  msb create --name web --label team=ml nginx\n  name=$(msb create --no-start alpine)"
 )]
 pub(crate) struct CreateArgs {
-    /// The image
-    #[arg(required_unless_present = "from_microsandbox")]
-    image: Option<Reference>,
+    /// The image; or a folder or disk image of the host as the whole root, by its path
+    #[arg(required_unless_present = "from_microsandbox", value_parser = OsStringValueParser::new().try_map(parse_root))]
+    image: Option<TypedRoot>,
     /// The main command and its arguments, in place of the image's
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<OsString>,
@@ -90,8 +91,7 @@ fn fill_in(args: &mut CreateArgs, stored: &Stored) -> anyhow::Result<()> {
     args.making.fill_in(stored)?;
     args.setting.fill_in(stored);
     if args.image.is_none() {
-        let image = stored.image.as_deref();
-        args.image = image.map(str::parse).transpose()?;
+        args.image = stored.root()?;
     }
     if args.name.is_none() {
         args.name = stored.name.as_deref().map(str::parse).transpose()?;

@@ -9,11 +9,12 @@ use libmsb::cli::escape::escape;
 use libmsb::cli::output;
 use libmsb::cli::style::{age, bytes, local_time};
 use libmsb::isolate::Step;
+use libmsb::machine::Format as DiskImageFormat;
 use libmsb::net::network::Network;
 use libmsb::state::guest::{DiskFormat, GuestSpec, RootDisk};
 use libmsb::state::mounts::{Mount, Source};
 use libmsb::state::sandboxes::{Sandbox, Seen};
-use libmsb::state::spec::Spec;
+use libmsb::state::spec::{RootSource, Spec};
 use libmsb::state::status::Status;
 use libmsb::state::{Home, layout};
 use msb_wire::guest::Security;
@@ -122,6 +123,28 @@ fn isolation_rows(steps: &[Step]) -> Vec<(&'static str, String)> {
         .collect()
 }
 
+/// Where the root file system comes from.
+fn root_rows(root: &RootSource) -> Vec<(&'static str, String)> {
+    let path = || root.name().into_owned();
+    match root {
+        RootSource::Image(image) => vec![
+            ("Image", path()),
+            ("Digest", image.manifest_digest.to_string()),
+        ],
+        RootSource::RootFolder { .. } => vec![("Root folder", path())],
+        RootSource::RootImage { format, fstype, .. } => {
+            let fstype = fstype.as_ref().map(|fstype| format!(", {fstype}"));
+            let format = match format {
+                DiskImageFormat::Raw => "raw",
+                DiskImageFormat::Qcow2 => "qcow2",
+                DiskImageFormat::Vmdk => "vmdk",
+            };
+            let what = format!("({format}{})", fstype.unwrap_or_default());
+            vec![("Root image", format!("{} {what}", path()))]
+        }
+    }
+}
+
 /// What a guest may do and is made of, where it is not the default.
 fn guest_rows(guest: &GuestSpec) -> Vec<(&'static str, String)> {
     let root_disk = match &guest.root_disk {
@@ -183,9 +206,8 @@ fn rows(seen: &Seen, disk: Disk) -> Vec<(&'static str, String)> {
     let allocated = disk
         .allocated_bytes
         .map(|count| format!(", {} in use", bytes(count)));
+    rows.extend(root_rows(&spec.root));
     rows.extend([
-        ("Image", spec.image.reference.clone()),
-        ("Digest", spec.image.manifest_digest.to_string()),
         ("Command", words(&spec.command)),
         ("Directory", words(spec.workdir.as_slice())),
         ("User", words(spec.user.as_slice())),

@@ -1,5 +1,6 @@
 //! `msb ls`: the sandboxes.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
@@ -50,7 +51,7 @@ enum Format {
 struct Row<'a> {
     name: &'a str,
     status: &'a str,
-    image: Option<String>,
+    image: Option<Cow<'a, str>>,
     created_at: Option<String>,
     labels: BTreeMap<&'a str, &'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -112,7 +113,7 @@ fn row(entry: &Entry) -> Row<'_> {
         }) => Row {
             name: &entry.name,
             status: state.word(),
-            image: Some(spec.image.reference.clone()),
+            image: Some(spec.root.name()),
             created_at: Some(spec.created_at.to_string()),
             labels: spec
                 .labels
@@ -152,10 +153,10 @@ fn state(seen: &Seen) -> String {
 fn cells(entry: &Entry, now: SystemTime) -> [String; 4] {
     match &entry.seen {
         Ok(seen) => {
-            let image = &seen.spec.image.reference;
+            let image = seen.spec.root.name();
             let image = image
                 .parse::<Reference>()
-                .map_or_else(|_| image.clone(), |image| image.familiar());
+                .map_or_else(|_| image.to_string(), |image| image.familiar());
             [
                 entry.name.clone(),
                 state(seen),

@@ -1,5 +1,6 @@
 //! `msb ps`: the sandboxes that run, and what runs in them.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 use std::time::SystemTime;
 
@@ -46,7 +47,7 @@ enum Format {
 struct Row<'a> {
     name: &'a str,
     status: &'static str,
-    image: &'a str,
+    image: Cow<'a, str>,
     /// The main command as a shell would take it; `-` when there is none.
     command: String,
     /// `bind:host->guest/proto`.
@@ -94,7 +95,7 @@ fn row<'a>(name: &'a str, seen: &'a Seen) -> Row<'a> {
     Row {
         name,
         status: seen.state.word(),
-        image: &seen.spec.image.reference,
+        image: seen.spec.root.name(),
         command: if words.is_empty() {
             "-".to_owned()
         } else {
@@ -144,7 +145,7 @@ fn table(rows: &[Row<'_>]) -> Table {
         table.row([
             row.name.to_owned(),
             row.status.to_owned(),
-            image.map_or_else(|_| row.image.to_owned(), |image| image.familiar()),
+            image.map_or_else(|_| row.image.to_string(), |image| image.familiar()),
             shortened(&row.command),
             row.ports.join(", "),
             row.started_at

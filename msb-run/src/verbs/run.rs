@@ -7,10 +7,11 @@ use std::ffi::OsString;
 
 use anyhow::Context;
 use clap::Parser;
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use libmsb::cli::args::SandboxName;
 use libmsb::cli::error::{Code, Failure, print_error, print_warning};
+use libmsb::cli::escape::escape;
 use libmsb::cli::output;
-use libmsb::reference::Reference;
 use libmsb::state::Home;
 use libmsb::state::lock::Lock;
 use libmsb::state::sandboxes::Sandbox;
@@ -23,6 +24,7 @@ use super::start::wait_while_stopping;
 use super::{CommandArgs, PROGRAM, tell_end};
 use crate::launch::{Bond, Launched, launch};
 use crate::make::{MakeArgs, discard_unchanged, make};
+use crate::root::{TypedRoot, parse_root};
 use crate::session::{self, Streams};
 use crate::startup::{Stamps, monotonic_ns};
 
@@ -37,8 +39,9 @@ const TOOL: &str = "msb-run";
     after_help = "Examples:\n  msb run alpine -- uname -a\n  msb run -d --name worker python\n  tar c . | msb run alpine -- tar t"
 )]
 pub(crate) struct RunArgs {
-    /// The image
-    image: Reference,
+    /// The image; or a folder or disk image of the host as the whole root, by its path
+    #[arg(value_parser = OsStringValueParser::new().try_map(parse_root))]
+    image: TypedRoot,
     /// The command and its arguments, in place of the image's
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<OsString>,
@@ -162,11 +165,11 @@ fn take_existing(sandbox: Sandbox, args: &RunArgs) -> anyhow::Result<Taken> {
             .hint(format!("run a command in it: msb exec {name} -- COMMAND"))
     })?;
     let spec = sandbox.spec()?;
-    let image = args.image.to_string();
-    if spec.image.reference != image {
+    if !args.image.is(&spec.root)? {
         return Err(Failure::wrong_state(format!(
-            "the sandbox '{name}' was made from '{}', not from '{image}'",
-            spec.image.reference
+            "the sandbox '{name}' was made from '{}', not from '{}'",
+            escape(spec.root.name().as_bytes()),
+            args.image
         ))
         .hint(format!("choose another name, or remove it: msb rm {name}"))
         .into());
@@ -201,10 +204,12 @@ fn command(args: &RunArgs, taken: &Taken, tty: bool) -> anyhow::Result<Vec<Text>
         let shell = taken.spec.guest.shell.clone();
         return Ok(vec![shell.unwrap_or_else(|| Text::from("/bin/sh"))]);
     }
-    let error = Failure::usage(format!(
-        "the image '{}' names no command to run",
-        args.image.familiar()
-    ))
+    let error = Failure::usage(match &args.image {
+        TypedRoot::Image(image) => {
+            format!("the image '{}' names no command to run", image.familiar())
+        }
+        root => format!("the root '{root}' names no command to run"),
+    })
     .hint("say which: msb run IMAGE -- COMMAND");
     if taken.spec.ephemeral {
         taken.sandbox.remove_held()?;

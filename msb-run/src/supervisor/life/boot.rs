@@ -76,6 +76,10 @@ impl Life {
             peer.require(operation::MOUNTS)
                 .map_err(|error| Violation(format!("a hello: {error}")))?;
         }
+        if self.setup.mounts.root.is_some() {
+            peer.require(operation::BOOT_ROOT)
+                .map_err(|error| Violation(format!("a hello: {error}")))?;
+        }
         self.tells_time = peer.require(operation::CLOCK).is_ok();
         self.tells_costs = peer.require(operation::SAMPLES).is_ok();
         self.stamps.guest_agent_ns = peer.agent_start_ns.unwrap_or(0);
@@ -98,9 +102,13 @@ impl Life {
         write::random(&mut entropy)?;
         let lower = SERIAL_ROOT.to_owned();
         Ok(BootRequest {
-            root: match spec.guest.root_disk {
-                RootDisk::Tmpfs { size_mib } => Root::OverlayInMemory { lower, size_mib },
-                RootDisk::Managed | RootDisk::Disk { .. } => Root::Overlay {
+            root: match (&self.setup.mounts.root, &spec.guest.root_disk) {
+                (Some(root), _) => root.clone(),
+                (None, RootDisk::Tmpfs { size_mib }) => Root::OverlayInMemory {
+                    lower,
+                    size_mib: *size_mib,
+                },
+                (None, RootDisk::Managed | RootDisk::Disk { .. }) => Root::Overlay {
                     lower,
                     upper: SERIAL_UPPER.to_owned(),
                 },
