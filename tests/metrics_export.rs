@@ -98,7 +98,7 @@ fn receivers_that_refuse_stall_or_break_off_lose_nothing() {
             let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf");
         }),
         ("it took too long", |_, _| {
-            std::thread::sleep(std::time::Duration::from_secs(2))
+            std::thread::sleep(std::time::Duration::from_secs(5))
         }),
     ];
     for (word, act) in troubles {
@@ -151,7 +151,7 @@ const HASTE: [&str; 5] = [
     "--flush-interval",
     "100ms",
     "--export-timeout",
-    "1s",
+    "3s",
 ];
 
 #[test]
@@ -171,7 +171,15 @@ fn grpc_receivers_that_stall_refuse_or_break_off_lose_nothing() {
     });
     let troubles = ["stall", "UNAVAILABLE", "RESOURCE_EXHAUSTED"];
     let receiver = Receiver::with("grpc", port, &troubles);
-    wait_until("all of them", || receiver.requests().len() >= 3);
+    // On a busy machine an answer may be too late without anybody's will: then a collection comes twice.
+    let arrived = || -> BTreeSet<u64> {
+        let values = receiver.values("microsandbox.memory.usage");
+        values
+            .iter()
+            .map(|point| point["value"].as_u64().unwrap())
+            .collect()
+    };
+    wait_until("all of them", || arrived().len() == 3);
     let stderr = exporting.finish();
     for words in [
         "it took too long",
@@ -180,12 +188,7 @@ fn grpc_receivers_that_stall_refuse_or_break_off_lose_nothing() {
     ] {
         assert!(stderr.contains(words), "{words}: {stderr}");
     }
-    let values = receiver.values("microsandbox.memory.usage");
-    let found: Vec<u64> = values
-        .iter()
-        .map(|point| point["value"].as_u64().unwrap())
-        .collect();
-    assert_eq!(found, [1000, 1001, 1002], "{stderr}");
+    assert_eq!(arrived(), BTreeSet::from([1000, 1001, 1002]), "{stderr}");
     assert_eq!(
         receiver.last("microsandbox.collector.collections.dropped"),
         0
