@@ -12,7 +12,7 @@ use tonic::codec::{Codec, CompressionEncoding, DecodeBuf, Decoder, EncodeBuf, En
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::metadata::{Ascii, MetadataKey, MetadataMap, MetadataValue};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
-use tonic::{Code, Request, Status};
+use tonic::{Code, Request, Status, TimeoutExpired};
 
 use super::http::partly;
 use super::{Outcome, Transport, authorities, headers};
@@ -20,6 +20,9 @@ use crate::args::{Compression, OtelArgs};
 
 /// The one call.
 const EXPORT: &str = "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export";
+/// What is said of an answer that does not come in time, whoever's clock was the first: ours, that of the client's library, which
+/// knows the header `grpc-timeout`, or the collector's.
+const TOO_LONG: &str = "it took too long";
 /// In the details of a status: when to try again (`google.rpc.RetryInfo`).
 const RETRY_INFO: &str = "type.googleapis.com/google.rpc.RetryInfo";
 
@@ -123,7 +126,7 @@ impl Transport for Grpc {
             .block_on(async { tokio::time::timeout(self.timeout, call).await });
         match answer {
             Err(_) => Outcome::Later {
-                why: "it took too long".to_owned(),
+                why: TOO_LONG.to_owned(),
                 after: None,
             },
             Ok(Ok(answer)) => partly(answer.into_inner()),
@@ -137,6 +140,10 @@ fn refused(status: &Status) -> Outcome {
     let why = format!("it answered {:?}: {}", status.code(), status.message());
     match status.code() {
         Code::InvalidArgument => Outcome::Never { why },
+        Code::DeadlineExceeded => Outcome::Later {
+            why: TOO_LONG.to_owned(),
+            after: retry_info(status.details()),
+        },
         _ => Outcome::Later {
             why: std::error::Error::source(status).map_or(why, trouble),
             after: retry_info(status.details()),
@@ -146,13 +153,22 @@ fn refused(status: &Status) -> Outcome {
 
 /// What went wrong before there was an answer.
 fn trouble(error: &(dyn std::error::Error + 'static)) -> String {
+    if links(error).any(|link| link.is::<TimeoutExpired>()) {
+        return TOO_LONG.to_owned();
+    }
     authorities::complaint(error).unwrap_or_else(|| words(error))
 }
 
+/// An error, and what caused it.
+fn links<'a>(
+    error: &'a (dyn std::error::Error + 'static),
+) -> impl Iterator<Item = &'a (dyn std::error::Error + 'static)> {
+    std::iter::successors(Some(error), |error| error.source())
+}
+
 /// The chain of an error, since its first link says little.
-fn words(error: &dyn std::error::Error) -> String {
-    let chain = std::iter::successors(Some(error), |error| error.source());
-    let mut words: Vec<String> = chain.map(ToString::to_string).collect();
+fn words(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut words: Vec<String> = links(error).map(ToString::to_string).collect();
     words.dedup();
     words.join(": ")
 }
@@ -263,6 +279,19 @@ mod tests {
         assert_eq!(wish, Some(Duration::from_millis(3500)));
         assert_eq!(retry_info(b"nonsense"), None);
         assert_eq!(retry_info(b""), None);
+    }
+
+    #[test]
+    fn every_clock_says_the_same() {
+        let own = Status::from_error(Box::new(TimeoutExpired(())));
+        let said = Status::new(Code::DeadlineExceeded, "Deadline Exceeded");
+        for status in [own, said] {
+            let why = match refused(&status) {
+                Outcome::Later { why, .. } => why,
+                _ => String::new(),
+            };
+            assert_eq!(why, TOO_LONG, "{status:?}");
+        }
     }
 
     #[test]
