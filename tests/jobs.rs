@@ -73,9 +73,7 @@ fn a_job_goes_on_without_its_client_and_its_end_is_known_also_when_the_sandbox_i
 fn a_job_whose_supervisor_was_killed_is_lost() {
     let home = Guests::one();
     let id = start(&home, &[], "sleep 1000");
-    for process in home.processes() {
-        process.signal(rustix::process::Signal::KILL);
-    }
+    home.kill_all();
     home.run(["wait", "x", "--job", &id])
         .is(0, "- sandbox_ended\n", "");
     assert_eq!(job(&home, &id)["ended_at"], Value::Null);

@@ -551,9 +551,7 @@ fn a_sandbox_without_samples_says_so_and_one_that_is_dead_never_looks_alive() {
     // Killed with all that is its own: the file stays, and counts no more.
     let samples = home.state().join("run/off/samples");
     let before = std::fs::read(&samples).unwrap();
-    for process in home.processes() {
-        process.signal(Signal::KILL);
-    }
+    home.kill_all();
     wait_until("the end", || home.sandboxes()[0].1 == "Crashed");
     assert_eq!(std::fs::read(&samples).unwrap().len(), before.len());
     home.run(["metrics", "--format", "json"]).is(0, "[]\n", "");

@@ -104,5 +104,7 @@ mod support;
 mod tar_readers;
 /// A person before a terminal.
 mod terminal;
+/// Programs that are replaced while sandboxes run.
+mod upgrade;
 /// Named volumes and disk images.
 mod volumes;

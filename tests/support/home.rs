@@ -214,6 +214,18 @@ fn snapshot(folder: &Path, lines: &mut Vec<String>) {
     }
 }
 
+impl Home {
+    /// Kills all processes that know this home, at one moment: each is halted first, so that none sees another go.
+    pub(crate) fn kill_all(&self) {
+        let processes = self.processes();
+        for signal in [rustix::process::Signal::STOP, rustix::process::Signal::KILL] {
+            for process in &processes {
+                process.signal(signal);
+            }
+        }
+    }
+}
+
 impl Drop for Home {
     fn drop(&mut self) {
         let left = if std::thread::panicking() {
