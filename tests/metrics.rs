@@ -567,7 +567,12 @@ fn a_sandbox_without_samples_says_so_and_one_that_is_dead_never_looks_alive() {
 #[test]
 fn a_hostile_sample_file_harms_neither_its_sandbox_nor_a_reader() {
     let home = Home::with_busybox();
-    start(&home, "web", &["--metrics-sample-interval", "200ms"]);
+    // Without a network: msb-net maps its page, and would be the victim of what is done here in its place.
+    start(
+        &home,
+        "web",
+        &["--metrics-sample-interval", "200ms", "--net", "none"],
+    );
     wait_until("figures", || figures(&home, "web")["processes"].is_u64());
     let path = home.state().join("run/web/samples");
     let file = std::fs::File::options().write(true).open(&path).unwrap();

@@ -252,7 +252,7 @@ fn a_source_that_is_not_there_or_vanished_is_told_before_anything_starts() {
         125,
         "",
         &format!(
-            "msb-run: error: cannot mount '{}': no such file or directory\n",
+            "msb-run: error: cannot find '{}': no such file or directory\n",
             gone.display()
         ),
     );

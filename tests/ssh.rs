@@ -83,6 +83,11 @@ fn connections_are_opened_in_the_guest_and_a_refused_one_fails_alone() {
             .stdout
             == b"here\n"
     });
+    // Who listens is another one each time.
+    wait_until("somebody listens again", || {
+        let listening = "grep -q ':2328 .* 0A ' /proc/net/tcp";
+        guests.run(["exec", "x", "--", "sh", "-c", listening]).code == 0
+    });
     guests
         .shell("ssh -F cfg -W 127.0.0.1:9000 msb-x <big | cmp - big")
         .is(0, "", "");

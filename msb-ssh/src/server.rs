@@ -1,6 +1,7 @@
 //! Who listens, and for how long: until it is told to end, or the sandbox does.
 
 use std::borrow::Cow;
+use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
@@ -128,7 +129,10 @@ async fn serve(
     if args.stdio {
         let (stream, ends) = standard_streams()?;
         let (_, cut) = oneshot::channel();
-        return server.client(stream, ends, None, cut).await;
+        return match server.client(stream, ends, None, cut).await {
+            Err(error) if has_hung_up(&error) => Ok(()),
+            ended => ended,
+        };
     }
     warn_if_nobody_may_come(home)?;
     let listeners = if inherited.is_empty() {
@@ -153,6 +157,22 @@ async fn serve(
         print_note(TOOL, &format!("listening on {address}, host key {print}"));
     }
     server.listen(listeners).await
+}
+
+/// Whether a client has gone without a farewell, as ssh(1) does when it has what it wants.
+fn has_hung_up(error: &anyhow::Error) -> bool {
+    let kind = match error.downcast_ref() {
+        Some(russh::Error::HUP | russh::Error::Disconnect) => return true,
+        Some(russh::Error::IO(error)) => error.kind(),
+        _ => match error.downcast_ref::<io::Error>() {
+            Some(error) => error.kind(),
+            None => return false,
+        },
+    };
+    matches!(
+        kind,
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
+    )
 }
 
 fn warn_if_nobody_may_come(home: &Home) -> anyhow::Result<()> {

@@ -8,7 +8,7 @@ use libmsb::cli::output;
 use libmsb::state::Home;
 use libmsb::state::jobs::{Job, JobState, Jobs};
 use libmsb::state::status::{Reason, State, Status};
-use msb_wire::client::{ClientError, Incoming};
+use msb_wire::client::{ClientError, Connection, Incoming};
 use msb_wire::job::AttachRequest;
 use msb_wire::sandbox::{EndEvent, Request};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -24,6 +24,9 @@ const TOOL: &str = "msb-wait";
 /// How often the file of jobs is read when it does not say what the supervisor says: for the ten seconds that a supervisor
 /// may take to end.
 const WRITTEN_LOOKS: u32 = 500;
+
+/// How often a supervisor that cannot be reached is tried again while it seems to be alive: for two seconds.
+const DYING_LOOKS: u32 = 100;
 
 /// Wait until sandboxes have ended; print their exit codes and why they ended
 #[derive(Debug, Parser)]
@@ -106,11 +109,9 @@ fn wait_for_job(home: &Home, name: &SandboxName, id: &str) -> anyhow::Result<(Jo
         if state != JobState::Running {
             return Ok((job.clone(), state));
         }
-        match connect(home, name) {
-            // Answered when it ends, or at once when it has; the file says how.
-            Ok(connection) => drop(answer(connection, &request)),
-            Err(_) if !sandbox.is_alive()? => {}
-            Err(error) => return Err(error),
+        // Answered when it ends, or at once when it has; the file says how.
+        if let Some(connection) = reach(home, name)? {
+            drop(answer(connection, &request));
         }
         // Until a supervisor that has told us all it will has let go of the lock.
         std::thread::sleep(std::time::Duration::from_millis(20));
@@ -167,18 +168,36 @@ fn wait(home: &Home, name: &SandboxName) -> anyhow::Result<Ended> {
     Ok(ended(name, seen.state, seen.status))
 }
 
+/// A connection to a supervisor whose end is waited for. `None`: that end has come. What is killed does not go at one
+/// moment: it may be connected to and break, and its machine may hold the lock a little longer.
+fn reach(home: &Home, name: &SandboxName) -> anyhow::Result<Option<Connection>> {
+    let mut looks = 0;
+    loop {
+        let error = match connect(home, name) {
+            Ok(connection) => return Ok(Some(connection)),
+            Err(error) => error,
+        };
+        if !home.sandboxes().find(name)?.is_alive()? {
+            return Ok(None);
+        }
+        looks += 1;
+        if looks == DYING_LOOKS {
+            return Err(error);
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+}
+
 /// The supervisor knows how it ended also when the sandbox's folder goes with it. `None` when it cannot say.
 fn wait_for_supervisor(home: &Home, name: &SandboxName) -> anyhow::Result<Option<Ended>> {
-    let connection = match connect(home, name) {
-        Ok(connection) => connection,
-        // It has just ended.
-        Err(_) if !home.sandboxes().find(name)?.is_alive()? => return Ok(None),
-        Err(error) => return Err(error),
+    let Some(connection) = reach(home, name)? else {
+        return Ok(None);
     };
     let supervisor = watch(connection.socket())?;
     let mut call = match connection.open(&Request::Wait) {
         Ok(call) => call,
-        Err(ClientError::Unsupported(_)) => {
+        // It does not know how to tell, or is just ending.
+        Err(ClientError::Unsupported(_) | ClientError::Io(_)) => {
             poll(&mut [PollFd::new(&supervisor, PollFlags::IN)], None)
                 .context("cannot wait for the supervisor")?;
             return Ok(None);
