@@ -236,6 +236,16 @@ fn wait_tells_the_exit_code_and_the_reason() {
     );
 }
 
+/// `msb wait` that the supervisor has heard of: it was asked, and then asked something else, which it has answered.
+fn wait_for(home: &Home, name: &str) -> Running {
+    let waiting = home.shell_in_background(&format!("exec msb-wait --debug {name} 2>said"));
+    wait_until("msb wait has asked", || {
+        home.shell("grep -q 'waiting for the end' said").code == 0
+    });
+    home.run(["ping", "--quiet", name]).is(0, "", "");
+    waiting
+}
+
 #[test]
 fn wait_tells_the_end_of_a_sandbox_that_goes_with_its_command() {
     let home = Home::with_busybox();
@@ -250,9 +260,7 @@ fn wait_tells_the_end_of_a_sandbox_that_goes_with_its_command() {
     ]);
     running.read_until("up\n");
     let name = home.run(["ls", "-q"]).done();
-    let waiting = home.start(["wait", name.trim_end()]);
-    // The wait must be there before the end: it is one more connection to the supervisor.
-    wait_until_open(&home, &waiting, "socket:");
+    let waiting = wait_for(&home, name.trim_end());
     running.write("\n");
     running.finish().is(3, "", "");
     waiting.finish().is(0, "3 completed\n", "");
@@ -271,8 +279,7 @@ fn wait_tells_that_a_supervisor_was_killed_and_the_next_start_writes_it_down() {
         "1000",
     ])
     .done();
-    let waiting = home.start(["wait", "web"]);
-    wait_until_open(&home, &waiting, "socket:");
+    let waiting = wait_for(&home, "web");
     let supervisor = home
         .processes()
         .into_iter()

@@ -85,7 +85,7 @@ fn connections_are_opened_in_the_guest_and_a_refused_one_fails_alone() {
     });
     // Who listens is another one each time.
     wait_until("somebody listens again", || {
-        let listening = "grep -q ':2328 .* 0A ' /proc/net/tcp";
+        let listening = "cat /proc/net/tcp /proc/net/tcp6 | grep -q ':2328 .* 0A '";
         guests.run(["exec", "x", "--", "sh", "-c", listening]).code == 0
     });
     guests

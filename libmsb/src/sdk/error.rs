@@ -71,7 +71,8 @@ impl From<ClientError> for Error {
     fn from(error: ClientError) -> Error {
         let code = match error {
             ClientError::Unsupported(_) | ClientError::Version(_) => Code::UnsupportedOperation,
-            ClientError::Connect(_) => Code::SandboxNotRunning,
+            // A supervisor that goes away takes its sandbox with it.
+            ref gone if gone.is_gone() => Code::SandboxNotRunning,
             _ => Code::Failed,
         };
         Error::new(code, message(&anyhow::Error::from(error)))

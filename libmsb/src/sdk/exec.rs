@@ -109,7 +109,7 @@ impl Exec {
             match self.call.reader.receive()? {
                 None => {
                     let message = "the sandbox ended before the command did";
-                    return Err(Error::new(Code::Failed, message));
+                    return Err(Error::new(Code::SandboxNotRunning, message));
                 }
                 Some(Incoming::Data { channel, bytes, .. }) => {
                     self.call.sender.used(channel, bytes.len())?;

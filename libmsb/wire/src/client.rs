@@ -42,6 +42,17 @@ pub enum ClientError {
     Unsupported(UnsupportedOperation),
 }
 
+impl ClientError {
+    /// Whether nobody is there, or any more. What a peer said and cannot be read is another matter.
+    pub fn is_gone(&self) -> bool {
+        match self {
+            ClientError::Connect(_) => true,
+            ClientError::Io(error) => error.kind() != io::ErrorKind::InvalidData,
+            _ => false,
+        }
+    }
+}
+
 impl fmt::Display for ClientError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -203,7 +214,7 @@ fn read_hello(socket: &mut UnixStream, decoder: &mut Decoder) -> Result<Hello, C
             }
         }
         match decoder.fill(socket) {
-            Ok(0) => return Err(ClientError::Hello("it closed the connection".to_owned())),
+            Ok(0) => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 return Err(ClientError::Hello("it took too long".to_owned()));

@@ -60,7 +60,7 @@ use libmsb::cli::exit;
 use libmsb::cli::verbosity::{Verbosity, say};
 use libmsb::state::Home;
 use libmsb::state::spec::MainBounds;
-use msb_wire::client::{ClientError, Connection, Incoming};
+use msb_wire::client::{Connection, Incoming};
 use msb_wire::exec::{ExecEvent, ExecRequest, FailureKind, RESOURCES, Rlimit};
 use msb_wire::sandbox::Request;
 use msb_wire::text::Text;
@@ -253,7 +253,7 @@ pub(crate) fn tell_end(tool: &str, outcome: &Outcome) -> anyhow::Result<u8> {
         return Ok(exit::of_signal(signal));
     }
     let Some(event) = &outcome.event else {
-        return Err(Failure::failed("the sandbox ended before the command did").into());
+        return Err(gone("the sandbox ended before the command did"));
     };
     match event {
         ExecEvent::Failed { message, .. } => {
@@ -302,7 +302,13 @@ pub(crate) fn answer(connection: Connection, request: &Request) -> anyhow::Resul
             return Ok(message);
         }
     }
-    Err(Failure::failed("the sandbox ended before it answered").into())
+    Err(gone("the sandbox ended before it answered"))
+}
+
+/// A sandbox that has ended while it was spoken to.
+fn gone(message: &str) -> anyhow::Error {
+    let failure = Failure::failed(message).code(Code::SandboxNotRunning);
+    failure.into()
 }
 
 /// Connects to a sandbox that must be there and running.
@@ -312,7 +318,7 @@ pub(crate) fn connect(home: &Home, name: &SandboxName) -> anyhow::Result<Connect
     let deadline = Instant::now() + SOCKET_TIMEOUT;
     loop {
         match Connection::connect(&socket, PROGRAM) {
-            Err(ClientError::Connect(_)) if !sandbox.is_alive()? => {
+            Err(error) if error.is_gone() && !sandbox.is_alive()? => {
                 return Err(
                     Failure::wrong_state(format!("the sandbox '{name}' is not running"))
                         .code(Code::SandboxNotRunning)
@@ -320,8 +326,8 @@ pub(crate) fn connect(home: &Home, name: &SandboxName) -> anyhow::Result<Connect
                         .into(),
                 );
             }
-            // It is just starting: the lock is taken a moment before the socket is there.
-            Err(ClientError::Connect(_)) if Instant::now() < deadline => {
+            // It is just starting or ending: the lock is held a moment longer than the socket is there.
+            Err(error) if error.is_gone() && Instant::now() < deadline => {
                 std::thread::sleep(Duration::from_millis(10));
             }
             result => {

@@ -5,6 +5,7 @@ use clap::{Parser, ValueEnum};
 use libmsb::cli::args::SandboxName;
 use libmsb::cli::error::Failure;
 use libmsb::cli::output;
+use libmsb::cli::verbosity::{Verbosity, say};
 use libmsb::state::Home;
 use libmsb::state::jobs::{Job, JobState, Jobs};
 use libmsb::state::status::{Reason, State, Status};
@@ -204,6 +205,9 @@ fn wait_for_supervisor(home: &Home, name: &SandboxName) -> anyhow::Result<Option
         }
         Err(error) => return Err(error.into()),
     };
+    say(Verbosity::Debug, || {
+        format!("waiting for the end of the sandbox '{name}'")
+    });
     while let Ok(Some(incoming)) = call.reader.receive() {
         let Incoming::Event {
             message,
