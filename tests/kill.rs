@@ -344,6 +344,25 @@ fn a_killed_machine_ends_the_run_with_a_reason() {
 }
 
 #[test]
+fn a_supervisor_that_does_not_answer_is_killed_by_who_stops_the_sandbox() {
+    let home = Home::with_busybox();
+    home.run(["create", "--name", "web", "busybox:test"]).done();
+    let supervisor = home
+        .processes()
+        .into_iter()
+        .find(|process| process.name == "msb-supervisor")
+        .unwrap();
+    supervisor.signal(Signal::STOP);
+    home.run(["stop", "--force", "web"]).is(
+        0,
+        "",
+        "msb-stop: warning: the supervisor of the sandbox 'web' does not answer and is killed\n",
+    );
+    assert_eq!(home.sandboxes(), [("web".into(), "Crashed".into())]);
+    assert!(home.processes().is_empty(), "{:?}", home.processes());
+}
+
+#[test]
 fn of_many_runs_under_one_name_no_two_machines_share_its_disk() {
     let home = Home::with_busybox();
     watching_disks(&home, || {

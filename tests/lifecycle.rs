@@ -261,3 +261,21 @@ fn the_time_of_a_run_is_split_into_its_parts() {
     }
     assert_eq!(outcome.done(), "");
 }
+
+#[test]
+fn a_run_that_has_no_command_makes_nothing_and_takes_nothing_away() {
+    let home = Home::new();
+    home.shell("mkdir root").done();
+    let run = |more: &[&str]| {
+        let outcome = home.run([&["run", "--name", "x"], more, &["./root"]].concat());
+        let stderr = String::from_utf8_lossy(&outcome.stderr).into_owned();
+        assert_eq!(outcome.code, 125, "{outcome:?}");
+        assert!(stderr.contains("names no command to run"), "{stderr}");
+    };
+    run(&[]);
+    assert_eq!(home.sandboxes(), []);
+    home.run(["create", "--name", "x", "--no-start", "./root"])
+        .done();
+    run(&["--replace"]);
+    assert_eq!(home.sandboxes(), [("x".into(), "Created".into())]);
+}

@@ -146,16 +146,7 @@ fn a_published_port_leads_into_the_guest() {
     );
     let _server = guests.start(["exec", "x", "--", "nc", "-l", "-p", "8080", "-e", "cat"]);
     let bytes = random_bytes(2_000_000);
-    // Until the guest listens, callers are refused.
-    let mut socket = loop {
-        let mut socket = TcpStream::connect(("127.0.0.1", port)).unwrap();
-        let mut byte = [0];
-        if socket.write_all(&bytes[..1]).is_ok() && matches!(socket.read(&mut byte), Ok(1)) {
-            assert_eq!(byte[0], bytes[0]);
-            break socket;
-        }
-        thread::sleep(Duration::from_millis(20));
-    };
+    let mut socket = echoed(port, bytes[0]);
     let mut reader = socket.try_clone().unwrap();
     let expected = bytes[1..].to_vec();
     let thread = thread::spawn(move || {
@@ -165,6 +156,59 @@ fn a_published_port_leads_into_the_guest() {
     });
     socket.write_all(&bytes[1..]).unwrap();
     assert!(thread.join().unwrap(), "other bytes came back");
+}
+
+/// A connection to a published port whose server gives back what it is sent, and has given back a byte. Until the guest
+/// listens, callers are refused.
+fn echoed(port: u16, byte: u8) -> TcpStream {
+    loop {
+        let mut socket = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        let mut back = [0];
+        if socket.write_all(&[byte]).is_ok() && matches!(socket.read(&mut back), Ok(1)) {
+            assert_eq!(back[0], byte);
+            return socket;
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn who_is_connected_through_a_published_port_uses_the_sandbox() {
+    let home = Home::with_busybox();
+    let port = free_port();
+    let published = format!("{port}:8080");
+    // Without samples too: what is looked at is not what others are shown.
+    home.run([
+        "run",
+        "-d",
+        "--name",
+        "x",
+        "--idle-timeout",
+        "5s",
+        "--disable-metrics-sample",
+        "-p",
+        &published,
+        "busybox:test",
+        "--",
+        "nc",
+        "-ll",
+        "-p",
+        "8080",
+        "-e",
+        "cat",
+    ])
+    .done();
+    let mut socket = echoed(port, 1);
+    // The time in which an idle one is stopped is over twice.
+    thread::sleep(Duration::from_secs(11));
+    assert_eq!(home.sandboxes(), [("x".into(), "Running".into())]);
+    socket.write_all(&[2]).unwrap();
+    let mut back = [0];
+    socket.read_exact(&mut back).unwrap();
+    assert_eq!(back, [2]);
+    drop(socket);
+    let end = home.run(["wait", "x"]).done();
+    assert!(end.ends_with(" idle_timeout\n"), "{end}");
 }
 
 /// What a published port gives to who comes and says nothing: what the guest's server says, or nothing.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use libmsb::net::ports::Transport;
-use libmsb::samples::{NetField, NetWriter};
+use libmsb::samples::{NetField, NetWriter, boot_ns};
 use rustix::buffer::spare_capacity;
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
@@ -98,6 +98,43 @@ pub(crate) struct World {
     pub(crate) scratch: Box<[u8]>,
     /// Numbers the packets that are sent in pieces.
     pub(crate) piece_id: u32,
+    /// Who uses the published ports.
+    pub(crate) published: Published,
+}
+
+/// How the published ports are used, for whoever asks whether the guest is.
+#[derive(Debug, Default)]
+pub(crate) struct Published {
+    /// Connections that are open.
+    open: u64,
+    /// Whether one came or went, or a datagram came, since this was last told of.
+    is_fresh: bool,
+    /// When that was, in nanoseconds since the host's boot.
+    at_ns: u64,
+}
+
+impl Published {
+    pub(crate) fn opened(&mut self) {
+        self.open += 1;
+        self.is_fresh = true;
+    }
+
+    pub(crate) fn closed(&mut self) {
+        self.open = self.open.saturating_sub(1);
+        self.is_fresh = true;
+    }
+
+    pub(crate) fn datagram(&mut self) {
+        self.is_fresh = true;
+    }
+
+    /// When they were used last. The clock is asked once in a turn in which they were.
+    fn at_ns(&mut self) -> u64 {
+        if std::mem::take(&mut self.is_fresh) {
+            self.at_ns = boot_ns();
+        }
+        self.at_ns
+    }
 }
 
 impl World {
@@ -184,6 +221,7 @@ impl Stack {
             now: Instant::now(),
             scratch: vec![0; SCRATCH_BYTES].into_boxed_slice(),
             piece_id: 0,
+            published: Published::default(),
         };
         let watched = || -> Result<(), Errno> {
             world.watch(world.transmitter.socket(), Kind::Frames, 0, FRAMES)?;
@@ -268,6 +306,7 @@ impl Stack {
         let Some(samples) = &mut self.samples else {
             return;
         };
+        let published_at = self.world.published.at_ns();
         let (to_guest, from_guest) = (&self.world.transmitter, &self.receiver);
         let counters = samples.counters();
         for (field, value) in [
@@ -278,6 +317,8 @@ impl Stack {
             (NetField::Connections, self.tcp.opened() + self.udp.opened()),
             (NetField::Denied, self.world.log.denied),
             (NetField::Open, (self.tcp.len() + self.udp.len()) as u64),
+            (NetField::PublishedOpen, self.world.published.open),
+            (NetField::PublishedAtNs, published_at),
         ] {
             counters.set(field, value);
         }

@@ -246,6 +246,7 @@ impl Udp {
             datagrams.used = world.now;
             datagrams.bytes_down += payload.len() as u64;
         }
+        world.published.datagram();
         send_datagram(world, flow, payload);
     }
 

@@ -184,7 +184,8 @@ pub(crate) struct Made {
     pub(crate) lock: Lock,
 }
 
-/// Makes a sandbox. One without a name goes with its command when `ephemeral`, and gets a name that nobody chose.
+/// Makes a sandbox. One without a name goes with its command when `ephemeral`, and gets a name that nobody chose. `check`
+/// may refuse what it is to be.
 pub(crate) fn make(
     home: &Home,
     root: &TypedRoot,
@@ -192,6 +193,7 @@ pub(crate) fn make(
     ephemeral: bool,
     args: (&MakeArgs, &SettingArgs, &[OsString]),
     main: MainBounds,
+    check: impl FnOnce(&Spec) -> anyhow::Result<()>,
 ) -> anyhow::Result<Made> {
     let (making, setting, command) = args;
     let choices = Choices {
@@ -205,6 +207,8 @@ pub(crate) fn make(
     } = root.find(home, making.pull)?;
     let name = name.cloned().map_or_else(SandboxName::random, Ok)?;
     let spec = plan::spec(&name, ephemeral, (root, &config), choices)?;
+    // Before anything is made, or removed to make room.
+    check(&spec)?;
     home.prepare()?;
     mounts::make_volumes(home, &spec.mounts)?;
     if let Some(timeout) = making.replace() {

@@ -9,6 +9,7 @@ use std::mem::MaybeUninit;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use libmsb::cli::error::Failure;
@@ -19,6 +20,7 @@ use libmsb::net::network::{
 };
 use libmsb::net::ports::{PublishedPort, Transport};
 use libmsb::net::{HOST_ALIAS, NetSpec, own};
+use libmsb::samples::{self, NetField};
 use msb_wire::boot::{BootAddress, BootNet};
 use rustix::fs::{MemfdFlags, SeekFrom, memfd_create, seek};
 use rustix::net::{
@@ -158,11 +160,11 @@ impl Net {
         }
     }
 
-    /// Starts `msb-net`, which ends when the life pipe is closed, and counts in the sample file, if there is one.
+    /// Starts `msb-net`, which ends when the life pipe is closed, and counts in a page of the sample file.
     pub(crate) fn start(
         &self,
         life: BorrowedFd<'_>,
-        samples: Option<BorrowedFd<'_>>,
+        counters: OwnedFd,
     ) -> anyhow::Result<NetProcess> {
         let (frames, theirs) = UnixStream::pair().context("cannot make a socket for frames")?;
         let (events, events_theirs) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
@@ -177,31 +179,24 @@ impl Net {
         .context("cannot make a socket for the network")?;
         let settings = self.settings_file(|_, socket| Some(socket.as_raw_fd()))?;
         let mut args = vec!["serve".to_owned()];
+        let mut inherited = Vec::new();
         for (option, descriptor) in [
-            ("--fd", Some(theirs.as_fd())),
-            ("--settings-fd", Some(settings.as_fd())),
-            ("--events-fd", Some(events_theirs.as_fd())),
-            ("--control-fd", Some(control_theirs.as_fd())),
-            ("--life-fd", Some(life)),
-            ("--samples-fd", samples),
+            ("--fd", theirs.as_fd()),
+            ("--settings-fd", settings.as_fd()),
+            ("--events-fd", events_theirs.as_fd()),
+            ("--control-fd", control_theirs.as_fd()),
+            ("--life-fd", life),
+            ("--samples-fd", counters.as_fd()),
         ] {
-            if let Some(descriptor) = descriptor {
-                args.extend([option.to_owned(), descriptor.as_raw_fd().to_string()]);
-            }
+            args.extend([option.to_owned(), descriptor.as_raw_fd().to_string()]);
+            inherited.push(descriptor);
         }
-        let mut inherited = vec![
-            theirs.as_fd(),
-            settings.as_fd(),
-            events_theirs.as_fd(),
-            control_theirs.as_fd(),
-            life,
-        ];
-        inherited.extend(samples);
         inherited.extend(self.ports.iter().map(|(socket, _)| socket.as_fd()));
         Ok(NetProcess {
             process: Process::start("msb-net", &args, &inherited)?,
             events: events.into(),
             control,
+            counters: counters.into(),
             frames: Some(frames.into()),
         })
     }
@@ -243,6 +238,8 @@ pub(crate) struct NetProcess {
     pub(crate) events: File,
     /// Takes new settings, and gives an answer to each.
     pub(crate) control: OwnedFd,
+    /// What it counts.
+    counters: File,
     /// The machine's end of the frame stream, until it has it.
     pub(crate) frames: Option<OwnedFd>,
 }
@@ -262,6 +259,17 @@ impl NetProcess {
         )
         .map(drop)
         .context("cannot tell msb-net")
+    }
+
+    /// When a published port was used last: now, while somebody is connected.
+    pub(crate) fn published_use(&self) -> Option<Instant> {
+        let counters = samples::read_net(&self.counters)?;
+        let now = Instant::now();
+        if counters.get(NetField::PublishedOpen)? > 0 {
+            return Some(now);
+        }
+        let ago = samples::boot_ns().checked_sub(counters.get(NetField::PublishedAtNs)?)?;
+        now.checked_sub(Duration::from_nanos(ago))
     }
 
     /// What became of the settings that it was told.

@@ -34,9 +34,9 @@ mod values;
 mod writer;
 
 pub use clock::{boot_ns, unix_ns};
-pub use reader::{Reader, Snapshot, read};
+pub use reader::{Reader, Snapshot, read, read_net};
 pub use values::{Field, NetField, Slot, Values};
-pub use writer::{NetWriter, Writer};
+pub use writer::{NetWriter, Writer, nameless_net_file};
 
 /// Size of a page in bytes; that of memory, so that each writer maps its own.
 pub const PAGE_BYTES: usize = 4096;

@@ -72,6 +72,11 @@ pub fn read(path: &Path) -> anyhow::Result<Option<Snapshot>> {
     }
 }
 
+/// What msb-net counts in a file that was given to it; `None` before it has begun, and when it writes nonsense.
+pub fn read_net(file: &File) -> Option<Values<NetField>> {
+    page(file, NET).unwrap_or_default()
+}
+
 fn read_from(file: &File) -> anyhow::Result<Option<Snapshot>> {
     if !lock::is_locked(file)? {
         return Ok(None);
@@ -81,7 +86,7 @@ fn read_from(file: &File) -> anyhow::Result<Option<Snapshot>> {
         return Ok(None);
     }
     // What msb-net wrote is not what the sandbox's life hangs on.
-    let net = page(file, NET).unwrap_or_default();
+    let net = read_net(file);
     Ok(Some(Snapshot { sandbox, net }))
 }
 

@@ -112,7 +112,7 @@ slots! {
 }
 
 slots! {
-    /// The values of msb-net's page: what went through it. All but the last are counters.
+    /// The values of msb-net's page: what went through it. All are counters but what is open, and the time.
     NetField {
         /// Bytes of frames to the guest.
         RxBytes,
@@ -128,6 +128,11 @@ slots! {
         Denied,
         /// Connections and flows that are open now.
         Open,
+        /// Connections through published ports that are open now.
+        PublishedOpen,
+        /// When a published port was used last, by a connection that came or went or by a datagram: nanoseconds since the
+        /// host's boot, and 0 when it never was.
+        PublishedAtNs,
     }
 }
 

@@ -36,6 +36,8 @@ pub enum ClientError {
     Io(io::Error),
     /// The peer did not say hello as it should.
     Hello(String),
+    /// The peer is there and says nothing.
+    Silent,
     /// No common version.
     Version(VersionMismatch),
     /// The peer does not serve this operation.
@@ -61,6 +63,7 @@ impl fmt::Display for ClientError {
             ClientError::Hello(reason) => {
                 write!(f, "the sandbox's supervisor did not say hello: {reason}")
             }
+            ClientError::Silent => f.write_str("the sandbox's supervisor does not answer"),
             ClientError::Version(error) => error.fmt(f),
             ClientError::Unsupported(error) => error.fmt(f),
         }
@@ -71,7 +74,7 @@ impl std::error::Error for ClientError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             ClientError::Connect(error) | ClientError::Io(error) => Some(error),
-            ClientError::Hello(_) | ClientError::Version(_) | ClientError::Unsupported(_) => None,
+            _ => None,
         }
     }
 }
@@ -93,13 +96,13 @@ pub struct Connection {
 impl Connection {
     /// Connects to a sandbox's socket. `program` is what we call ourselves.
     pub fn connect(socket: &Path, program: &str) -> Result<Connection, ClientError> {
-        Connection::over(connect(socket).map_err(ClientError::Connect)?, program)
+        Connection::over(reach(socket).map_err(ClientError::Connect)?, program)
     }
 
     /// Whether somebody listens at a socket. Whoever does sees a client that goes at once.
     pub fn is_served(socket: &Path) -> bool {
         let nobody = [io::ErrorKind::NotFound, io::ErrorKind::ConnectionRefused];
-        !connect(socket).is_err_and(|error| nobody.contains(&error.kind()))
+        !reach(socket).is_err_and(|error| nobody.contains(&error.kind()))
     }
 
     /// Says hello over a connected socket.
@@ -174,7 +177,7 @@ pub fn subscribe(
     program: &str,
     request: SamplesRequest,
 ) -> Result<UnixStream, ClientError> {
-    let mut socket = connect(socket).map_err(ClientError::Connect)?;
+    let mut socket = reach(socket).map_err(ClientError::Connect)?;
     let hello = serde_json::to_vec(&Hello::of(program, &[])).map_err(io::Error::from)?;
     let request = serde_json::to_vec(&Request::Samples(request)).map_err(io::Error::from)?;
     let mut out = Vec::new();
@@ -184,8 +187,9 @@ pub fn subscribe(
     Ok(socket)
 }
 
-/// Connects to a socket whose path may be longer than an address takes: then through its folder's descriptor.
-fn connect(path: &Path) -> io::Result<UnixStream> {
+/// A socket that is connected, before any hello. Its path may be longer than an address takes: then it goes through the
+/// folder's descriptor.
+pub fn reach(path: &Path) -> io::Result<UnixStream> {
     if path.as_os_str().len() <= SOCKET_PATH_BYTES_MAX {
         return UnixStream::connect(path);
     }
@@ -217,7 +221,7 @@ fn read_hello(socket: &mut UnixStream, decoder: &mut Decoder) -> Result<Hello, C
             Ok(0) => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                return Err(ClientError::Hello("it took too long".to_owned()));
+                return Err(ClientError::Silent);
             }
             Err(error) => return Err(error.into()),
         }

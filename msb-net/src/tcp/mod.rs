@@ -34,7 +34,7 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
-use libmsb::net::rule::Protocol;
+use libmsb::net::rule::{Direction, Protocol};
 use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendFlags, Shutdown, sendmsg, shutdown, sockopt};
@@ -206,6 +206,7 @@ impl Tcp {
         };
         if let Some(connection) = self.connections.get_mut(key) {
             connection.facts = Some(facts);
+            world.published.opened();
             connection.send_syn(&world.network, &mut world.transmitter);
             connection.arm(world.now);
         }
@@ -395,6 +396,10 @@ impl Tcp {
         };
         self.timers.cancel(&mut connection.timer, key);
         self.flows.remove(&connection.flow);
+        let facts = connection.facts.as_ref();
+        if facts.is_some_and(|facts| facts.direction == Direction::Ingress) {
+            world.published.closed();
+        }
         connection.to_guest.release(&mut self.pool);
         connection.to_host.release(&mut self.pool);
         let bytes = (connection.bytes_up, connection.bytes_down);

@@ -47,7 +47,7 @@ pub(crate) fn start(
     engine: &dyn Engine,
     attempt: u32,
     mut wanted: Wanted,
-    (net, samples): (Option<&Net>, Option<BorrowedFd<'_>>),
+    net: Option<(&Net, OwnedFd)>,
     held: &[BorrowedFd<'_>],
 ) -> anyhow::Result<Option<Machine>> {
     let (agent, agent_theirs) = UnixStream::pair().context("cannot make a socket for the agent")?;
@@ -67,13 +67,13 @@ pub(crate) fn start(
     for share in wanted.shares.iter_mut().filter(|_| !engine.serves()) {
         served.push(share::start(share, life_theirs.as_fd())?);
     }
-    let mut net_process = net
-        .map(|net| net.start(life_theirs.as_fd(), samples))
-        .transpose()?;
-    let frames = net_process.as_mut().and_then(|net| net.frames.take());
-    wanted.net = net
-        .zip(frames.as_ref())
-        .map(|(net, frames)| net.device(frames));
+    let (mut net_process, mut frames) = (None, None);
+    if let Some((net, counters)) = net {
+        let mut process = net.start(life_theirs.as_fd(), counters)?;
+        frames = process.frames.take();
+        wanted.net = frames.as_ref().map(|frames| net.device(frames));
+        net_process = Some(process);
+    }
     let Some(plan) = engine.plan(&wanted, attempt)? else {
         return Ok(None);
     };

@@ -260,8 +260,9 @@ pub(crate) fn start_machine(
     let mut held = vec![setup.lock.as_fd()];
     held.extend(setup.upper.as_ref().map(AsFd::as_fd));
     held.extend(setup.mounts.held());
-    let counted = samples.net_descriptor();
-    let net = (setup.net.as_ref(), counted.as_ref().map(AsFd::as_fd));
+    let net = setup.net.as_ref();
+    let net = net.map(|net| anyhow::Ok((net, samples.net_descriptor()?)));
+    let net = net.transpose()?;
     machine::start(setup.engine.as_ref(), attempt, wanted(setup), net, &held)
 }
 

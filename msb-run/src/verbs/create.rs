@@ -116,6 +116,7 @@ pub(crate) fn run(mut args: CreateArgs) -> anyhow::Result<()> {
         false,
         (&args.making, &args.setting, &args.command),
         MainBounds::default(),
+        |_| Ok(()),
     )?;
     let name = made.sandbox.name.clone();
     if !args.no_start {

@@ -6,6 +6,7 @@ use std::time::SystemTime;
 
 use clap::{Parser, ValueEnum};
 use libmsb::cli::args::SandboxName;
+use libmsb::cli::error::print_warning;
 use libmsb::cli::output;
 use libmsb::cli::style::{Table, age};
 use libmsb::selector::Selector;
@@ -67,6 +68,10 @@ pub(crate) fn run(args: PsArgs) -> anyhow::Result<()> {
         }],
         None => sandboxes.list()?,
     };
+    for error in entries.iter().filter_map(|entry| entry.seen.as_ref().err()) {
+        // `msb ls` has a row for it; here nobody knows what it runs.
+        print_warning("msb-ps", &libmsb::cli::error::message(error));
+    }
     let rows: Vec<Row<'_>> = entries
         .iter()
         .filter_map(|entry| Some((entry.name.as_str(), entry.seen.as_ref().ok()?)))

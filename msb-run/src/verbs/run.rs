@@ -72,9 +72,9 @@ struct Taken {
 pub(crate) fn run(args: RunArgs) -> anyhow::Result<u8> {
     let begin_ns = monotonic_ns();
     let home = Home::from_env()?;
-    let taken = take(&home, &args)?;
     let tty = !args.detach && args.connected.is_tty();
-    let argv = command(&args, &taken, tty)?;
+    let taken = take(&home, &args, tty)?;
+    let argv = command(&args, &taken.spec, taken.existed, tty)?;
     let (sandbox, existed) = (taken.sandbox.clone(), taken.existed);
     let ran = if args.detach {
         detach(taken)
@@ -125,7 +125,7 @@ fn stay(
 }
 
 /// Makes the sandbox, or takes the one of that name.
-fn take(home: &Home, args: &RunArgs) -> anyhow::Result<Taken> {
+fn take(home: &Home, args: &RunArgs, tty: bool) -> anyhow::Result<Taken> {
     if let Some(name) = &args.name
         && args.making.replace().is_none()
     {
@@ -146,6 +146,7 @@ fn take(home: &Home, args: &RunArgs) -> anyhow::Result<Taken> {
         args.name.is_none(),
         (&args.making, &args.connected.setting, &args.command),
         main,
+        |spec| command(args, spec, false, tty).map(drop),
     )?;
     Ok(Taken {
         sandbox: made.sandbox,
@@ -189,32 +190,30 @@ fn take_existing(sandbox: Sandbox, args: &RunArgs) -> anyhow::Result<Taken> {
     })
 }
 
-/// What runs: of a new sandbox its main command; of one that was there what is typed, else its main command.
-fn command(args: &RunArgs, taken: &Taken, tty: bool) -> anyhow::Result<Vec<Text>> {
+/// What runs: of a new sandbox its main command; of one that was there what is typed, else its main command. There must be
+/// one, unless somebody sits at a terminal or it is left running.
+fn command(args: &RunArgs, spec: &Spec, existed: bool, tty: bool) -> anyhow::Result<Vec<Text>> {
     let typed: Vec<Text> = args.command.iter().cloned().map(Text::from).collect();
-    let argv = if taken.existed && !typed.is_empty() {
+    let argv = if existed && !typed.is_empty() {
         typed
     } else {
-        taken.spec.command.clone()
+        spec.command.clone()
     };
     if !argv.is_empty() || args.detach {
         return Ok(argv);
     }
     if tty {
-        let shell = taken.spec.guest.shell.clone();
+        let shell = spec.guest.shell.clone();
         return Ok(vec![shell.unwrap_or_else(|| Text::from("/bin/sh"))]);
     }
-    let error = Failure::usage(match &args.image {
+    Err(Failure::usage(match &args.image {
         TypedRoot::Image(image) => {
             format!("the image '{}' names no command to run", image.familiar())
         }
         root => format!("the root '{root}' names no command to run"),
     })
-    .hint("say which: msb run IMAGE -- COMMAND");
-    if taken.spec.ephemeral {
-        taken.sandbox.remove_held()?;
-    }
-    Err(error.into())
+    .hint("say which: msb run IMAGE -- COMMAND")
+    .into())
 }
 
 /// A new sandbox has variables, directory and user in its specification; one that was there gets them with the command.

@@ -94,8 +94,8 @@ fn read_names(names: &mut Vec<SandboxName>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Does the same with several sandboxes, some at a time; each failure is told, and the worst code is the result. A
-/// single failure of a single sandbox is the caller's to tell.
+/// Does the same with several sandboxes, some at a time. Each failure is told, and that there were some is the result. The
+/// failure of a single sandbox is the caller's to tell.
 pub(crate) fn for_each<N: Sync>(
     tool: &'static str,
     names: &[N],
@@ -115,6 +115,9 @@ pub(crate) fn for_each<N: Sync>(
                 while let Some(name) = names.get(next.fetch_add(1, Relaxed)) {
                     if let Err(error) = act(name) {
                         print_error(tool, &libmsb::cli::error::message(&error));
+                        if let Some(hint) = libmsb::cli::error::hint(&error) {
+                            print_hint(tool, hint);
+                        }
                         failed.fetch_add(1, Relaxed);
                     }
                 }

@@ -2,22 +2,26 @@
 
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::{Args, Parser};
 use libmsb::cli::args::{SandboxName, parse_duration};
 use libmsb::cli::error::{self, Code, Failure, print_warning};
 use libmsb::state::Home;
-use msb_wire::client::Incoming;
+use msb_wire::client::{ClientError, Incoming, reach};
 use msb_wire::sandbox::{Request, StopEvent, StopRequest};
-use rustix::event::{PollFd, PollFlags, poll};
-use rustix::process::{PidfdFlags, pidfd_open};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::{Errno, retry_on_intr};
+use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::connect;
 use super::selection::{Selection, for_each};
 
 const TOOL: &str = "msb-stop";
+
+/// Time that a supervisor has for itself, beyond what it gives to its guest.
+const SUPERVISOR_PATIENCE: Duration = Duration::from_secs(15);
 
 /// Stop sandboxes: end their processes, flush their disks
 #[derive(Debug, Parser)]
@@ -73,9 +77,15 @@ pub(crate) fn stop(home: &Home, name: &SandboxName, timeout: Duration) -> anyhow
     let connection = match connect(home, name) {
         // It has just ended: all that was wanted.
         Err(error) if error::code(&error) == Code::SandboxNotRunning => return Ok(()),
+        Err(error) if matches!(error.downcast_ref(), Some(ClientError::Silent)) => {
+            let socket = reach(&home.agent_socket(name)).context("cannot reach the supervisor")?;
+            return kill(home, name, &watch(&socket)?);
+        }
         connection => connection?,
     };
     let supervisor = watch(connection.socket())?;
+    let patience = timeout.saturating_add(SUPERVISOR_PATIENCE);
+    connection.socket().set_read_timeout(Some(patience))?;
     let request = Request::Stop(StopRequest {
         timeout_ms: timeout.as_millis().try_into().unwrap_or(u64::MAX),
     });
@@ -95,8 +105,40 @@ pub(crate) fn stop(home: &Home, name: &SandboxName, timeout: Duration) -> anyhow
         return Err(Failure::failed(format!("cannot stop the sandbox '{name}': {message}")).into());
     }
     // It is the process that holds everything: when it is gone, so is the sandbox's life.
-    let mut fds = [PollFd::new(&supervisor, PollFlags::IN)];
-    poll(&mut fds, None).context("cannot wait for the supervisor")?;
+    if !is_gone(&supervisor, SUPERVISOR_PATIENCE)? {
+        return kill(home, name, &supervisor);
+    }
+    Ok(())
+}
+
+/// Whether a process has ended, or does in this time.
+fn is_gone(process: &impl AsFd, time: Duration) -> anyhow::Result<bool> {
+    let time = Timespec::try_from(time).context("this is too long")?;
+    let mut fds = [PollFd::new(process, PollFlags::IN)];
+    let ended = retry_on_intr(|| poll(&mut fds, Some(&time)));
+    Ok(ended.context("cannot wait for the supervisor")? > 0)
+}
+
+/// Kills a supervisor that does not answer any more. All that is below it goes with it, and the sandbox has when nobody
+/// holds its lock.
+fn kill(home: &Home, name: &SandboxName, supervisor: &impl AsFd) -> anyhow::Result<()> {
+    print_warning(
+        TOOL,
+        &format!("the supervisor of the sandbox '{name}' does not answer and is killed"),
+    );
+    match pidfd_send_signal(supervisor, Signal::KILL) {
+        Ok(()) | Err(Errno::SRCH) => {}
+        Err(error) => return Err(error).context("cannot kill the supervisor"),
+    }
+    let deadline = Instant::now() + SUPERVISOR_PATIENCE;
+    let sandbox = home.sandboxes().named(name);
+    while sandbox.is_alive()? {
+        if Instant::now() > deadline {
+            let message = format!("the sandbox '{name}' does not end");
+            return Err(Failure::failed(message).into());
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
     Ok(())
 }
 

@@ -675,6 +675,9 @@ impl Life {
         if self.jobs.deadline().is_some_and(|end| end <= now) {
             self.end_late_commands();
         }
+        if self.idle_deadline().is_some_and(|end| end <= now) {
+            self.note_published_use();
+        }
         match self.phase {
             Phase::Running if self.limits.end.is_some_and(|end| end <= now) => {
                 self.stop(Reason::MaxDuration, STOP_TIMEOUT, starter);

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use libmsb::state::status::Reason;
 
 use super::Life;
+use crate::net::NetProcess;
 use crate::supervisor::last_words;
 use crate::supervisor::rotate::{Bounds, RotatedFile};
 
@@ -63,6 +64,15 @@ impl Life {
         // The end of the pipe comes with that of the process, which is seen on its own.
         if let Ok(count) = net.events.read(&mut bytes) {
             self.net_log.take(&bytes[..count]);
+        }
+    }
+
+    /// Whoever came through a published port has used the sandbox. The network counts for itself and wakes nobody, so it is
+    /// looked at when it matters.
+    pub(super) fn note_published_use(&mut self) {
+        let net = self.machine.net.as_ref();
+        if let Some(used_at) = net.and_then(NetProcess::published_use) {
+            self.used_at = self.used_at.max(used_at);
         }
     }
 

@@ -11,6 +11,7 @@ mod host;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
+use anyhow::Context;
 use libmsb::cli::error::{message, print_warning};
 use libmsb::samples::{self, Field, INTERVAL_MS, Values, Writer, boot_ns, unix_ns};
 use libmsb::state::spec::Spec;
@@ -71,10 +72,13 @@ impl Samples {
         Samples { taking }
     }
 
-    /// For msb-net, which counts in a page of its own. One that cannot be had is no reason not to have a network.
-    pub(crate) fn net_descriptor(&self) -> Option<OwnedFd> {
-        let taking = self.taking.as_ref()?;
-        taking.writer.net_descriptor().ok()
+    /// For msb-net, which counts in a page of its own, also where nobody but the supervisor looks.
+    pub(crate) fn net_descriptor(&self) -> anyhow::Result<OwnedFd> {
+        let file = match &self.taking {
+            Some(taking) => taking.writer.net_descriptor(),
+            None => samples::nameless_net_file(),
+        };
+        file.context("cannot make a file for the counters of the network")
     }
 
     /// The machine was started, perhaps again: what there is began with it.
