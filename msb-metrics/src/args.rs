@@ -192,14 +192,20 @@ pub(crate) struct JsonlArgs {
     pub(crate) count: Option<u64>,
 }
 
-/// A time between two looks: not so short that looking is all that is done.
+/// A time between two looks: not so short that looking is all that is done, and none that clocks and libraries cannot add up.
 fn parse_interval(text: &str) -> Result<Duration, Failure> {
     let duration = parse_duration(text)?;
     if duration < Duration::from_millis(100) {
         return Err(Failure::usage("it must be 100ms at least"));
     }
+    if duration > INTERVAL_MAX {
+        return Err(Failure::usage("it must be 7d at most"));
+    }
     Ok(duration)
 }
+
+/// Longest time between two looks, and for an export.
+const INTERVAL_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
 
 fn parse_count(text: &str) -> Result<usize, Failure> {
     match text.parse() {

@@ -176,6 +176,7 @@ impl Collector {
                 &mut place.subscription,
                 &self.home,
                 life,
+                now.boot_ns,
                 &mut room.subscriptions,
             );
         }

@@ -130,10 +130,13 @@ impl Counters {
     /// Counts. Sandboxes whose names nobody chose have no counter of their own: there is a new one with each run.
     pub(crate) fn add(&mut self, exits: &[Exit]) {
         for exit in exits {
-            let name = Some(exit.name.clone()).filter(|name| {
-                !SandboxName::is_generated(name) && self.counts.len() < COUNTERS_MAX
-            });
-            *self.counts.entry((name, exit.reason.clone())).or_default() += 1;
+            let mut key = (Some(exit.name.clone()), exit.reason.clone());
+            // One that has a counter keeps it, however many there are.
+            let has_room = self.counts.len() < COUNTERS_MAX || self.counts.contains_key(&key);
+            if SandboxName::is_generated(&exit.name) || !has_room {
+                key.0 = None;
+            }
+            *self.counts.entry(key).or_default() += 1;
         }
     }
 
@@ -181,6 +184,23 @@ mod tests {
         assert_eq!(follower.next(), []);
         ended("one").record(&path);
         assert_eq!(follower.next()[0].reason, "out_of_memory");
+    }
+
+    #[test]
+    fn a_counter_goes_on_when_there_is_no_room_for_new_ones() {
+        let exit = |name: &str| Exit::of(ended(name)).unwrap();
+        let mut counters = Counters::default();
+        for number in 0..COUNTERS_MAX {
+            counters.add(&[exit(&format!("sandbox-{number}"))]);
+        }
+        counters.add(&[exit("sandbox-7"), exit("late"), exit("late")]);
+        let count = |name: Option<&str>| {
+            let mut all = counters.iter();
+            all.find_map(|(of, _, count)| (of == name).then_some(count))
+        };
+        assert_eq!(count(Some("sandbox-7")), Some(2));
+        assert_eq!((count(Some("late")), count(None)), (None, Some(2)));
+        assert_eq!(counters.iter().count(), COUNTERS_MAX + 1);
     }
 
     #[test]

@@ -246,9 +246,10 @@ pub(crate) fn figures(snapshot: &Snapshot, now: Now) -> Figures {
         memory_limit_bytes: host(Field::MemoryLimitBytes),
         disk_read_bytes: guest(Field::DiskReadBytes),
         disk_write_bytes: guest(Field::DiskWrittenBytes),
-        // Who moves the frames knows better than the guest.
-        net_rx_bytes: net(NetField::RxBytes).or_else(|| guest(Field::GuestRxBytes)),
-        net_tx_bytes: net(NetField::TxBytes).or_else(|| guest(Field::GuestTxBytes)),
+        // From who moves the frames, and from nobody else: the guest counts otherwise, and a counter whose source is another
+        // one for a while goes back.
+        net_rx_bytes: net(NetField::RxBytes),
+        net_tx_bytes: net(NetField::TxBytes),
         uptime_secs: started.map(|started| seconds(now.boot_ns.saturating_sub(started))),
         cpus: host(Field::Cpus),
         sample_interval_ms: host(Field::IntervalMs),
@@ -261,8 +262,8 @@ pub(crate) fn figures(snapshot: &Snapshot, now: Now) -> Figures {
         disk_size_bytes: guest(Field::UpperSizeBytes),
         disk_used_bytes: guest(Field::UpperUsedBytes),
         disk_allocated_bytes: host(Field::UpperAllocatedBytes),
-        net_rx_packets: net(NetField::RxPackets).or_else(|| guest(Field::GuestRxPackets)),
-        net_tx_packets: net(NetField::TxPackets).or_else(|| guest(Field::GuestTxPackets)),
+        net_rx_packets: net(NetField::RxPackets),
+        net_tx_packets: net(NetField::TxPackets),
         net_connections: net(NetField::Connections),
         net_denied: net(NetField::Denied),
         net_open: net(NetField::Open),
@@ -344,6 +345,38 @@ mod tests {
             (late.processes, late.memory_resident_bytes),
             (None, Some(9))
         );
+    }
+
+    #[test]
+    fn network_counters_have_one_source_and_are_missing_without_it() {
+        let counted = [
+            Field::GuestRxBytes,
+            Field::GuestTxBytes,
+            Field::GuestRxPackets,
+            Field::GuestTxPackets,
+        ];
+        let mut snapshot = snapshot(&[(Field::GuestAtNs, 0)]);
+        for field in counted {
+            snapshot.sandbox.set(field, 7);
+        }
+        let network = |snapshot: &Snapshot| {
+            let found = figures(snapshot, now(0));
+            [
+                found.net_rx_bytes,
+                found.net_tx_bytes,
+                found.net_rx_packets,
+                found.net_tx_packets,
+            ]
+        };
+        let mut net = Values::new();
+        for field in <NetField as libmsb::samples::Slot>::ALL {
+            net.set(*field, 1000);
+        }
+        snapshot.net = Some(net);
+        assert_eq!(network(&snapshot), [Some(1000); 4]);
+        // Its page could not be read this time.
+        snapshot.net = None;
+        assert_eq!(network(&snapshot), [None; 4]);
     }
 
     #[test]

@@ -3,7 +3,6 @@
 use std::io::Write;
 use std::time::Duration;
 
-use anyhow::anyhow;
 use clap::ValueEnum;
 use libmsb::cli::args::SandboxName;
 use libmsb::cli::error::{Code, Failure};
@@ -59,7 +58,7 @@ pub(crate) fn run(home: &Home, args: ShowArgs) -> anyhow::Result<()> {
     if let [name] = &args.names[..]
         && collection.samples.is_empty()
     {
-        return Err(anyhow!(not_running(name)));
+        return Err(nothing_of(home, name));
     }
     match args.format {
         Some(Format::Json) => Ok(print_json(&collection, &args)?),
@@ -94,6 +93,11 @@ fn check(home: &Home, name: &SandboxName) -> anyhow::Result<()> {
     if !sandbox.is_alive()? {
         return Err(not_running(name).into());
     }
+    // One that cannot be read is left out of a table, with a warning; here it is what was asked for.
+    let read = libmsb::samples::read(&home.samples(name));
+    if sandbox.is_alive()? {
+        read?;
+    }
     if sandbox.spec()?.metrics.is_off() {
         return Err(Failure::wrong_state(format!(
             "no samples are taken of the sandbox '{name}'"
@@ -105,6 +109,21 @@ fn check(home: &Home, name: &SandboxName) -> anyhow::Result<()> {
         .into());
     }
     Ok(())
+}
+
+/// Why there are no figures of one that was there a moment ago.
+fn nothing_of(home: &Home, name: &SandboxName) -> anyhow::Error {
+    let read = libmsb::samples::read(&home.samples(name));
+    match (home.sandboxes().named(name).is_alive(), read) {
+        (Ok(false), _) => not_running(name).into(),
+        (Err(error), _) | (_, Err(error)) => error,
+        (Ok(true), Ok(Some(_))) => {
+            Failure::wrong_state(format!("the sandbox '{name}' does not have these labels")).into()
+        }
+        (Ok(true), Ok(None)) => {
+            Failure::wrong_state(format!("there are no samples of the sandbox '{name}' yet")).into()
+        }
+    }
 }
 
 fn not_running(name: &SandboxName) -> Failure {
@@ -301,6 +320,87 @@ mod tests {
         };
         assert!(earlier(&others, &now).is_none());
         assert_eq!(cells(&now, None)[1], "-");
+    }
+
+    #[test]
+    fn figures_are_sorted_from_the_largest_and_what_is_missing_comes_last() {
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            show: ShowArgs,
+        }
+        let of = |name: &str, figures: Figures| Sample {
+            timestamp: Timestamp::UNIX_EPOCH,
+            figures,
+            identity: Arc::new(Identity {
+                name: name.into(),
+                ..Identity::default()
+            }),
+        };
+        // Each is the first in two columns; `d` has no figures.
+        let a = Figures {
+            cpu_percent: Some(9.5),
+            memory_bytes: Some(1),
+            disk_read_bytes: Some(5),
+            disk_write_bytes: Some(5),
+            net_rx_bytes: Some(3),
+            net_tx_bytes: Some(1),
+            processes: Some(10),
+            uptime_secs: Some(2.0),
+            ..Figures::default()
+        };
+        let b = Figures {
+            cpu_percent: Some(10.5),
+            memory_bytes: Some(3),
+            disk_read_bytes: Some(9),
+            disk_write_bytes: Some(0),
+            net_rx_bytes: Some(2),
+            net_tx_bytes: Some(0),
+            processes: Some(9),
+            uptime_secs: Some(3.0),
+            ..Figures::default()
+        };
+        let c = Figures {
+            cpu_percent: Some(0.0),
+            memory_bytes: Some(2),
+            disk_read_bytes: Some(0),
+            disk_write_bytes: Some(11),
+            net_rx_bytes: Some(0),
+            net_tx_bytes: Some(9),
+            processes: Some(2),
+            uptime_secs: Some(1.0),
+            ..Figures::default()
+        };
+        let samples = vec![
+            of("a", a),
+            of("b", b),
+            of("c", c),
+            of("d", Figures::default()),
+        ];
+        let sorted = |column: &str| -> String {
+            let collection = Collection {
+                at: Timestamp::UNIX_EPOCH,
+                samples: samples.clone(),
+                exits: Vec::new(),
+            };
+            let line: Line = clap::Parser::parse_from(["x", "--sort", column]);
+            let names = chosen(collection, &line.show).samples;
+            names.iter().map(|of| of.identity.name.as_str()).collect()
+        };
+        let columns = [
+            "name",
+            "cpu",
+            "memory",
+            "disk",
+            "net",
+            "processes",
+            "uptime",
+        ];
+        let found = columns.map(sorted);
+        assert_eq!(
+            found,
+            ["abcd", "bacd", "bcad", "cabd", "cabd", "abcd", "bacd"]
+        );
     }
 
     #[test]

@@ -14,7 +14,6 @@ pub(super) struct Waiting {
     pub(super) number: u64,
     pub(super) collection: Collection,
     pub(super) exits: Counters,
-    pub(super) dropped: u64,
 }
 
 #[derive(Debug, Default)]
@@ -88,6 +87,11 @@ impl Buffer {
         self.changed.notify_all();
     }
 
+    /// How many were lost so far.
+    pub(super) fn dropped(&self) -> u64 {
+        self.state().dropped
+    }
+
     /// How many wait.
     pub(super) fn len(&self) -> usize {
         self.state().line.len()
@@ -120,7 +124,6 @@ impl State {
             number: self.next,
             collection,
             exits: self.exits.clone(),
-            dropped: self.dropped,
         };
         self.next += 1;
         self.line.push_back(Arc::new(waiting));
@@ -147,7 +150,7 @@ mod tests {
         let first = buffer.first().unwrap();
         assert_eq!(first.collection.at, Timestamp::from_second(4).unwrap());
         buffer.done(first.number, false);
-        assert_eq!(buffer.first().unwrap().dropped, 3);
+        assert_eq!((buffer.dropped(), buffer.len()), (3, 1));
     }
 
     #[test]

@@ -111,6 +111,8 @@ impl Exporter {
     /// The first of its requests that is not taken is what counts. Those before it are sent again next time, which changes
     /// nothing: a point has the time of its collection.
     fn export(&mut self, waiting: &Waiting) -> Outcome {
+        // As it is now: the last export tells of all that were lost, also of those behind which this one stood.
+        self.own.dropped = self.buffer.dropped();
         let (mut refused, mut words) = (0, String::new());
         for request in requests(&self.resource, &self.own, waiting) {
             match self.transport.send(request) {
@@ -220,11 +222,23 @@ mod tests {
         let (mut exporter, buffer, _) = exporter(vec![never], 3);
         exporter.flush();
         assert_eq!((exporter.own.success, buffer.len()), (2, 0));
-        buffer.push(Collection {
-            at: Timestamp::UNIX_EPOCH,
-            samples: Vec::new(),
-            exits: Vec::new(),
-        });
-        assert_eq!(buffer.first().unwrap().dropped, 1);
+        // Those behind it were exported with the number.
+        assert_eq!((exporter.own.dropped, buffer.dropped()), (1, 1));
+    }
+
+    #[test]
+    fn what_was_collected_was_exported_or_is_counted_as_dropped() {
+        let (mut exporter, buffer, _) = exporter(vec![later(None), later(None)], 250);
+        assert_eq!((buffer.len(), buffer.dropped()), (100, 150));
+        exporter.flush();
+        for _ in 0..4 {
+            buffer.push(buffer.first().unwrap().collection.clone());
+        }
+        exporter.flush();
+        // Two tries that failed lost nothing.
+        assert_eq!((buffer.len(), buffer.dropped()), (100, 154));
+        exporter.flush();
+        assert_eq!(buffer.len(), 0);
+        assert_eq!((exporter.own.success, exporter.own.dropped), (100, 154));
     }
 }

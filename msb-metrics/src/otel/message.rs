@@ -57,6 +57,7 @@ pub(super) struct Own {
     since: Timestamp,
     pub(super) success: u64,
     pub(super) failure: u64,
+    pub(super) dropped: u64,
     pub(super) last_success: Option<Timestamp>,
 }
 
@@ -67,6 +68,7 @@ impl Own {
             since,
             success: 0,
             failure: 0,
+            dropped: 0,
             last_success: None,
         }
     }
@@ -288,7 +290,7 @@ fn put_own(scope: &mut Bytes, own: &Own, waiting: &Waiting) {
         (
             "microsandbox.collector.collections.dropped",
             "Collections that were lost: the line was full, or they were refused",
-            waiting.dropped,
+            own.dropped,
         ),
     ] {
         let mut points = Bytes::new();

@@ -74,7 +74,8 @@ pub(crate) fn run(args: OtelArgs) -> anyhow::Result<()> {
     };
     let buffer = Arc::new(Buffer::new(args.max_buffered));
     let resource = Resource::new(&args);
-    // Signals are blocked before there is a second thread, which then has them blocked, too.
+    // A panic of the thread that exports ends the program, as every panic does (`catch_bugs`): there is no collector that
+    // goes on without it. Signals are blocked before there is a second thread, which then has them blocked, too.
     let mut ticks = Ticks::every(args.collect.collect_interval)?;
     let exporter = Exporter::new(
         Arc::clone(&buffer),
@@ -131,7 +132,14 @@ fn collect_lines(args: &OtelArgs, buffer: &Arc<Buffer>, ticks: &Ticks) -> anyhow
             return Ok(());
         }
     }
-    reading.join().unwrap_or(Ok(()))
+    joined(reading)
+}
+
+/// What a thread that has ended gave. Its panic is ours: nothing that goes wrong in a thread is a success.
+fn joined<T>(thread: thread::JoinHandle<T>) -> T {
+    thread
+        .join()
+        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 /// Time between two looks at whether a thread has ended.
@@ -159,6 +167,15 @@ fn without_secrets(endpoint: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_panic_of_a_thread_is_no_success() {
+        let died =
+            thread::spawn(|| -> anyhow::Result<()> { std::panic::resume_unwind(Box::new("x")) });
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| joined(died)));
+        assert!(result.is_err());
+        assert!(joined(thread::spawn(|| anyhow::Ok(()))).is_ok());
+    }
 
     #[test]
     fn a_password_in_the_address_is_not_repeated() {

@@ -56,7 +56,11 @@ pub(crate) fn run(args: PromArgs) -> anyhow::Result<()> {
         }
     }
     // What nobody keeps up to date would look alive.
-    std::fs::remove_file(path).with_context(|| format!("cannot remove '{}'", path.display()))
+    match std::fs::remove_file(path) {
+        // It could never be written.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        removed => removed.with_context(|| format!("cannot remove '{}'", path.display())),
+    }
 }
 
 /// Whoever collects it is another user.

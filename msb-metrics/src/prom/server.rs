@@ -1,11 +1,15 @@
 //! A server for one page, over HTTP/1.1 (RFC 9112) as far as Prometheus speaks it.
 //!
-//! One connection at a time, one request each, within a time: a page is made in milliseconds, and who asks is few. Nothing
-//! that a client sends is used but the first line of its request.
+//! One request a connection, within a time, each in a thread of its own; there are few at once, since a page is made in
+//! milliseconds. A client that says nothing holds up nobody: neither another one, nor the end of the program, and when there
+//! are too many the oldest goes. Nothing that a client sends is used but the first line of its request.
 
+use std::collections::VecDeque;
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -16,6 +20,8 @@ use crate::ticks::Ticks;
 
 /// Longest request, in bytes.
 const REQUEST_BYTES_MAX: usize = 16 << 10;
+/// Clients that are served at once.
+const CLIENTS_MAX: usize = 16;
 /// Time for a request, and again for taking the answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -23,8 +29,10 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub(super) fn serve(
     address: SocketAddr,
     ticks: &Ticks,
-    mut page: impl FnMut() -> String,
+    page: impl FnMut() -> String + Send + 'static,
 ) -> anyhow::Result<()> {
+    let page = Arc::new(Mutex::new(page));
+    let mut clients = Clients::default();
     let cannot = || format!("cannot listen at {address}");
     let listener = TcpListener::bind(address).with_context(cannot)?;
     listener.set_nonblocking(true).with_context(cannot)?;
@@ -43,17 +51,46 @@ pub(super) fn serve(
             return Ok(());
         }
         // A client that went away again, or a lack of descriptors: the next one may have more luck.
-        if let Ok((stream, _)) = listener.accept()
-            && let Err(error) = answer(stream, &mut page)
-        {
+        let Ok((stream, _)) = listener.accept() else {
+            continue;
+        };
+        let client = clients.add(stream);
+        let page = Arc::clone(&page);
+        let answering = thread::Builder::new().spawn(move || {
+            let page = || page.lock().unwrap_or_else(PoisonError::into_inner)();
+            if let Err(error) = answer(&client, page) {
+                log::debug(&format!("a client was not answered: {error}"));
+            }
+        });
+        if let Err(error) = answering {
             log::debug(&format!("a client was not answered: {error}"));
         }
     }
 }
 
-fn answer(mut stream: TcpStream, page: &mut impl FnMut() -> String) -> io::Result<()> {
+/// Who is being served, in the order in which they came. A connection is its thread's own, and closed by it.
+#[derive(Default)]
+struct Clients(VecDeque<Weak<TcpStream>>);
+
+impl Clients {
+    /// One more. When there are too many the oldest is sent away.
+    fn add(&mut self, stream: TcpStream) -> Arc<TcpStream> {
+        self.0.retain(|client| client.strong_count() > 0);
+        if self.0.len() >= CLIENTS_MAX
+            && let Some(oldest) = self.0.pop_front().and_then(|client| client.upgrade())
+        {
+            // Its thread's next call fails. One that is gone by now is fine.
+            let _ = oldest.shutdown(Shutdown::Both);
+        }
+        let client = Arc::new(stream);
+        self.0.push_back(Arc::downgrade(&client));
+        client
+    }
+}
+
+fn answer(stream: &TcpStream, page: impl FnOnce() -> String) -> io::Result<()> {
     stream.set_nonblocking(false)?;
-    let line = request_line(&mut stream)?;
+    let line = request_line(stream)?;
     let (status, body) = match respond(&line) {
         Answer::Page => ("200 OK", page()),
         Answer::Hint => ("200 OK", "what sandboxes cost is at /metrics\n".to_owned()),
@@ -69,11 +106,11 @@ fn answer(mut stream: TcpStream, page: &mut impl FnMut() -> String) -> io::Resul
     if !line.starts_with("HEAD ") {
         out.push_str(&body);
     }
-    write_within(&mut stream, out.as_bytes())
+    write_within(stream, out.as_bytes())
 }
 
 /// A client that takes a byte now and then has no more time than one that takes none.
-fn write_within(stream: &mut TcpStream, mut bytes: &[u8]) -> io::Result<()> {
+fn write_within(mut stream: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
     let end = Instant::now() + PATIENCE;
     while !bytes.is_empty() {
         stream.set_write_timeout(Some(left(end)?))?;
@@ -87,7 +124,7 @@ fn write_within(stream: &mut TcpStream, mut bytes: &[u8]) -> io::Result<()> {
 }
 
 /// The first line of a request, when all of its header is there.
-fn request_line(stream: &mut TcpStream) -> io::Result<String> {
+fn request_line(mut stream: &TcpStream) -> io::Result<String> {
     let end = Instant::now() + PATIENCE;
     let mut header = Vec::new();
     let mut bytes = [0; 4096];

@@ -45,9 +45,9 @@ fn decode(resource: &Resource, samples: Vec<Sample>) -> Vec<ExportMetricsService
             exits: Vec::new(),
         },
         exits: Counters::default(),
-        dropped: 4,
     };
-    let own = Own::since(Timestamp::from_second(50).unwrap());
+    let mut own = Own::since(Timestamp::from_second(50).unwrap());
+    own.dropped = 4;
     requests(resource, &own, &waiting)
         .map(|bytes| ExportMetricsServiceRequest::decode(&bytes[..]).unwrap())
         .collect()
