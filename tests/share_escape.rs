@@ -290,7 +290,7 @@ fn no_request_gives_a_file_capabilities() {
             assert_eq!(machine.ask(opcode::SETXATTR, node, &request), Err(EPERM));
         }
     }
-    for name in ["security.selinux", "security.x", "trusted.x"] {
+    for name in ["security.x", "trusted.x"] {
         assert_eq!(
             machine.ask(opcode::SETXATTR, file, &set(name, b"y")),
             Err(EPERM),
