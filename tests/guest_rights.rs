@@ -1,5 +1,7 @@
 //! What commands of a guest may do: everything, or what `--security restricted` leaves.
 
+use std::fs;
+
 use crate::support::Home;
 
 /// A script that tells what it may do.
@@ -58,6 +60,69 @@ fn a_restricted_command_cannot_mount_nor_gain_rights() {
         assert!(!output.contains("mounted"), "{output}");
     }
     home.run(["stop", "x"]).done();
+}
+
+/// Every kind of mount in one sandbox of a profile; what `/proc/mounts` says of each, and what a device on it is. (That
+/// no set-user-id program counts is a matter of each command too, and so cannot be told by one.)
+fn mounts_of(profile: &str) -> String {
+    let home = Home::with_busybox();
+    let folder = home.folder.join("src");
+    fs::create_dir(&folder).unwrap();
+    home.run(["volume", "create", "image", "--size", "24M"])
+        .done();
+    let image = home.folder.join("image.img");
+    fs::rename(home.state().join("volumes/image/disk.img"), &image).unwrap();
+    home.run(["volume", "create", "folder", "--kind", "dir"])
+        .done();
+    let script = "for d in /volume /image /memory; do mknod $d/null c 1 3; echo x >$d/null && echo $d device; done; \
+        grep -E ' /(bind|folder|volume|image|memory) ' /proc/mounts | sort -k2 | cut -d' ' -f2-4";
+    let outcome = home.run([
+        "run",
+        "--security",
+        profile,
+        "-v",
+        &format!("{}:/bind", folder.display()),
+        "-v",
+        "folder:/folder:noexec",
+        "-v",
+        "data:/volume",
+        "--mount-disk",
+        &format!("{}:/image", image.display()),
+        "--tmpfs",
+        "/memory:1M",
+        "busybox:test",
+        "--",
+        "sh",
+        "-c",
+        script,
+    ]);
+    outcome.done()
+}
+
+#[test]
+fn what_is_mounted_for_a_restricted_sandbox_has_no_setuid_programs_and_no_devices() {
+    let restricted = mounts_of("restricted");
+    let lines: Vec<&str> = restricted.lines().collect();
+    let expected = [
+        "/bind virtiofs rw,nosuid,nodev,relatime",
+        "/folder virtiofs rw,nosuid,nodev,noexec,relatime",
+        "/image ext4 rw,nosuid,nodev,relatime",
+        "/memory tmpfs rw,nosuid,nodev,relatime",
+        "/volume ext4 rw,nosuid,nodev,relatime",
+    ];
+    assert_eq!(lines.len(), expected.len(), "{restricted}");
+    for (line, expected) in lines.iter().zip(expected) {
+        assert!(line.starts_with(expected), "{line}");
+    }
+    // Without the profile they are as they were asked for, and the devices are there.
+    let usual = mounts_of("default");
+    for place in ["/volume", "/image", "/memory"] {
+        assert!(usual.contains(&format!("{place} device\n")), "{usual}");
+    }
+    assert!(
+        !usual.contains("nosuid") && !usual.contains("nodev"),
+        "{usual}"
+    );
 }
 
 #[test]

@@ -28,7 +28,7 @@ fn host(program: &str, args: &[&str]) {
 }
 
 /// Bytes of a disk as a qcow2 of version 2 (qemu: docs/interop/qcow2.txt), every cluster of 64 KiB there.
-fn qcow2(disk: &[u8]) -> Vec<u8> {
+pub(crate) fn qcow2(disk: &[u8]) -> Vec<u8> {
     const CLUSTER: usize = 1 << 16;
     const COPIED: u64 = 1 << 63;
     let clusters = disk.len().div_ceil(CLUSTER);
@@ -154,6 +154,52 @@ fn a_disk_of_the_user_keeps_what_was_written_when_the_sandbox_goes() {
     }
 }
 
+/// A path that is the user's when the sandbox is made could lead to somebody else's file when it is started.
+#[test]
+fn a_disk_that_became_a_link_is_not_followed() {
+    let home = Home::with_busybox();
+    let [disk, link, moved] = ["disk.raw", "link", "moved"].map(|name| home.folder.join(name));
+    host("truncate", &["-s", "64M", disk.to_str().unwrap()]);
+    let mke2fs = ["-q", "-F", "-t", "ext4", disk.to_str().unwrap()];
+    host("/sbin/mke2fs", &mke2fs);
+    symlink(&disk, &link).unwrap();
+    // One that is there before is resolved at once: where it leads later makes no difference.
+    let typed = format!("{}:raw", link.display());
+    home.run([
+        "create",
+        "--no-start",
+        "--name",
+        "x",
+        "--root-disk",
+        &typed,
+        "busybox:test",
+    ])
+    .done();
+    fs::remove_file(&link).unwrap();
+    symlink("nowhere", &link).unwrap();
+    assert_eq!(
+        inspected(&home, "x", "/config/guest/root_disk/path"),
+        disk.to_str().unwrap()
+    );
+    home.run(["start", "x"]).done();
+    home.run(["stop", "x"]).done();
+    fs::rename(&disk, &moved).unwrap();
+    let error = error_of(&home, &["start", "x"], 1);
+    assert!(error.contains("it is not there any more"), "{error}");
+    symlink(&moved, &disk).unwrap();
+    let error = error_of(&home, &["start", "x"], 1);
+    assert!(error.contains("a symbolic link is on its way"), "{error}");
+    fs::remove_file(&disk).unwrap();
+    // Nor is what is no file waited for.
+    host("mkfifo", &[disk.to_str().unwrap()]);
+    let error = error_of(&home, &["start", "x"], 1);
+    assert!(error.contains("is no file"), "{error}");
+    fs::remove_file(&disk).unwrap();
+    fs::rename(&moved, &disk).unwrap();
+    home.run(["start", "x"]).done();
+    home.run(["rm", "-f", "x"]).done();
+}
+
 #[test]
 fn a_disk_that_cannot_be_used_is_told_with_its_reason() {
     let home = Home::with_busybox();
@@ -218,13 +264,15 @@ fn a_folder_of_the_host_is_a_root_that_is_changed_itself() {
     home.run(["create", "--name", "x", "-v", &mount, "--copy", &copy, text])
         .done();
     let script = "cat /note /data/f /copied; echo new >/made; mkdir /d; stat -c %u:%g /made; ls /..; \
-        mkdir /x; mount -t virtiofs msb-mounts /x && cat /x/../canary /x/0/../../canary; rm -r /x/1/* /x/../canary";
+        mkdir /x; mount -t virtiofs msb-mounts /x && echo mounted again; cat /x/../canary /x/0/../../canary; rm -r /x/1/* /x/../canary";
     let outcome = home.run(["exec", "x", "--", "sh", "-c", script]);
     let seen = String::from_utf8_lossy(&outcome.stdout).into_owned();
     let (read, listed) = seen.split_once("0:0\n").unwrap();
     assert_eq!(read, "from the host\nmounted\nalive\n", "{outcome:?}");
     assert!(
-        listed.contains("made\n") && !listed.contains("canary"),
+        listed.contains("made\n")
+            && listed.ends_with("mounted again\n")
+            && !listed.contains("canary"),
         "{listed}"
     );
     assert!(!listed.contains("alive"), "{listed}");

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
-use crate::support::{Home, Outcome, Running, wait_until};
+use crate::support::{Home, Outcome, Running, stage, wait_until};
 
 fn stderr(outcome: &Outcome) -> String {
     String::from_utf8_lossy(&outcome.stderr).into_owned()
@@ -31,6 +31,23 @@ fn run(home: &Home, mounts: &[String], script: &str) -> Outcome {
 
 fn bind(from: &Path, to: &str) -> String {
     format!("{}:{to}", from.display())
+}
+
+/// The program of the tests in a guest, as a mount.
+fn guest() -> String {
+    bind(&stage("msb-test-guest"), "/guest:ro")
+}
+
+/// What it says when it may not give a file capabilities.
+const REFUSED_GRANT: &str = "msb-test-guest: error: Operation not permitted (os error 1)\n";
+
+fn has_capabilities(path: &Path) -> bool {
+    let mut value = [0_u8; 64];
+    match rustix::fs::getxattr(path, "security.capability", &mut value) {
+        Ok(_) => true,
+        Err(rustix::io::Errno::NODATA) => false,
+        Err(error) => panic!("{}: {error}", path.display()),
+    }
 }
 
 #[test]
@@ -80,11 +97,17 @@ fn roots_folders_are_shared_with_every_user_as_itself() {
     command
         .args(["--map-root-user", "--map-auto", "--"])
         .arg(home.prefix.join("bin/msb"))
-        .args(["run", "-v", &bind(&folder, "/src"), "busybox:test", "--"])
+        .args(["run", "-v", &bind(&folder, "/src"), "-v", &guest()])
+        .args(["busybox:test", "--"])
         .args(["sh", "-c"])
-        .arg("cat /src/f; touch /src/n && chown 1000:1001 /src/n && stat -c %u:%g /src/n");
+        .arg(
+            "cat /src/f; /guest grant /src/f; \
+             touch /src/n && chown 1000:1001 /src/n && stat -c %u:%g /src/n",
+        );
     let outcome = Running::start(command).finish();
-    outcome.is(0, "from the host\n1000:1001\n", "");
+    outcome.is(0, "from the host\n1000:1001\n", REFUSED_GRANT);
+    // For a true root they would be the host's.
+    assert!(!has_capabilities(&folder.join("f")));
     let theirs = fs::metadata(folder.join("n")).unwrap();
     assert!(theirs.uid() >= 100_000 && theirs.gid() >= 100_000);
 }
@@ -103,9 +126,12 @@ fn what_is_read_only_stays_so_whatever_the_guests_root_does() {
     let home = Home::with_busybox();
     let folder = source(&home);
     let script = "echo a >/src/f; mount -o remount,rw /src && echo b >/src/f; \
-        mkdir /x; mount -t virtiofs msb-mounts /x && { echo c >/x/0/f; rm /x/0/f; chmod 777 /x/0; }; cat /src/f";
+        mkdir /x; mount -t virtiofs msb-mounts /x && { echo mounted again; echo c >/x/0/f; rm /x/0/f; chmod 777 /x/0; }; cat /src/f";
     let outcome = run(&home, &[bind(&folder, "/src:ro")], script);
-    assert!(outcome.stdout.ends_with(b"from the host\n"), "{outcome:?}");
+    assert_eq!(
+        outcome.stdout, b"mounted again\nfrom the host\n",
+        "{outcome:?}"
+    );
     assert_eq!(
         fs::read_to_string(folder.join("f")).unwrap(),
         "from the host\n"
@@ -378,10 +404,18 @@ fn a_kind_that_is_said_must_be_that() {
 fn a_guests_root_makes_neither_setuid_files_nor_devices_on_the_host() {
     let home = Home::with_busybox();
     let folder = source(&home);
+    // It can where the file system is its own; in the shared folder nobody can.
     let script = "cp /bin/busybox /src/b; chmod 4755 /src/b; chmod 2755 /src/b; chmod 6755 /src/f; \
-        mknod /src/null c 1 3; mknod /src/disk b 8 0; mkfifo /src/p; echo done";
-    let outcome = run(&home, &[bind(&folder, "/src")], script);
-    assert!(outcome.stdout.ends_with(b"done\n"), "{outcome:?}");
+        mknod /src/null c 1 3; mknod /src/disk b 8 0; mkfifo /src/p; \
+        cp /bin/busybox /b; /guest grant /b && echo granted; /guest grant /src/b; /guest grant /src; echo done";
+    let outcome = run(&home, &[bind(&folder, "/src"), guest()], script);
+    assert_eq!(outcome.stdout, b"granted\ndone\n", "{outcome:?}");
+    assert_eq!(
+        stderr(&outcome).matches(REFUSED_GRANT).count(),
+        2,
+        "{outcome:?}"
+    );
+    assert!(!has_capabilities(&folder.join("b")) && !has_capabilities(&folder));
     let mode = |name: &str| {
         fs::symlink_metadata(folder.join(name))
             .unwrap()
@@ -407,16 +441,53 @@ fn a_link_in_a_shared_folder_leads_nowhere_on_the_host() {
     let script = "for l in out up; do cat /src/$l; echo x >/src/$l; chmod 777 /src/$l; done; \
         ls /src/root | grep -c canary; cat /src/root/../src/../canary; echo end";
     let outcome = run(&home, &[bind(&folder, "/src")], script);
-    let said = String::from_utf8_lossy(&outcome.stdout).into_owned();
-    assert!(
-        said.ends_with("end\n") && !said.contains("untouched"),
-        "{said}"
-    );
+    // The root that the links lead to is the guest's, where one of them has made a canary of the guest's own.
+    assert_eq!(outcome.stdout, b"1\nx\nend\n", "{outcome:?}");
     assert_eq!(fs::read_to_string(&canary).unwrap(), "untouched");
     assert_eq!(
         fs::metadata(&canary).unwrap().permissions().mode() & 0o777,
         0o644
     );
+}
+
+/// A target whose way leads through links of the image is where these lead in the guest, and nowhere else.
+#[test]
+fn a_target_behind_a_link_of_the_image_is_mounted_where_the_guest_finds_it() {
+    let home = Home::with_busybox();
+    let folder = source(&home);
+    let canary = home.folder.join("canary");
+    fs::write(&canary, "untouched").unwrap();
+    let tree = home.folder.join("tree");
+    fs::create_dir_all(tree.join("bin")).unwrap();
+    fs::copy("/bin/busybox", tree.join("bin/busybox")).unwrap();
+    for applet in ["cat", "cut", "grep", "ls", "sh", "sort"] {
+        symlink("busybox", tree.join("bin").join(applet)).unwrap();
+    }
+    fs::create_dir_all(tree.join("real/inner")).unwrap();
+    symlink("/real", tree.join("absolute")).unwrap();
+    symlink("../../../real/inner", tree.join("up")).unwrap();
+    symlink(&home.folder, tree.join("host")).unwrap();
+    home.shell("tar -C tree -cf tree.tar . && msb image import -q -i tree.tar links:test")
+        .done();
+    let run = |targets: &[&str]| {
+        let script =
+            "cat /real/a/f /real/inner/f; grep virtiofs /proc/mounts | cut -d' ' -f2 | sort";
+        let mut args = vec!["run".to_owned()];
+        for target in targets {
+            args.extend(["-v".to_owned(), bind(&folder, target)]);
+        }
+        args.extend(["links:test", "--", "sh", "-c", script].map(str::to_owned));
+        home.run(args)
+    };
+    let said = "from the host\nfrom the host\n/real/a\n/real/inner\n";
+    run(&["/absolute/a", "/up"]).is(0, said, "");
+    // What is there on the host is not there in the guest.
+    let outcome = run(&["/host/made"]);
+    assert_eq!(outcome.code, 125);
+    let why = "cannot mount '/host/made': cannot create '/host/made'";
+    assert!(stderr(&outcome).contains(why), "{outcome:?}");
+    assert_eq!(fs::read_to_string(&canary).unwrap(), "untouched");
+    assert!(!home.folder.join("made").exists());
 }
 
 /// A folder that leaves the share while the guest is in it takes the guest nowhere.
@@ -536,8 +607,8 @@ fn the_server_of_a_share_has_given_up_its_rights_and_sees_no_other_files() {
     };
     assert_eq!(field("NoNewPrivs:"), "1");
     assert_eq!(field("Seccomp:"), "2");
-    // chown, dac_override, dac_read_search, fowner, fsetid, setgid, setuid, setfcap.
-    let kept = [0, 1, 2, 3, 4, 6, 7, 31]
+    // chown, dac_override, dac_read_search, fowner, fsetid, setgid, setuid.
+    let kept = [0, 1, 2, 3, 4, 6, 7]
         .iter()
         .fold(0_u64, |set, bit| set | 1 << bit);
     for set in ["CapPrm:", "CapBnd:"] {
@@ -550,6 +621,25 @@ fn the_server_of_a_share_has_given_up_its_rights_and_sees_no_other_files() {
         .collect();
     places.sort_unstable();
     assert_eq!(places, ["/", "/msb-share/0", "/proc/self/fd"]);
+    let json = home.run(["inspect", "--format", "json", "x"]).done();
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let steps = json["state"]["isolation"].as_array().unwrap().iter();
+    let told: Vec<&str> = steps
+        .filter(|step| step["process"] == "share" && step["holds"] == true)
+        .filter_map(|step| step["step"].as_str())
+        .collect();
+    let expected = [
+        "network",
+        "paths",
+        "privileges",
+        "core",
+        "capabilities",
+        "setid",
+        "calls",
+    ];
+    assert_eq!(told, expected);
+    let text = home.run(["inspect", "x"]).done();
+    assert!(text.contains("share:setid"), "{text}");
     home.run(["rm", "-f", "x"]).done();
     wait_until("the server is gone", || {
         !Path::new(&format!("/proc/{server}")).exists()

@@ -1,15 +1,21 @@
 //! Attempts of a guest's root to leave what is shared, by requests that its kernel would never send.
 
-use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{MemfdFlags, memfd_create};
+
 use crate::support::Home;
-use crate::support::fuse::{Entry, Machine, ROOT, opcode};
+use crate::support::fuse::{Entry, Machine, NO_ANSWER, ROOT, opcode};
 
 const EPERM: i32 = 1;
 const ENOENT: i32 = 2;
+const EBADF: i32 = 9;
+const EXDEV: i32 = 18;
+const EMFILE: i32 = 24;
 const EROFS: i32 = 30;
+const ENAMETOOLONG: i32 = 36;
 
 /// A folder that is shared, one that is shared read-only, and a canary beside them that is not.
 struct Field {
@@ -261,6 +267,336 @@ fn no_request_makes_a_setuid_file_or_a_device() {
         assert_eq!(machine.ask(opcode::MKNOD, folder, &mknod), Err(EPERM));
     }
     assert_eq!(fs::read_dir(&field.shared).unwrap().count(), 1);
+}
+
+#[test]
+fn no_request_gives_a_file_capabilities() {
+    let field = Field::new();
+    let mut machine = field.machine();
+    let folder = machine.lookup(ROOT, "0").unwrap();
+    let file = machine.lookup(folder, "f").unwrap();
+    let set = |name: &str, value: &[u8]| {
+        let sizes = numbers(&[value.len() as u32, 0]);
+        [sizes, c(name), value.to_vec()].concat()
+    };
+    // What everybody may set can be set.
+    let user = set("user.x", b"y");
+    machine.ask(opcode::SETXATTR, file, &user).unwrap();
+    // Version 2, and version 3 with root as the owner of the namespace: effective, CAP_SYS_ADMIN.
+    for (version, tail) in [(0x0200_0001, &[][..]), (0x0300_0001, &[0][..])] {
+        let data = numbers(&[&[version, 1 << 21, 0, 0, 0], tail].concat());
+        for node in [file, folder] {
+            let request = set("security.capability", &data);
+            assert_eq!(machine.ask(opcode::SETXATTR, node, &request), Err(EPERM));
+        }
+    }
+    for name in ["security.x", "trusted.x"] {
+        assert_eq!(
+            machine.ask(opcode::SETXATTR, file, &set(name, b"y")),
+            Err(EPERM),
+            "{name}"
+        );
+    }
+    let path = field.shared.join("f");
+    let found = rustix::fs::getxattr(&path, "security.capability", &mut [0_u8; 64]);
+    assert_eq!(found, Err(rustix::io::Errno::NODATA));
+}
+
+/// Numbers that the server never gave out, or gave out for something else.
+#[test]
+fn forged_numbers_of_files_and_handles_are_nothing() {
+    let field = Field::new();
+    let mut machine = field.machine();
+    let folder = machine.lookup(ROOT, "0").unwrap();
+    let others = machine.lookup(ROOT, "1").unwrap();
+    let file = machine.lookup(folder, "f").unwrap();
+    let other = machine.lookup(others, "f").unwrap();
+    let with_handle = |handle: u64, rest: usize| {
+        let mut request = handle.to_ne_bytes().to_vec();
+        request.resize(8 + rest, 0);
+        request
+    };
+    for forged in [0, file + 1000, u64::from(u32::MAX), 1 << 63, u64::MAX] {
+        let attempts = [
+            (opcode::LOOKUP, c("f")),
+            (opcode::GETATTR, vec![0; 16]),
+            (opcode::SETATTR, set_mode(0o777)),
+            (opcode::READLINK, Vec::new()),
+            (opcode::SYMLINK, [c("x"), c("y")].concat()),
+            (
+                opcode::MKNOD,
+                [numbers(&[0o100_644, 0, 0, 0]), c("x")].concat(),
+            ),
+            (opcode::MKDIR, [numbers(&[0o755, 0]), c("x")].concat()),
+            (opcode::UNLINK, c("f")),
+            (opcode::RMDIR, c("f")),
+            (opcode::LINK, [file.to_ne_bytes().to_vec(), c("x")].concat()),
+            (
+                opcode::RENAME,
+                [folder.to_ne_bytes().to_vec(), c("f"), c("x")].concat(),
+            ),
+            (opcode::OPEN, vec![0; 8]),
+            (opcode::OPENDIR, vec![0; 8]),
+            (opcode::STATFS, Vec::new()),
+            (
+                opcode::SETXATTR,
+                [numbers(&[1, 0]), c("user.x"), vec![0]].concat(),
+            ),
+            (opcode::GETXATTR, [numbers(&[64, 0]), c("user.x")].concat()),
+            (opcode::ACCESS, vec![0; 8]),
+            (
+                opcode::CREATE,
+                [numbers(&[0o101, 0o644, 0, 0]), c("x")].concat(),
+            ),
+        ];
+        for (opcode, request) in attempts {
+            let answer = machine.ask(opcode, forged, &request);
+            assert_eq!(answer, Err(EBADF), "request {opcode} of {forged}");
+        }
+        // Into a folder that is none, and of a file that is none.
+        let into = [forged.to_ne_bytes().to_vec(), c("f"), c("x")].concat();
+        assert_eq!(machine.ask(opcode::RENAME, folder, &into), Err(EBADF));
+        let of = [forged.to_ne_bytes().to_vec(), c("x")].concat();
+        assert_eq!(machine.ask(opcode::LINK, folder, &of), Err(EBADF));
+    }
+    // A handle is one of its file alone: neither made up, nor of another, nor one that was given back.
+    let handle = machine.open(file).unwrap();
+    assert_eq!(machine.read_by(file, handle), Ok(b"shared".to_vec()));
+    for (node, handle) in [
+        (other, handle),
+        (file, handle + 1),
+        (file, u64::MAX),
+        (ROOT, handle),
+    ] {
+        assert_eq!(machine.read_by(node, handle), Err(EBADF));
+        let write = [
+            with_handle(handle, 8),
+            numbers(&[1, 0, 0, 0, 0, 0]),
+            vec![b'x'],
+        ]
+        .concat();
+        for (opcode, request) in [
+            (opcode::WRITE, write),
+            (opcode::FSYNC, with_handle(handle, 8)),
+            (opcode::FLUSH, with_handle(handle, 16)),
+            (opcode::RELEASE, with_handle(handle, 16)),
+        ] {
+            let answer = machine.ask(opcode, node, &request);
+            assert_eq!(answer, Err(EBADF), "request {opcode} of {node} by {handle}");
+        }
+    }
+    machine
+        .ask(opcode::RELEASE, file, &with_handle(handle, 16))
+        .unwrap();
+    assert_eq!(machine.read_by(file, handle), Err(EBADF));
+    assert_eq!(machine.read(file), Ok(b"shared".to_vec()));
+    field.is_untouched();
+}
+
+/// Of no length, with a NUL in it or without one at its end, and longer than a name may be.
+#[test]
+fn names_that_are_none_make_nothing_and_harm_nobody() {
+    let field = Field::new();
+    let mut machine = field.machine();
+    let folder = machine.lookup(ROOT, "0").unwrap();
+    let file = machine.lookup(folder, "f").unwrap();
+    let long = |length: usize| [vec![b'n'; length], vec![0]].concat();
+    let names = [
+        (c(""), Some(ENOENT)),
+        (Vec::new(), Some(NO_ANSWER)),
+        (b"unended".to_vec(), Some(NO_ANSWER)),
+        (b"in\0side\0".to_vec(), None),
+        (long(256), Some(ENAMETOOLONG)),
+        (long(4095), Some(ENAMETOOLONG)),
+        (long(60_000), Some(ENAMETOOLONG)),
+    ];
+    for (name, expected) in names {
+        let attempts = [
+            (opcode::LOOKUP, name.clone()),
+            (opcode::SYMLINK, [name.clone(), c("f")].concat()),
+            (
+                opcode::MKNOD,
+                [numbers(&[0o100_644, 0, 0, 0]), name.clone()].concat(),
+            ),
+            (opcode::MKDIR, [numbers(&[0o755, 0]), name.clone()].concat()),
+            (opcode::UNLINK, name.clone()),
+            (opcode::RMDIR, name.clone()),
+            (
+                opcode::LINK,
+                [file.to_ne_bytes().to_vec(), name.clone()].concat(),
+            ),
+            (
+                opcode::RENAME,
+                [folder.to_ne_bytes().to_vec(), c("f"), name.clone()].concat(),
+            ),
+            (
+                opcode::RENAME2,
+                [
+                    folder.to_ne_bytes().to_vec(),
+                    numbers(&[0, 0]),
+                    c("f"),
+                    name.clone(),
+                ]
+                .concat(),
+            ),
+            (
+                opcode::CREATE,
+                [numbers(&[0o101, 0o644, 0, 0]), name.clone()].concat(),
+            ),
+        ];
+        for (opcode, request) in attempts {
+            let answer = machine.ask(opcode, folder, &request);
+            let shown = String::from_utf8_lossy(&name[..name.len().min(16)]).into_owned();
+            // Two names are asked for: what follows the first is the second's.
+            let takes_two = opcode == opcode::SYMLINK;
+            match expected {
+                Some(error) if !takes_two => {
+                    assert_eq!(answer, Err(error), "request {opcode} with '{shown}'");
+                }
+                _ => drop(answer),
+            }
+        }
+        assert_eq!(machine.read(file), Ok(b"shared".to_vec()));
+    }
+    let made: Vec<_> = fs::read_dir(&field.shared)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    for name in &made {
+        let plain = ["f", "in", "unended", "unendedf"].map(std::ffi::OsStr::new);
+        assert!(plain.contains(&name.as_os_str()), "{made:?}");
+    }
+    field.is_untouched();
+    assert_eq!(machine.hang_up(), Some(0));
+}
+
+/// Each is a mount of its own, so that not even the guest's root moves a file from one into the other.
+#[test]
+fn a_file_goes_from_one_shared_folder_to_another_by_its_bytes_alone() {
+    let field = Field::new();
+    let entry = |path| Entry {
+        path,
+        read_only: false,
+    };
+    let mut machine = Machine::start(&[entry(&field.shared), entry(&field.read_only)]);
+    let from = machine.lookup(ROOT, "0").unwrap();
+    let to = machine.lookup(ROOT, "1").unwrap();
+    let file = machine.lookup(from, "f").unwrap();
+    let target = to.to_ne_bytes().to_vec();
+    for (name, new) in [("f", "moved"), ("f", "f")] {
+        let rename = [target.clone(), c(name), c(new)].concat();
+        assert_eq!(machine.ask(opcode::RENAME, from, &rename), Err(EXDEV));
+        let exchange = [target.clone(), numbers(&[2, 0]), c(name), c(new)].concat();
+        assert_eq!(machine.ask(opcode::RENAME2, from, &exchange), Err(EXDEV));
+    }
+    // The same by names that go from one into the other.
+    let here = from.to_ne_bytes().to_vec();
+    let rename = [here, c("f"), c("../1/moved")].concat();
+    assert_eq!(machine.ask(opcode::RENAME, from, &rename), Err(EXDEV));
+    let link = [file.to_ne_bytes().to_vec(), c("linked")].concat();
+    assert_eq!(machine.ask(opcode::LINK, to, &link), Err(EXDEV));
+    // Within one both go.
+    let rename = [from.to_ne_bytes().to_vec(), c("f"), c("g")].concat();
+    machine.ask(opcode::RENAME, from, &rename).unwrap();
+    machine.ask(opcode::LINK, from, &link).unwrap();
+    assert_eq!(fs::read(field.shared.join("linked")).unwrap(), b"shared");
+    let names = fs::read_dir(&field.read_only).unwrap();
+    assert_eq!(names.count(), 1);
+    field.is_untouched();
+}
+
+/// The server finds its own descriptors in `/proc/self/fd`, and so does who asks for names there.
+#[test]
+fn what_the_server_has_open_is_neither_read_nor_written_by_its_number() {
+    const SECRET: &[u8] = b"what the server says";
+    let field = Field::new();
+    let log = File::from(memfd_create("log", MemfdFlags::CLOEXEC).unwrap());
+    log.write_all_at(SECRET, 0).unwrap();
+    let entry = Entry {
+        path: &field.shared,
+        read_only: false,
+    };
+    let mut machine = Machine::start_under(&[], log.try_clone().unwrap().into(), &[entry]);
+    let folder = machine.lookup(ROOT, "0").unwrap();
+    let mut found = 0;
+    for number in 0..64 {
+        for way in ["proc/self/fd", "../proc/self/fd", "../../proc/self/fd"] {
+            let way = format!("{way}/{number}");
+            for from in [ROOT, folder] {
+                let create = [numbers(&[0o1001, 0o644, 0, 0]), c(&way)].concat();
+                let answer = machine.ask(opcode::CREATE, from, &create);
+                assert!(answer.is_err(), "{way}");
+                let Ok(node) = machine.lookup(from, &way) else {
+                    continue;
+                };
+                found += 1;
+                assert!(machine.read(node).is_err(), "{way} is read");
+                for flags in [1, 2, 0o1001] {
+                    let answer = machine.ask(opcode::OPEN, node, &numbers(&[flags, 0]));
+                    assert!(answer.is_err(), "{way} is opened");
+                }
+                let mut cut = vec![0; 88];
+                cut[0] = 1 << 3;
+                assert!(machine.ask(opcode::SETATTR, node, &cut).is_err(), "{way}");
+                let link = [node.to_ne_bytes().to_vec(), c("stolen")].concat();
+                assert!(machine.ask(opcode::LINK, folder, &link).is_err(), "{way}");
+                assert!(machine.lookup(node, "canary").is_err(), "{way}");
+            }
+        }
+    }
+    assert!(found > 0, "the way there leads nowhere: this shows nothing");
+    let mut kept = [0; SECRET.len()];
+    log.read_exact_at(&mut kept, 0).unwrap();
+    assert_eq!(kept, SECRET);
+    assert_eq!(fs::read_dir(&field.shared).unwrap().count(), 1);
+    field.is_untouched();
+    assert_eq!(machine.hang_up(), Some(0));
+}
+
+/// Each file that a guest has in mind is open in its server. What it takes too many of is its own.
+#[test]
+fn a_guest_that_uses_up_its_servers_descriptors_harms_itself_alone() {
+    const FILES_MAX: u64 = 64;
+    let field = Field::new();
+    let home = Home::new();
+    let many = home.folder.join("many");
+    fs::create_dir(&many).unwrap();
+    for number in 0..FILES_MAX {
+        fs::write(many.join(number.to_string()), "x").unwrap();
+    }
+    let limit = format!("--nofile={FILES_MAX}:{FILES_MAX}");
+    let entry = |path| Entry {
+        path,
+        read_only: false,
+    };
+    let starter = ["prlimit", &limit, "--"];
+    let mut machine =
+        Machine::start_under(&starter, std::process::Stdio::inherit(), &[entry(&many)]);
+    let mut neighbour = field.machine();
+    let theirs = neighbour.lookup(ROOT, "0").unwrap();
+    let folder = machine.lookup(ROOT, "0").unwrap();
+    let mut nodes = Vec::new();
+    let error = loop {
+        match machine.lookup(folder, &nodes.len().to_string()) {
+            Ok(node) => nodes.push(node),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(error, EMFILE);
+    assert!(nodes.len() > 10, "{nodes:?}");
+    assert_eq!(machine.read(nodes[0]), Err(EMFILE));
+    let new = [numbers(&[0o101, 0o644, 0, 0]), c("new")].concat();
+    assert_eq!(machine.ask(opcode::CREATE, folder, &new), Err(EMFILE));
+    // The neighbour does not notice, and the guest itself goes on as soon as it forgets something.
+    let file = neighbour.lookup(theirs, "f").unwrap();
+    assert_eq!(neighbour.read(file), Ok(b"shared".to_vec()));
+    for node in nodes.drain(5..) {
+        let forget = machine.ask(opcode::FORGET, node, &1_u64.to_ne_bytes());
+        assert_eq!(forget, Err(NO_ANSWER));
+    }
+    assert_eq!(machine.read(nodes[0]), Ok(b"x".to_vec()));
+    assert!(machine.lookup(folder, "60").is_ok());
+    assert_eq!(machine.hang_up(), Some(0));
 }
 
 /// A link that the guest makes is opened by the guest: the server never follows one.

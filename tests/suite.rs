@@ -76,6 +76,8 @@ mod metrics_files;
 mod model;
 /// Folders and files of the host, and memory, in a guest.
 mod mounts;
+/// What people do in folders of the host and in volumes.
+mod mounts_work;
 /// What a guest reaches, and who reaches it.
 mod net;
 /// What a guest may reach, and which names it finds.

@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
 
+use crate::guest_root::qcow2;
 use crate::support::{Home, Outcome};
 
 fn stderr(outcome: &Outcome) -> String {
@@ -156,6 +157,134 @@ fn a_disk_image_is_mounted_and_can_be_read_only() {
         "cat /d/f",
     )
     .is(0, "inside\nmore\n", "");
+}
+
+#[test]
+fn options_of_volumes_and_disks_hold_in_the_guest_and_are_shown_by_inspect() {
+    let home = Home::with_busybox();
+    home.run(["volume", "create", "v", "--size", "24M"]).done();
+    let image = home.folder.join("image.img");
+    fs::rename(home.state().join("volumes/v/disk.img"), &image).unwrap();
+    let disk = format!("{}:/d:noexec,nosuid,nodev", image.display());
+    home.run([
+        "create",
+        "--name",
+        "x",
+        "-v",
+        "data:/v:noexec,nosuid,nodev",
+        "--mount-disk",
+        &disk,
+        "busybox:test",
+    ])
+    .done();
+    let script = "for d in /v /d; do cp /bin/busybox $d/echo; $d/echo ran; mknod $d/null c 1 3; echo x >$d/null; done; \
+        grep -E ' /[vd] ' /proc/mounts | sort -k2 | cut -d' ' -f2-4";
+    let outcome = home.run(["exec", "x", "--", "sh", "-c", script]);
+    let said = String::from_utf8_lossy(&outcome.stdout).into_owned();
+    let lines: Vec<&str> = said.lines().collect();
+    assert_eq!(lines.len(), 2, "{outcome:?}");
+    for (line, place) in lines.iter().zip(["/d", "/v"]) {
+        let expected = format!("{place} ext4 rw,nosuid,nodev,noexec,relatime");
+        assert!(line.starts_with(&expected), "{line}");
+    }
+    assert_eq!(
+        stderr(&outcome).matches("ermission denied").count(),
+        4,
+        "{outcome:?}"
+    );
+    let inspected = home.run(["inspect", "x"]).done();
+    let options = "(rw,noexec,nosuid,nodev)";
+    for shown in [
+        format!("volume data at /v {options}"),
+        format!("disk {} at /d {options}", image.display()),
+    ] {
+        assert!(inspected.contains(&shown), "{inspected}");
+    }
+    home.run(["rm", "-f", "x"]).done();
+}
+
+#[test]
+fn a_qcow2_is_mounted_read_and_written() {
+    let home = Home::with_busybox();
+    home.run(["volume", "create", "v", "--size", "24M"]).done();
+    run(&home, "-v", "v:/v", "echo inside >/v/f").is(0, "", "");
+    let raw = fs::read(home.state().join("volumes/v/disk.img")).unwrap();
+    let image = home.folder.join("image.qcow2");
+    fs::write(&image, qcow2(&raw)).unwrap();
+    let mount = format!("{}:/d", image.display());
+    let script = "cat /d/f; echo more >>/d/f";
+    run(&home, "--mount-disk", &mount, script).is(0, "inside\n", "");
+    let before = fs::read(&image).unwrap();
+    let script = "cat /d/f; echo x >/d/f";
+    let outcome = run(&home, "--mount-disk", &format!("{mount}:ro"), script);
+    assert_eq!(outcome.stdout, b"inside\nmore\n", "{outcome:?}");
+    assert!(fs::read(&image).unwrap() == before, "the image has changed");
+    // The name of the file says what it is; who says otherwise is believed.
+    let outcome = run(
+        &home,
+        "--mount-disk",
+        &format!("{mount}:format=raw"),
+        "true",
+    );
+    assert!(
+        stderr(&outcome).contains("cannot mount '/d'"),
+        "{outcome:?}"
+    );
+}
+
+#[test]
+fn a_volume_or_an_image_that_vanished_is_told_before_anything_starts() {
+    let home = Home::with_busybox();
+    home.run(["volume", "create", "v", "--size", "24M"]).done();
+    let image = home.folder.join("image.img");
+    fs::rename(home.state().join("volumes/v/disk.img"), &image).unwrap();
+    let disk = format!("{}:/d", image.display());
+    home.run(["volume", "create", "folder", "--kind", "dir"])
+        .done();
+    let create = |name: &str, option: &str, mount: &str| {
+        home.run([
+            "create",
+            "--no-start",
+            "--name",
+            name,
+            option,
+            mount,
+            "busybox:test",
+        ])
+        .done();
+    };
+    create("a", "-v", "data:/v");
+    create("b", "--mount-disk", &disk);
+    create("c", "-v", "folder:/v");
+    fs::rename(home.state().join("volumes/data"), home.folder.join("away")).unwrap();
+    fs::rename(&image, home.folder.join("image")).unwrap();
+    fs::remove_dir(home.state().join("volumes/folder/data")).unwrap();
+    for (name, why) in [
+        (
+            "a",
+            "msb-start: error: cannot mount the volume 'data' at '/v': there is no volume 'data'\n"
+                .to_owned(),
+        ),
+        (
+            "b",
+            format!(
+                "msb-start: error: cannot mount '{}' at '/d': it is not there any more\n",
+                image.display()
+            ),
+        ),
+        (
+            "c",
+            format!(
+                "msb-start: error: cannot mount the volume 'folder' at '/v': cannot open '{}': no such file or directory\n",
+                home.state().join("volumes/folder/data").display()
+            ),
+        ),
+    ] {
+        let outcome = home.run(["start", name]);
+        assert_ne!(outcome.code, 0);
+        assert!(stderr(&outcome).starts_with(&why), "{outcome:?}");
+    }
+    assert!(home.leftovers().is_empty());
 }
 
 #[test]

@@ -105,6 +105,9 @@ pub struct SharePlan {
     pub version: u32,
     /// As in [`Plan`].
     pub life_fd: i32,
+    /// As in [`Plan`], of what the server has given up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub report_fd: Option<i32>,
     /// What is shared.
     pub share: Share,
 }

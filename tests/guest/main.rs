@@ -5,6 +5,7 @@
 //! - `fork-exec COUNT PROGRAM` prints the mean time of a fork, exec and wait, in nanoseconds.
 //! - `burn SECONDS` computes until it has used that much CPU time, and prints how much it was, in seconds.
 //! - `hold MEBIBYTES` takes that much memory, prints `held`, and keeps it until standard input ends.
+//! - `grant FILE` gives a file a capability, so that who executes it may bind low ports.
 //! - `echo-datagrams PORT` sends each datagram of that port back, and never ends.
 //! - As process 1 it prints `hello` and restarts the machine: the least that a boot can lead to. libkrun's process then ends
 //!   with status 42. Where there is a file `/stay`, it does nothing instead: the least that a machine can do.
@@ -22,6 +23,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 use std::{fs, io, thread};
 
+use rustix::fs::XattrFlags;
 use rustix::mount::{MountFlags, mount};
 use rustix::system::{RebootCommand, reboot};
 
@@ -53,11 +55,25 @@ fn run() -> io::Result<()> {
         ["fork-exec", count, program] => spawn::measure(count, program),
         ["burn", seconds] => burn::print(seconds),
         ["hold", mebibytes] => hold::memory(mebibytes),
+        ["grant", file] => grant(file),
         ["echo-datagrams", port] => echo_datagrams(port),
         _ => Err(io::Error::other(
-            "usage: walk ROOT | walk-under-mounts PLACE | fork-exec COUNT PROGRAM | burn SECONDS | hold MEBIBYTES | echo-datagrams PORT",
+            "usage: walk ROOT | walk-under-mounts PLACE | fork-exec COUNT PROGRAM | burn SECONDS | hold MEBIBYTES | grant FILE | echo-datagrams PORT",
         )),
     }
+}
+
+/// `struct vfs_cap_data` of version 2, effective, with `CAP_NET_BIND_SERVICE`.
+fn grant(file: &str) -> io::Result<()> {
+    let data = [0x0200_0001_u32, 1 << 10, 0, 0, 0]
+        .map(u32::to_le_bytes)
+        .concat();
+    Ok(rustix::fs::setxattr(
+        file,
+        "security.capability",
+        &data,
+        XattrFlags::empty(),
+    )?)
 }
 
 fn echo_datagrams(port: &str) -> io::Result<()> {

@@ -3,6 +3,7 @@
 //!
 //! The guest's memory is a file. It is written and read as one, and the server maps it.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{IoSlice, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -25,19 +26,35 @@ pub(crate) const ROOT: u64 = 1;
 /// FUSE's numbers of requests (linux/fuse.h).
 pub(crate) mod opcode {
     pub(crate) const LOOKUP: u32 = 1;
+    pub(crate) const FORGET: u32 = 2;
+    pub(crate) const GETATTR: u32 = 3;
     pub(crate) const SETATTR: u32 = 4;
+    pub(crate) const READLINK: u32 = 5;
     pub(crate) const SYMLINK: u32 = 6;
     pub(crate) const MKNOD: u32 = 8;
     pub(crate) const MKDIR: u32 = 9;
     pub(crate) const UNLINK: u32 = 10;
     pub(crate) const RMDIR: u32 = 11;
+    pub(crate) const RENAME: u32 = 12;
     pub(crate) const LINK: u32 = 13;
     pub(crate) const OPEN: u32 = 14;
     pub(crate) const READ: u32 = 15;
+    pub(crate) const WRITE: u32 = 16;
+    pub(crate) const STATFS: u32 = 17;
+    pub(crate) const RELEASE: u32 = 18;
+    pub(crate) const FSYNC: u32 = 20;
+    pub(crate) const SETXATTR: u32 = 21;
+    pub(crate) const GETXATTR: u32 = 22;
+    pub(crate) const FLUSH: u32 = 25;
     pub(crate) const INIT: u32 = 26;
+    pub(crate) const OPENDIR: u32 = 27;
+    pub(crate) const ACCESS: u32 = 34;
     pub(crate) const CREATE: u32 = 35;
     pub(crate) const RENAME2: u32 = 45;
 }
+
+/// What stands for the error's number where a request gets no answer, only its place in the queue back.
+pub(crate) const NO_ANSWER: i32 = 0;
 
 /// vhost-user's numbers of requests (QEMU: docs/interop/vhost-user.rst).
 const GET_FEATURES: u32 = 1;
@@ -88,6 +105,11 @@ pub(crate) struct Machine {
 impl Machine {
     /// Starts a server for some folders, which have the names `0`, `1`, …, and says hello to it.
     pub(crate) fn start(entries: &[Entry<'_>]) -> Machine {
+        Machine::start_under(&[], Stdio::inherit(), entries)
+    }
+
+    /// The same, with a command that starts the server in its turn, and where the server's errors go.
+    pub(crate) fn start_under(starter: &[&str], errors: Stdio, entries: &[Entry<'_>]) -> Machine {
         let (socket, theirs) = UnixStream::pair().unwrap();
         let (life_theirs, life) = std::io::pipe().unwrap();
         let entries = entries.iter().enumerate().map(|(number, entry)| {
@@ -103,10 +125,14 @@ impl Machine {
         for fd in inherited {
             fcntl_setfd(fd, FdFlags::empty()).unwrap();
         }
-        let server = Command::new(stage("prefix/lib/msb/msb-vmm"))
+        let program = stage("prefix/lib/msb/msb-vmm");
+        let mut words = starter.iter().map(OsStr::new).chain([program.as_os_str()]);
+        let server = Command::new(words.next().unwrap())
+            .args(words)
             .arg("--share")
             .arg(&path)
             .stdin(Stdio::null())
+            .stderr(errors)
             .spawn()
             .unwrap();
         for fd in inherited {
@@ -215,6 +241,7 @@ impl Machine {
         request.extend([user, user, 1, 0].map(u32::to_ne_bytes).concat());
         request.extend(payload);
         self.memory.write_all_at(&request, REQUEST_AT).unwrap();
+        self.memory.write_all_at(&[0; 16], ANSWER_AT).unwrap();
         self.offer(length);
         self.answer()
     }
@@ -269,7 +296,7 @@ impl Machine {
         self.memory.read_exact_at(&mut header, ANSWER_AT).unwrap();
         let length = u32::from_ne_bytes(*header.first_chunk().unwrap());
         let error = i32::from_ne_bytes(*header[4..].first_chunk().unwrap());
-        if error != 0 {
+        if error != 0 || length == 0 {
             return Err(-error);
         }
         let mut body = vec![0; length as usize - 16];
@@ -287,8 +314,19 @@ impl Machine {
 
     /// What stands in a file.
     pub(crate) fn read(&mut self, node: u64) -> Result<Vec<u8>, i32> {
+        let handle = self.open(node)?;
+        self.read_by(node, handle)
+    }
+
+    /// A handle of a file, for reading.
+    pub(crate) fn open(&mut self, node: u64) -> Result<u64, i32> {
         let opened = self.ask(opcode::OPEN, node, &[0; 8])?;
-        let mut request = opened[..8].to_vec();
+        Ok(u64::from_ne_bytes(*opened.first_chunk().unwrap()))
+    }
+
+    /// What stands in a file, by a handle of it.
+    pub(crate) fn read_by(&mut self, node: u64, handle: u64) -> Result<Vec<u8>, i32> {
+        let mut request = handle.to_ne_bytes().to_vec();
         request.extend(0_u64.to_ne_bytes());
         request.extend(4096_u32.to_ne_bytes());
         request.extend([0; 20]);

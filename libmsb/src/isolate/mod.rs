@@ -13,14 +13,14 @@ mod paths;
 
 use serde::{Deserialize, Serialize};
 
-pub use calls::refuse_calls;
+pub use calls::{refuse_calls, refuse_second_numbers};
 pub use namespaces::leave_network;
 pub use paths::{Access, Place, Reach, keep_paths};
 
 /// A step, and whether it could be taken.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Step {
-    /// Which process took it: `vmm`, `supervisor`.
+    /// Which process took it: `vmm`, `share`, `supervisor`.
     pub process: String,
     /// What it is called.
     pub step: String,

@@ -104,9 +104,8 @@ impl GuestArgs {
         let shell = self.shell.as_ref().map(shell).transpose()?;
         let mut changes = self.scripts.changes(shell.as_ref())?;
         changes.extend(self.changes.changes()?);
-        let (root_disk, upper_mib) = match self.root_disk.clone() {
-            Some(Choice::Size(mib)) => (RootDisk::Managed, Some(mib)),
-            Some(Choice::Other(root_disk)) => (root_disk, None),
+        let (root_disk, upper_mib) = match &self.root_disk {
+            Some(choice) => choice.find()?,
             None => (RootDisk::Managed, self.oci_upper_size),
         };
         let security = match self.security {

@@ -1,6 +1,6 @@
 //! Where what a guest writes to its root goes.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -11,10 +11,11 @@ use libmsb::cli::error::Failure;
 use libmsb::cli::escape::escape;
 use libmsb::state::guest::{DiskFormat, RootDisk};
 use libmsb::state::spec::Spec;
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::io::Errno;
 
 use crate::engine::upper::SIZE_MIB_MIN;
+use crate::mounts::open_plainly;
 
 /// Largest managed disk, in MiB: one tebibyte. The guest lays it out when it first starts, at about 100 GiB a second.
 const SIZE_MIB_MAX: u64 = 1024 * 1024;
@@ -97,11 +98,30 @@ pub(crate) fn grow(spec: &mut Spec, size_mib: u64) -> Result<(), Failure> {
     Ok(())
 }
 
+impl Choice {
+    /// What goes into the specification, and the size of a managed disk. The path of a disk leads through no symbolic link
+    /// afterwards.
+    pub(crate) fn find(&self) -> anyhow::Result<(RootDisk, Option<u64>)> {
+        Ok(match self {
+            Choice::Size(mib) => (RootDisk::Managed, Some(*mib)),
+            Choice::Other(RootDisk::Disk { path, format }) => {
+                let path = path
+                    .canonicalize()
+                    .with_context(|| format!("cannot open the disk '{}'", path.display()))?;
+                let format = *format;
+                (RootDisk::Disk { path, format }, None)
+            }
+            Choice::Other(other) => (other.clone(), None),
+        })
+    }
+}
+
 /// Opens a disk of the user for a machine, and checks that it leads to no other file.
 pub(crate) fn open(path: &Path, format: DiskFormat) -> anyhow::Result<File> {
     let shown = path.display();
-    let file = OpenOptions::new().read(true).write(true).open(path);
-    let file = file.with_context(|| format!("cannot open the disk '{shown}'"))?;
+    // A FIFO in its place must not keep us waiting.
+    let file = open_plainly(path, OFlags::RDWR | OFlags::NONBLOCK);
+    let file = File::from(file.with_context(|| format!("cannot open the disk '{shown}'"))?);
     let metadata = file
         .metadata()
         .with_context(|| format!("cannot read the disk '{shown}'"))?;

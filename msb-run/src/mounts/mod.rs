@@ -8,5 +8,5 @@ mod prepare;
 mod syntax;
 
 pub(crate) use args::{MountArgs, make_volumes, resolved};
-pub(crate) use prepare::{Prepared, prepare};
+pub(crate) use prepare::{Prepared, open_plainly, prepare};
 pub(crate) use syntax::{format_of_name, is_path, parse_format, parse_fstype, parse_size_mib};

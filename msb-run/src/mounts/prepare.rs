@@ -231,7 +231,8 @@ fn resolved(path: &Path) -> anyhow::Result<PathBuf> {
         .with_context(|| format!("cannot open '{}'", path.display()))
 }
 
-fn open_plainly(path: &Path, flags: OFlags) -> anyhow::Result<OwnedFd> {
+/// Opens what was a path without symbolic links when the sandbox was made, and must be one still.
+pub(crate) fn open_plainly(path: &Path, flags: OFlags) -> anyhow::Result<OwnedFd> {
     let opened = openat2(
         CWD,
         path,

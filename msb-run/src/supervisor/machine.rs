@@ -18,8 +18,11 @@ use super::share;
 use crate::engine::{Console, Descriptors, Engine, Wanted};
 use crate::net::{Net, NetProcess};
 
-/// Longest report of what the machine's process has given up, in bytes.
-const REPORT_BYTES_MAX: usize = 4096;
+/// Longest report of what the processes of a machine have given up, in bytes.
+const REPORT_BYTES_MAX: usize = 8192;
+
+/// What the server of a share calls itself in there.
+const SHARE: &str = "share";
 
 /// A machine that was started, or stands in for one that is not yet.
 #[derive(Debug)]
@@ -34,7 +37,7 @@ pub(crate) struct Machine {
     pub(crate) net: Option<NetProcess>,
     /// Serves folders of the host to it, if any are shared.
     pub(crate) share: Option<Process>,
-    /// Takes what the machine's process says of itself.
+    /// Takes what the machine's process, and the server of its share, say of themselves: a line each.
     report: File,
     /// Closed when this process is gone: then the machine ends. Of one that is not started: the other ends.
     _life: Vec<OwnedFd>,
@@ -65,7 +68,11 @@ pub(crate) fn start(
     };
     let mut served = Vec::new();
     for share in wanted.shares.iter_mut().filter(|_| !engine.serves()) {
-        served.push(share::start(share, life_theirs.as_fd())?);
+        served.push(share::start(
+            share,
+            life_theirs.as_fd(),
+            report_theirs.as_fd(),
+        )?);
     }
     let (mut net_process, mut frames) = (None, None);
     if let Some((net, counters)) = net {
@@ -154,11 +161,12 @@ impl Machine {
         self.process.as_ref().map(Process::pid)
     }
 
-    /// What the process has given up. For when the guest has said hello: by then it was told.
+    /// What its processes have given up, the machine's own first. For when the guest has said hello: by then it was told,
+    /// since a machine begins when its share is served.
     pub(crate) fn isolation(&self) -> Vec<Step> {
-        let mut line = [0; REPORT_BYTES_MAX];
-        let count = (&self.report).read(&mut line).unwrap_or(0);
-        serde_json::from_slice(&line[..count]).unwrap_or_default()
+        let mut lines = [0; REPORT_BYTES_MAX];
+        let count = (&self.report).read(&mut lines).unwrap_or(0);
+        isolation(&lines[..count])
     }
 
     /// How the process ended, if it did.
@@ -170,4 +178,15 @@ impl Machine {
     pub(crate) fn kill(&mut self) -> Option<ExitStatus> {
         self.process.as_mut().and_then(Process::kill)
     }
+}
+
+/// The steps of some lines, in which no order is that of time.
+fn isolation(lines: &[u8]) -> Vec<Step> {
+    let reports = lines.split(|byte| *byte == b'\n');
+    let mut steps: Vec<Step> = reports
+        .filter_map(|line| serde_json::from_slice::<Vec<Step>>(line).ok())
+        .flatten()
+        .collect();
+    steps.sort_by_key(|step| step.process == SHARE);
+    steps
 }

@@ -9,15 +9,18 @@ use libmsb::machine::{PLAN_VERSION, Share, SharePlan};
 use super::machine::plan_file;
 use super::process::Process;
 
-/// Starts a server for a share; gives also the machine's end of the socket, whose number `share` gets.
+/// Starts a server for a share, which tells `report` what it has given up; gives also the machine's end of the socket,
+/// whose number `share` gets.
 pub(super) fn start(
     share: &mut Share,
     life: BorrowedFd<'_>,
+    report: BorrowedFd<'_>,
 ) -> anyhow::Result<(Process, UnixStream)> {
     let (machine, server) = UnixStream::pair().context("cannot make a socket for the share")?;
     let plan = plan_file(&SharePlan {
         version: PLAN_VERSION,
         life_fd: life.as_raw_fd(),
+        report_fd: Some(report.as_raw_fd()),
         share: Share {
             fd: Some(server.as_raw_fd()),
             ..share.clone()
@@ -27,7 +30,11 @@ pub(super) fn start(
         "--share".to_owned(),
         format!("/proc/self/fd/{}", plan.as_raw_fd()),
     ];
-    let server = Process::start("msb-vmm", &args, &[plan.as_fd(), server.as_fd(), life])?;
+    let server = Process::start(
+        "msb-vmm",
+        &args,
+        &[plan.as_fd(), server.as_fd(), life, report],
+    )?;
     share.fd = Some(machine.as_raw_fd());
     Ok((server, machine))
 }

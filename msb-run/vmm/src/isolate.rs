@@ -1,7 +1,9 @@
 //! What the machine's process gives up before the guest runs.
 //!
 //! The guest is the stranger here: whoever breaks out of it stands in this process. So it keeps what the plan names and
-//! nothing else. Each step says what is gone after it; none of them stops a start, and the supervisor is told of all.
+//! nothing else. Each step says what is gone after it, and the supervisor is told of all. What a host cannot do does not
+//! stop a start, but for the two steps by which a guest's root makes no programs of this user: those a share's own server
+//! insists on as well.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -9,6 +11,7 @@ use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use anyhow::Context;
 use libmsb::isolate::{self, Access, Place, Reach, Step, Taken};
 use libmsb::machine::{Disk, Engine, Format, Krun, KrunKernel, Plan};
 use rustix::io::{FdFlags, fcntl_setfd};
@@ -58,7 +61,7 @@ const DEVICES: [&str; 5] = [KVM, "/dev/null", "/dev/zero", "/dev/random", "/dev/
 const VMDK_BYTES_MAX: u64 = 1024 * 1024;
 
 /// Takes the steps, in their order: each of the later ones would keep an earlier one from being taken.
-pub(crate) fn before_guest(plan: &Plan) -> Vec<Step> {
+pub(crate) fn before_guest(plan: &Plan) -> anyhow::Result<Vec<Step>> {
     let executes = matches!(plan.engine, Engine::Qemu(_));
     let serves = serves(plan);
     // Whoever serves has left it on the way to its stage.
@@ -79,19 +82,30 @@ pub(crate) fn before_guest(plan: &Plan) -> Vec<Step> {
     ];
     if serves {
         // No file of a share becomes a program of this user.
-        steps.push(Step::of(PROCESS, "setid", share::refuse_setid()));
+        steps.push(needed(serves, "setid", share::refuse_setid())?);
     }
     if !executes {
         // Of what root of a namespace has, no more than files of its users need. QEMU loses all by being executed.
         let capabilities = share::keep_capabilities(serves);
-        steps.push(Step::of(PROCESS, "capabilities", capabilities));
+        steps.push(needed(serves, "capabilities", capabilities)?);
     }
     steps.push(
         // No mounts, namespaces, modules, nor other processes; with libkrun no programs either, and QEMU, which is to be
         // executed yet, then refuses them itself (-sandbox).
         Step::of(PROCESS, "calls", isolate::refuse_calls(executes)),
     );
-    steps
+    Ok(steps)
+}
+
+/// A step that a machine which serves files must have taken. Another may do without it.
+fn needed(serves: bool, step: &str, taken: anyhow::Result<()>) -> anyhow::Result<Step> {
+    match taken {
+        Err(error) if serves => {
+            Err(error).with_context(|| format!("cannot share folders safely (step '{step}')"))
+        }
+        Err(error) => Ok(Step::of(PROCESS, step, Taken::Not(format!("{error:#}")))),
+        Ok(()) => Ok(Step::of(PROCESS, step, Taken::Whole)),
+    }
 }
 
 /// Whether this process serves the guest's shares itself.
@@ -137,8 +151,8 @@ pub(crate) fn kept(plan: &Plan) -> Vec<Kept> {
 }
 
 /// Tells the supervisor. Should it not listen, it shows no isolation.
-pub(crate) fn report(plan: &Plan, steps: &[Step]) {
-    let Some(number) = plan.report_fd.filter(|number| *number > 2) else {
+pub(crate) fn report(report_fd: Option<i32>, steps: &[Step]) {
+    let Some(number) = report_fd.filter(|number| *number > 2) else {
         return;
     };
     // SAFETY: the descriptor was inherited, nothing in this process closes it, and the borrow ends with this function. If
@@ -233,6 +247,22 @@ fn extents(disk: &Disk) -> Vec<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_machine_that_serves_files_does_not_run_without_the_steps_that_this_needs() {
+        let fails = || Err(anyhow::anyhow!("no such call"));
+        let error = needed(true, "setid", fails()).unwrap_err();
+        assert_eq!(
+            format!("{error:#}"),
+            "cannot share folders safely (step 'setid'): no such call"
+        );
+        let step = needed(false, "capabilities", fails()).unwrap();
+        assert_eq!(
+            (step.holds, step.reason.as_deref()),
+            (false, Some("no such call"))
+        );
+        assert!(needed(true, "setid", Ok(())).unwrap().holds);
+    }
 
     #[test]
     fn the_files_of_a_disk_are_those_that_its_description_names() {

@@ -108,8 +108,8 @@ fn become_machine(plan: &Plan) -> anyhow::Result<()> {
 
 fn give_up(plan: &Plan) -> anyhow::Result<()> {
     // First, since a change of rights may cut the tie.
-    let steps = isolate::before_guest(plan);
+    let steps = isolate::before_guest(plan)?;
     lifeline::tie(plan.life_fd)?;
-    isolate::report(plan, &steps);
+    isolate::report(plan.report_fd, &steps);
     Ok(())
 }

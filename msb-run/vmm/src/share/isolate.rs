@@ -14,15 +14,15 @@ use seccompiler::{
     SeccompRule, TargetArch,
 };
 
-/// What a file server that acts for several users needs, in its own namespace only.
+/// What a file server that acts for several users needs, in its own namespace only. Not SETFCAP: with it a guest's root
+/// could give a file capabilities (security.capability), which for root's sandboxes would be those of the host.
 pub(super) const KEPT: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::DAC_OVERRIDE)
     .union(CapabilitySet::DAC_READ_SEARCH)
     .union(CapabilitySet::FOWNER)
     .union(CapabilitySet::FSETID)
     .union(CapabilitySet::SETGID)
-    .union(CapabilitySet::SETUID)
-    .union(CapabilitySet::SETFCAP);
+    .union(CapabilitySet::SETUID);
 
 /// The bits that make a program somebody else's: on the host the file would be the user's.
 const SETID_BITS: u64 = 0o6000;
@@ -155,6 +155,18 @@ const WITH_MODE_BY_PATH: &[(libc::c_long, u8)] = &[
 /// fchmodat2(2), which this libc does not number.
 const SYS_FCHMODAT2: libc::c_long = 452;
 
+/// The steps of a server, by the names that the machine's have. Each must be taken: without it nothing is served.
+/// `network` and `paths` are taken with its namespaces and its stage, `setid` with its `calls`.
+pub(super) const STEPS: [&str; 7] = [
+    "network",
+    "paths",
+    "privileges",
+    "core",
+    "capabilities",
+    "setid",
+    "calls",
+];
+
 /// After this nothing is left of the process's rights but to serve what is on its stage.
 pub(super) fn before_requests() -> anyhow::Result<()> {
     open_many_files();
@@ -203,6 +215,8 @@ pub(super) fn keep_capabilities(kept: CapabilitySet) -> anyhow::Result<()> {
 /// For a machine that serves its files itself: it makes calls that no server makes, so only what [`SETID_BITS`] would do is
 /// refused.
 pub(super) fn refuse_setid() -> anyhow::Result<()> {
+    libmsb::isolate::refuse_second_numbers()
+        .map_err(|error| anyhow!("cannot filter system calls: {error}"))?;
     let filter = setid_filter().context("cannot make the filter of system calls")?;
     seccompiler::apply_filter(&filter)
         .map_err(|error| anyhow!("cannot filter system calls: {error}"))

@@ -13,7 +13,8 @@
 //!    read-only, if it is to be, by the host's kernel; without setuid, without devices, and without following links.
 //! 3. In [`isolate`], the capabilities that files need and no other, no new privileges, and no system call that a file
 //!    server does not make (of the machine: none of its own list, and no file by Landlock that is neither shared nor a
-//!    disk); none can set the setuid or setgid bit, whose file would be a program of the user on the host.
+//!    disk); none can set the setuid or setgid bit or capabilities of a file, which would be a program of the user on the
+//!    host.
 //! 4. Requests, in [`server`].
 
 mod ids;
@@ -25,13 +26,17 @@ use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use anyhow::{Context, bail, ensure};
-use libmsb::isolate::Taken;
+use libmsb::isolate::{Step, Taken};
 use libmsb::machine::{Share, SharePlan};
 use rustix::thread::CapabilitySet;
 
+use crate::isolate::report;
 use crate::{ensure_version, lifeline};
 
 pub(crate) use stage::{Kept, KeptAccess, SHARE};
+
+/// Who takes the steps of a server, in what is told of them.
+const PROCESS: &str = "share";
 
 /// Serves until the machine hangs up.
 pub(crate) fn serve(plan: &SharePlan) -> anyhow::Result<()> {
@@ -44,6 +49,8 @@ pub(crate) fn serve(plan: &SharePlan) -> anyhow::Result<()> {
     ids::enter_user_namespace()?;
     stage::enter(&plan.share.entries, &[])?;
     isolate::before_requests()?;
+    let steps = isolate::STEPS.map(|step| Step::of(PROCESS, step, Taken::Whole));
+    report(plan.report_fd, &steps);
     server::serve(socket, &plan.share.tag)
 }
 
@@ -59,23 +66,16 @@ pub(crate) fn enter(shares: &[Share], kept: &[Kept]) -> anyhow::Result<()> {
 }
 
 /// Keeps the capabilities that a server of files needs, or none.
-pub(crate) fn keep_capabilities(serves: bool) -> Taken {
+pub(crate) fn keep_capabilities(serves: bool) -> anyhow::Result<()> {
     let kept = if serves {
         isolate::KEPT
     } else {
         CapabilitySet::empty()
     };
-    taken(isolate::keep_capabilities(kept))
+    isolate::keep_capabilities(kept)
 }
 
 /// Makes no program of the user's from now on.
-pub(crate) fn refuse_setid() -> Taken {
-    taken(isolate::refuse_setid())
-}
-
-fn taken(result: anyhow::Result<()>) -> Taken {
-    match result {
-        Ok(()) => Taken::Whole,
-        Err(error) => Taken::Not(format!("{error:#}")),
-    }
+pub(crate) fn refuse_setid() -> anyhow::Result<()> {
+    isolate::refuse_setid()
 }

@@ -1,0 +1,107 @@
+//! What people do in folders of the host and in volumes: databases, repositories, packages, builds. See tests/mount-parts.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+
+use crate::support::{Guests, Home, stage};
+
+/// Files of C that are compiled. tests/bench-mounts compiles 2,000, which in software take minutes.
+const SOURCES: u32 = 100;
+
+/// A guest with a folder of the host at `/bind` and a volume at `/volume`.
+fn workplace() -> Guests {
+    let home = Home::new();
+    let tar = stage("mounts/workplace.tar");
+    let image = "workplace:test";
+    home.run(["image", "import", "-q", "-i", tar.to_str().unwrap(), image])
+        .done();
+    fs::create_dir(home.folder.join("bind")).unwrap();
+    let bind = format!("{}:/bind", home.folder.join("bind").display());
+    let words = ["-m", "768M", "-v", &bind, "-v", "data:/volume", image];
+    Guests::of(home, &words)
+}
+
+/// Runs a script in the guest, each command of which must do well.
+#[track_caller]
+fn done(guests: &Guests, script: &str) -> String {
+    let script = format!("set -e; {script}");
+    guests.run(["exec", "x", "--", "sh", "-c", &script]).done()
+}
+
+/// Its own user makes the database, which is killed once in the middle and must then find what it was told to keep.
+#[test]
+fn a_database_runs_on_a_volume_and_on_a_folder_of_the_host_as_its_own_user() {
+    const DATABASE: &str = r#"
+        cd $1
+        bin=$(echo /usr/lib/postgresql/*/bin)
+        start() { $bin/pg_ctl -D db -l db/log -o "-c listen_addresses= -k /tmp" -t 300 -w start >/dev/null; }
+        $bin/initdb -D db -A trust >/dev/null
+        start
+        psql -q -h /tmp -c "create table t as select n from generate_series(1, 1000) as n" postgres
+        $bin/pg_ctl -D db -m immediate -w stop >/dev/null
+        start
+        psql -A -t -h /tmp -c "select sum(n), current_user from t" postgres
+        $bin/pg_ctl -D db -m fast -t 300 -w stop >/dev/null
+        stat -c %U:%a db/PG_VERSION
+    "#;
+    let guests = workplace();
+    fs::write(guests.folder.join("bind/database"), DATABASE).unwrap();
+    for place in ["/volume", "/bind"] {
+        let script = format!(
+            "install -d -o postgres -g postgres -m 755 {place}/home; \
+             su postgres -c 'sh -e /bind/database {place}/home'"
+        );
+        assert_eq!(
+            done(&guests, &script),
+            "500500|postgres\npostgres:600\n",
+            "{place}"
+        );
+    }
+    // On the host it is neither the user nor root.
+    let owner = fs::metadata(guests.folder.join("bind/home")).unwrap().uid();
+    let user = fs::metadata(guests.folder.join("bind")).unwrap().uid();
+    assert!(owner >= 100_000 && owner != user, "{owner}");
+    done(&guests, "rm -r /bind/home");
+}
+
+#[test]
+fn a_clone_an_installed_package_and_a_build_work_in_a_folder_of_the_host() {
+    let guests = workplace();
+    let clone = "
+        export GIT_CONFIG_GLOBAL=/root/git; git config --file $GIT_CONFIG_GLOBAL user.name a
+        git config --file $GIT_CONFIG_GLOBAL user.email a@b
+        git init -q /root/source; cd /root/source
+        for n in 1 2 3; do mkdir -p d$n; for f in $(seq 50); do echo $n $f >d$n/$f; done; git add .; git commit -qm $n; done
+        cd /bind; git clone -q file:///root/source clone; cd clone
+        git fsck 2>&1; git status --porcelain; git rev-list --count HEAD
+        echo more >more; git add more; git commit -qm more; git gc -q; git fsck 2>&1; git log -1 --format=%s; cat d3/50
+        git ls-files | wc -l";
+    assert_eq!(done(&guests, clone), "3\nmore\n3 50\n151\n");
+
+    let package = "
+        mkdir -p /root/package/greeting; cd /root/package
+        echo 'from setuptools import setup; setup(name=\"greeting\", version=\"1\", packages=[\"greeting\"])' >setup.py
+        echo 'text = \"installed\"' >greeting/__init__.py
+        python3 -m pip install -q --no-index --no-build-isolation --root-user-action ignore --target /bind/site . 2>&1
+        cd /bind; PYTHONPATH=/bind/site python3 -c 'import greeting; print(greeting.text, greeting.__file__)'";
+    assert_eq!(
+        done(&guests, package),
+        "installed /bind/site/greeting/__init__.py\n"
+    );
+
+    let build = format!(
+        "mkdir /bind/c; cd /bind/c
+        for n in $(seq {SOURCES}); do echo \"int f$n(int x) {{ return x + $n; }}\" >f$n.c; done
+        {{ for n in $(seq {SOURCES}); do echo \"int f$n(int);\"; done; echo 'int puts(const char *); int main(void) {{ int x = 0;'
+          for n in $(seq {SOURCES}); do echo \"x = f$n(x);\"; done; echo 'return puts(x == {sum} ? \"right\" : \"wrong\") < 0; }}'; }} >main.c
+        ls *.c | xargs -n 20 gcc -c; gcc -o all *.o; ./all; ls *.o | wc -l",
+        sum = SOURCES * (SOURCES + 1) / 2
+    );
+    assert_eq!(done(&guests, &build), format!("right\n{}\n", SOURCES + 1));
+    // The host has it all, as its user's.
+    let host = guests.folder.join("bind");
+    let user = fs::metadata(&host).unwrap().uid();
+    for made in ["clone/more", "site/greeting/__init__.py", "c/all"] {
+        assert_eq!(fs::metadata(host.join(made)).unwrap().uid(), user, "{made}");
+    }
+}
