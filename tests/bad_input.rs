@@ -314,13 +314,22 @@ fn no_kernel_is_said_and_what_to_do_about_it() {
     let empty = home.folder.join("empty");
     fs::create_dir(&empty).unwrap();
     let empty = empty.to_str().unwrap();
-    for (kernel, words) in [
+    for (kernel, words, hint) in [
         (
             "/nowhere/vmlinuz",
             ["'/nowhere/vmlinuz'", "no such file or directory"],
+            None,
         ),
-        (empty, ["there is no kernel", empty]),
-        ("/etc/passwd", ["'/etc/passwd'", "kernel"]),
+        (
+            empty,
+            ["there is no kernel", empty],
+            Some("msb-run: hint: install one: "),
+        ),
+        (
+            "/etc/passwd",
+            ["'/etc/passwd'", "kernel"],
+            Some("msb-run: hint: a bzImage (vmlinuz) or an uncompressed ELF vmlinux"),
+        ),
     ] {
         let before = home.snapshot("sandboxes");
         let mut command = home.msb(["run", "busybox:test", "--", "true"]);
@@ -332,6 +341,13 @@ fn no_kernel_is_said_and_what_to_do_about_it() {
             words: &words,
         }
         .is_said_by(&outcome);
+        let said = String::from_utf8_lossy(&outcome.stderr).into_owned();
+        let hints: Vec<&str> = said
+            .lines()
+            .filter(|line| line.contains(": hint: "))
+            .collect();
+        assert_eq!(hints.len(), usize::from(hint.is_some()), "{said}");
+        assert!(hint.is_none_or(|hint| hints[0].starts_with(hint)), "{said}");
         assert_eq!(before, home.snapshot("sandboxes"), "{kernel}");
     }
 }

@@ -85,6 +85,23 @@ fn a_variable_of_exec_wins_over_that_of_run_and_that_over_the_images() {
 }
 
 #[test]
+fn a_home_that_was_said_wins_over_that_of_the_user() {
+    let home = Home::with_busybox();
+    let print = ["--", "sh", "-c", "echo $HOME"];
+    let run = ["run", "-d", "--name", "x", "busybox:test"];
+    home.run(run).done();
+    home.run([&["exec", "x"], &print[..]].concat())
+        .is(0, "/root\n", "");
+    for user in ["root", "alice"] {
+        let exec = ["exec", "-u", user, "-e", "HOME=/x", "x"];
+        home.run([&exec[..], &print].concat()).is(0, "/x\n", "");
+    }
+    home.run(["stop", "--force", "x"]).done();
+    home.run([&["run", "-e", "HOME=/y", "busybox:test"], &print[..]].concat())
+        .is(0, "/y\n", "");
+}
+
+#[test]
 fn a_variable_without_a_value_has_that_of_the_host() {
     let home = Home::with_busybox();
     let mut command = home.msb([

@@ -299,9 +299,25 @@ fn folders_that_become_links_during_a_copy_lead_nowhere() {
     swapper.read_until("go\n");
     for _ in 0..3 {
         // Folders that are away are made, or refused: whatever comes of it, it is not in /etc.
-        home.run(["cp", "src/.", "x:/in"]);
+        let outcome = home.run(["cp", "src/.", "x:/in"]);
+        let error = String::from_utf8_lossy(&outcome.stderr).into_owned();
+        match outcome.code {
+            0 => assert_eq!(error, ""),
+            1 => assert!(
+                error.ends_with("msb-cp: error: not everything was copied\n"),
+                "{error}"
+            ),
+            other => panic!("{other}: {error}"),
+        }
     }
     drop(swapper);
+    wait_until("the swapper is gone", || {
+        in_guest(&home, "ps | grep -c '[e]cho go' || true") == "0\n"
+    });
+    // Where nobody swaps, all of it arrives.
+    in_guest(&home, "rm -rf /in; mkdir /in");
+    home.run(["cp", "src/.", "x:/in"]).is(0, "", "");
+    assert_eq!(in_guest(&home, "cat /in/*/passwd* | grep -c dead"), "200\n");
     assert_eq!(in_guest(&home, "cd /etc; echo passwd*"), "passwd\n");
 }
 

@@ -178,6 +178,32 @@ fn auto_takes_krun_where_the_host_can_and_qemu_elsewhere() {
     home.run(["stop", "x"]).done();
 }
 
+#[test]
+fn krun_where_the_host_cannot_is_refused_with_the_reason_and_a_hint() {
+    let home = Home::with_busybox();
+    let outcome = home.run([
+        "run",
+        "--engine",
+        "krun",
+        "busybox:test",
+        "--",
+        "echo",
+        "ran",
+    ]);
+    if host_can_run_krun() {
+        return outcome.is(0, "ran\n", "");
+    }
+    assert_eq!((outcome.code, &outcome.stdout[..]), (125, &b""[..]));
+    let said = String::from_utf8_lossy(&outcome.stderr).into_owned();
+    let lines: Vec<&str> = said.lines().collect();
+    assert_eq!(lines.len(), 2, "{said}");
+    let reasons = ["/dev/kvm", "processor", "libkrunfw"];
+    let reason = lines[0].strip_prefix("msb-run: error: ").unwrap();
+    assert!(reasons.iter().any(|word| reason.contains(word)), "{said}");
+    assert!(lines[1].starts_with("msb-run: hint: "), "{said}");
+    assert_eq!(home.snapshot("sandboxes"), Vec::<String>::new());
+}
+
 /// tests/run names the engine that the whole suite is about. Without this test a suite that ran with another one would
 /// be as green.
 #[test]

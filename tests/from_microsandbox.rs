@@ -20,7 +20,7 @@ fn of_0_5_2(home: &Home) -> Value {
         "mounts": [
             {"type": "Tmpfs", "guest": "/tmp", "size_mib": 75, "readonly": false},
             {"type": "Bind", "host": home.folder.join("data"), "guest": "/data", "readonly": true},
-            {"type": "DiskImage", "host": "/srv/d.qcow2", "guest": "/disk", "format": "Qcow2",
+            {"type": "DiskImage", "host": "/srv/d.vmdk", "guest": "/disk", "format": "Vmdk",
                 "fstype": null, "readonly": true}
         ],
         "patches": [], "network": {"enabled": true, "ports": [], "secrets": {"secrets": []}, "policy": {
@@ -60,7 +60,7 @@ fn a_configuration_of_0_5_2_is_taken_over_and_what_is_left_out_is_named() {
             1,
             "",
             "msb-create: error: the configuration has what sandboxes of this version cannot have: \
-         mounts: diskimage /srv/d.qcow2:/disk:ro\n\
+         mounts: diskimage /srv/d.vmdk:/disk:ro\n\
          msb-create: hint: make it without: --leave-out\n",
         );
     assert_eq!(home.sandboxes(), []);
@@ -75,7 +75,7 @@ fn a_configuration_of_0_5_2_is_taken_over_and_what_is_left_out_is_named() {
     outcome.is(
         0,
         "old\n",
-        "msb-create: warning: left out: mounts: diskimage /srv/d.qcow2:/disk:ro\n\
+        "msb-create: warning: left out: mounts: diskimage /srv/d.vmdk:/disk:ro\n\
          msb-create: warning: left out: 'manifest_digest'\n\
          msb-create: warning: left out: 'metrics_sample_interval_ms'\n\
          msb-create: warning: left out: 'pull_policy'\n",
@@ -143,6 +143,49 @@ fn a_configuration_of_0_5_5_is_taken_over() {
         .is(0, "1\n", "");
     home.run(["logs", "mine"]).is(0, "hello\n", "");
     home.run(["rm", "-f", "mine"]).done();
+}
+
+#[test]
+fn disks_and_an_init_are_taken_over() {
+    let home = Home::with_busybox();
+    let disk = home.folder.join("disk");
+    home.shell("mkdir d; echo on the disk >d/note; truncate -s 8M disk; mke2fs -q -F -t ext4 -d d disk; truncate -s 8M root.raw")
+        .done();
+    let config = json!({
+        "name": "x", "image": {"Oci": {"reference": "busybox:test"}},
+        "mounts": [{"type": "DiskImage", "host": disk, "guest": "/disk", "format": "Raw", "fstype": "ext4",
+            "options": {"readonly": true, "noexec": false, "nosuid": false, "nodev": false}}],
+        "init": {"program": "/bin/init", "args": [], "env": [["A", "b"]]}
+    });
+    home.run(["create", "--from-microsandbox", &write(&home, &config)])
+        .is(0, "x\n", "");
+    let script = "cat /disk/note; touch /disk/x 2>&- || echo refused; cat /proc/1/comm; \
+                  tr '\\0' '\\n' </proc/1/environ | grep '^A='";
+    home.run(["exec", "x", "--", "sh", "-c", script]).is(
+        0,
+        "on the disk\nrefused\ninit\nA=b\n",
+        "",
+    );
+    home.run(["rm", "-f", "x"]).done();
+    // A disk as the root.
+    let root = home.folder.join("root.raw");
+    let config = json!({
+        "name": "y", "image": {"DiskImage": {"path": root, "format": "Raw", "fstype": "ext4"}}
+    });
+    home.run([
+        "create",
+        "--no-start",
+        "--from-microsandbox",
+        &write(&home, &config),
+    ])
+    .is(0, "y\n", "");
+    let text = home.run(["inspect", "y", "--format", "json"]).done();
+    let config = &serde_json::from_str::<Value>(&text).unwrap()["config"];
+    assert!(
+        config.to_string().contains(root.to_str().unwrap()),
+        "{config}"
+    );
+    home.run(["rm", "y"]).done();
 }
 
 #[test]

@@ -122,7 +122,7 @@ fn a_job_has_the_limits_and_the_time_that_were_asked_for() {
     let home = Guests::one();
     let id = start(
         &home,
-        &["--rlimit", "nofile=64", "--timeout", "2s"],
+        &["--rlimit", "nofile=64", "--timeout", "4s"],
         "ulimit -n; sleep 1000",
     );
     home.run(["wait", "x", "--job", &id])
@@ -224,7 +224,7 @@ fn a_job_on_a_terminal_is_left_by_keys_and_goes_on() {
 #[test]
 fn a_detached_main_command_has_limits_and_a_time() {
     let home = Home::with_busybox();
-    let bounds = ["--rlimit", "nofile=77", "--timeout", "2s"];
+    let bounds = ["--rlimit", "nofile=77", "--timeout", "4s"];
     let run = [
         &["run", "-d", "--name", "x"],
         &bounds[..],
@@ -250,11 +250,12 @@ fn a_running_job_keeps_an_idle_sandbox_up() {
         "--name",
         "x",
         "--idle-timeout",
-        "1s",
+        // Long enough for a command to come, on a busy host too.
+        "4s",
         "busybox:test",
     ])
     .done();
-    let id = start(&home, &[], "sleep 4");
+    let id = start(&home, &[], "sleep 7");
     home.run(["wait", "x", "--job", &id])
         .is(0, "0 completed\n", "");
     home.run(["wait", "x"]).is(0, "0 idle_timeout\n", "");

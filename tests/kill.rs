@@ -10,10 +10,10 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::support::{
-    Home, Outcome, Process, Random, Running, fixture, open_files, stage, wait_until,
+    Guests, Home, Outcome, Process, Random, Running, fixture, open_files, stage, wait_until,
 };
 
 /// Calls that change what is on the disk.
@@ -360,6 +360,66 @@ fn a_supervisor_that_does_not_answer_is_killed_by_who_stops_the_sandbox() {
     );
     assert_eq!(home.sandboxes(), [("web".into(), "Crashed".into())]);
     assert!(home.processes().is_empty(), "{:?}", home.processes());
+}
+
+#[test]
+fn a_creator_that_is_killed_takes_its_sandbox_down_and_that_is_a_stop() {
+    let home = Home::with_busybox();
+    let script = "echo kept >/root/note; sync; echo up; sleep 1000";
+    let mut creator = home.start([
+        "run",
+        "--name",
+        "x",
+        "busybox:test",
+        "--",
+        "sh",
+        "-c",
+        script,
+    ]);
+    creator.read_until("up\n");
+    kill_process(Pid::from_raw(creator.pid()).unwrap(), Signal::KILL).unwrap();
+    assert_eq!(creator.finish().code, 137);
+    wait_until("it has ended", || home.processes().is_empty());
+    assert_eq!(home.sandboxes(), [("x".to_owned(), "Stopped".to_owned())]);
+    home.run([
+        "run",
+        "--name",
+        "x",
+        "busybox:test",
+        "--",
+        "cat",
+        "/root/note",
+    ])
+    .is(0, "kept\n", "");
+}
+
+#[test]
+fn a_command_whose_client_is_killed_is_killed_in_the_guest() {
+    let home = Guests::one();
+    let mut client = home.start([
+        "exec",
+        "x",
+        "--",
+        "sh",
+        "-c",
+        "echo up; sleep 4321 & sleep 4321",
+    ]);
+    client.read_until("up\n");
+    let count = || {
+        home.run([
+            "exec",
+            "x",
+            "--",
+            "sh",
+            "-c",
+            "ps | grep -c '[s]leep 4321' || true",
+        ])
+        .done()
+    };
+    wait_until("they run", || count() != "0\n");
+    kill_process(Pid::from_raw(client.pid()).unwrap(), Signal::KILL).unwrap();
+    assert_eq!(client.finish().code, 137);
+    wait_until("they are gone", || count() == "0\n");
 }
 
 #[test]

@@ -127,6 +127,23 @@ fn a_name_is_given_once() {
 }
 
 #[test]
+fn a_sandbox_with_the_longest_name_lives_as_any() {
+    let home = Home::with_busybox();
+    let name = "n".repeat(128);
+    home.run(["run", "-d", "--name", &name, "busybox:test"])
+        .is(0, &format!("{name}\n"), "");
+    home.run(["exec", &name, "--", "echo", "here"])
+        .is(0, "here\n", "");
+    home.run(["stop", &name]).done();
+    assert_eq!(states(&home), one(&name, "Stopped"));
+    home.run(["rm", &name]).is(0, "", "");
+    let longer = "n".repeat(129);
+    let outcome = home.run(["run", "--name", &longer, "busybox:test", "--", "true"]);
+    assert_eq!(outcome.code, 125, "{outcome:?}");
+    assert_eq!(states(&home), []);
+}
+
+#[test]
 fn of_many_starts_under_one_name_one_wins() {
     let home = Home::with_busybox();
     let starts: Vec<_> = (0..4)

@@ -58,6 +58,25 @@ fn lines_are_chosen_by_number_time_and_pattern() {
 }
 
 #[test]
+fn a_time_in_the_middle_parts_what_was_before_from_what_came_after() {
+    let home = Home::with_busybox();
+    for text in ["one", "two", "three"] {
+        home.run(["run", "--name", "x", "busybox:test", "--", "echo", text])
+            .done();
+    }
+    let lines = home.run(["logs", "--json", "x"]).done();
+    let second: serde_json::Value = serde_json::from_str(lines.lines().nth(1).unwrap()).unwrap();
+    assert_eq!(second["d"], "two\n");
+    // The begin is part of what is meant, and the end is not.
+    let time = second["t"].as_str().unwrap();
+    home.run(["logs", "--since", time, "x"])
+        .is(0, "two\nthree\n", "");
+    home.run(["logs", "--until", time, "x"]).is(0, "one\n", "");
+    home.run(["logs", "--since", time, "--until", time, "x"])
+        .is(0, "", "");
+}
+
+#[test]
 fn remarks_and_the_kernel_are_sources_of_their_own() {
     let home = ran("echo out");
     assert_eq!(

@@ -8,16 +8,13 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::support::{Home, Running, wait_until};
 
-/// How many are started at once: few, unless `MSB_TEST_MANY` says another number.
-fn many() -> usize {
-    let number = std::env::var("MSB_TEST_MANY").ok();
-    number.and_then(|number| number.parse().ok()).unwrap_or(6)
-}
+/// How many are started at once.
+const MANY: usize = 30;
 
 #[test]
 fn of_many_that_are_started_at_once_none_fails() {
     let home = Home::with_busybox();
-    let names: Vec<String> = (0..many()).map(|number| format!("s{number}")).collect();
+    let names: Vec<String> = (0..MANY).map(|number| format!("s{number}")).collect();
     for name in &names {
         let create = [
             "create",

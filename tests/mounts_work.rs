@@ -1,4 +1,4 @@
-//! What people do in folders of the host and in volumes: databases, repositories, packages, builds. See tests/mount-parts.
+//! What people do in folders of the host and in volumes: databases, repositories, packages, builds. See tests/mounts-parts.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;

@@ -160,12 +160,8 @@ fn a_sandbox_is_made_used_and_goes_with_its_maker() {
         assert_eq!(Sandbox::list_with(&["team=ml"]).unwrap().len(), 1);
         assert_eq!(Sandbox::list_with(&["team=web"]).unwrap().len(), 0);
         drop(sandbox);
+        wait_for_the_end("x");
         let handle = Sandbox::get("x").unwrap();
-        let deadline = Instant::now() + Duration::from_secs(60);
-        while handle.state().unwrap().is_active() {
-            assert!(Instant::now() < deadline, "it runs on without its maker");
-            std::thread::sleep(Duration::from_millis(20));
-        }
         assert_eq!(code(handle.exec(["true"])), Code::SandboxNotRunning);
         handle.remove().unwrap();
         assert_eq!(Image::list().unwrap().len(), 1);
@@ -194,6 +190,73 @@ fn a_detached_sandbox_stays_and_is_found_again() {
         handle.stop().unwrap();
         handle.remove().unwrap();
         assert_eq!(code(handle.state()), Code::SandboxNotFound);
+    });
+}
+
+/// Waits until a sandbox has ended by itself.
+#[track_caller]
+fn wait_for_the_end(name: &str) {
+    let handle = Sandbox::get(name).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while handle.state().unwrap().is_active() {
+        assert!(Instant::now() < deadline, "it runs on without its maker");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn a_sandbox_that_is_detached_outlives_its_maker_and_images_that_nobody_uses_are_pruned() {
+    in_process(
+        "a_sandbox_that_is_detached_outlives_its_maker_and_images_that_nobody_uses_are_pruned",
+        || {
+            load();
+            let sandbox = Sandbox::builder("x").image(IMAGE).create().unwrap();
+            let handle = sandbox.detach().unwrap();
+            assert_eq!(handle.exec(["echo", "hi"]).unwrap().stdout, b"hi\n");
+            // It is in use.
+            assert_eq!(Image::prune().unwrap().image_refs_removed, 0);
+            handle.kill().unwrap();
+            handle.remove().unwrap();
+            let report = Image::prune().unwrap();
+            assert_eq!(
+                (report.image_refs_removed, report.manifests_removed),
+                (1, 1)
+            );
+            assert!(report.layers_removed > 0 && report.bytes_reclaimed > Some(0));
+            assert_eq!(Image::list().unwrap(), []);
+        },
+    );
+}
+
+/// Makes the process of a test the one that makes a sandbox and waits to be killed.
+const MAKER: &str = "MSB_TEST_SDK_MAKER";
+
+#[test]
+fn a_maker_that_is_killed_takes_its_sandbox_down() {
+    const NAME: &str = "a_maker_that_is_killed_takes_its_sandbox_down";
+    in_process(NAME, || {
+        if std::env::var_os(MAKER).is_some() {
+            let sandbox = Sandbox::builder("x").image(IMAGE).create().unwrap();
+            // Standard output is the test's: it reads to this line.
+            println!("made {:?}", sandbox.state().unwrap());
+            loop {
+                std::thread::park();
+            }
+        }
+        load();
+        let mut maker = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", NAME, "--nocapture"])
+            .env(MAKER, "1")
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = std::io::BufReader::new(maker.stdout.take().unwrap());
+        let mut lines = std::io::BufRead::lines(lines).map(Result::unwrap);
+        assert!(lines.any(|line| line.ends_with("made Running")));
+        maker.kill().unwrap();
+        maker.wait().unwrap();
+        wait_for_the_end("x");
+        assert_eq!(Sandbox::get("x").unwrap().state().unwrap(), State::Stopped);
     });
 }
 

@@ -2,9 +2,24 @@
 //!
 //! This is one program under several names, as links: what it does is told by the name it is called by.
 
+#![cfg_attr(
+    fuzzing,
+    no_main,
+    allow(dead_code, reason = "the fuzzer has a main of its own")
+)]
+
 mod copy;
 mod doctor;
 mod engine;
+/// Doors for any bytes.
+#[cfg(any(test, fuzzing))]
+#[allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by a panic"
+)]
+mod fuzz;
 mod guest;
 mod isolate;
 mod launch;

@@ -94,6 +94,16 @@ impl GuestArgs {
             .shell
             .take()
             .or_else(|| stored.shell.clone().map(Into::into));
+        if self.init.is_none()
+            && let Some(init) = &stored.init
+        {
+            self.init = Some(init.program.clone().into());
+            self.init_arg = init.args.iter().map(OsString::from).collect();
+            let env = init.env.0.iter();
+            self.init_env = env
+                .map(|(name, value)| format!("{name}={value}").into())
+                .collect();
+        }
         if self.root_disk.is_none() {
             self.oci_upper_size = self.oci_upper_size.or(stored.upper_mib);
         }

@@ -18,6 +18,7 @@ use libmsb::state::write;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use crate::mounts::{parse_format, parse_fstype};
 use crate::root::TypedRoot;
 
 /// Longest file, in bytes. A megabyte of environment fits.
@@ -40,8 +41,8 @@ pub(crate) struct Stored {
     pub(crate) name: Option<String>,
     /// Its image's reference.
     pub(crate) image: Option<String>,
-    /// The folder of the host that is its root, in place of an image.
-    pub(crate) root_folder: Option<String>,
+    /// The folder or disk of the host that is its root, in place of an image.
+    pub(crate) root_path: Option<TypedRoot>,
     /// Virtual processors.
     pub(crate) cpus: Option<u8>,
     /// Memory in MiB.
@@ -52,8 +53,12 @@ pub(crate) struct Stored {
     pub(crate) folders: Vec<String>,
     /// Mounts, in the form of `--volume`.
     pub(crate) volumes: Vec<String>,
+    /// Mounts, in the form of `--mount-disk`.
+    pub(crate) disks: Vec<String>,
     /// Mounts, in the form of `--tmpfs`.
     pub(crate) tmpfs: Vec<String>,
+    /// What its first process is, if it is not ours.
+    pub(crate) init: Option<Init>,
     /// Whether commands have fewer rights than usual.
     pub(crate) restricted: bool,
     /// Shell of the sandbox.
@@ -82,6 +87,19 @@ pub(crate) struct Stored {
     pub(crate) unused: Vec<String>,
 }
 
+/// The first process of the guest.
+#[derive(Debug, PartialEq, Deserialize)]
+pub(crate) struct Init {
+    /// A path in the guest, or `auto`.
+    pub(crate) program: String,
+    /// Its arguments, but for its name.
+    #[serde(default)]
+    pub(crate) args: Vec<String>,
+    /// Its variables.
+    #[serde(default)]
+    pub(crate) env: Pairs,
+}
+
 /// Reads a file.
 pub(crate) fn read(path: &Path) -> anyhow::Result<Stored> {
     let shown = path.display().to_string();
@@ -106,8 +124,8 @@ pub(crate) fn read(path: &Path) -> anyhow::Result<Stored> {
 impl Stored {
     /// Its root, if it names one.
     pub(crate) fn root(&self) -> Result<Option<TypedRoot>, Failure> {
-        if let Some(folder) = &self.root_folder {
-            return Ok(Some(TypedRoot::Folder(folder.as_str().into())));
+        if self.root_path.is_some() {
+            return Ok(self.root_path.clone());
         }
         let image = self.image.as_deref().map(str::parse).transpose()?;
         Ok(image.map(TypedRoot::Image))
@@ -124,6 +142,7 @@ fn stored(mut fields: Map<String, Value>) -> Result<Stored, String> {
         user: take(&mut fields, "user")?,
         hostname: take(&mut fields, "hostname")?,
         shell: take(&mut fields, "shell")?,
+        init: take(&mut fields, "init")?,
         restricted: take::<String>(&mut fields, "security")?.is_some_and(|is| is == "restricted"),
         env: take::<Pairs>(&mut fields, "env")?.unwrap_or_default().0,
         labels: take::<Pairs>(&mut fields, "labels")?
@@ -167,8 +186,8 @@ fn take<T: for<'a> Deserialize<'a>>(
 }
 
 /// Pairs of strings: as an array of arrays, or as an object.
-#[derive(Debug, Default)]
-struct Pairs(Vec<(String, String)>);
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct Pairs(pub(crate) Vec<(String, String)>);
 
 impl<'de> Deserialize<'de> for Pairs {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Pairs, D::Error> {
@@ -185,7 +204,8 @@ impl<'de> Deserialize<'de> for Pairs {
     }
 }
 
-/// `{"Oci":"python"}` in 0.5.2, `{"Oci":{"reference":"python","upper_size_mib":8192}}` in 0.5.5; else `Bind` or `DiskImage`.
+/// `{"Oci":"python"}` in 0.5.2, `{"Oci":{"reference":"python","upper_size_mib":8192}}` in 0.5.5; else `{"Bind":"/root"}` or
+/// `{"DiskImage":{"path":"/root.qcow2","format":"Qcow2","fstype":"ext4"}}`.
 fn image(stored: &mut Stored, fields: &mut Map<String, Value>) -> Result<(), String> {
     #[derive(Deserialize)]
     struct Oci {
@@ -198,6 +218,12 @@ fn image(stored: &mut Stored, fields: &mut Map<String, Value>) -> Result<(), Str
         Reference(String),
         Oci(Oci),
     }
+    #[derive(Deserialize)]
+    struct Disk {
+        path: String,
+        format: String,
+        fstype: Option<String>,
+    }
     let Some(mut image) = take::<Map<String, Value>>(fields, "image")? else {
         return Ok(());
     };
@@ -209,7 +235,25 @@ fn image(stored: &mut Stored, fields: &mut Map<String, Value>) -> Result<(), Str
         }
         None => {}
     }
-    stored.root_folder = take(&mut image, "Bind")?;
+    if let Some(folder) = take::<String>(&mut image, "Bind")? {
+        stored.root_path = Some(TypedRoot::Folder(folder.as_str().into()));
+    }
+    if let Some(disk) = take::<Disk>(&mut image, "DiskImage")? {
+        let fstype = disk.fstype.as_deref().map(parse_fstype).transpose();
+        match parse_format(&disk.format.to_lowercase()) {
+            Ok(format) => {
+                stored.root_path = Some(TypedRoot::Disk {
+                    path: disk.path.as_str().into(),
+                    format,
+                    fstype: fstype.map_err(|error| error.to_string())?,
+                });
+            }
+            Err(_) => stored.lacking.push(format!(
+                "image: a disk of the format '{}'",
+                escape(&disk.format)
+            )),
+        }
+    }
     for kind in image.keys() {
         let kind = escape(kind);
         stored
@@ -257,6 +301,10 @@ struct Mount {
     stat_virtualization: Option<String>,
     #[serde(default)]
     host_permissions: Option<String>,
+    #[serde(default)]
+    format: Option<String>,
+    #[serde(default)]
+    fstype: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize)]
@@ -282,6 +330,11 @@ impl Mount {
 
     /// With its options behind it, as they are typed.
     fn typed(&self, what: &str) -> String {
+        self.typed_with(what, Vec::new())
+    }
+
+    /// As [`Mount::typed`], with these options before the others.
+    fn typed_with(&self, what: &str, mut all: Vec<String>) -> String {
         let options = self.options();
         let named = [
             (options.readonly, "ro"),
@@ -290,11 +343,21 @@ impl Mount {
             (options.nodev, "nodev"),
         ];
         let given = named.iter().filter(|(given, _)| *given);
-        let given: Vec<&str> = given.map(|(_, name)| *name).collect();
-        if given.is_empty() {
+        all.extend(given.map(|(_, name)| (*name).to_owned()));
+        if all.is_empty() {
             return what.to_owned();
         }
-        format!("{what}:{}", given.join(","))
+        format!("{what}:{}", all.join(","))
+    }
+
+    /// As a disk, if it is one of a format that we have.
+    fn disk(&self) -> Option<String> {
+        let format = self.format.as_deref()?.to_lowercase();
+        parse_format(&format).ok()?;
+        let fstype = self.fstype.iter().map(|name| format!("fstype={name}"));
+        let said = [format!("format={format}")].into_iter().chain(fstype);
+        let what = format!("{}:{}", self.host.as_deref()?, self.guest);
+        Some(self.typed_with(&what, said.collect()))
     }
 
     /// For people.
@@ -306,7 +369,8 @@ impl Mount {
     }
 }
 
-/// Mounts of folders, volumes and memory are taken over, disks and other ways to show owners and modes are not.
+/// Mounts of folders, volumes, disks and memory are taken over, disks of VMware and other ways to show owners and modes
+/// are not.
 fn mounts(stored: &mut Stored, fields: &mut Map<String, Value>) -> Result<(), String> {
     let mounts: Vec<Mount> = take(fields, "mounts")?.unwrap_or_default();
     for mount in mounts {
@@ -330,6 +394,10 @@ fn mounts(stored: &mut Stored, fields: &mut Map<String, Value>) -> Result<(), St
                 let typed = format!("{}{}", mount.guest, size.unwrap_or_default());
                 stored.tmpfs.push(mount.typed(&typed));
             }
+            ("DiskImage", _, true) => match mount.disk() {
+                Some(typed) => stored.disks.push(typed),
+                None => stored.lacking.push(format!("mounts: {}", mount.shown())),
+            },
             _ => stored.lacking.push(format!("mounts: {}", mount.shown())),
         }
     }
@@ -377,9 +445,15 @@ mod tests {
     fn the_old_form_of_a_mount_keeps_what_it_says() {
         let mount = |json: Value| {
             let stored = parsed(serde_json::json!({ "mounts": [json] })).unwrap();
-            [stored.folders, stored.volumes, stored.tmpfs, stored.lacking]
-                .concat()
-                .join("|")
+            [
+                stored.folders,
+                stored.volumes,
+                stored.tmpfs,
+                stored.disks,
+                stored.lacking,
+            ]
+            .concat()
+            .join("|")
         };
         let old = serde_json::json!({"type":"Bind","host":"/data","guest":"/d","readonly":true});
         assert_eq!(mount(old), "/data:/d:ro");
@@ -396,6 +470,17 @@ mod tests {
         let mirrored = serde_json::json!({"type":"Bind","host":"/h","guest":"/g",
             "stat_virtualization":"strict","host_permissions":"mirror"});
         assert_eq!(mount(mirrored), "mounts: bind /h:/g");
+        let disk = |format: &str| {
+            mount(
+                serde_json::json!({"type":"DiskImage","host":"/d","guest":"/g","format":format,
+                "fstype":"ext4","options":{"readonly":true,"noexec":false,"nosuid":false,"nodev":false}}),
+            )
+        };
+        assert_eq!(disk("Qcow2"), "/d:/g:format=qcow2,fstype=ext4,ro");
+        assert_eq!(disk("Vmdk"), "mounts: diskimage /d:/g:ro");
+        let old = serde_json::json!({"type":"DiskImage","host":"/d","guest":"/g","format":"Raw",
+            "fstype":null,"readonly":false});
+        assert_eq!(mount(old), "/d:/g:format=raw");
     }
 
     #[test]
@@ -409,11 +494,22 @@ mod tests {
             (Some("python"), Some(8192))
         );
         let bind = parsed(serde_json::json!({"image":{"Bind":"/srv/root"}})).unwrap();
-        assert_eq!(bind.root_folder.as_deref(), Some("/srv/root"));
-        let disk = parsed(serde_json::json!({"image":{"DiskImage":"/srv/root.raw"}})).unwrap();
+        assert_eq!(bind.root_path, Some(TypedRoot::Folder("/srv/root".into())));
+        let disk = |format: &str| {
+            let disk = serde_json::json!({"path":"/srv/root","format":format,"fstype":"xfs"});
+            parsed(serde_json::json!({"image":{"DiskImage":disk}})).unwrap()
+        };
+        let root = TypedRoot::Disk {
+            path: "/srv/root".into(),
+            format: parse_format("qcow2").unwrap(),
+            fstype: Some("xfs".to_owned()),
+        };
+        assert_eq!(disk("Qcow2").root_path, Some(root));
+        assert_eq!(disk("Vmdk").lacking, ["image: a disk of the format 'Vmdk'"]);
+        let other = parsed(serde_json::json!({"image":{"Tape":"/dev/st0"}})).unwrap();
         assert_eq!(
-            disk.lacking,
-            ["image: a root file system of the kind 'DiskImage'"]
+            other.lacking,
+            ["image: a root file system of the kind 'Tape'"]
         );
     }
 
@@ -435,12 +531,18 @@ mod tests {
     #[test]
     fn a_field_that_nobody_knows_is_lacking_when_it_says_something() {
         let stored = parsed(serde_json::json!({
-            "init": {"path": "/sbin/init"}, "scripts": {}, "patches": [], "shell": "/bin/sh",
+            "init": {"program": "/sbin/init", "args": ["-x"], "env": [["A", "1"]]}, "scripts": {}, "patches": [], "shell": "/bin/sh",
             "security": "restricted", "log_level": "debug", "vsock": 3
         }));
         let stored = stored.unwrap();
         assert!(stored.restricted);
-        assert_eq!(stored.lacking, ["'init'", "'vsock'"]);
+        let init = stored.init.unwrap();
+        assert_eq!(
+            (&*init.program, init.args),
+            ("/sbin/init", vec!["-x".to_owned()])
+        );
+        assert_eq!(init.env.0, [("A".to_owned(), "1".to_owned())]);
+        assert_eq!(stored.lacking, ["'vsock'"]);
         assert_eq!(stored.unused, ["'log_level'"]);
     }
 }

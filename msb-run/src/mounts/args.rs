@@ -61,6 +61,7 @@ impl MountArgs {
         for (there, typed) in [
             (&stored.folders, &mut self.mount_dir),
             (&stored.volumes, &mut self.volume),
+            (&stored.disks, &mut self.mount_disk),
             (&stored.tmpfs, &mut self.tmpfs),
         ] {
             typed.splice(..0, there.iter().map(OsString::from));

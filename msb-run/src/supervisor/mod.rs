@@ -13,7 +13,7 @@ mod life;
 mod link;
 mod machine;
 pub(crate) mod process;
-mod relay;
+pub(crate) mod relay;
 mod rotate;
 mod samples;
 mod share;

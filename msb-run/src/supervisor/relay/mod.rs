@@ -10,8 +10,15 @@
 mod downward;
 /// Commands that go on without a client.
 mod jobs;
-#[cfg(test)]
-mod tests;
+/// The bench, and on it the tests and the door for what an agent sends.
+#[cfg(any(test, fuzzing))]
+#[allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by a panic"
+)]
+pub(crate) mod tests;
 /// From the clients to the agent.
 mod upward;
 

@@ -87,6 +87,62 @@ impl Bench {
     }
 }
 
+/// What a hostile agent sends. Streams towards it: 1 and 2 are commands of a client, the first the main one; 3 is one of
+/// another client, who has gone; 4 is the supervisor's own, and 5 a job to which the first client is attached. Whatever
+/// comes, that client gets whole frames, of streams that it has opened.
+pub(crate) fn door(bytes: &[u8]) {
+    let mut bench = Bench::new();
+    let (id, socket) = bench.client();
+    bench.relay.attached = Some(id);
+    let exec = ExecRequest {
+        argv: vec!["x".into()],
+        main: true,
+        ..ExecRequest::default()
+    };
+    bench.request(id, &socket, 7, &Request::Exec(exec.clone()));
+    bench.open(id, &socket, 8);
+    let (gone, gone_socket) = bench.client();
+    bench.open(gone, &gone_socket, 7);
+    drop(gone_socket);
+    bench
+        .relay
+        .read_client(gone, &mut bench.agent, &mut bench.notices);
+    bench
+        .relay
+        .request(Own::Samples, &Request::Ping, &mut bench.agent)
+        .unwrap();
+    bench
+        .relay
+        .start_job(1, "job", exec, &mut bench.agent)
+        .unwrap();
+    assert!(bench.relay.attach_to_job(1, (id, 9), true));
+    bench.send(id, &socket, &{
+        let mut out = Vec::new();
+        frame::put_data(&mut out, 9, STDIN, &[0; 1000]);
+        out
+    });
+    assert_eq!(bench.relay.routes.len(), 5);
+    let (mut decoder, mut source) = (Decoder::new(), bytes);
+    let mut out = Vec::new();
+    'stream: while decoder.fill(&mut source).unwrap() > 0 {
+        while let Ok(Some(frame)) = decoder.next_frame() {
+            let relayed = bench.relay.agent_frame(frame, &mut out, &mut bench.notices);
+            if relayed.is_err() {
+                break 'stream;
+            }
+        }
+    }
+    // What goes back to the agent are frames, too.
+    let (mut decoder, mut source) = (Decoder::new(), &out[..]);
+    while decoder.fill(&mut source).unwrap() > 0 {
+        while decoder.next_frame().unwrap().is_some() {}
+    }
+    for header in bench.at_client(id, &socket) {
+        assert!([0, 7, 8, 9].contains(&header.stream), "{header:?}");
+        assert_eq!(header.stream == 0, header.kind == Kind::Hello);
+    }
+}
+
 fn headers(mut socket: &UnixStream) -> Vec<Header> {
     socket.set_nonblocking(true).unwrap();
     let mut bytes = Vec::new();
