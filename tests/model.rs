@@ -1,9 +1,10 @@
 //! A model of sandboxes, and four clients at a time whose results must agree with it.
 //!
-//! In each round four clients do something at once, each with one of ten sandboxes; some are killed, and some kill the
-//! processes of a sandbox. Then there is quiet. What the clients said and what is there must be what some order of them
-//! leads to in the model; and the list, the locks, the processes and the files must say the same. In between the disk is
-//! full, or its file system fails and is read-only from then on, where tests/run has made one for that.
+//! In each round four clients do something at once, each with one of ten sandboxes; some are killed, and some kill a
+//! process of a sandbox: its machine, its supervisor or its network. Then there is quiet. What the clients said and what
+//! is there must be what some order of them leads to in the model; the list, the locks, the processes and the files must
+//! say the same; and what was synced in a guest must be in it. In between the disk is full, or its file system fails and
+//! is read-only from then on, where tests/run has made one for that.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -19,11 +20,8 @@ use crate::support::{Home, Process, Random, Running, stage, wait_until};
 const NAMES: [&str; 10] = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j"];
 const CLIENTS: usize = 4;
 
-/// How many operations: few, unless `MSB_TEST_MODEL` says another number.
-fn operations() -> usize {
-    let number = std::env::var("MSB_TEST_MODEL").ok();
-    number.and_then(|number| number.parse().ok()).unwrap_or(80)
-}
+/// How many operations.
+const OPERATIONS: usize = 100;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
@@ -57,11 +55,18 @@ enum Operation {
     Remove { force: bool },
     Label(String),
     Inspect,
-    KillMachine,
-    KillSupervisor,
+    Kill(Victim),
 }
 
-use Operation::{Create, Exec, Inspect, KillMachine, KillSupervisor, Label, Remove, Start, Stop};
+/// Which process of a sandbox is killed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Victim {
+    Machine,
+    Supervisor,
+    Network,
+}
+
+use Operation::{Create, Exec, Inspect, Kill, Label, Remove, Start, Stop};
 
 impl Operation {
     /// One of them. Those that take seconds are few, but not too few.
@@ -75,8 +80,9 @@ impl Operation {
             68..76 => Start,
             76..84 => Exec,
             84..91 => Stop,
-            91..96 => KillMachine,
-            _ => KillSupervisor,
+            91..94 => Kill(Victim::Machine),
+            94..97 => Kill(Victim::Network),
+            _ => Kill(Victim::Supervisor),
         }
     }
 
@@ -112,17 +118,14 @@ impl Operation {
                 &["modify", name, "--label", &label]
             }
             Inspect => &["inspect", name],
-            KillMachine | KillSupervisor => &[],
+            Kill(_) => &[],
         };
         words.iter().map(|word| (*word).to_owned()).collect()
     }
 
     /// Whether it takes a start or a command in its way down.
     fn disturbs(&self) -> bool {
-        matches!(
-            self,
-            Stop | Remove { force: true } | KillMachine | KillSupervisor
-        )
+        matches!(self, Stop | Remove { force: true } | Kill(_))
     }
 }
 
@@ -169,10 +172,10 @@ fn steps(
         // Failures of a command in the guest, and of ours in its stead, are 125.
         (Exec, Some(sandbox)) if sandbox.state == State::Running => vec![(0, same.clone())],
         (Exec, _) => vec![(125, same.clone())],
-        (KillMachine | KillSupervisor, Some(sandbox)) if sandbox.state == State::Running => {
+        (Kill(_), Some(sandbox)) if sandbox.state == State::Running => {
             vec![(0, sandbox.becomes(State::Crashed))]
         }
-        (KillMachine | KillSupervisor, _) => vec![(1, same.clone())],
+        (Kill(_), _) => vec![(1, same.clone())],
         (_, None) => vec![(3, None)],
         (Start, Some(sandbox)) => vec![(0, sandbox.becomes(State::Running))],
         (Stop, Some(sandbox)) if sandbox.state == State::Running => {
@@ -202,7 +205,7 @@ fn steps(
         }
         (Exec, _) if disturbed => results.push((125, same.clone())),
         // What was on its way up or down anyway.
-        (KillMachine | KillSupervisor, _) if moved => {
+        (Kill(_), _) if moved => {
             results.push((0, same.clone()));
             results.push((1, same.clone()));
         }
@@ -274,15 +277,18 @@ fn parent(process: &Process) -> Option<i32> {
 }
 
 /// Kills a process of a sandbox, and waits until its supervisor is gone, too. 0 when there was one, else 1.
-fn kill(home: &Home, name: &str, machine: bool) -> i32 {
+fn kill(home: &Home, name: &str, victim: Victim) -> i32 {
     let Some(supervisor) = supervisors(home).remove(name) else {
         return 1;
     };
-    let victim = if machine {
-        let mut machines = home.machines().into_iter();
-        machines.find(|process| parent(process) == Some(supervisor.pid))
-    } else {
-        Some(supervisor.clone())
+    let child = |is: fn(&Process) -> bool| {
+        let mut processes = home.processes().into_iter();
+        processes.find(|process| is(process) && parent(process) == Some(supervisor.pid))
+    };
+    let victim = match victim {
+        Victim::Machine => child(Process::is_machine),
+        Victim::Network => child(|process| process.name == "msb-net"),
+        Victim::Supervisor => Some(supervisor.clone()),
     };
     let Some(victim) = victim else {
         return 1;
@@ -295,9 +301,7 @@ fn kill(home: &Home, name: &str, machine: bool) -> i32 {
 /// Does something with a sandbox. `fuse`: when the client is killed, if it is.
 fn perform(home: &Home, name: &str, operation: &Operation, fuse: Option<Duration>) -> Done {
     let (code, said) = match operation {
-        KillMachine | KillSupervisor => {
-            (kill(home, name, *operation == KillMachine), String::new())
-        }
+        Kill(victim) => (kill(home, name, *victim), String::new()),
         _ => {
             let client = home.start(operation.arguments(name));
             if let Some(fuse) = fuse {
@@ -405,6 +409,8 @@ fn all_agrees(home: &Home, sandboxes: &BTreeMap<String, Sandbox>, what: &str) {
 struct World {
     home: Home,
     sandboxes: BTreeMap<String, Sandbox>,
+    /// What was written and synced in a sandbox, where that is known.
+    notes: BTreeMap<&'static str, String>,
     random: Random,
     done: usize,
 }
@@ -441,7 +447,7 @@ impl World {
 
     fn play(&mut self, plans: Vec<(&'static str, Operation, Option<Duration>)>, ground: Ground) {
         let home = &self.home;
-        let round: Vec<(&str, Done)> = std::thread::scope(|scope| {
+        let round: Vec<(&'static str, Done)> = std::thread::scope(|scope| {
             let clients: Vec<_> = plans
                 .iter()
                 .map(|(name, operation, fuse)| {
@@ -480,6 +486,36 @@ impl World {
         }
         all_agrees(home, &now, &what);
         self.sandboxes = now;
+        self.look_at_notes(&round, ground, &what);
+    }
+
+    /// What was synced in a sandbox is there, whatever was done with it since: of those that run and had their part in
+    /// this round. Then something else is written.
+    fn look_at_notes(&mut self, round: &[(&'static str, Done)], ground: Ground, what: &str) {
+        for (name, done) in round {
+            let renews = matches!(done.operation, Create | Remove { .. });
+            if renews && [0, KILLED].contains(&done.code) {
+                // It may be another one by now.
+                self.notes.remove(name);
+            }
+        }
+        if ground == Ground::Failing {
+            return;
+        }
+        let running = running(&self.sandboxes);
+        let had_part = |name: &&str| round.iter().any(|(of, _)| of == name);
+        for name in NAMES.into_iter().filter(had_part) {
+            if !running.contains(name) {
+                continue;
+            }
+            let new = format!("{}\n", self.done);
+            let script = format!("cat /root/note 2>&-; echo {} >/root/note; sync", self.done);
+            let found = self.home.run(["exec", name, "--", "sh", "-c", &script]);
+            let found = found.done();
+            if let Some(note) = self.notes.insert(name, new) {
+                assert_eq!(found, note, "the note in {name}; {what}");
+            }
+        }
     }
 
     /// The disk has no room for a while.
@@ -562,6 +598,7 @@ fn four_clients_at_once_leave_what_some_order_of_them_would() {
     let mut world = World {
         home,
         sandboxes: BTreeMap::new(),
+        notes: BTreeMap::new(),
         random: Random::new(5),
         done: 0,
     };
@@ -573,9 +610,8 @@ fn four_clients_at_once_leave_what_some_order_of_them_would() {
     };
     world.play(ensure(Create), Ground::Firm);
     world.play(ensure(Start), Ground::Firm);
-    let operations = operations();
     let mut rounds = 0;
-    while world.done < operations {
+    while world.done < OPERATIONS {
         world.round();
         rounds += 1;
         match (&disk, rounds % 10) {
@@ -583,6 +619,15 @@ fn four_clients_at_once_leave_what_some_order_of_them_would() {
             (Some(disk), 9) => world.break_the_disk(disk),
             _ => {}
         }
+    }
+    // The last notes, of those that lie still, too.
+    for (name, note) in &world.notes {
+        world.home.run(["start", name]).done();
+        world
+            .home
+            .run(["exec", name, "--", "cat", "/root/note"])
+            .is(0, note, "");
+        world.home.run(["stop", "--force", name]).done();
     }
     println!("{} operations in {rounds} rounds", world.done);
     for name in world.sandboxes.into_keys() {
