@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::support::otlp::{Receiver, free_port, otel};
 use crate::support::{Home, Request, Server, answer, wait_until};
@@ -377,6 +377,261 @@ fn a_collector_that_hangs_does_not_hold_up_the_end() {
     }
 }
 
+/// The points of a request that are of the sandbox.
+fn sample_of(request: &Value) -> Vec<Value> {
+    let points = request["points"].as_array().unwrap();
+    let of_sandbox = |point: &&Value| point["name"] == "microsandbox.memory.usage";
+    points.iter().filter(of_sandbox).cloned().collect()
+}
+
+#[test]
+fn a_collection_that_was_not_taken_comes_again_unchanged() {
+    for (protocol, troubles) in [
+        ("http", &["503", "429", "cut", "reset", "stall"][..]),
+        ("grpc", &["UNAVAILABLE", "RESOURCE_EXHAUSTED", "stall"]),
+    ] {
+        let home = Home::new();
+        let receiver = Receiver::with(protocol, 0, troubles);
+        let endpoint = format!("http://127.0.0.1:{}", receiver.port);
+        let args = [&["--protocol", protocol], &HASTE[..]].concat();
+        let mut exporting = otel(&home, &endpoint, &args);
+        exporting.running.write(&lines(3));
+        let arrived = || -> BTreeSet<u64> {
+            let values = receiver.values("microsandbox.memory.usage");
+            values
+                .iter()
+                .map(|point| point["value"].as_u64().unwrap())
+                .collect()
+        };
+        wait_until("all of them", || arrived().len() == 3);
+        let stderr = exporting.finish();
+        let troubled = receiver.troubled();
+        let words: Vec<&str> = troubled
+            .iter()
+            .map(|request| request["trouble"].as_str().unwrap())
+            .collect();
+        assert_eq!(words, troubles, "{stderr}");
+        let first = sample_of(&receiver.requests()[0]);
+        assert_eq!(first[0]["value"], 1000);
+        for request in troubled.iter().filter(|of| of["trouble"] != "reset") {
+            assert_eq!(sample_of(request), first, "{request}");
+        }
+        assert_eq!(arrived(), BTreeSet::from([1000, 1001, 1002]), "{stderr}");
+        assert_eq!(
+            receiver.last("microsandbox.collector.collections.dropped"),
+            0
+        );
+        assert!(
+            receiver.last("microsandbox.collector.exports.failure") >= troubles.len() as u64,
+            "{stderr}"
+        );
+    }
+}
+
+#[test]
+fn what_is_refused_for_good_is_counted_as_dropped_and_all_else_arrives() {
+    for (protocol, refusal) in [("http", "400"), ("grpc", "INVALID_ARGUMENT")] {
+        let home = Home::new();
+        let receiver = Receiver::with(protocol, 0, &[refusal]);
+        let endpoint = format!("http://127.0.0.1:{}", receiver.port);
+        // One export, at the end of the input: so all three are there before the first is refused.
+        let args = ["--stdin", "--protocol", protocol, "--flush-interval", "1h"];
+        let mut exporting = otel(&home, &endpoint, &args);
+        exporting.running.write(&lines(3));
+        let stderr = exporting.finish();
+        wait_until(&stderr, || receiver.requests().len() == 2);
+        let values = receiver.values("microsandbox.memory.usage");
+        let values: Vec<&Value> = values.iter().map(|point| &point["value"]).collect();
+        assert_eq!(values, [1001, 1002], "{stderr}");
+        assert_eq!(sample_of(&receiver.troubled()[0])[0]["value"], 1000);
+        let last = |name: &str| receiver.last(&format!("microsandbox.collector.{name}"));
+        assert_eq!(last("collections.dropped"), 1);
+        assert_eq!(last("exports.failure"), 1);
+    }
+}
+
+#[test]
+fn an_exporter_tells_of_itself() {
+    let home = Home::new();
+    let begin = SystemTime::now();
+    let receiver = Receiver::start("http", 0);
+    let endpoint = format!("http://127.0.0.1:{}", receiver.port);
+    let args = ["--stdin", "--protocol", "http", "--flush-interval", "1h"];
+    let mut exporting = otel(&home, &endpoint, &args);
+    exporting.running.write(&lines(3));
+    let stderr = exporting.finish();
+    wait_until(&stderr, || receiver.requests().len() == 3);
+    let is = |point: &Value, kind: &str, unit: &str, class: &str| {
+        let found = ["kind", "unit", "type"].map(|key| &point[key]);
+        assert_eq!(found, [kind, unit, class], "{point}");
+    };
+    for (name, expected) in [
+        // What was there when the request was made.
+        ("exports.success", [0, 1, 2]),
+        ("exports.failure", [0, 0, 0]),
+        ("collections.dropped", [0, 0, 0]),
+    ] {
+        let points = receiver.values(&format!("microsandbox.collector.{name}"));
+        let values: Vec<&Value> = points.iter().map(|point| &point["value"]).collect();
+        assert_eq!(values, expected, "{name}");
+        for point in &points {
+            is(point, "sum", "1", "as_int");
+            assert_eq!(point["monotonic"], true);
+            assert_eq!(point["attributes"], json!({}));
+        }
+    }
+    let points = receiver.values("microsandbox.collector.last_success_timestamp");
+    // Before the first there is none.
+    assert_eq!(points.len(), 2);
+    let seconds = |time: SystemTime| time.duration_since(UNIX_EPOCH).unwrap().as_secs_f64();
+    let mut earliest = seconds(begin);
+    for point in &points {
+        is(point, "gauge", "s", "as_double");
+        let value = point["value"].as_f64().unwrap();
+        assert!(value >= earliest, "{point}");
+        earliest = value;
+    }
+    assert!(earliest <= seconds(SystemTime::now()));
+}
+
+#[test]
+fn a_counter_falls_with_a_new_start_time_only() {
+    let home = Home::new();
+    let receiver = Receiver::start("http", 0);
+    let endpoint = format!("http://127.0.0.1:{}", receiver.port);
+    let args = ["--stdin", "--protocol", "http", "--emit-run-id"];
+    let mut exporting = otel(&home, &endpoint, &args);
+    let starts = ["2026-11-23T13:00:00Z", "2026-11-23T14:00:02Z"];
+    for (second, (life, used)) in [(0, 50.5), (0, 51.5), (1, 0.5), (1, 1.5)]
+        .iter()
+        .enumerate()
+    {
+        let timestamp = format!("2026-11-23T14:00:{:02}Z", second + 1);
+        let sample = json!({
+            "type": "sample", "name": "web", "timestamp": timestamp, "cpu_secs": used, "memory_bytes": 5,
+            "id": 5, "run_id": 6 + life, "started_at": starts[*life], "labels": {},
+        });
+        let end = json!({"type": "collected", "timestamp": timestamp, "sandboxes": 1});
+        exporting.running.write(&format!("{sample}\n{end}\n"));
+    }
+    let stderr = exporting.finish();
+    wait_until(&stderr, || receiver.requests().len() == 4);
+    let points = receiver.values("microsandbox.cpu.time");
+    let of = |key: &str| -> Vec<Value> { points.iter().map(|point| point[key].clone()).collect() };
+    assert_eq!(of("value"), [50.5, 51.5, 0.5, 1.5]);
+    let second = 1_000_000_000_u64;
+    let first_start = of("start")[0].as_u64().unwrap();
+    let second_start = first_start + 3602 * second;
+    assert_eq!(
+        of("start"),
+        [first_start, first_start, second_start, second_start]
+    );
+    assert_eq!(of("time")[0], first_start + 3601 * second);
+    let lives = points
+        .iter()
+        .map(|point| &point["attributes"]["sandbox.run_id"]);
+    assert_eq!(lives.collect::<Vec<_>>(), [6, 6, 7, 7]);
+    // A gauge has no start.
+    assert_eq!(receiver.values("microsandbox.memory.usage")[0]["start"], 0);
+}
+
+#[test]
+fn lines_that_are_none_of_metrics_are_told_once_and_passed_over() {
+    let home = Home::new();
+    let receiver = Receiver::start("http", 0);
+    let endpoint = format!("http://127.0.0.1:{}", receiver.port);
+    let args = ["--stdin", "--protocol", "http"];
+    let mut exporting = otel(&home, &endpoint, &args);
+    let ours = lines(2);
+    let ours: Vec<&str> = ours.lines().collect();
+    let [one, end, two, _] = ours[..] else {
+        panic!("{ours:?}");
+    };
+    let input = [
+        "a word of somebody else",
+        one,
+        r#"{"type":"later","x":1}"#,
+        end,
+        two,
+        // The last line has no end.
+        &two[..50],
+    ];
+    exporting.running.write(&input.join("\n"));
+    let stderr = exporting.finish();
+    wait_until(&stderr, || receiver.requests().len() == 2);
+    let values = receiver.values("microsandbox.memory.usage");
+    let values: Vec<&Value> = values.iter().map(|point| &point["value"]).collect();
+    assert_eq!(values, [1000, 1001], "{stderr}");
+    let told: Vec<&str> = stderr
+        .lines()
+        .filter(|line| line.contains("passed over"))
+        .collect();
+    let [first, all] = told[..] else {
+        panic!("{stderr}");
+    };
+    assert!(first.contains("warning: line 1 is passed over"), "{first}");
+    assert_eq!(all, "msb-metrics: warning: 3 lines were passed over");
+}
+
+/// Reads a client's HTTP/2 up to the begin of its first body (RFC 9113, 4.1 and 6.1): the first bytes of that.
+fn first_body(stream: &mut TcpStream) -> [u8; 16] {
+    const DATA: u8 = 0;
+    // The server's settings: all as they are by default.
+    stream.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).unwrap();
+    stream.read_exact(&mut [0; 24]).unwrap();
+    loop {
+        let mut head = [0; 9];
+        stream.read_exact(&mut head).unwrap();
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+        if head[3] == DATA {
+            let mut begin = [0; 16];
+            stream.read_exact(&mut begin).unwrap();
+            return begin;
+        }
+        let mut rest = vec![0; length as usize];
+        stream.read_exact(&mut rest).unwrap();
+    }
+}
+
+#[test]
+fn a_request_over_grpc_is_compressed_and_one_that_was_cut_off_comes_again() {
+    for compression in ["none", "gzip"] {
+        let home = Home::new();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let endpoint = format!("http://127.0.0.1:{port}");
+        let args = [&["--compression", compression], &HASTE[..]].concat();
+        let mut exporting = otel(&home, &endpoint, &args);
+        // So long that it is on its way in several frames.
+        let long = lines(1).replace("\"ml\"", &format!("\"{}\"", "long ".repeat(20_000)));
+        exporting.running.write(&long);
+        let (mut stream, _) = listener.accept().unwrap();
+        // A flag, the length, and the message, which gzip begins in its own way (RFC 1952).
+        let begin = first_body(&mut stream);
+        let packed = compression == "gzip";
+        assert_eq!(
+            (begin[0], begin[5..7] == [0x1f, 0x8b]),
+            (packed.into(), packed)
+        );
+        let length = u32::from_be_bytes([begin[1], begin[2], begin[3], begin[4]]);
+        assert_eq!(length < 50_000, packed);
+        // With bytes that nobody has read: a reset, in the midst of the body.
+        drop((stream, listener));
+        wait_until("a try that fails", || {
+            exporting.said().contains("1 collections wait")
+        });
+        let receiver = Receiver::start("grpc", port);
+        wait_until("it", || !receiver.requests().is_empty());
+        exporting.finish();
+        let points = sample_of(&receiver.requests()[0]);
+        assert_eq!(points[0]["value"], 1000);
+        assert_eq!(
+            points[0]["attributes"]["team"].as_str().unwrap().len(),
+            100_000
+        );
+    }
+}
+
 #[test]
 fn what_cannot_be_is_refused_at_the_start() {
     let home = Home::new();
@@ -404,6 +659,20 @@ fn what_cannot_be_is_refused_at_the_start() {
                 "1ms",
             ],
             "100ms at least",
+        ),
+        (
+            &["otel", "--endpoint", "http://x", "--export-timeout", "8d"],
+            "7d at most",
+        ),
+        (
+            &[
+                "otel",
+                "--endpoint",
+                "http://x",
+                "--flush-interval",
+                "9999999999d",
+            ],
+            "7d at most",
         ),
         (&["prom"], "--listen"),
         (&["--watch", "--sort", "beauty"], "beauty"),

@@ -70,6 +70,8 @@ mod memory;
 mod metrics;
 /// What an exporter does when its collector is away, slow, wrong or false.
 mod metrics_export;
+/// What collectors do with sample files and events that are made by hand.
+mod metrics_files;
 /// Sandboxes and four clients at a time, and a model that knows better.
 mod model;
 /// Folders and files of the host, and memory, in a guest.

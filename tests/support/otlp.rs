@@ -27,6 +27,7 @@ pub(crate) fn free_port() -> u16 {
 pub(crate) struct Receiver {
     pub(crate) port: u16,
     requests: Arc<Mutex<Vec<Value>>>,
+    troubled: Arc<Mutex<Vec<Value>>>,
     _running: Running,
 }
 
@@ -48,20 +49,33 @@ impl Receiver {
         let mut lines = BufReader::new(running.stdout.take().unwrap()).lines();
         let port = parse(&lines.next().unwrap().unwrap()).as_u64().unwrap();
         let requests = Arc::new(Mutex::new(Vec::new()));
-        let collected = Arc::clone(&requests);
+        let troubled = Arc::new(Mutex::new(Vec::new()));
+        let (taken, not_taken) = (Arc::clone(&requests), Arc::clone(&troubled));
         std::thread::spawn(move || {
             for line in lines.map_while(Result::ok) {
-                collected.lock().unwrap().push(parse(&line));
+                let request = parse(&line);
+                let of = if request["trouble"].is_null() {
+                    &taken
+                } else {
+                    &not_taken
+                };
+                of.lock().unwrap().push(request);
             }
         });
         Receiver {
             port: port as u16,
             requests,
+            troubled,
             _running: running,
         }
     }
 
-    /// What was asked so far.
+    /// Requests that had a trouble, so far.
+    pub(crate) fn troubled(&self) -> Vec<Value> {
+        self.troubled.lock().unwrap().clone()
+    }
+
+    /// What was asked so far, and taken.
     pub(crate) fn requests(&self) -> Vec<Value> {
         self.requests.lock().unwrap().clone()
     }
@@ -114,10 +128,15 @@ impl Along {
     /// `msb-metrics` with arguments.
     pub(crate) fn start(home: &Home, args: &[&str]) -> Along {
         let mut command = home.msb(["metrics"]);
+        command.args(args);
+        Along::of(home, command)
+    }
+
+    /// A command that is ready to be started.
+    pub(crate) fn of(home: &Home, mut command: Command) -> Along {
         let log = home.folder.join("said");
         let file = std::fs::File::create(&log).unwrap();
         command
-            .args(args)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(file);

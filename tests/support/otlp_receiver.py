@@ -4,14 +4,17 @@
 usage: otlp_receiver.py http|grpc PORT [--tls CERTIFICATE KEY] [TROUBLE ...]
 
 The first line is the port; PORT 0 takes any. Each request is one line: where it went, its headers, and its points. The first
-requests over gRPC have the troubles that are named, in their order, and are not printed: `stall` answers when it is too late,
-and a status such as UNAVAILABLE is answered with the wish to be asked again in a second.
+requests have the troubles that are named, in their order, and their lines say which. `stall` never answers. Over gRPC, a status
+such as UNAVAILABLE is answered with the wish to be asked again in a second. Over HTTP, a status such as 503 likewise; `cut`
+breaks off the answer, and `reset` resets the connection in the midst of the request, whose line has no points.
 """
 import argparse
 import gzip
 import http.server
 import json
+import socket
 import ssl
+import struct
 import threading
 from concurrent import futures
 
@@ -54,18 +57,51 @@ def points(request):
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
+    troubles = []
+
     def do_POST(self):
-        body = self.rfile.read(int(self.headers["content-length"]))
+        length = int(self.headers["content-length"])
+        trouble = self.troubles.pop(0) if self.troubles else None
+        if trouble == "reset":
+            self.rfile.read(length // 2)
+            say({"trouble": trouble, "points": []})
+            # A close that does not linger is a reset.
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.rfile.close()
+            self.wfile.close()
+            self.connection.close()
+            self.close_connection = True
+            return
+        body = self.rfile.read(length)
         packed = self.headers.get("content-encoding") == "gzip"
         request = service.ExportMetricsServiceRequest.FromString(gzip.decompress(body) if packed else body)
         headers = {name.lower(): text for name, text in self.headers.items()}
-        say({"path": self.path, "headers": headers, "points": list(points(request))})
+        line = {"path": self.path, "headers": headers, "points": list(points(request))}
+        if trouble:
+            say({"trouble": trouble, **line})
+            self.trouble(trouble)
+            return
+        say(line)
         answer = service.ExportMetricsServiceResponse().SerializeToString()
         self.send_response(200)
         self.send_header("content-type", "application/x-protobuf")
         self.send_header("content-length", str(len(answer)))
         self.end_headers()
         self.wfile.write(answer)
+
+    def trouble(self, word):
+        self.close_connection = True
+        if word == "stall":
+            # Until the client hangs up.
+            self.rfile.read(1)
+        elif word == "cut":
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf")
+        else:
+            self.send_response(int(word))
+            self.send_header("retry-after", "1")
+            self.send_header("content-length", "7")
+            self.end_headers()
+            self.wfile.write(b"not now")
 
     def log_message(self, *_):
         pass
@@ -76,7 +112,8 @@ class Server(http.server.ThreadingHTTPServer):
         """A client that does not like the certificate hangs up: that is its affair."""
 
 
-def serve_http(port, tls, _troubles):
+def serve_http(port, tls, troubles):
+    Handler.troubles = troubles
     server = Server(("127.0.0.1", port), Handler)
     if tls:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -114,11 +151,14 @@ def serve_grpc(port, tls, troubles):
 
     class Metrics(stubs.MetricsServiceServicer):
         def Export(self, request, context):
-            if troubles:
-                trouble(troubles.pop(0), context)
-                return service.ExportMetricsServiceResponse()
             headers = dict(context.invocation_metadata())
-            say({"path": "Export", "headers": headers, "points": list(points(request))})
+            line = {"path": "Export", "headers": headers, "points": list(points(request))}
+            if troubles:
+                word = troubles.pop(0)
+                say({"trouble": word, **line})
+                trouble(word, context)
+            else:
+                say(line)
             return service.ExportMetricsServiceResponse()
 
     server = grpc.server(futures.ThreadPoolExecutor(4))
