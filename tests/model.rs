@@ -21,7 +21,7 @@ const NAMES: [&str; 10] = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j"];
 const CLIENTS: usize = 4;
 
 /// How many operations.
-const OPERATIONS: usize = 100;
+const OPERATIONS: usize = 500;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
