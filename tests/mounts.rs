@@ -645,3 +645,62 @@ fn the_server_of_a_share_has_given_up_its_rights_and_sees_no_other_files() {
         !Path::new(&format!("/proc/{server}")).exists()
     });
 }
+
+#[test]
+fn modify_changes_what_is_mounted_at_the_next_start() {
+    let home = Home::with_busybox();
+    let folder = source(&home);
+    let other = home.folder.join("other");
+    fs::create_dir(&other).unwrap();
+    fs::write(other.join("f"), "from another\n").unwrap();
+    let (first, second) = (bind(&folder, "/a"), bind(&other, "/a"));
+    home.run([
+        "create",
+        "--name",
+        "x",
+        "--no-start",
+        "-v",
+        &first,
+        "--tmpfs",
+        "/t",
+        "busybox:test",
+    ])
+    .done();
+    let plan = home
+        .run(["modify", "x", "-v", "data:/b", "--dry-run"])
+        .done();
+    assert!(plan.starts_with("mounts: "), "{plan}");
+    assert_eq!(home.snapshot("volumes"), Vec::<String>::new());
+    home.run([
+        "modify",
+        "x",
+        "-v",
+        &second,
+        "-v",
+        "data:/b",
+        "--mount-rm",
+        "/t",
+    ])
+    .done();
+    home.run(["start", "x"]).is(0, "", "");
+    let script = "cat /a/f; grep -c ' /t ' /proc/mounts; echo kept >/b/f && cat /b/f";
+    home.run(["exec", "x", "--", "sh", "-c", script])
+        .is(0, "from another\n0\nkept\n", "");
+    home.run(["rm", "-f", "x"]).done();
+    home.run([
+        "create",
+        "--name",
+        "y",
+        "--no-start",
+        "-v",
+        "data:/b",
+        "busybox:test",
+    ])
+    .done();
+    let refused = home.run(["modify", "y", "-v", "data:/c"]);
+    assert_eq!(refused.code, 2, "{refused:?}");
+    assert!(
+        stderr(&refused).contains("'data' is mounted twice"),
+        "{refused:?}"
+    );
+}

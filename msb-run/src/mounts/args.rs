@@ -1,4 +1,4 @@
-//! The options of `run` and `create`.
+//! The options of `run`, `create` and `modify`.
 
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
@@ -83,14 +83,7 @@ impl MountArgs {
         add(&self.mount_named, syntax::named)?;
         add(&self.mount_disk, syntax::disk)?;
         add(&self.tmpfs, syntax::tmpfs)?;
-        if mounts.len() > MOUNTS_MAX {
-            return Err(Failure::usage(format!(
-                "{} mounts are more than {MOUNTS_MAX}",
-                mounts.len()
-            ))
-            .into());
-        }
-        refuse_doubles(&mounts)?;
+        check(&mounts)?;
         for mount in &mut mounts {
             if let Source::Bind { source } | Source::Disk { source, .. } = &mut mount.source {
                 *source = resolved(source)?;
@@ -138,6 +131,33 @@ impl MountArgs {
             .iter()
             .try_for_each(|typed| check_kind(typed, false))
     }
+}
+
+/// Mounts of a sandbox, some of which are to go and others to come; one with a target that is there takes its place.
+pub(crate) fn changed(
+    had: &[Mount],
+    gone: &[OsString],
+    new: &[Mount],
+) -> Result<Vec<Mount>, Failure> {
+    let stays = |mount: &&Mount| {
+        let target = &mount.target;
+        gone.iter().all(|gone| gone.as_bytes() != target.as_bytes())
+            && new.iter().all(|new| new.target != *target)
+    };
+    let mounts: Vec<Mount> = had.iter().filter(stays).chain(new).cloned().collect();
+    check(&mounts)?;
+    Ok(mounts)
+}
+
+/// What holds for all mounts of a sandbox together.
+fn check(mounts: &[Mount]) -> Result<(), Failure> {
+    if mounts.len() > MOUNTS_MAX {
+        return Err(Failure::usage(format!(
+            "{} mounts are more than {MOUNTS_MAX}",
+            mounts.len()
+        )));
+    }
+    refuse_doubles(mounts)
 }
 
 fn refuse_doubles(mounts: &[Mount]) -> Result<(), Failure> {

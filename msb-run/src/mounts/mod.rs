@@ -7,6 +7,6 @@ mod prepare;
 /// One mount as it is typed.
 mod syntax;
 
-pub(crate) use args::{MountArgs, make_volumes, resolved};
+pub(crate) use args::{MountArgs, changed, make_volumes, resolved};
 pub(crate) use prepare::{Prepared, open_plainly, prepare};
 pub(crate) use syntax::{format_of_name, is_path, parse_format, parse_fstype, parse_size_mib};

@@ -12,6 +12,7 @@ use libmsb::net::args::NetArgs;
 use libmsb::net::ports::PublishedPorts;
 use libmsb::net::{NetSpec, dns, own};
 use libmsb::state::Home;
+use libmsb::state::mounts::Mount;
 use libmsb::state::sandboxes::Sandbox;
 use libmsb::state::spec::Spec;
 use msb_wire::client::ClientError;
@@ -22,6 +23,7 @@ use serde::Serialize;
 use super::{SettingArgs, answer, connect, refusal};
 use crate::guest::root_disk::{self, parse_size};
 use crate::metrics::MetricsArgs;
+use crate::mounts::{self, MountArgs};
 use crate::plan;
 
 const TOOL: &str = "msb-modify";
@@ -66,6 +68,11 @@ pub(crate) struct ModifyArgs {
     #[arg(long, value_parser = parse_duration, value_name = "DURATION")]
     max_duration: Option<Duration>,
     #[command(flatten)]
+    mounts: MountArgs,
+    /// Mount nothing at this path any more
+    #[arg(long, value_name = "TARGET")]
+    mount_rm: Vec<OsString>,
+    #[command(flatten)]
     metrics: MetricsArgs,
     #[command(flatten)]
     net: NetArgs,
@@ -108,15 +115,17 @@ pub(crate) fn run(args: ModifyArgs) -> anyhow::Result<()> {
     let home = Home::from_env()?;
     let sandbox = home.sandboxes().find(&args.name)?;
     let before = sandbox.spec()?;
+    let mounts = args.mounts.mounts(&home)?;
     let mut at_once = vec!["labels"];
     let after = if args.dry_run {
         let mut spec = before.clone();
-        change(&mut spec, &args)?;
+        change(&mut spec, &args, &mounts)?;
         spec
     } else {
+        mounts::make_volumes(&home, &mounts)?;
         sandbox.modify(|spec| {
             let had = spec.net.clone();
-            change(spec, &args)?;
+            change(spec, &args, &mounts)?;
             if spec.net != had && renew_net(&home, &sandbox, &had, &spec.net)? {
                 at_once.push("net");
             }
@@ -167,7 +176,7 @@ fn is_unsupported(error: &anyhow::Error) -> bool {
     )
 }
 
-fn change(spec: &mut Spec, args: &ModifyArgs) -> anyhow::Result<()> {
+fn change(spec: &mut Spec, args: &ModifyArgs, mounts: &[Mount]) -> anyhow::Result<()> {
     if let Some(cpus) = args.cpus {
         spec.cpus = u32::from(cpus);
     }
@@ -190,6 +199,7 @@ fn change(spec: &mut Spec, args: &ModifyArgs) -> anyhow::Result<()> {
     if let Some(user) = &args.setting.user {
         spec.user = Some(user.clone().into());
     }
+    spec.mounts = mounts::changed(&spec.mounts, &args.mount_rm, mounts)?;
     spec.net.ports.retain(|port| !args.port_rm.contains(port));
     args.net.change(&mut spec.net)?;
     let limit = |limit: Duration| Some(plan::milliseconds(limit)).filter(|ms| *ms > 0);
