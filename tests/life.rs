@@ -150,8 +150,8 @@ fn of_several_sandboxes_the_good_ones_are_done_and_the_bad_ones_told() {
     outcome.is(
         1,
         "",
-        "msb-rm: error: there is no sandbox 'nope'\nmsb-rm: hint: the others were done\n\
-         msb-rm: error: 1 of 2 failed\n",
+        "msb-rm: error: there is no sandbox 'nope'\nmsb-rm: hint: `msb ls` lists them\n\
+         msb-rm: hint: the others were done\nmsb-rm: error: 1 of 2 failed\n",
     );
     assert_eq!(home.sandboxes(), []);
 }

@@ -52,7 +52,7 @@ pub(crate) struct PolicyArgs {
     /// An address by which the guest reaches the host: its gateway
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) gateway: Vec<IpAddr>,
-    /// An address of the host's own
+    /// An address of the host's own (with --sandbox, by default: those of this host)
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) own: Vec<IpAddr>,
     #[command(flatten)]

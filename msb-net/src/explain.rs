@@ -13,7 +13,7 @@ use libmsb::net::name::HostName;
 use libmsb::net::network::Network;
 use libmsb::net::policy::Policy;
 use libmsb::net::rule::{Action, Direction, Protocol};
-use libmsb::net::{HOST_ALIAS, NetSpec};
+use libmsb::net::{HOST_ALIAS, NetSpec, own};
 use libmsb::state::Home;
 use serde::{Deserialize, Serialize};
 
@@ -94,9 +94,14 @@ pub(crate) fn judge(args: &PolicyArgs) -> anyhow::Result<Judge> {
         [] => Network::of_sandbox(name, &spec).gateways(),
         gateways => gateways.to_vec(),
     };
+    // A sandbox is kept from the addresses of the host that it runs on; a policy alone is on none.
+    let own = match (&args.own[..], &args.sandbox) {
+        ([], Some(_)) => own::addresses(),
+        (own, _) => own.to_vec(),
+    };
     let host = HostFacts {
         gateways,
-        own: args.own.clone(),
+        own,
         nat64: spec.nat64,
     };
     Ok(Judge::new(spec.policy, spec.dns.rebind_protection, host))

@@ -117,6 +117,8 @@ pub(crate) struct Connection {
     /// It stands in the queue of those that are served; it has segments of this turn.
     pub(super) queued: bool,
     pub(super) batched: bool,
+    /// It stands among those that found no memory.
+    pub(super) starved: bool,
 
     pub(super) deadline: Instant,
     /// When the entry among the timers is due.
@@ -177,6 +179,7 @@ impl Connection {
             hung_up: false,
             broken: false,
             queued: false,
+            starved: false,
             batched: false,
             deadline: now,
             timer: None,

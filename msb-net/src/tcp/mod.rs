@@ -356,7 +356,10 @@ impl Tcp {
     pub(crate) fn serve(&mut self, world: &mut World) -> io::Result<()> {
         if !self.starved.is_empty() && self.pool.has_room() {
             for key in std::mem::take(&mut self.starved) {
-                self.queue(key);
+                if let Some(connection) = self.connections.get_mut(key) {
+                    connection.starved = false;
+                    self.queue(key);
+                }
             }
         }
         for _ in 0..self.ready.len() {
@@ -370,7 +373,12 @@ impl Tcp {
             let again = serve(connection, &mut self.pool, world)?;
             match again {
                 Again::Now => self.queue(key),
-                Again::WithMemory => self.starved.push(key),
+                // What the guest says meanwhile may have it served again, with no more memory than before.
+                Again::WithMemory if connection.starved => {}
+                Again::WithMemory => {
+                    connection.starved = true;
+                    self.starved.push(key);
+                }
                 Again::No => {}
             }
             self.settle(world, key);
