@@ -141,10 +141,9 @@ impl Collector {
                 .room
                 .saturating_sub(count(&places, |place| place.subscription.is_some())),
         };
-        let samples = places
-            .iter_mut()
-            .filter_map(|(name, place)| self.sample(name, place, now, &mut room));
-        let samples = samples.collect();
+        let mut samples = Vec::with_capacity(places.len());
+        let all = places.iter_mut();
+        samples.extend(all.filter_map(|(name, place)| self.sample(name, place, now, &mut room)));
         self.places = places;
         Collection {
             at: now.time,

@@ -19,6 +19,8 @@ use crate::ticks::Ticks;
 
 /// Sandboxes of a collection that is read.
 const SAMPLES_MAX: usize = 100_000;
+/// Bytes of lines after which they are written.
+const WRITE_BYTES: usize = 64 << 10;
 
 #[derive(Serialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
@@ -56,19 +58,25 @@ pub(crate) fn run(args: JsonlArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Writes a collection.
+/// Writes a collection: whole lines, many in one write.
 pub(crate) fn write(out: &mut impl Write, collection: &Collection) -> anyhow::Result<()> {
+    let mut lines = Vec::with_capacity(WRITE_BYTES);
     for sample in &collection.samples {
-        jsonl::write(out, &LineRef::Sample(sample))?;
+        jsonl::write(&mut lines, &LineRef::Sample(sample))?;
+        if lines.len() >= WRITE_BYTES {
+            out.write_all(&lines)?;
+            lines.clear();
+        }
     }
     for exit in &collection.exits {
-        jsonl::write(out, &LineRef::Exit(exit))?;
+        jsonl::write(&mut lines, &LineRef::Exit(exit))?;
     }
     let end = LineRef::Collected {
         timestamp: collection.at,
         sandboxes: collection.samples.len(),
     };
-    jsonl::write(out, &end)?;
+    jsonl::write(&mut lines, &end)?;
+    out.write_all(&lines)?;
     Ok(out.flush()?)
 }
 

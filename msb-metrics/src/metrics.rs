@@ -144,7 +144,7 @@ pub(crate) const EXITS: (&str, &str, &str) = (
 );
 
 /// The metrics by name: each slice has those of one.
-pub(crate) fn by_name() -> impl Iterator<Item = &'static [Metric]> {
+pub(crate) fn by_name() -> impl DoubleEndedIterator<Item = &'static [Metric]> {
     METRICS.chunk_by(|one, next| one.name == next.name)
 }
 

@@ -38,11 +38,16 @@ pub struct Reader {
 impl Reader {
     /// Opens the file. `None` when there is none.
     pub fn open(path: &Path) -> anyhow::Result<Option<Reader>> {
-        let options = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY;
-        let opened = OpenOptions::new()
-            .read(true)
-            .custom_flags(options)
-            .open(path);
+        let open = |more| {
+            let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY | more;
+            let mut options = OpenOptions::new();
+            options.read(true).custom_flags(flags).open(path)
+        };
+        // Its file system need not note each time that it is read. That is for its owner to say: others are refused.
+        let opened = match open(libc::O_NOATIME) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => open(0),
+            opened => opened,
+        };
         let file = match opened {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -74,19 +79,21 @@ pub fn read(path: &Path) -> anyhow::Result<Option<Snapshot>> {
 
 /// What msb-net counts in a file that was given to it; `None` before it has begun, and when it writes nonsense.
 pub fn read_net(file: &File) -> Option<Values<NetField>> {
-    page(file, NET).unwrap_or_default()
+    page(file, None, NET).unwrap_or_default()
 }
 
 fn read_from(file: &File) -> anyhow::Result<Option<Snapshot>> {
     if !lock::is_locked(file)? {
         return Ok(None);
     }
-    let sandbox = page(file, SUPERVISOR)?.context("the page of the supervisor is empty")?;
+    let copies = [copy(file)?, copy(file)?];
+    let sandbox =
+        page(file, Some(&copies), SUPERVISOR)?.context("the page of the supervisor is empty")?;
     if !is_of_this_boot(&sandbox) {
         return Ok(None);
     }
     // What msb-net wrote is not what the sandbox's life hangs on.
-    let net = read_net(file);
+    let net = page(file, Some(&copies), NET).unwrap_or_default();
     Ok(Some(Snapshot { sandbox, net }))
 }
 
@@ -98,17 +105,24 @@ fn is_of_this_boot(values: &Values<Field>) -> bool {
     }
 }
 
-/// The values of a page; `None` for one that nobody has written yet.
-fn page<S: Slot>(file: &File, number: u32) -> anyhow::Result<Option<Values<S>>> {
+/// The values of a page; `None` for one that nobody has written yet. Looks first at the copies, if there are any.
+fn page<S: Slot>(
+    file: &File,
+    copies: Option<&[Copy; 2]>,
+    number: u32,
+) -> anyhow::Result<Option<Values<S>>> {
+    let mut copied = copies.map(|copies| copies.each_ref().map(|copy| record_in(copy, number)));
     for _ in 0..ATTEMPTS {
-        let one = record(file, number)?;
+        // A copy need not be made in order. But the second began after the first was complete: when both are the same,
+        // with the same even sequence, no write lies in between.
+        let [one, two] = match copied.take() {
+            Some(records) => records,
+            None => [record(file, number)?, record(file, number)?],
+        };
         if one[..2] == [0, 0] {
             return Ok(None);
         }
         ensure!(one[..2] == title(number), "it has another form or version");
-        let two = record(file, number)?;
-        // A copy need not be made in order. But the second began after the first was complete: when both are the same,
-        // with the same even sequence, no write lies in between.
         if one == two && one[SEQUENCE_AT] % 2 == 0 {
             let mut values = [0; VALUES_MAX];
             values.copy_from_slice(&one[VALUES_AT..]);
@@ -119,13 +133,36 @@ fn page<S: Slot>(file: &File, number: u32) -> anyhow::Result<Option<Values<S>>> 
     anyhow::bail!("it is being written all the time")
 }
 
-fn record(file: &File, number: u32) -> io::Result<[u64; VALUES_AT + VALUES_MAX]> {
+/// What a page says.
+type Record = [u64; VALUES_AT + VALUES_MAX];
+
+/// The file up to where its last page says no more.
+type Copy = [u8; (PAGES - 1) * PAGE_BYTES + RECORD_BYTES];
+
+/// Both pages in one call: of many sandboxes, the calls are what a reader's time goes into. What the file does not have is
+/// zero, as in a page that nobody has written.
+fn copy(file: &File) -> anyhow::Result<Copy> {
+    let mut copy = [0; (PAGES - 1) * PAGE_BYTES + RECORD_BYTES];
+    let count = file.read_at(&mut copy, 0)?;
+    ensure!(count >= RECORD_BYTES, "it is cut off");
+    Ok(copy)
+}
+
+fn record(file: &File, number: u32) -> io::Result<Record> {
     let mut bytes = [0; RECORD_BYTES];
     debug_assert!((number as usize) < PAGES);
     file.read_exact_at(&mut bytes, (number as usize * PAGE_BYTES) as u64)?;
+    Ok(words(&bytes))
+}
+
+fn record_in(copy: &Copy, number: u32) -> Record {
+    words(&copy[number as usize * PAGE_BYTES..][..RECORD_BYTES])
+}
+
+fn words(bytes: &[u8]) -> Record {
     let mut words = [0; VALUES_AT + VALUES_MAX];
     for (word, bytes) in words.iter_mut().zip(bytes.as_chunks::<8>().0) {
         *word = u64::from_le_bytes(*bytes);
     }
-    Ok(words)
+    words
 }

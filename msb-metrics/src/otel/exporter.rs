@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 
 use super::buffer::{Buffer, Waiting};
-use super::message::{Own, Resource, requests};
+use super::message::{Own, Requests, Resource};
+use super::protobuf::Backwards;
 use super::{Outcome, Transport};
 use crate::log;
 
@@ -26,6 +27,8 @@ pub(super) struct Exporter {
     interval: Duration,
     own: Own,
     failures: u32,
+    /// Where requests are written, one after the other.
+    memory: Backwards,
 }
 
 impl Exporter {
@@ -42,6 +45,7 @@ impl Exporter {
             interval,
             own: Own::since(Timestamp::now()),
             failures: 0,
+            memory: Backwards::default(),
         }
     }
 
@@ -114,7 +118,9 @@ impl Exporter {
         // As it is now: the last export tells of all that were lost, also of those behind which this one stood.
         self.own.dropped = self.buffer.dropped();
         let (mut refused, mut words) = (0, String::new());
-        for request in requests(&self.resource, &self.own, waiting) {
+        let memory = &mut self.memory;
+        let mut requests = Requests::of(&self.resource, &self.own, waiting, memory);
+        while let Some(request) = requests.next(memory) {
             match self.transport.send(request) {
                 Outcome::Taken { rejected, message } => {
                     refused += rejected;
@@ -143,7 +149,7 @@ mod tests {
     }
 
     impl Transport for Scripted {
-        fn send(&mut self, _request: Vec<u8>) -> Outcome {
+        fn send(&mut self, _request: &[u8]) -> Outcome {
             *self.sent.lock().unwrap() += 1;
             self.says.pop().unwrap_or(Outcome::Taken {
                 rejected: 0,

@@ -105,12 +105,12 @@ fn endpoint(args: &OtelArgs) -> anyhow::Result<Endpoint> {
 }
 
 impl Transport for Grpc {
-    fn send(&mut self, request: Vec<u8>) -> Outcome {
+    fn send(&mut self, request: &[u8]) -> Outcome {
         let mut client = Client::new(self.channel.clone());
         if self.gzip {
             client = client.send_compressed(CompressionEncoding::Gzip);
         }
-        let mut request = Request::new(request);
+        let mut request = Request::new(request.to_vec());
         *request.metadata_mut() = self.headers.clone();
         request.set_timeout(self.timeout);
         let path = PathAndQuery::from_static(EXPORT);

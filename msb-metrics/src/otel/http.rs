@@ -80,8 +80,8 @@ impl Http {
 }
 
 impl Transport for Http {
-    fn send(&mut self, request: Vec<u8>) -> Outcome {
-        let response = match self.post(&request) {
+    fn send(&mut self, request: &[u8]) -> Outcome {
+        let response = match self.post(request) {
             Ok(response) => response,
             Err(error) => return later(plain(&error), None),
         };

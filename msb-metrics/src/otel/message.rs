@@ -1,5 +1,5 @@
 //! From a collection to the bytes of `ExportMetricsServiceRequest` (opentelemetry-proto 1.x; the field numbers beside each
-//! function are its).
+//! function are its). All is put in the reverse of its order: [`Backwards`].
 //!
 //! The attributes of a sandbox are encoded once for all its points. A collection of many sandboxes makes several requests,
 //! since collectors take 4 MiB at the most by default.
@@ -9,10 +9,10 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 
 use super::buffer::Waiting;
-use super::protobuf::{Bytes, put_bytes, put_fixed, put_message, put_number};
+use super::protobuf::Backwards;
 use crate::args::OtelArgs;
 use crate::metrics::{EXITS, Kind, Metric, Value, by_name};
-use crate::sample::{Collection, Identity, Sample};
+use crate::sample::{Identity, Sample};
 
 /// Name of the scope, which is the reference's.
 const SCOPE: &str = "microsandbox-metrics-collector";
@@ -77,36 +77,58 @@ impl Own {
 /// A sandbox with its attributes encoded.
 struct Encoded<'a> {
     sample: &'a Sample,
-    attributes: Bytes,
+    attributes: Box<[u8]>,
 }
 
 /// The requests of a collection, none too large for a collector. There is always one, which has the exporter's own figures.
-pub(super) fn requests<'a>(
+pub(super) struct Requests<'a> {
     resource: &'a Resource,
     own: &'a Own,
     waiting: &'a Waiting,
-) -> impl Iterator<Item = Vec<u8>> + 'a {
-    let samples: Vec<Encoded<'a>> = waiting
-        .collection
-        .samples
-        .iter()
-        .map(|sample| Encoded {
-            sample,
-            attributes: attributes(resource, &sample.identity),
-        })
-        .collect();
-    let mut next = 0;
-    let mut first = true;
-    std::iter::from_fn(move || {
-        let rest = samples.get(next..).unwrap_or_default();
-        if rest.is_empty() && !first {
+    samples: Vec<Encoded<'a>>,
+    /// The first sample of the next request.
+    next: usize,
+    begun: bool,
+}
+
+impl<'a> Requests<'a> {
+    /// Of one collection. `memory` is that of the requests, too; what is in it is lost.
+    pub(super) fn of(
+        resource: &'a Resource,
+        own: &'a Own,
+        waiting: &'a Waiting,
+        memory: &mut Backwards,
+    ) -> Requests<'a> {
+        let samples = waiting.collection.samples.iter();
+        let samples = samples.map(|sample| {
+            memory.clear();
+            put_attributes(memory, resource, &sample.identity);
+            let attributes = memory.written().into();
+            Encoded { sample, attributes }
+        });
+        Requests {
+            samples: samples.collect(),
+            resource,
+            own,
+            waiting,
+            next: 0,
+            begun: false,
+        }
+    }
+
+    /// The next one, in the memory that is lent for it.
+    pub(super) fn next<'m>(&mut self, memory: &'m mut Backwards) -> Option<&'m [u8]> {
+        let rest = self.samples.get(self.next..).unwrap_or_default();
+        if rest.is_empty() && self.begun {
             return None;
         }
         let part = part(rest);
-        next += part.len();
-        let own = std::mem::take(&mut first).then_some((own, waiting));
-        Some(request(resource, &waiting.collection, part, own))
-    })
+        self.next += part.len();
+        let own = (!std::mem::replace(&mut self.begun, true)).then_some(self.own);
+        memory.clear();
+        put_request(memory, self.resource, self.waiting, part, own);
+        Some(memory.written())
+    }
 }
 
 /// As many as one request holds, and one at least.
@@ -122,82 +144,84 @@ fn part<'a, 'b>(samples: &'b [Encoded<'a>]) -> &'b [Encoded<'a>] {
 
 /// ExportMetricsServiceRequest: resource_metrics 1. ResourceMetrics: resource 1, scope_metrics 2. Resource: attributes 1.
 /// ScopeMetrics: scope 1, metrics 2. InstrumentationScope: name 1, version 2.
-fn request(
+fn put_request(
+    out: &mut Backwards,
     resource: &Resource,
-    collection: &Collection,
+    waiting: &Waiting,
     samples: &[Encoded<'_>],
-    own: Option<(&Own, &Waiting)>,
-) -> Vec<u8> {
-    let mut scope = Bytes::new();
-    put_message(&mut scope, 1, |out| {
-        put_bytes(out, 1, SCOPE.as_bytes());
-        put_bytes(out, 2, env!("CARGO_PKG_VERSION").as_bytes());
-    });
-    for metrics in by_name() {
-        put_metric(&mut scope, metrics, samples, collection.at);
-    }
-    if let Some((own, waiting)) = own {
-        put_own(&mut scope, own, waiting);
-    }
-    let mut out = Bytes::with_capacity(scope.len() + 1024);
-    put_message(&mut out, 1, |out| {
-        put_message(out, 1, |out| {
-            for (key, value) in &resource.attributes {
+    own: Option<&Own>,
+) {
+    out.put_message(1, |out| {
+        out.put_message(2, |out| {
+            if let Some(own) = own {
+                put_exits(out, own, waiting);
+                put_own(out, own, waiting.collection.at);
+            }
+            for metrics in by_name().rev() {
+                put_metric(out, metrics, samples, waiting.collection.at);
+            }
+            out.put_message(1, |out| {
+                out.put_text(2, env!("CARGO_PKG_VERSION"));
+                out.put_text(1, SCOPE);
+            });
+        });
+        out.put_message(1, |out| {
+            for (key, value) in resource.attributes.iter().rev() {
                 put_text(out, 1, key, value);
             }
         });
-        put_bytes(out, 2, &scope);
     });
-    out
 }
 
 /// The metric of one name, if any sandbox has it.
-fn put_metric(scope: &mut Bytes, metrics: &[Metric], samples: &[Encoded<'_>], at: Timestamp) {
-    let Some(first) = metrics.first() else { return };
-    let mut points = Bytes::new();
-    for metric in metrics {
-        let mut more = Bytes::new();
-        for (key, value) in metric.attributes {
-            put_text(&mut more, ATTRIBUTES, key, value);
-        }
-        for encoded in samples {
-            if let Some(value) = metric.of(encoded.sample) {
-                let since = encoded.sample.identity.started_at;
-                let since = (first.kind == Kind::Counter).then_some(since);
-                put_point(&mut points, &[&encoded.attributes, &more], since, at, value);
+fn put_metric(out: &mut Backwards, metrics: &[Metric], samples: &[Encoded<'_>], at: Timestamp) {
+    let has = |metric: &Metric| samples.iter().any(|one| metric.of(one.sample).is_some());
+    let Some(first) = metrics.first().filter(|_| metrics.iter().any(has)) else {
+        return;
+    };
+    let mut more = Backwards::default();
+    put_points(
+        out,
+        (first.name, first.about, first.unit),
+        first.kind,
+        |out| {
+            for metric in metrics.iter().rev() {
+                more.clear();
+                for (key, value) in metric.attributes.iter().rev() {
+                    put_text(&mut more, ATTRIBUTES, key, value);
+                }
+                for Encoded { sample, attributes } in samples.iter().rev() {
+                    if let Some(value) = metric.of(sample) {
+                        let since = sample.identity.started_at;
+                        let since = (first.kind == Kind::Counter).then_some(since);
+                        put_point(out, &[attributes, more.written()], since, at, value);
+                    }
+                }
             }
-        }
-    }
-    if !points.is_empty() {
-        put_points(
-            scope,
-            (first.name, first.about, first.unit),
-            first.kind,
-            &points,
-        );
-    }
+        },
+    );
 }
 
 /// ScopeMetrics: metrics 2. Metric: name 1, description 2, unit 3, gauge 5, sum 7. Gauge and Sum: data_points 1; Sum:
 /// aggregation_temporality 2, is_monotonic 3.
 fn put_points(
-    scope: &mut Bytes,
+    out: &mut Backwards,
     (name, about, unit): (&str, &str, &str),
     kind: Kind,
-    points: &[u8],
+    fill: impl FnOnce(&mut Backwards),
 ) {
-    put_message(scope, 2, |out| {
-        put_bytes(out, 1, name.as_bytes());
-        put_bytes(out, 2, about.as_bytes());
-        put_bytes(out, 3, unit.as_bytes());
+    out.put_message(2, |out| {
         match kind {
-            Kind::Gauge => put_bytes(out, 5, points),
-            Kind::Counter => put_message(out, 7, |out| {
-                out.extend_from_slice(points);
-                put_number(out, 2, CUMULATIVE);
-                put_number(out, 3, 1);
+            Kind::Gauge => out.put_message(5, fill),
+            Kind::Counter => out.put_message(7, |out| {
+                out.put_number(3, 1);
+                out.put_number(2, CUMULATIVE);
+                fill(out);
             }),
         }
+        out.put_text(3, unit);
+        out.put_text(2, about);
+        out.put_text(1, name);
     });
 }
 
@@ -206,25 +230,24 @@ const ATTRIBUTES: u64 = 7;
 
 /// Gauge, Sum: data_points 1. NumberDataPoint: start_time_unix_nano 2, time_unix_nano 3, as_double 4, as_int 6.
 fn put_point(
-    points: &mut Bytes,
+    out: &mut Backwards,
     attributes: &[&[u8]],
     since: Option<Timestamp>,
     at: Timestamp,
     value: Value,
 ) {
-    put_message(points, 1, |out| {
-        out.reserve(POINT_BYTES + attributes.iter().map(|part| part.len()).sum::<usize>());
-        for part in attributes {
-            out.extend_from_slice(part);
+    out.put_message(1, |out| {
+        for part in attributes.iter().rev() {
+            out.put_encoded(part);
         }
-        if let Some(since) = since {
-            put_fixed(out, 2, nanoseconds(since));
-        }
-        put_fixed(out, 3, nanoseconds(at));
         match value {
-            Value::Float(value) => put_fixed(out, 4, value.to_bits()),
+            Value::Float(value) => out.put_fixed(4, value.to_bits()),
             // The type is signed: what is beyond it is a guest's nonsense.
-            Value::Int(value) => put_fixed(out, 6, value.min(i64::MAX as u64)),
+            Value::Int(value) => out.put_fixed(6, value.min(i64::MAX as u64)),
+        }
+        out.put_fixed(3, nanoseconds(at));
+        if let Some(since) = since {
+            out.put_fixed(2, nanoseconds(since));
         }
     });
 }
@@ -234,48 +257,45 @@ fn nanoseconds(time: Timestamp) -> u64 {
 }
 
 /// KeyValue: key 1, value 2. AnyValue: string_value 1, int_value 3.
-fn put_text(out: &mut Bytes, field: u64, key: &str, value: &str) {
-    put_message(out, field, |out| {
-        put_bytes(out, 1, key.as_bytes());
-        put_message(out, 2, |out| put_bytes(out, 1, value.as_bytes()));
+fn put_text(out: &mut Backwards, field: u64, key: &str, value: &str) {
+    out.put_message(field, |out| {
+        out.put_message(2, |out| out.put_text(1, value));
+        out.put_text(1, key);
     });
 }
 
-fn put_integer(out: &mut Bytes, field: u64, key: &str, value: u64) {
-    put_message(out, field, |out| {
-        put_bytes(out, 1, key.as_bytes());
-        put_message(out, 2, |out| put_number(out, 3, value.min(i64::MAX as u64)));
+fn put_integer(out: &mut Backwards, field: u64, key: &str, value: u64) {
+    out.put_message(field, |out| {
+        out.put_message(2, |out| out.put_number(3, value.min(i64::MAX as u64)));
+        out.put_text(1, key);
     });
 }
 
 /// A label never takes the place of an attribute that says which sandbox it is.
-fn attributes(resource: &Resource, identity: &Identity) -> Bytes {
-    let mut out = Bytes::new();
-    put_text(&mut out, ATTRIBUTES, "sandbox.name", &identity.name);
-    put_integer(&mut out, ATTRIBUTES, "sandbox.id", identity.id);
-    if resource.run_id {
-        put_integer(&mut out, ATTRIBUTES, "sandbox.run_id", identity.run_id);
-    }
-    if resource.pid {
-        put_integer(&mut out, ATTRIBUTES, "sandbox.pid", identity.pid);
-    }
+fn put_attributes(out: &mut Backwards, resource: &Resource, identity: &Identity) {
     let reserved = [
         "sandbox.name",
         "sandbox.id",
         "sandbox.run_id",
         "sandbox.pid",
     ];
-    for (key, value) in &identity.labels {
+    for (key, value) in identity.labels.iter().rev() {
         if !reserved.contains(&key.as_str()) {
-            put_text(&mut out, ATTRIBUTES, key, value);
+            put_text(out, ATTRIBUTES, key, value);
         }
     }
-    out
+    if resource.pid {
+        put_integer(out, ATTRIBUTES, "sandbox.pid", identity.pid);
+    }
+    if resource.run_id {
+        put_integer(out, ATTRIBUTES, "sandbox.run_id", identity.run_id);
+    }
+    put_integer(out, ATTRIBUTES, "sandbox.id", identity.id);
+    put_text(out, ATTRIBUTES, "sandbox.name", &identity.name);
 }
 
-/// What the exporter counts of itself, and how sandboxes ended.
-fn put_own(scope: &mut Bytes, own: &Own, waiting: &Waiting) {
-    let at = waiting.collection.at;
+/// What the exporter counts of itself.
+fn put_own(out: &mut Backwards, own: &Own, at: Timestamp) {
     for (name, about, value) in [
         (
             "microsandbox.collector.exports.success",
@@ -293,38 +313,40 @@ fn put_own(scope: &mut Bytes, own: &Own, waiting: &Waiting) {
             own.dropped,
         ),
     ] {
-        let mut points = Bytes::new();
-        put_point(&mut points, &[], Some(own.since), at, Value::Int(value));
-        put_points(scope, (name, about, "1"), Kind::Counter, &points);
+        put_points(out, (name, about, "1"), Kind::Counter, |out| {
+            put_point(out, &[], Some(own.since), at, Value::Int(value));
+        });
     }
     if let Some(time) = own.last_success {
-        let mut points = Bytes::new();
         let seconds = time.as_nanosecond() as f64 / 1e9;
-        put_point(&mut points, &[], None, at, Value::Float(seconds));
         let title = (
             "microsandbox.collector.last_success_timestamp",
             "When the last export succeeded: seconds since 1970",
             "s",
         );
-        put_points(scope, title, Kind::Gauge, &points);
+        put_points(out, title, Kind::Gauge, |out| {
+            put_point(out, &[], None, at, Value::Float(seconds));
+        });
     }
-    put_exits(scope, own, waiting);
 }
 
-fn put_exits(scope: &mut Bytes, own: &Own, waiting: &Waiting) {
-    let mut points = Bytes::new();
-    for (name, reason, count) in waiting.exits.iter() {
-        let mut attributes = Bytes::new();
-        if let Some(name) = name {
-            put_text(&mut attributes, ATTRIBUTES, "sandbox.name", name);
+/// How sandboxes ended, if any did.
+fn put_exits(out: &mut Backwards, own: &Own, waiting: &Waiting) {
+    if waiting.exits.iter().next().is_none() {
+        return;
+    }
+    let mut attributes = Backwards::default();
+    put_points(out, (EXITS.0, EXITS.2, "1"), Kind::Counter, |out| {
+        for (name, reason, count) in waiting.exits.iter() {
+            attributes.clear();
+            put_text(&mut attributes, ATTRIBUTES, "reason", reason);
+            if let Some(name) = name {
+                put_text(&mut attributes, ATTRIBUTES, "sandbox.name", name);
+            }
+            let (since, at) = (Some(own.since), waiting.collection.at);
+            put_point(out, &[attributes.written()], since, at, Value::Int(count));
         }
-        put_text(&mut attributes, ATTRIBUTES, "reason", reason);
-        let (since, at) = (Some(own.since), waiting.collection.at);
-        put_point(&mut points, &[&attributes], since, at, Value::Int(count));
-    }
-    if !points.is_empty() {
-        put_points(scope, (EXITS.0, EXITS.2, "1"), Kind::Counter, &points);
-    }
+    });
 }
 
 #[cfg(test)]

@@ -63,7 +63,7 @@ pub(crate) enum Outcome {
 /// A way to a collector.
 pub(crate) trait Transport: Send {
     /// Sends one request; does not take longer than the time that was set for exports.
-    fn send(&mut self, request: Vec<u8>) -> Outcome;
+    fn send(&mut self, request: &[u8]) -> Outcome;
 }
 
 /// Collects and exports until a signal comes, or the lines end.

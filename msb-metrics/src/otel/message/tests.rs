@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::exits::Counters;
+use crate::sample::Collection;
 use crate::sample::{Figures, Labels};
 use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
 use opentelemetry_proto::tonic::common::v1::any_value::Value as Any;
@@ -48,9 +49,13 @@ fn decode(resource: &Resource, samples: Vec<Sample>) -> Vec<ExportMetricsService
     };
     let mut own = Own::since(Timestamp::from_second(50).unwrap());
     own.dropped = 4;
-    requests(resource, &own, &waiting)
-        .map(|bytes| ExportMetricsServiceRequest::decode(&bytes[..]).unwrap())
-        .collect()
+    let mut memory = Backwards::default();
+    let mut requests = Requests::of(resource, &own, &waiting, &mut memory);
+    std::iter::from_fn(|| {
+        let bytes = requests.next(&mut memory)?;
+        Some(ExportMetricsServiceRequest::decode(bytes).unwrap())
+    })
+    .collect()
 }
 
 fn metrics(requests: &[ExportMetricsServiceRequest]) -> Vec<Decoded> {
