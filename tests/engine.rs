@@ -1,6 +1,7 @@
 //! Which engine runs a sandbox, and what is said about it.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -201,6 +202,148 @@ fn krun_where_the_host_cannot_is_refused_with_the_reason_and_a_hint() {
     let reason = lines[0].strip_prefix("msb-run: error: ").unwrap();
     assert!(reasons.iter().any(|word| reason.contains(word)), "{said}");
     assert!(lines[1].starts_with("msb-run: hint: "), "{said}");
+    assert_eq!(home.snapshot("sandboxes"), Vec::<String>::new());
+}
+
+/// Runs a command where another file stands in for one of the system, and root has no rights over files of others.
+fn where_it_is_replaced(home: &Home, file: &str, by: &Path, args: &[&str]) -> Outcome {
+    let script = "mount --bind \"$1\" \"$2\" && shift 2 && exec setpriv --bounding-set=-all --inh-caps=-all \"$@\"";
+    let msb = home.msb(args);
+    let mut command = Command::new("unshare");
+    command
+        .args([
+            "--user",
+            "--map-root-user",
+            "--mount",
+            "sh",
+            "-c",
+            script,
+            "sh",
+        ])
+        .args([by.as_os_str(), file.as_ref(), msb.get_program()])
+        .args(msb.get_args())
+        .envs(
+            msb.get_envs()
+                .filter_map(|(key, value)| Some((key, value?))),
+        );
+    Running::start(command).finish()
+}
+
+/// One error with these words, and one hint with those.
+#[track_caller]
+fn is_refused(outcome: &Outcome, words: &str, hint: &str) {
+    let said = String::from_utf8_lossy(&outcome.stderr).into_owned();
+    assert_eq!(outcome.code, 125, "{said}");
+    let lines: Vec<&str> = said.lines().collect();
+    assert_eq!(lines.len(), 2, "{said}");
+    assert!(
+        lines[0].starts_with("msb-run: error: ") && lines[0].contains(words),
+        "{said}"
+    );
+    assert!(
+        lines[1].starts_with("msb-run: hint: ") && lines[1].contains(hint),
+        "{said}"
+    );
+}
+
+#[test]
+fn each_lack_of_virtualization_has_its_own_words_and_hint() {
+    let home = Home::with_busybox();
+    let run = ["run", "--engine", "krun", "busybox:test", "--", "true"];
+    let plain = home.folder.join("cpuinfo");
+    fs::write(&plain, "processor\t: 0\nflags\t\t: fpu lm\n").unwrap();
+    let outcome = where_it_is_replaced(&home, "/proc/cpuinfo", &plain, &run);
+    is_refused(&outcome, "neither vmx nor svm", "nested virtualization");
+    // What is wrong with a device can be tried only where there is one.
+    if !host_can_run_krun() {
+        assert_ne!(std::env::var("MSB_ENGINE").unwrap(), "krun");
+        return;
+    }
+    let closed = home.folder.join("closed");
+    fs::write(&closed, "").unwrap();
+    fs::set_permissions(&closed, fs::Permissions::from_mode(0)).unwrap();
+    let outcome = where_it_is_replaced(&home, "/dev/kvm", &closed, &run);
+    is_refused(&outcome, "no permission to open '/dev/kvm'", "group");
+    let outcome = where_it_is_replaced(&home, "/dev/kvm", Path::new("/dev/null"), &run);
+    is_refused(&outcome, "does not work", "dmesg");
+    assert_eq!(home.snapshot("sandboxes"), Vec::<String>::new());
+}
+
+#[test]
+fn a_kernel_that_krun_cannot_boot_is_refused_with_what_would_do() {
+    let home = Home::with_busybox();
+    let bootable = fs::read_dir("/boot").unwrap().find_map(|entry| {
+        let path = entry.unwrap().path();
+        let name = path.file_name()?.to_str()?.starts_with("vmlinuz-");
+        name.then_some(path)
+    });
+    let compressed = bootable.expect("the tests need a kernel of the distribution");
+    let cases: [(&str, &Path, &str, &str); 5] = [
+        (
+            "MSB_KERNEL",
+            Path::new("/nowhere/vmlinux"),
+            "'/nowhere/vmlinux'",
+            "MSB_KERNEL unset",
+        ),
+        (
+            "MSB_KERNEL",
+            &compressed,
+            "is a compressed kernel",
+            "extract-vmlinux",
+        ),
+        (
+            "MSB_KERNEL",
+            Path::new("/etc/passwd"),
+            "is no kernel for x86-64",
+            "libkrunfw",
+        ),
+        (
+            "MSB_KRUNFW",
+            Path::new("/nowhere/libkrunfw.so.5"),
+            "MSB_KRUNFW",
+            "MSB_KRUNFW",
+        ),
+        (
+            "MSB_KRUNFW",
+            Path::new("/etc/passwd"),
+            "/etc/passwd",
+            "MSB_KRUNFW",
+        ),
+    ];
+    for (variable, file, words, hint) in cases {
+        let args = ["run", "--engine", "krun", "busybox:test", "--", "true"];
+        let outcome = run(&home, &args, |command| {
+            command.env(variable, file);
+        });
+        if host_can_run_krun() {
+            is_refused(&outcome, words, hint);
+        } else {
+            // The processor is looked at first.
+            assert_ne!(std::env::var("MSB_ENGINE").unwrap(), "krun");
+            assert_eq!(outcome.code, 125, "{outcome:?}");
+        }
+    }
+    assert_eq!(home.snapshot("sandboxes"), Vec::<String>::new());
+}
+
+#[test]
+fn more_disks_than_krun_has_room_for_are_refused_before_anything_starts() {
+    let home = Home::with_busybox();
+    home.run(["volume", "create", "v", "--size", "24M"]).done();
+    let volume = home.state().join("volumes/v/disk.img");
+    let mut args = vec!["run".to_owned()];
+    for number in 0..5 {
+        let disk = home.folder.join(format!("disk{number}.img"));
+        fs::copy(&volume, &disk).unwrap();
+        args.push("--mount-disk".to_owned());
+        args.push(format!("{}:/d{number}", disk.display()));
+    }
+    args.extend(["busybox:test", "--", "ls", "/d4"].map(str::to_owned));
+    let outcome = home.run(&args);
+    if std::env::var("MSB_ENGINE").unwrap() == "qemu" {
+        return outcome.is(0, "lost+found\n", "");
+    }
+    is_refused(&outcome, "and 8 are asked for", "--engine qemu");
     assert_eq!(home.snapshot("sandboxes"), Vec::<String>::new());
 }
 

@@ -107,7 +107,11 @@ fn probe(processor: &str, device: &Path) -> Kvm {
     };
     // In a thread, so that a machine which hangs does not hang us.
     let (sender, answer) = mpsc::channel();
-    thread::spawn(move || drop(sender.send(execute(file))));
+    thread::spawn(move || {
+        // Nobody waits until the machine is taken apart, which takes the kernel longer than to make it.
+        let ended = execute(file);
+        drop(sender.send(ended.as_ref().map(|_| ()).map_err(String::clone)));
+    });
     match answer.recv_timeout(PATIENCE) {
         Ok(Ok(())) => Kvm::Works,
         Ok(Err(what)) => Kvm::Broken { what },
@@ -152,8 +156,14 @@ fn group_name(id: u32) -> Option<String> {
     })
 }
 
+/// A virtual machine that has halted. Its memory goes after it.
+struct Halted {
+    _machine: VmFd,
+    _page: Page,
+}
+
 /// Runs a virtual machine of one page until it halts.
-fn execute(device: File) -> Result<(), String> {
+fn execute(device: File) -> Result<Halted, String> {
     use std::os::fd::IntoRawFd;
     // SAFETY: the descriptor is open, it is given away here, and nobody else owns it.
     let kvm =
@@ -168,7 +178,11 @@ fn execute(device: File) -> Result<(), String> {
         .create_vm()
         .map_err(|error| format!("cannot make a virtual machine: {error}"))?;
     let page = Page::new().map_err(|error| format!("cannot map memory: {error}"))?;
-    halt(&machine, &page)
+    halt(&machine, &page)?;
+    Ok(Halted {
+        _machine: machine,
+        _page: page,
+    })
 }
 
 fn halt(machine: &VmFd, page: &Page) -> Result<(), String> {

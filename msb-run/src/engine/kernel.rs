@@ -1,7 +1,7 @@
 //! The guest's kernel: a distribution's, or any that the user names.
 
 use std::cmp::Ordering;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -31,13 +31,7 @@ pub(crate) fn find() -> anyhow::Result<Kernel> {
     let Some(chosen) = chosen() else {
         return newest_in(Path::new(KERNELS));
     };
-    let meta = std::fs::metadata(&chosen).with_context(|| {
-        format!(
-            "cannot use the kernel '{}' that {VARIABLE} names",
-            chosen.display()
-        )
-    })?;
-    if meta.is_dir() {
+    if named(&chosen)?.is_dir() {
         newest_in(&chosen)
     } else {
         usable(chosen)
@@ -48,6 +42,20 @@ pub(crate) fn find() -> anyhow::Result<Kernel> {
 pub(crate) fn chosen() -> Option<PathBuf> {
     let value = std::env::var_os(VARIABLE).filter(|value| !value.is_empty());
     value.map(PathBuf::from)
+}
+
+/// What is known of the file that the user has said.
+pub(crate) fn named(path: &Path) -> anyhow::Result<Metadata> {
+    std::fs::metadata(path).map_err(|error| {
+        Failure::failed(format!(
+            "cannot use the kernel '{}' that {VARIABLE} names: {error}",
+            path.display()
+        ))
+        .hint(format!(
+            "name another file, or leave {VARIABLE} unset to use the one that is installed"
+        ))
+        .into()
+    })
 }
 
 fn newest_in(folder: &Path) -> anyhow::Result<Kernel> {

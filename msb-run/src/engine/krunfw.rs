@@ -42,7 +42,16 @@ const MACHINE_X86_64: u16 = 62;
 pub(crate) fn find(home: &Path) -> anyhow::Result<PathBuf> {
     if let Some(chosen) = std::env::var_os(VARIABLE).filter(|value| !value.is_empty()) {
         let path = std::path::absolute(chosen)?;
-        check(&path).with_context(|| format!("cannot use the library that {VARIABLE} names"))?;
+        let file = File::open(&path).map_err(|error| {
+            Failure::failed(format!(
+                "cannot use the library '{}' that {VARIABLE} names: {error}",
+                path.display()
+            ))
+            .hint(format!(
+                "name another file, or leave {VARIABLE} unset to use the one that is installed"
+            ))
+        })?;
+        check(&file, &path)?;
         return Ok(path);
     }
     let found = places(home).into_iter().find(|path| path.is_file());
@@ -56,7 +65,8 @@ pub(crate) fn find(home: &Path) -> anyhow::Result<PathBuf> {
         ))
         .into());
     };
-    check(&path)?;
+    let file = File::open(&path).with_context(|| format!("cannot open '{}'", path.display()))?;
+    check(&file, &path)?;
     Ok(path)
 }
 
@@ -89,9 +99,8 @@ fn cached(cache: &[u8]) -> Vec<PathBuf> {
 }
 
 /// Whether it is a library for this processor: what else is wrong, loading it tells.
-fn check(path: &Path) -> anyhow::Result<()> {
+fn check(file: &File, path: &Path) -> anyhow::Result<()> {
     let mut head = [0; 20];
-    let file = File::open(path).with_context(|| format!("cannot open '{}'", path.display()))?;
     let whole = file.read_exact_at(&mut head, 0).is_ok();
     let number = |at: usize| u16::from_le_bytes([head[at], head[at + 1]]);
     if whole
@@ -131,13 +140,15 @@ mod tests {
             b"#!/bin/sh\necho this is no library\n",
         ] {
             std::fs::write(&path, contents).unwrap();
-            let error = check(&path).unwrap_err().to_string();
+            let file = File::open(&path).unwrap();
+            let error = check(&file, &path).unwrap_err().to_string();
             assert!(
                 error.contains(NAME) && error.contains("no shared library"),
                 "{error}"
             );
         }
-        check(&std::env::current_exe().unwrap()).unwrap();
+        let ours = std::env::current_exe().unwrap();
+        check(&File::open(&ours).unwrap(), &ours).unwrap();
     }
 
     #[test]

@@ -95,6 +95,10 @@ pub(crate) trait Engine {
     /// Whether the machine serves its shares itself, without another process for them.
     fn serves(&self) -> bool;
 
+    /// Refuses what it cannot do, before anything is started. `net`: whether there will be a network, which is not among
+    /// what is wanted yet.
+    fn check(&self, wanted: &Wanted, net: bool) -> anyhow::Result<()>;
+
     /// The plan of a machine. `attempt` counts from 0; after a boot that hung, an engine may offer another way. `None`:
     /// there is no further way.
     fn plan(&self, wanted: &Wanted, attempt: u32) -> anyhow::Result<Option<Plan>>;

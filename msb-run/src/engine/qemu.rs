@@ -73,6 +73,10 @@ impl Engine for Qemu {
         false
     }
 
+    fn check(&self, _: &Wanted, _: bool) -> anyhow::Result<()> {
+        Ok(())
+    }
+
     fn plan(&self, wanted: &Wanted, attempt: u32) -> anyhow::Result<Option<Plan>> {
         let Some(board) = self.board(attempt) else {
             return Ok(None);

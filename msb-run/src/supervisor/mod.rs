@@ -141,7 +141,10 @@ fn prepare(home: Home, sandbox: &Sandbox, lock: Lock) -> Result<(Setup, Option<S
                 net,
                 mounts,
             };
-            Ok((setup, note))
+            match setup.engine.check(&wanted(&setup), setup.net.is_some()) {
+                Ok(()) => Ok((setup, note)),
+                Err(error) => Err((error, setup.lock)),
+            }
         }
         Err(error) => Err((error, lock)),
     }

@@ -1,8 +1,7 @@
 //! The krun engine: the plan as calls of libkrun, which then runs the guest in this process.
 //!
 //! The guest's first root is a file system that exists only in this process's memory: the mount points that the agent
-//! needs, and the agent itself. Devices have eleven interrupts among them; five are taken by what every machine has
-//! (memory balloon, entropy, two consoles, that root), so six are left for disks and the network.
+//! needs, and the agent itself. How many devices there may be is checked by who makes the plan.
 //!
 //! libkrun never returns once the guest runs: this process ends with it, without destructors, and with status 0 also when
 //! the guest's kernel has panicked. How a sandbox ended is told by its agent alone.
@@ -27,9 +26,6 @@ const FOLDERS: [&str; 4] = ["dev", "proc", "sys", "msb"];
 
 const MODE_FOLDER: u32 = 0o040755;
 const MODE_PROGRAM: u32 = 0o100755;
-
-/// Interrupts that are left for disks and the network.
-const DEVICES_MAX: usize = 6;
 
 /// What the guest accepts from the network (virtio 1.2, 5.1.3): unfinished checksums, and large segments of TCP over
 /// IPv4 and IPv6. Without them the guest's buffers are too small for large frames, and libkrun then hangs in a loop.
@@ -111,11 +107,6 @@ pub(crate) fn load(kernel: &KrunKernel) -> anyhow::Result<Kernel<'_>> {
 
 /// Becomes the machine. Returns only when that fails, with the reason.
 pub(crate) fn enter(plan: &Plan, kernel: &Kernel<'_>) -> anyhow::Result<()> {
-    let devices = plan.disks.len() + plan.shares.len() + usize::from(plan.net.is_some());
-    ensure!(
-        devices <= DEVICES_MAX,
-        "the engine krun has room for {DEVICES_MAX} disks, shares and networks together, and {devices} are asked for"
-    );
     // Its messages go where ours go, and the user's environment does not change that.
     // SAFETY: it takes numbers, and keeps no descriptor for this one. Nothing has set a logger before.
     called("krun_init_log", unsafe {
@@ -369,40 +360,6 @@ fn path(path: &Path) -> anyhow::Result<CString> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use libmsb::machine::{Engine, Krun, PLAN_VERSION};
-
-    #[test]
-    fn a_machine_with_more_devices_than_there_are_interrupts_is_refused() {
-        let engine = Krun {
-            kernel: KrunKernel::Library {
-                path: "/nowhere".into(),
-                agent: "/nowhere".into(),
-            },
-        };
-        let disk = |number| Disk {
-            serial: format!("disk{number}"),
-            path: "/nowhere".into(),
-            format: Format::Raw,
-            read_only: true,
-            volatile: false,
-        };
-        let plan = Plan {
-            version: PLAN_VERSION,
-            engine: Engine::Krun(engine),
-            cpus: 1,
-            memory_mib: 64,
-            disks: (0..=DEVICES_MAX).map(disk).collect(),
-            agent_fd: -1,
-            console_fd: -1,
-            life_fd: -1,
-            report_fd: None,
-            net: None,
-            shares: Vec::new(),
-        };
-        let kernel = Kernel::Loaded { agent: b"" };
-        let error = enter(&plan, &kernel).unwrap_err().to_string();
-        assert!(error.ends_with("and 7 are asked for"), "{error}");
-    }
 
     #[test]
     fn a_library_that_is_none_and_one_without_a_kernel_are_told_apart() {
