@@ -135,10 +135,13 @@ fn the_profile_is_shown_and_kept() {
         "--no-start",
         "--security",
         "restricted",
+        "--tmpfs",
+        "/memory:1M",
         "busybox:test",
     ];
     home.run(args).done();
     let text = home.run(["inspect", "x"]).done();
+    assert!(text.contains("at /memory (rw,nosuid,nodev)\n"), "{text}");
     assert!(
         text.lines()
             .any(|line| line.split_whitespace().eq(["Security", "restricted"])),

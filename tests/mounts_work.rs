@@ -8,16 +8,22 @@ use crate::support::{Guests, Home, stage};
 /// Files of C that are compiled. tests/bench-mounts compiles 2,000, which in software take minutes.
 const SOURCES: u32 = 100;
 
-/// A guest with a folder of the host at `/bind` and a volume at `/volume`.
-fn workplace() -> Guests {
+const IMAGE: &str = "workplace:test";
+
+fn workplace_image() -> Home {
     let home = Home::new();
     let tar = stage("mounts/workplace.tar");
-    let image = "workplace:test";
-    home.run(["image", "import", "-q", "-i", tar.to_str().unwrap(), image])
+    home.run(["image", "import", "-q", "-i", tar.to_str().unwrap(), IMAGE])
         .done();
+    home
+}
+
+/// A guest with a folder of the host at `/bind` and a volume at `/volume`.
+fn workplace() -> Guests {
+    let home = workplace_image();
     fs::create_dir(home.folder.join("bind")).unwrap();
     let bind = format!("{}:/bind", home.folder.join("bind").display());
-    let words = ["-m", "768M", "-v", &bind, "-v", "data:/volume", image];
+    let words = ["-m", "768M", "-v", &bind, "-v", "data:/volume", IMAGE];
     Guests::of(home, &words)
 }
 
@@ -62,6 +68,28 @@ fn a_database_runs_on_a_volume_and_on_a_folder_of_the_host_as_its_own_user() {
     let user = fs::metadata(guests.folder.join("bind")).unwrap().uid();
     assert!(owner >= 100_000 && owner != user, "{owner}");
     done(&guests, "rm -r /bind/home");
+}
+
+/// The program that people use for it, from Debian, with its file of the mode that the image gives it.
+#[test]
+fn sudo_makes_a_user_root_unless_the_sandbox_is_restricted() {
+    const SUDO: &str = "
+        useradd -m worker
+        echo 'worker ALL=(ALL) NOPASSWD: ALL' >/etc/sudoers.d/worker
+        su worker -c 'id -un; sudo -n id -un' 2>/tmp/said || true
+        grep -o 'no new privileges' /tmp/said || true";
+    let home = workplace_image();
+    let said = |profile: &[&str]| {
+        let words = ["run", "-m", "512M"];
+        let command = [IMAGE, "--", "sh", "-c", SUDO];
+        let args = [&words[..], profile, &command].concat();
+        home.run(args).done()
+    };
+    assert_eq!(said(&[]), "worker\nroot\n");
+    assert_eq!(
+        said(&["--security", "restricted"]),
+        "worker\nno new privileges\n"
+    );
 }
 
 #[test]

@@ -241,7 +241,9 @@ fn rows(seen: &Seen, disk: Disk) -> Vec<(&'static str, String)> {
             spec.max_duration_ms.map(millis).unwrap_or_default(),
         ),
     ]);
-    rows.extend(spec.mounts.iter().map(|mount| ("Mount", described(mount))));
+    let restricted = spec.guest.security.is_restricted();
+    let mounts = spec.mounts.iter();
+    rows.extend(mounts.map(|mount| ("Mount", described(mount, restricted))));
     rows.extend(
         spec.labels
             .iter()
@@ -252,8 +254,13 @@ fn rows(seen: &Seen, disk: Disk) -> Vec<(&'static str, String)> {
     rows
 }
 
-/// A mount as it would be typed, its kind before it.
-fn described(mount: &Mount) -> String {
+/// A mount as it would be typed, its kind before it, with the options that the guest's agent adds when it is restricted.
+fn described(mount: &Mount, restricted: bool) -> String {
+    let mount = &Mount {
+        nosuid: mount.nosuid || restricted,
+        nodev: mount.nodev || restricted,
+        ..mount.clone()
+    };
     let (kind, source) = match &mount.source {
         Source::Bind { source } => ("bind", source.to_lossy()),
         Source::Volume { name } => ("volume", name.to_string()),

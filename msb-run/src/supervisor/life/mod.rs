@@ -10,6 +10,8 @@ mod jobs;
 mod net;
 /// How a machine that ended by itself came to that.
 mod outcome;
+/// What serves the sandbox.
+mod parts;
 /// Between a guest that is set up and one that is open.
 mod prepare;
 mod renewal;
@@ -34,6 +36,7 @@ use msb_wire::samples::SamplesControl;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use self::net::NetLog;
+use self::parts::Parts;
 use self::renewal::Renewal;
 use super::clock::{HostClock, went_on};
 use super::exec_log::ExecLog;
@@ -179,100 +182,36 @@ pub(crate) struct Life {
 /// Sets up all that serves the sandbox. The machine starts when there is a slot for its boot; until then the sandbox can
 /// be asked, and stopped.
 pub(crate) fn begin(setup: Setup, starter: &mut Starter) -> Result<Life, Aborted> {
-    let parts = (|| {
-        let samples = Samples::begin(&setup);
-        let machine = Machine::unborn().context("cannot make a socket for the agent")?;
-        let signals = Signals::of(&[
-            signal::SIGTERM,
-            signal::SIGINT,
-            signal::SIGHUP,
-            signal::SIGCHLD,
-        ])
-        .context("cannot wait for signals")?;
-        let clock = HostClock::new().context("cannot watch the clock")?;
-        let socket = Socket::listen(setup.home.agent_socket(&setup.sandbox.name))?;
-        let hello = Hello::of(PROGRAM, OPERATIONS);
-        // Of a sandbox that goes with its command, and whose client sees all, nobody could read a log.
-        let logged = !setup.spec.ephemeral || starter.client.is_none();
-        let mut relay = Relay::new(&hello, logged)?;
-        let attached = starter.client.take().map(|client| {
-            relay
-                .attach(client)
-                .context("cannot use the client's socket")
-        });
-        let attached = attached.transpose()?;
-        let log = logged
-            .then(|| ExecLog::open(&setup.sandbox.path(layout::EXEC_LOG)))
-            .transpose();
-        let log = log.context("cannot open the log of the main command")?;
-        let console = RotatedFile::open(&setup.sandbox.path(layout::CONSOLE_LOG), CONSOLE_BOUNDS);
-        let console = console.context("cannot open the log of the console")?;
-        let net_log = NetLog::open(&setup.sandbox.path(layout::NET_LOG), setup.net.is_some());
-        let net_log = net_log.context("cannot open the log of the network")?;
-        let status = Status {
-            started_at: Some(jiff::Timestamp::now()),
-            engine: Some(setup.engine.name().to_owned()),
-            changed: setup.sandbox.status().is_ok_and(|status| status.changed),
-            ..Status::new(State::Starting)
-        };
-        setup.sandbox.set_status(&status)?;
-        setup
-            .sandbox
-            .record(&Event::now(What::Starting, setup.sandbox.name.as_str()));
-        let home = setup.home.clone();
-        let queue = Task::begin("slot", move || slots::take(&home))?;
-        Ok((
-            (machine, samples, queue),
-            (signals, clock),
-            socket,
-            relay,
-            attached,
-            log,
-            console,
-            net_log,
-            status,
-        ))
-    })();
-    let (
-        (machine, samples, queue),
-        (signals, clock),
-        socket,
-        relay,
-        attached,
-        log,
-        console,
-        net_log,
-        status,
-    ) = match parts {
+    let parts = match Parts::open(&setup, starter) {
         Ok(parts) => parts,
         Err(error) => return Err((error, setup.lock)),
     };
     let jobs = jobs::Table::of(&setup.sandbox);
     Ok(Life {
         setup,
-        machine,
-        samples,
+        machine: parts.machine,
+        samples: parts.samples,
         attempt: 0,
-        queue: Some(queue),
+        queue: Some(parts.queue),
         slot: None,
-        signals,
-        clock,
+        signals: parts.signals,
+        clock: parts.clock,
         tells_time: false,
         tells_costs: false,
-        socket,
-        relay,
+        socket: parts.socket,
+        relay: parts.relay,
         phase: Phase::Queued,
-        status,
+        status: parts.status,
         stamps: Stamps::default(),
         greeted: false,
         assembler: Assembler::new(),
-        console: Some(console),
+        console: Some(parts.console),
         last_line: LastLine::default(),
         pinged: None,
-        log,
-        net_log,
+        log: parts.log,
+        net_log: parts.net_log,
         renewal: None,
-        attached,
+        attached: parts.attached,
         changing: None,
         bond: starter.bond.take(),
         stoppers: Vec::new(),
