@@ -35,12 +35,26 @@ fn clients_of_ssh_that_are_silent_slow_or_too_many_are_sent_away() {
     new_keys(&guests, port);
 }
 
+/// A client whose window is larger than what the kernels keep for it: when it is stopped, nothing more can be written to it.
+/// The argument is the port.
+const FLOWING: &str = r#"
+import paramiko, sys, time
+c = paramiko.SSHClient()
+c.set_missing_host_key_policy(paramiko.AutoAddPolicy())
+c.connect("127.0.0.1", int(sys.argv[1]), "root", key_filename="one", allow_agent=False, look_for_keys=False)
+session = c.get_transport().open_session(window_size=1 << 30)
+session.exec_command("exec yes flowing")
+session.recv(1)
+print("up", flush=True)
+time.sleep(1000)
+"#;
+
 /// Who does not answer has gone, whether it is owed anything or not: what it started in the guest ends.
 fn silent_clients(guests: &Guests, port: u16) {
     let ssh = client("one", port);
     let script = format!(
         "{ssh} 'echo up; exec sleep 12345' >silent & silent=$!
-        {ssh} 'exec yes flowing' > >(head -n 1 >flowing; exec cat >/dev/null) & flowing=$!
+        /usr/bin/python3 -W ignore -c '{FLOWING}' {port} >flowing & flowing=$!
         trap 'exec 2>/dev/null; kill -KILL $silent $flowing' EXIT
         until [ -s silent ] && [ -s flowing ]; do sleep 0.1; done
         kill -STOP $silent $flowing
