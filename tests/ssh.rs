@@ -2,7 +2,7 @@
 
 use std::net::{TcpListener, TcpStream};
 
-use crate::support::{Guests, Home, Outcome, Random, Running, wait_until};
+use crate::support::{Guests, Home, Outcome, Process, Random, Running, wait_until};
 
 const BYTES: usize = 3_000_000;
 
@@ -97,6 +97,29 @@ fn connections_are_opened_in_the_guest_and_a_refused_one_fails_alone() {
         stderr(&refused).contains("connection refused"),
         "{refused:?}"
     );
+}
+
+/// What ssh(1) needs to come in as root over a port of this host, with a key.
+pub(crate) fn client(key: &str, port: u16) -> String {
+    format!(
+        "ssh -F none -o BatchMode=yes -o StrictHostKeyChecking=no -o UserKnownHostsFile=known -o LogLevel=ERROR \
+         -o IdentitiesOnly=yes -i {key} -p {port} root@127.0.0.1"
+    )
+}
+
+/// Lets the key `one` in, and has a configuration `cfg` for the owner's.
+pub(crate) fn give_key(home: &Home) {
+    home.shell("msb ssh config x >cfg; ssh-keygen -q -t ed25519 -N '' -f one; msb ssh authorize --file one.pub")
+        .done();
+}
+
+/// The process of the one server that listens.
+pub(crate) fn server_of(home: &Home) -> Process {
+    let found = home.processes().into_iter();
+    let mut servers = found.filter(|process| {
+        process.name.ends_with("msb-ssh") && !process.command_line.contains("stdio")
+    });
+    servers.next().unwrap()
 }
 
 /// A server on a port of its own, and the port.

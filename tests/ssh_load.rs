@@ -1,32 +1,25 @@
 //! What an SSH server must bear, and who must not notice.
-//!
-//! `MSB_TEST_FORWARD_MIB` says how much is forwarded at once; 100 when it is not there.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 
-use crate::ssh::{serve, stderr};
+use crate::ssh::{client, give_key, serve, server_of, stderr};
 use crate::ssh_clients::workshop;
-use crate::support::{Guests, Outcome, PATIENCE, Process, Running, wait_until};
+use crate::support::{Guests, Outcome, PATIENCE, Random, Running, wait_until};
 
 /// Most memory that the server may ever have had, in KiB.
 const PEAK_KIB_MAX: u64 = 256 * 1024;
 
-/// What ssh(1) needs to come in as root over a port, with the key `one`.
 fn ssh(port: u16) -> String {
-    format!(
-        "ssh -F none -o BatchMode=yes -o StrictHostKeyChecking=no -o UserKnownHostsFile=known -o LogLevel=ERROR \
-         -o IdentitiesOnly=yes -i one -p {port} root@127.0.0.1"
-    )
+    client("one", port)
 }
 
-fn give_key(guests: &Guests) {
-    guests
-        .shell("msb ssh config x >cfg; ssh-keygen -q -t ed25519 -N '' -f one; msb ssh authorize --file one.pub")
-        .done();
-}
+const MIB: usize = 1 << 20;
+
+/// How much is forwarded through one connection.
+const MUCH_MIB: u64 = 1024;
 
 /// As many open files as this user may have.
 fn raise_open_files() {
@@ -36,15 +29,6 @@ fn raise_open_files() {
         ..limit
     };
     setrlimit(Resource::Nofile, raised).unwrap();
-}
-
-/// The server's process.
-fn server_of(guests: &Guests) -> Process {
-    let found = guests.processes().into_iter();
-    let mut servers = found.filter(|process| {
-        process.name.ends_with("msb-ssh") && !process.command_line.contains("stdio")
-    });
-    servers.next().unwrap()
 }
 
 fn gets_in(guests: &Guests, port: u16) {
@@ -159,18 +143,34 @@ fn hundreds_of_connections_and_sessions_hold_and_who_does_not_read_stalls_nobody
     killed(&guests, port);
 }
 
-/// An echo of everything at port 9000, files of the working directory at port 8000.
+/// An echo of everything at port 9000. At port 8000 a mebibyte that comes first, a thousand and more times, each with its
+/// number in place of its first bytes; then it wants the same, and says whether it was.
 const SERVERS: &str = r#"
-import asyncio, http.server, threading
+import asyncio, socketserver, threading
+class Much(socketserver.StreamRequestHandler):
+    def handle(self):
+        # Some only look whether anybody is here.
+        count = int(self.rfile.readline() or 0)
+        if count == 0:
+            return
+        block = bytearray(self.rfile.read(1 << 20))
+        for number in range(count):
+            block[:8] = number.to_bytes(8, "big")
+            self.wfile.write(block)
+        room, same = bytearray(1 << 20), True
+        for number in range(count):
+            block[:8] = number.to_bytes(8, "big")
+            same &= self.rfile.readinto(room) == len(room) and room == block
+        same &= self.rfile.read() == b""
+        self.wfile.write(b"same" if same else b"not the same")
 async def echo(reader, writer):
     while data := await reader.read(65536):
         writer.write(data)
         await writer.drain()
     writer.close()
 async def main():
-    files = http.server.ThreadingHTTPServer(("127.0.0.1", 8000), http.server.SimpleHTTPRequestHandler)
-    files.RequestHandlerClass.log_message = lambda *_: None
-    threading.Thread(target=files.serve_forever, daemon=True).start()
+    much = socketserver.ThreadingTCPServer(("127.0.0.1", 8000), Much)
+    threading.Thread(target=much.serve_forever, daemon=True).start()
     await (await asyncio.start_server(echo, "127.0.0.1", 9000, backlog=512)).serve_forever()
 asyncio.run(main())
 "#;
@@ -257,17 +257,45 @@ fn stalled_clients(guests: &Guests, port: u16) {
     guests.shell(&script).is(0, "still here\n", "");
 }
 
-/// Byte for byte, from a file of the guest.
+/// A gibibyte each way through one connection, byte for byte. It is more than the server sends with one key.
 fn much(guests: &Guests, port: u16) {
-    let mib: u32 = std::env::var("MSB_TEST_FORWARD_MIB").map_or(100, |text| text.parse().unwrap());
-    let made = format!("head -c {mib}M /dev/urandom >/root/much; sha256sum </root/much");
-    let sum = guests.run(["exec", "x", "--", "sh", "-c", &made]).done();
-    let (_client, here) = forward(guests, port, "127.0.0.1:8000");
-    guests
-        .shell(&format!(
-            "curl -sS http://127.0.0.1:{here}/much | sha256sum"
-        ))
-        .is(0, &sum, "");
+    let here = free_port();
+    // A cipher with which the client would not ask for a new key by itself.
+    let client = format!(
+        "exec {} -v -E log -c aes256-gcm@openssh.com -N -L 127.0.0.1:{here}:127.0.0.1:8000",
+        ssh(port).replace("LogLevel=ERROR", "LogLevel=DEBUG1")
+    );
+    let _client = guests.shell_in_background(&client);
+    wait_until("the client listens", || {
+        TcpStream::connect(("127.0.0.1", here)).is_ok()
+    });
+    let mut stream = TcpStream::connect(("127.0.0.1", here)).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut block = vec![0; MIB];
+    Random::new(3).fill(&mut block);
+    stream
+        .write_all(format!("{MUCH_MIB}\n").as_bytes())
+        .unwrap();
+    stream.write_all(&block).unwrap();
+    let mut came = vec![0; MIB];
+    for number in 0..MUCH_MIB {
+        block[..8].copy_from_slice(&number.to_be_bytes());
+        stream.read_exact(&mut came).unwrap();
+        assert!(came == block, "the mebibyte {number} is another");
+    }
+    for number in 0..MUCH_MIB {
+        block[..8].copy_from_slice(&number.to_be_bytes());
+        stream.write_all(&block).unwrap();
+    }
+    stream.shutdown(Shutdown::Write).unwrap();
+    let mut said = String::new();
+    stream.read_to_string(&mut said).unwrap();
+    assert_eq!(said, "same");
+    let log = std::fs::read_to_string(guests.folder.join("log")).unwrap();
+    assert!(
+        log.matches("SSH2_MSG_KEXINIT received").count() > 1,
+        "{log}"
+    );
 }
 
 /// The network's policy is for forwarded connections too: there is one reason, and the log has the other.

@@ -98,8 +98,12 @@ mod share_escape;
 mod ssh;
 /// A sandbox as an SSH host, seen by the clients that people have.
 mod ssh_clients;
+/// Clients of SSH that are silent, slow or many, and the files that they see.
+mod ssh_limits;
 /// What an SSH server must bear, and who must not notice.
 mod ssh_load;
+/// Who comes in by SSH, and what they may do then.
+mod ssh_rules;
 /// Standard input, output and error.
 mod streams;
 /// What the tests stand on.

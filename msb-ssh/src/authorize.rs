@@ -1,10 +1,11 @@
 //! `msb ssh authorize` and `msb ssh keys`: the file of keys that are let in to every sandbox of this user.
 
 use std::io::Read;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use libmsb::cli::error::{Failure, print_note, print_warning};
+use libmsb::cli::error::{self, Failure, print_hint, print_note, print_warning};
 use libmsb::cli::escape::escape;
 use libmsb::cli::output;
 use libmsb::state::lock::Lock;
@@ -17,6 +18,9 @@ use crate::arguments::{AuthorizeArgs, KeysArgs};
 use crate::authorized::{self, Entry};
 use crate::identity;
 use crate::limits::KEYS_FILE_BYTES;
+
+/// Bits of a mode that let others write.
+const WRITABLE_BY_OTHERS: u32 = 0o022;
 
 /// The file of authorized keys.
 pub(crate) fn path(home: &Home) -> PathBuf {
@@ -39,9 +43,56 @@ pub(crate) fn entries(
     Ok(entries)
 }
 
+/// Says why the file lets nobody in, while the server goes on: the owner's own key counts without it.
+pub(crate) fn warn(error: &anyhow::Error) {
+    let why = error::message(error);
+    print_warning(
+        TOOL,
+        &format!("no key of the file of keys is let in: {why}"),
+    );
+    if let Some(hint) = error::hint(error) {
+        print_hint(TOOL, hint);
+    }
+}
+
+/// A file that others could have written says nothing about who may come in. As StrictModes of sshd_config(5).
 fn read(path: &Path) -> anyhow::Result<String> {
-    let bytes = write::read_bounded(path, KEYS_FILE_BYTES)?.unwrap_or_default();
+    let Some(bytes) = write::read_bounded(path, KEYS_FILE_BYTES)? else {
+        return Ok(String::new());
+    };
+    let real = path
+        .canonicalize()
+        .with_context(|| format!("cannot read '{}'", path.display()))?;
+    // The file, its folder, and that one's, which is the state directory unless the file is a link: who can write to a
+    // folder can put another file there.
+    for place in real.ancestors().take(3) {
+        ours_alone(place)?;
+    }
     Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// Whether nobody but root and us can write there.
+fn ours_alone(place: &Path) -> anyhow::Result<()> {
+    let metadata =
+        std::fs::metadata(place).with_context(|| format!("cannot read '{}'", place.display()))?;
+    let us = rustix::process::geteuid().as_raw();
+    let hint = if !is_trusted(metadata.uid(), us) {
+        format!("if they have not: chown {us} '{}'", place.display())
+    } else if metadata.mode() & WRITABLE_BY_OTHERS != 0 {
+        format!("if they have not: chmod go-w '{}'", place.display())
+    } else {
+        return Ok(());
+    };
+    let message = format!(
+        "others can let keys in: they can write to '{}'",
+        place.display()
+    );
+    Err(Failure::failed(message).hint(hint).into())
+}
+
+/// Whether what this user owns may be believed.
+fn is_trusted(owner: u32, us: u32) -> bool {
+    owner == us || owner == 0
 }
 
 /// Adds keys. One that is there already stays as it is.
@@ -161,4 +212,43 @@ pub(crate) fn list(args: &KeysArgs) -> anyhow::Result<()> {
         output::print(line.trim_end())?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{Permissions, set_permissions};
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn a_file_that_others_could_have_written_is_not_read() {
+        let home = tempfile::tempdir().unwrap();
+        let root = home.path().canonicalize().unwrap();
+        let folder = root.join("ssh");
+        write::create_dir(&folder).unwrap();
+        let path = folder.join("authorized_keys");
+        assert_eq!(read(&path).unwrap(), "");
+        write::replace(&path, b"# nobody").unwrap();
+        assert_eq!(read(&path).unwrap(), "# nobody");
+        for (place, mode) in [(&path, 0o620), (&folder, 0o702), (&root, 0o720)] {
+            set_permissions(place, Permissions::from_mode(mode)).unwrap();
+            let error = read(&path).unwrap_err();
+            let told = format!("they can write to '{}'", place.display());
+            assert!(error.to_string().ends_with(&told), "{error}");
+            let failure: &Failure = error.downcast_ref().unwrap();
+            let remedy = format!("if they have not: chmod go-w '{}'", place.display());
+            assert_eq!(failure.hint_text(), Some(&*remedy));
+            set_permissions(place, Permissions::from_mode(0o700)).unwrap();
+        }
+        // What all may read is no harm.
+        set_permissions(&path, Permissions::from_mode(0o644)).unwrap();
+        assert!(read(&path).is_ok());
+    }
+
+    #[test]
+    fn a_file_is_to_be_ones_own_or_roots() {
+        assert!(is_trusted(1000, 1000) && is_trusted(0, 1000));
+        assert!(!is_trusted(1001, 1000) && !is_trusted(1000, 0));
+    }
 }

@@ -1,13 +1,13 @@
 //! Forwarded connections: made by the guest's agent, carried on a channel.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use libmsb::cli::escape::escape;
 use msb_wire::client::ClientError;
 use msb_wire::connect::{ConnectEvent, ConnectFailure, ConnectRequest};
 use msb_wire::sandbox::Request;
 use russh::server::{ChannelOpenHandle, Msg};
-use russh::{ChannelOpenFailure, ChannelWriteHalf};
+use russh::{ChannelId, ChannelOpenFailure, ChannelWriteHalf};
 
 use crate::activity::Activity;
 use crate::guest::{Call, Guest, Incoming};
@@ -38,28 +38,56 @@ pub(crate) fn shortage(why: String) -> ChannelOpenFailure {
     }
 }
 
-/// Connects, answers the client, and carries bytes until both directions have ended.
-pub(crate) async fn run(
-    guest: Arc<Guest>,
-    host: String,
-    port: u16,
-    channel: Arc<ChannelWriteHalf<Msg>>,
-    input: Arc<Input>,
-    activity: Arc<Activity>,
-    reply: ChannelOpenHandle,
-) {
-    let request = Request::Connect(ConnectRequest {
-        host,
-        port,
-        timeout_ms: CONNECT_TIMEOUT_MS,
-    });
-    match connect(&guest, &request).await {
-        Ok(call) => {
-            reply.accept().await;
-            carry(call, &channel, input, &activity).await;
-            let _ = channel.close().await;
+/// A connection that a client wants.
+pub(crate) struct Forward {
+    pub(crate) guest: Arc<Guest>,
+    pub(crate) host: String,
+    pub(crate) port: u16,
+    pub(crate) channel: Arc<ChannelWriteHalf<Msg>>,
+    pub(crate) input: Arc<Input>,
+    pub(crate) activity: Arc<Activity>,
+    /// Told when there will be no channel.
+    pub(crate) refused: Refused,
+}
+
+/// Channels that were asked for and refused later: nobody closes them, so who counts them must hear of it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Refused(Arc<Mutex<Vec<ChannelId>>>);
+
+impl Refused {
+    fn add(&self, id: ChannelId) {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(id);
+    }
+
+    /// Those that came since the last time.
+    pub(crate) fn take(&self) -> Vec<ChannelId> {
+        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Forward {
+    /// Connects, answers the client, and carries bytes until both directions have ended.
+    pub(crate) async fn run(self, reply: ChannelOpenHandle) {
+        let request = Request::Connect(ConnectRequest {
+            host: self.host,
+            port: self.port,
+            timeout_ms: CONNECT_TIMEOUT_MS,
+        });
+        match connect(&self.guest, &request).await {
+            Ok(call) => {
+                reply.accept().await;
+                carry(call, &self.channel, self.input, &self.activity).await;
+                let _ = self.channel.close().await;
+            }
+            Err(failure) => {
+                // Before the client hears of it, who may ask for the next one at once.
+                self.refused.add(self.channel.id());
+                reply.reject(failure).await;
+            }
         }
-        Err(failure) => reply.reject(failure).await,
     }
 }
 

@@ -1,31 +1,32 @@
 //! One client: what it asks for, and whether it may.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 
 use jiff::Timestamp;
 use libmsb::state::Home;
-use msb_wire::exec::{ExecControl, ExecRequest, WindowSize};
+use msb_wire::exec::{ExecRequest, WindowSize};
 use msb_wire::key_agent::KeyAgentRequest;
 use msb_wire::sandbox::Request;
 use msb_wire::sftp::SftpRequest;
 use msb_wire::text::Text;
 use russh::keys::PublicKey;
 use russh::server::{self, Auth, ChannelOpenHandle, Msg, Session as Connection};
-use russh::{Channel, ChannelId, ChannelWriteHalf, Pty, Sig};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use russh::{Channel, ChannelId, Disconnect, Pty, Sig};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use crate::activity::Activity;
 use crate::authorize;
 use crate::authorized::{self, Grant};
-use crate::forward;
+use crate::controls::Controls;
+use crate::forward::{self, Forward, Refused};
 use crate::guest::Guest;
 use crate::identity;
 use crate::input::{Account, Input};
-use crate::limits::{TERMINAL_MODES, VARIABLE_BYTES, VARIABLES};
 use crate::login;
 use crate::pending::Place;
 use crate::session::{Helper, Session, signal_number};
+use crate::setting::{self, Room, Setting, What};
 use crate::transport::Ends;
 
 /// What all clients of a server share.
@@ -37,6 +38,8 @@ pub(crate) struct Shared {
     pub(crate) user: Option<Text>,
     pub(crate) channels: usize,
     pub(crate) sftp_read_only: bool,
+    /// That the file of keys cannot be used is said once.
+    pub(crate) warned: Once,
     /// One for each client that may be logged in.
     pub(crate) clients: Arc<Semaphore>,
 }
@@ -46,18 +49,9 @@ struct Open {
     input: Arc<Input>,
     /// A session that has not begun, and what it will have.
     setting: Option<Setting>,
-    controls: Option<mpsc::UnboundedSender<ExecControl>>,
+    controls: Option<Arc<Controls>>,
     /// Dropped with the channel: what it started ends.
     _task: Option<Helper>,
-}
-
-struct Setting {
-    channel: Arc<ChannelWriteHalf<Msg>>,
-    env: Vec<Text>,
-    tty: Option<WindowSize>,
-    tty_modes: Vec<(u8, u32)>,
-    /// The guest may use the client's agent.
-    key_agent: bool,
 }
 
 /// One client.
@@ -66,7 +60,11 @@ pub(crate) struct Handler {
     ends: Option<Ends>,
     activity: Arc<Activity>,
     account: Arc<Account>,
+    /// For what its sessions will have.
+    room: Room,
     channels: HashMap<ChannelId, Open>,
+    /// Those of the channels that there will not be.
+    refused: Refused,
     grant: Grant,
     /// Who logged in; `None` for the sandbox's own user.
     user: Option<Text>,
@@ -93,7 +91,9 @@ impl Handler {
             ends,
             activity: Arc::clone(activity),
             account: Arc::default(),
+            room: setting::room(),
             channels: HashMap::new(),
+            refused: Refused::default(),
             grant: Grant::default(),
             user: None,
             refusals: Vec::new(),
@@ -110,7 +110,13 @@ impl Handler {
         if owner.is_some_and(|owner| owner.key_data() == key.key_data()) {
             return Some(Grant::default());
         }
-        let entries = authorize::entries(&self.shared.home, |_, _| {}).ok()?;
+        let entries = match authorize::entries(&self.shared.home, |_, _| {}) {
+            Ok(entries) => entries,
+            Err(error) => {
+                self.shared.warned.call_once(|| authorize::warn(&error));
+                return None;
+            }
+        };
         let source = self.ends.map(|ends| ends.client.ip());
         authorized::grant_for(entries, key.key_data(), source, Timestamp::now())
     }
@@ -122,8 +128,17 @@ impl Handler {
         }
     }
 
-    fn is_full(&self) -> bool {
+    fn is_full(&mut self) -> bool {
+        for id in self.refused.take() {
+            self.channels.remove(&id);
+        }
         self.channels.len() >= self.shared.channels
+    }
+
+    /// What a session will have that has not begun.
+    fn setting(&mut self, id: ChannelId) -> Option<&mut What> {
+        let open = self.channels.get_mut(&id)?;
+        Some(&mut open.setting.as_mut()?.what)
     }
 
     /// Starts what a channel is for, once.
@@ -131,7 +146,7 @@ impl Handler {
         &mut self,
         id: ChannelId,
         session: &mut Connection,
-        request: impl FnOnce(&Handler, &mut Setting) -> Option<Request>,
+        request: impl FnOnce(&Handler, &mut What) -> Option<Request>,
     ) -> Result<()> {
         let setting = self
             .channels
@@ -140,30 +155,31 @@ impl Handler {
         let Some(mut setting) = setting else {
             return Ok(session.channel_failure(id)?);
         };
-        let Some(request) = request(self, &mut setting) else {
+        let Some(request) = request(self, &mut setting.what) else {
             if let Some(open) = self.channels.get_mut(&id) {
                 open.setting = Some(setting);
             }
             return Ok(session.channel_failure(id)?);
         };
         self.activity.touch();
-        let key_agent = setting.key_agent.then(|| KeyAgentRequest {
+        let key_agent = setting.what.key_agent.then(|| KeyAgentRequest {
             user: self.user.clone(),
         });
         let Some(open) = self.channels.get_mut(&id) else {
             return Ok(());
         };
         session.channel_success(id)?;
-        let (controls, receiver) = mpsc::unbounded_channel();
+        let controls = Arc::new(Controls::default());
         let task = Session {
             guest: Arc::clone(&self.shared.guest),
             channel: setting.channel,
             handle: session.handle(),
             input: Arc::clone(&open.input),
             activity: Arc::clone(&self.activity),
-            controls: receiver,
+            controls: Arc::clone(&controls),
             refusals: std::mem::take(&mut self.refusals),
             key_agent,
+            held: setting.what.held,
         };
         open.controls = Some(controls);
         open._task = Some(Helper::spawn(task.run(request)));
@@ -171,7 +187,10 @@ impl Handler {
     }
 
     /// A command line for the user's shell, or a login shell; the key's own command in place of either.
-    fn command(&self, setting: &mut Setting, asked: Option<&[u8]>) -> Option<Request> {
+    fn command(&self, setting: &mut What, asked: Option<&[u8]>) -> Option<Request> {
+        if !setting.hold(asked.map_or(0, <[u8]>::len)) {
+            return None;
+        }
         let mut env = std::mem::take(&mut setting.env);
         let line = match (&self.grant.command, asked) {
             (Some(forced), asked) => {
@@ -217,6 +236,16 @@ impl Handler {
     }
 }
 
+/// Says whether a request of a channel was fulfilled.
+fn answer(session: &mut Connection, id: ChannelId, fulfilled: bool) -> Result<()> {
+    let answered = if fulfilled {
+        session.channel_success(id)
+    } else {
+        session.channel_failure(id)
+    };
+    Ok(answered?)
+}
+
 fn cells(cols: u32, rows: u32) -> WindowSize {
     let fit = |cells: u32| u16::try_from(cells).unwrap_or(u16::MAX);
     WindowSize {
@@ -244,16 +273,18 @@ impl server::Handler for Handler {
         if user.contains([':', '\0']) {
             return Ok(Auth::reject());
         }
-        let Ok(permit) = Arc::clone(&self.shared.clients).try_acquire_owned() else {
-            anyhow::bail!("too many clients are logged in");
-        };
-        self.permit = Some(permit);
         self.grant = grant;
         self.user = login::in_guest(user, self.shared.user.as_ref());
         Ok(Auth::Accept)
     }
 
-    async fn auth_succeeded(&mut self, _: &mut Connection) -> Result<()> {
+    async fn auth_succeeded(&mut self, session: &mut Connection) -> Result<()> {
+        let Ok(permit) = Arc::clone(&self.shared.clients).try_acquire_owned() else {
+            // It keeps its place among those that have not logged in, until it goes.
+            let why = "too many clients are logged in";
+            return Ok(session.disconnect(Disconnect::TooManyConnections, why, "")?);
+        };
+        self.permit = Some(permit);
         self.place = None;
         if let Some(logged_in) = self.logged_in.take() {
             let _ = logged_in.send(());
@@ -279,10 +310,7 @@ impl server::Handler for Handler {
             _task: None,
             setting: Some(Setting {
                 channel: Arc::new(channel),
-                env: Vec::new(),
-                tty: None,
-                tty_modes: Vec::new(),
-                key_agent: false,
+                what: What::new(&self.room),
             }),
         };
         if let Some(setting) = &open.setting {
@@ -321,20 +349,20 @@ impl server::Handler for Handler {
         self.activity.touch();
         let (_, channel) = channel.split();
         let (id, input) = (channel.id(), Input::new(&self.account));
-        let task = forward::run(
-            Arc::clone(&self.shared.guest),
-            host.to_owned(),
-            port.unwrap_or_default(),
-            Arc::new(channel),
-            Arc::clone(&input),
-            Arc::clone(&self.activity),
-            reply,
-        );
+        let forward = Forward {
+            guest: Arc::clone(&self.shared.guest),
+            host: host.to_owned(),
+            port: port.unwrap_or_default(),
+            channel: Arc::new(channel),
+            input: Arc::clone(&input),
+            activity: Arc::clone(&self.activity),
+            refused: self.refused.clone(),
+        };
         let open = Open {
             input,
             setting: None,
             controls: None,
-            _task: Some(Helper::spawn(task)),
+            _task: Some(Helper::spawn(forward.run(reply))),
         };
         self.channels.insert(id, open);
         Ok(())
@@ -364,12 +392,15 @@ impl server::Handler for Handler {
         Ok(())
     }
 
-    async fn data(&mut self, id: ChannelId, data: &[u8], _: &mut Connection) -> Result<()> {
+    async fn data(&mut self, id: ChannelId, data: &[u8], session: &mut Connection) -> Result<()> {
         self.activity.touch();
         if let Some(open) = self.channels.get(&id)
             && open.input.push(data).await.is_err()
         {
-            anyhow::bail!("the client sends more than the guest takes");
+            // What it has sent goes now, whenever it hangs up.
+            self.channels.clear();
+            let why = "the client sends more than the guest takes";
+            session.disconnect(Disconnect::ByApplication, why, "")?;
         }
         Ok(())
     }
@@ -389,20 +420,11 @@ impl server::Handler for Handler {
         modes: &[(Pty, u32)],
         session: &mut Connection,
     ) -> Result<()> {
-        let setting = self
-            .channels
-            .get_mut(&id)
-            .and_then(|open| open.setting.as_mut());
-        match setting {
-            Some(setting) if self.grant.pty && !term.contains('\0') => {
-                setting.tty = Some(cells(cols, rows));
-                let modes = modes.iter().take(TERMINAL_MODES);
-                setting.tty_modes = modes.map(|(mode, value)| (*mode as u8, *value)).collect();
-                setting.env.push(Text::from(format!("TERM={term}")));
-                Ok(session.channel_success(id)?)
-            }
-            _ => Ok(session.channel_failure(id)?),
-        }
+        let may = self.grant.pty;
+        let given = self
+            .setting(id)
+            .is_some_and(|setting| may && setting.set_terminal(term, cells(cols, rows), modes));
+        answer(session, id, given)
     }
 
     async fn env_request(
@@ -412,22 +434,11 @@ impl server::Handler for Handler {
         value: &str,
         session: &mut Connection,
     ) -> Result<()> {
-        let setting = self
-            .channels
-            .get_mut(&id)
-            .and_then(|open| open.setting.as_mut());
-        let fits = !name.is_empty()
-            && !name.contains(['=', '\0'])
-            && !value.contains('\0')
-            && name.len() + value.len() <= VARIABLE_BYTES
-            && self.grant.may_set(name);
-        match setting {
-            Some(setting) if fits && setting.env.len() < VARIABLES => {
-                setting.env.push(Text::from(format!("{name}={value}")));
-                Ok(session.channel_success(id)?)
-            }
-            _ => Ok(session.channel_failure(id)?),
-        }
+        let may = self.grant.may_set(name);
+        let set = self
+            .setting(id)
+            .is_some_and(|setting| may && setting.set_variable(name, value));
+        answer(session, id, set)
     }
 
     async fn shell_request(&mut self, id: ChannelId, session: &mut Connection) -> Result<()> {
@@ -478,7 +489,7 @@ impl server::Handler for Handler {
             .get(&id)
             .and_then(|open| open.controls.as_ref());
         if let Some(controls) = controls {
-            let _ = controls.send(ExecControl::Resize(cells(cols, rows)));
+            controls.resize(cells(cols, rows));
         }
         Ok(())
     }
@@ -486,14 +497,10 @@ impl server::Handler for Handler {
     /// The library answers as if this were no request of a channel; so the right answer is given here, and it is told that
     /// all is well, to which it adds nothing.
     async fn agent_request(&mut self, id: ChannelId, session: &mut Connection) -> Result<bool> {
-        let open = self.channels.get_mut(&id);
-        match open.and_then(|open| open.setting.as_mut()) {
-            Some(setting) if self.grant.agent => {
-                setting.key_agent = true;
-                session.channel_success(id)?;
-            }
-            _ => session.channel_failure(id)?,
-        }
+        let may = self.grant.agent;
+        let setting = self.setting(id).filter(|_| may);
+        let given = setting.map(|setting| setting.key_agent = true).is_some();
+        answer(session, id, given)?;
         Ok(true)
     }
 
@@ -517,7 +524,7 @@ impl server::Handler for Handler {
             .get(&id)
             .and_then(|open| open.controls.as_ref());
         if let (Some(controls), Some(signal)) = (controls, signal_number(&signal)) {
-            let _ = controls.send(ExecControl::Signal { signal });
+            controls.signal(signal);
         }
         Ok(())
     }

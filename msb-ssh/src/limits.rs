@@ -45,6 +45,10 @@ pub(crate) const TERMINAL_MODES: usize = 256;
 /// Bytes of a variable's name and value together.
 pub(crate) const VARIABLE_BYTES: usize = 32 * 1024;
 
+/// Bytes of all variables and command lines of one client that the guest does not have yet, whatever the number of sessions.
+/// As much as Linux takes for one program, with the usual limit of its stack.
+pub(crate) const SETTINGS_BYTES: usize = 2 * 1024 * 1024;
+
 /// Bytes of a file of authorized keys.
 pub(crate) const KEYS_FILE_BYTES: u64 = 1024 * 1024;
 

@@ -27,6 +27,8 @@ mod authorize;
 mod authorized;
 /// A session from here, by the system's client.
 mod connect;
+/// What a client says about a running command besides its input.
+mod controls;
 /// Forwarded connections.
 mod forward;
 /// Doors for any bytes.
@@ -58,6 +60,8 @@ mod pending;
 mod server;
 /// Commands, shells and file transfer.
 mod session;
+/// What a session will have, until it begins.
+mod setting;
 /// The stream under a client's connection.
 mod transport;
 

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -29,7 +29,7 @@ use crate::handler::{Handler, Shared};
 use crate::identity;
 use crate::limits;
 use crate::pending::Pending;
-use crate::transport::{Ends, Stream, Transport, standard_streams};
+use crate::transport::{Ends, Stall, Stream, Transport, standard_streams};
 
 /// The first descriptor that systemd hands over, sd_listen_fds(3).
 const LISTEN_FDS_START: RawFd = 3;
@@ -71,6 +71,8 @@ struct Server {
     grace: Duration,
     idle: Option<Duration>,
     time: Option<Duration>,
+    /// A client that takes nothing for so long has gone.
+    stall: Option<Duration>,
     gone: watch::Receiver<Option<String>>,
 }
 
@@ -118,12 +120,18 @@ async fn serve(
             user: home.sandboxes().find(&args.name)?.spec()?.user,
             channels: args.max_channels,
             sftp_read_only: args.sftp_read_only,
+            warned: Once::new(),
             clients: Arc::new(Semaphore::new(args.max_clients.min(Semaphore::MAX_PERMITS))),
         }),
         config: Arc::new(config(args, key)),
         grace: args.login_grace,
         idle: args.idle_timeout,
         time: args.max_time,
+        stall: Some(
+            args.keep_alive
+                .saturating_mul(limits::KEEP_ALIVES as u32 + 1),
+        )
+        .filter(|time| !time.is_zero()),
         gone,
     });
     if args.stdio {
@@ -302,7 +310,7 @@ impl Server {
     }
 
     /// Waits until a client that is logged in must go, and says why.
-    async fn reason_to_end(&self, activity: &Activity) -> String {
+    async fn reason_to_end(&self, activity: &Activity, stall: &Stall) -> String {
         let mut gone = self.gone.clone();
         let over = async {
             match self.time {
@@ -318,6 +326,8 @@ impl Server {
             () = activity.ceased(self.idle) => {
                 format!("nothing has passed for {} s", seconds(self.idle))
             }
+            // It will not read this.
+            () = stall.lasts(self.stall) => "it takes nothing any more".to_owned(),
             () = over => format!("a connection may last {} s", seconds(self.time)),
         }
     }
@@ -332,7 +342,8 @@ impl Server {
     ) -> anyhow::Result<()> {
         let (cut, was_cut) = oneshot::channel();
         let (logged_in, has_logged_in) = oneshot::channel();
-        let transport = Transport::new(stream, was_cut);
+        let stall = Arc::default();
+        let transport = Transport::new(stream, was_cut, &stall);
         let activity = Arc::new(Activity::new());
         let handler = Handler::new(&self.shared, ends, &activity, place, logged_in);
         let grace = tokio::time::sleep(self.grace);
@@ -365,12 +376,16 @@ impl Server {
         }
         let why = tokio::select! {
             ended = &mut session => return ended,
-            why = self.reason_to_end(&activity) => why,
+            why = self.reason_to_end(&activity, &stall) => why,
         };
-        let _ = handle
-            .disconnect(Disconnect::ByApplication, why, String::new())
-            .await;
-        if tokio::time::timeout(limits::FAREWELL, &mut session)
+        // With a client that takes nothing, not even the first of them would end.
+        let farewell = async {
+            let _ = handle
+                .disconnect(Disconnect::ByApplication, why, String::new())
+                .await;
+            let _ = session.await;
+        };
+        if tokio::time::timeout(limits::FAREWELL, farewell)
             .await
             .is_err()
         {

@@ -3,16 +3,17 @@
 use std::sync::Arc;
 
 use libmsb::cli::escape::escape;
-use msb_wire::exec::{ExecControl, ExecEvent};
+use msb_wire::exec::ExecEvent;
 use msb_wire::frame::{STDERR, STDIN};
 use msb_wire::key_agent::KeyAgentRequest;
 use msb_wire::sandbox::Request;
 use msb_wire::text::Text;
 use russh::server::{Handle, Msg};
 use russh::{ChannelWriteHalf, Sig};
-use tokio::sync::mpsc;
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::activity::Activity;
+use crate::controls::Controls;
 use crate::guest::{Guest, Incoming, Sender};
 use crate::input::Input;
 use crate::key_agent;
@@ -83,11 +84,13 @@ pub(crate) struct Session {
     pub(crate) handle: Handle,
     pub(crate) input: Arc<Input>,
     pub(crate) activity: Arc<Activity>,
-    pub(crate) controls: mpsc::UnboundedReceiver<ExecControl>,
+    pub(crate) controls: Arc<Controls>,
     /// What the client wants and does not get, said before anything else.
     pub(crate) refusals: Vec<&'static str>,
     /// Whether the guest may use the client's agent, and as whom.
     pub(crate) key_agent: Option<KeyAgentRequest>,
+    /// The room that the request takes, until the guest has it.
+    pub(crate) held: Option<OwnedSemaphorePermit>,
 }
 
 /// A task that ends with its owner.
@@ -174,6 +177,7 @@ impl Session {
                 });
             }
         };
+        drop((request, self.held));
         let _input = Helper::spawn(pump(Arc::clone(&self.input), call.sender.clone()));
         let _controls = Helper::spawn(control(self.controls, call.sender.clone()));
         while let Some(incoming) = call.receiver.recv().await {
@@ -226,12 +230,8 @@ pub(crate) async fn pump(input: Arc<Input>, sender: Sender) {
     let _ = sender.end(STDIN).await;
 }
 
-async fn control(mut controls: mpsc::UnboundedReceiver<ExecControl>, sender: Sender) {
-    while let Some(control) = controls.recv().await {
-        if sender.control(&control).await.is_err() {
-            return;
-        }
-    }
+async fn control(controls: Arc<Controls>, sender: Sender) {
+    while sender.control(&controls.next().await).await.is_ok() {}
 }
 
 #[cfg(test)]

@@ -5,7 +5,9 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use rustix::net::{AddressFamily, getpeername, getsockname};
@@ -28,18 +30,50 @@ pub(crate) struct Ends {
     pub(crate) server: SocketAddr,
 }
 
+/// Since when the other end takes nothing of what is written; the library asks for no sign of life meanwhile.
+#[derive(Debug, Default)]
+pub(crate) struct Stall(Mutex<Option<Instant>>);
+
+impl Stall {
+    fn set(&self, stalled: bool) {
+        let mut since = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *since = stalled.then(|| since.unwrap_or_else(Instant::now));
+    }
+
+    /// Waits until nothing has been taken for so long, or somewhat longer; for ever when there is no limit.
+    pub(crate) async fn lasts(&self, limit: Option<Duration>) {
+        let Some(limit) = limit else {
+            return std::future::pending().await;
+        };
+        loop {
+            let since = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let left = since.map_or(limit, |since| limit.saturating_sub(since.elapsed()));
+            if left.is_zero() {
+                return;
+            }
+            tokio::time::sleep(left).await;
+        }
+    }
+}
+
 /// A stream that ends when it is cut.
 pub(crate) struct Transport {
     stream: Box<dyn Stream>,
+    stall: Arc<Stall>,
     cut: Option<oneshot::Receiver<()>>,
     is_cut: bool,
 }
 
 impl Transport {
     /// Over a stream. It ends when `cut` is sent, and not when its sender is dropped.
-    pub(crate) fn new(stream: Box<dyn Stream>, cut: oneshot::Receiver<()>) -> Transport {
+    pub(crate) fn new(
+        stream: Box<dyn Stream>,
+        cut: oneshot::Receiver<()>,
+        stall: &Arc<Stall>,
+    ) -> Transport {
         Transport {
             stream,
+            stall: Arc::clone(stall),
             cut: Some(cut),
             is_cut: false,
         }
@@ -78,7 +112,9 @@ impl AsyncWrite for Transport {
         if self.is_cut(context) {
             return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
         }
-        Pin::new(&mut self.stream).poll_write(context, bytes)
+        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.stall.set(written.is_pending());
+        written
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -132,5 +168,34 @@ fn pipes(stdin: OwnedFd, stdout: OwnedFd) -> Box<dyn Stream> {
     match (reader, writer) {
         (Ok(reader), Ok(writer)) => Box::new(tokio::io::join(reader, writer)),
         _ => Box::new(tokio::io::join(tokio::io::stdin(), tokio::io::stdout())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn who_takes_nothing_for_so_long_is_found_out_and_who_takes_a_little_is_not() {
+        let (ours, mut theirs) = tokio::io::duplex(1);
+        let (_cut, was_cut) = oneshot::channel();
+        let stall = Arc::default();
+        let mut transport = Transport::new(Box::new(ours), was_cut, &stall);
+        let writing = tokio::spawn(async move { transport.write_all(b"abc").await });
+        let is_stalled = || stall.0.lock().unwrap().is_some();
+        while !is_stalled() {
+            tokio::task::yield_now().await;
+        }
+        stall.lasts(Some(Duration::ZERO)).await;
+        let before = *stall.0.lock().unwrap();
+        theirs.read_u8().await.unwrap();
+        while *stall.0.lock().unwrap() == before {
+            tokio::task::yield_now().await;
+        }
+        theirs.read_u16().await.unwrap();
+        writing.await.unwrap().unwrap();
+        assert!(!is_stalled());
     }
 }
