@@ -22,7 +22,7 @@ use crate::control::Control;
 use crate::dns::Server;
 use crate::gate::Gate;
 use crate::isolate;
-use crate::log::Log;
+use crate::log::{Log, PortChange};
 use crate::policy::Judge;
 use crate::ports::Port;
 use crate::stack::{Parts, Stack};
@@ -114,6 +114,10 @@ pub(crate) fn serve(args: &ServeArgs) -> anyhow::Result<()> {
     let control = args.control_fd.map(inherited).transpose()?;
     let (judge, names) = judges(&settings);
     let names = Server::new(names, Box::new(random));
+    let mut log = Log::new(events);
+    ports
+        .iter()
+        .for_each(|port| log.port(port, PortChange::Published));
     let mut stack = Stack::new(Parts {
         frames,
         life,
@@ -121,7 +125,7 @@ pub(crate) fn serve(args: &ServeArgs) -> anyhow::Result<()> {
         samples,
         network: settings.network,
         gate: Gate::new(judge, names),
-        log: Log::new(events),
+        log,
         ports,
         max_connections: settings.net.max_connections as usize,
     })?;
