@@ -77,6 +77,9 @@ pub(crate) struct ServeArgs {
     /// Count what goes through in this file, the samples of a sandbox
     #[arg(long, value_name = "N")]
     samples_fd: Option<RawFd>,
+    /// Write here what was given up before serving, a JSON array on a line
+    #[arg(long, value_name = "N")]
+    report_fd: Option<RawFd>,
     #[command(flatten)]
     net: NetArgs,
 }
@@ -108,6 +111,7 @@ pub(crate) fn serve(args: &ServeArgs) -> anyhow::Result<()> {
     let samples = args.samples_fd.map(inherited).transpose()?;
     let samples = samples.map(NetWriter::from_fd).transpose();
     let samples = samples.context("cannot use the descriptor for samples")?;
+    let report = args.report_fd.map(inherited).transpose()?;
     let frames = frames(args)?;
     ioctl_fionbio(&frames, true).context("cannot use the frame stream")?;
     raise_descriptor_limit();
@@ -129,7 +133,7 @@ pub(crate) fn serve(args: &ServeArgs) -> anyhow::Result<()> {
         ports,
         max_connections: settings.net.max_connections as usize,
     })?;
-    isolate::while_serving()?;
+    isolate::while_serving(report.map(File::from))?;
     stack.run().map(drop)
 }
 
