@@ -5,19 +5,29 @@ use std::io::{self, Read, Write};
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::time::Duration;
 
-/// Sends the frames on standard input, each after its length in two bytes, big-endian; all of them so many times.
-pub(crate) fn send(interface: &str, times: &str) -> io::Result<()> {
-    let times: u32 = times.parse().map_err(io::Error::other)?;
+/// Sends the frames on standard input, each after its length in two bytes, big-endian; all of them so many times. The number
+/// of the round stands in the two bytes at a place of each frame, if one is given.
+pub(crate) fn send(interface: &str, times: &str, place: Option<&str>) -> io::Result<()> {
+    let times: u16 = times.parse().map_err(io::Error::other)?;
+    let place: Option<usize> = place
+        .map(str::parse)
+        .transpose()
+        .map_err(io::Error::other)?;
     let mut input = Vec::new();
     io::stdin().lock().read_to_end(&mut input)?;
     let mut socket = socket(interface)?;
-    for _ in 0..times {
+    for round in 0..times {
         let mut rest = &input[..];
         while let Some((length, after)) = rest.split_first_chunk::<2>() {
             let length = usize::from(u16::from_be_bytes(*length));
             let cut = || io::Error::other("a frame is cut");
             let (frame, after) = after.split_at_checked(length).ok_or_else(cut)?;
-            send_one(&mut socket, frame)?;
+            let mut frame = frame.to_vec();
+            let number = place.and_then(|place| frame.get_mut(place..place + 2));
+            if let Some(number) = number {
+                number.copy_from_slice(&round.to_be_bytes());
+            }
+            send_one(&mut socket, &frame)?;
             rest = after;
         }
     }

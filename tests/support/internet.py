@@ -8,7 +8,8 @@ and data in hexadecimal digits, and, where the answer is to another question, th
 
 The first line printed is `ready`. Each line on standard input is answered by what was heard up to then, as a JSON array: `tcp
 ADDRESS:PORT` for a connection, and `end ADDRESS:PORT BYTES` when its caller has said all; `udp ADDRESS:PORT` for a datagram, and
-`name NAME TYPE` for a question. What is said is sent back. Callers at port 4 are connected, and that is all.
+`name NAME TYPE` for a question. What is said is sent back. Callers at port 4 are connected, and that is all;
+those at port 5 are sent zeroes without an end; `poured BYTES`, as the last of all, is how many all of them took.
 """
 import ipaddress
 import json
@@ -22,11 +23,13 @@ import sys
 IPV6_FREEBIND = 78
 
 SILENT = 4
+ENDLESS = 5
 STREAMS = [9, 80, 443, 853, 5355, 8080]
 DATAGRAMS = [53, 80, 137, 443, 853, 5353, 5355, 8080]
 
 names = json.loads(sys.argv[1])
 heard = []
+poured = 0
 selector = selectors.DefaultSelector()
 
 
@@ -92,6 +95,23 @@ def accept(listener):
     selector.register(stream, selectors.EVENT_READ, take)
 
 
+def pour(listener):
+    stream, _ = listener.accept()
+    stream.setblocking(False)
+
+    def give(stream):
+        global poured
+        try:
+            poured += stream.send(bytes(65536))
+        except BlockingIOError:
+            pass
+        except OSError:
+            selector.unregister(stream)
+            stream.close()
+
+    selector.register(stream, selectors.EVENT_WRITE, give)
+
+
 def receive(listener):
     message, ancillary, _, peer = listener.recvmsg(65536, 1024)
     for _, kind, data in ancillary:
@@ -131,6 +151,7 @@ def main():
     for words in ["link set lo up", "-4 route add local default dev lo", "-6 route add local default dev lo"]:
         subprocess.run(["ip", *words.split()], check=True)
     silent = listen(socket.SOCK_STREAM, SILENT, None)
+    listen(socket.SOCK_STREAM, ENDLESS, pour)
     for port in STREAMS:
         listen(socket.SOCK_STREAM, port, accept)
     for port in DATAGRAMS:
@@ -147,7 +168,7 @@ def main():
             # What has come before the question.
             while others := [event for event in selector.select(0) if event[0].data]:
                 serve(others)
-            print(json.dumps(heard), flush=True)
+            print(json.dumps(heard + [f"poured {poured}"] * (poured > 0)), flush=True)
 
 
 main()

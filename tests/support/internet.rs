@@ -146,19 +146,24 @@ impl Internet {
 
     /// The guest's root sends frames, all of them so many times.
     #[track_caller]
-    pub(crate) fn send(&self, frames: &[Vec<u8>], times: u32) {
-        self.sending(frames, times).join().unwrap().done();
+    pub(crate) fn send(&self, frames: &[Vec<u8>], times: u16) {
+        self.sending(frames, (times, None)).join().unwrap().done();
     }
 
-    /// Begins to do so.
-    pub(crate) fn sending(&self, frames: &[Vec<u8>], times: u32) -> JoinHandle<Outcome> {
+    /// Begins to do so. The number of the round stands at a place of each frame, if one is given.
+    pub(crate) fn sending(
+        &self,
+        frames: &[Vec<u8>],
+        (times, place): (u16, Option<usize>),
+    ) -> JoinHandle<Outcome> {
         let framed: Vec<u8> = frames
             .iter()
             .flat_map(|frame| [&(frame.len() as u16).to_be_bytes()[..], frame].concat())
             .collect();
-        let times = times.to_string();
         let send = ["exec", "-i", "x", "--", "/guest", "send-frames", "eth0"];
-        let command = self.msb([&send[..], &[&times]].concat());
+        let mut command = self.msb(send);
+        command.arg(times.to_string());
+        command.args(place.map(|place| place.to_string()));
         std::thread::spawn(move || command::run(command, &framed))
     }
 
