@@ -19,16 +19,22 @@ fn is_confined(pid: i32) -> bool {
     is("NoNewPrivs", "1") && is("Seccomp", "2")
 }
 
+/// The one process of this name.
+fn one(home: &Home, name: &str) -> i32 {
+    let mut found = home.processes();
+    found.retain(|process| process.name == name);
+    assert_eq!(found.len(), 1, "{found:?}");
+    found[0].pid
+}
+
 #[test]
 fn machine_and_supervisor_are_confined_and_inspect_tells_it() {
     let home = Guests::one();
-    let supervisors: Vec<_> = home
-        .processes()
-        .into_iter()
-        .filter(|process| process.name == "msb-supervisor")
-        .collect();
-    assert_eq!(supervisors.len(), 1, "{supervisors:?}");
-    for pid in [home.machine().pid, supervisors[0].pid] {
+    for pid in [
+        home.machine().pid,
+        one(&home, "msb-supervisor"),
+        one(&home, "msb-net"),
+    ] {
         assert!(is_confined(pid), "{pid}");
     }
     let json = home.run(["inspect", "--format", "json", "x"]).done();
@@ -44,6 +50,11 @@ fn machine_and_supervisor_are_confined_and_inspect_tells_it() {
         "vmm:privileges",
         "vmm:paths",
         "vmm:calls",
+        "net:privileges",
+        "net:core",
+        "net:capabilities",
+        "net:paths",
+        "net:calls",
         "supervisor:privileges",
         "supervisor:paths",
         "supervisor:calls",
@@ -103,6 +114,38 @@ fn a_program_in_the_machines_place_reaches_neither_files_nor_network() {
     // One device, the loopback of its own network, and no core dumps.
     assert_eq!(said, "began\n1\n0\ne", "{log}");
     assert_eq!(fs::read_to_string(canary).unwrap(), "secret");
+}
+
+/// What others could do as this user cannot be done in the network's process: see msb-net/src/isolate.rs for attempts.
+#[test]
+fn the_networks_process_has_no_rights_no_files_and_no_other_sockets() {
+    let home = Guests::one();
+    let pid = one(&home, "msb-net");
+    let none = "0000000000000000";
+    for set in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
+        assert_eq!(status_line(pid, set).as_deref(), Some(none), "{set}");
+    }
+    assert_eq!(status_line(pid, "Threads").as_deref(), Some("1"));
+    let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+    let core = limits
+        .lines()
+        .find_map(|line| line.strip_prefix("Max core file size"))
+        .unwrap();
+    assert_eq!(
+        core.split_whitespace().collect::<Vec<_>>(),
+        ["0", "0", "bytes"]
+    );
+    // What it has open is the wire, the pipes, the counters and nothing that has a name.
+    for entry in fs::read_dir(format!("/proc/{pid}/fd")).unwrap() {
+        let target = fs::read_link(entry.unwrap().path()).unwrap();
+        let target = target.to_string_lossy();
+        let nameless = ["socket:", "pipe:", "anon_inode:", "/memfd:", "/dev/null"];
+        let is_nameless = nameless.iter().any(|kind| target.starts_with(kind));
+        assert!(
+            is_nameless || target.ends_with("/samples") || target.ends_with("/supervisor.log"),
+            "{target}"
+        );
+    }
 }
 
 #[test]

@@ -80,8 +80,20 @@ mod mounts;
 mod mounts_work;
 /// What a guest reaches, and who reaches it.
 mod net;
-/// What a guest may reach, and which names it finds.
+/// Attempts to pass by the policy of a guest's network.
+mod net_bypass;
+/// What the log of a network tells.
+mod net_events;
+/// Guests that flood their network.
+mod net_floods;
+/// Which names a guest finds, and what TLS asks for.
+mod net_names;
+/// The host, and logs, under a policy.
 mod net_policy;
+/// What people use a network with.
+mod net_programs;
+/// Policies as they are written.
+mod net_rules;
 /// Names, room on the disk, and what goes when nobody needs it.
 mod prune;
 /// Guests and machines that end without being asked to.

@@ -9,6 +9,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use libmsb::net::network::GATEWAY_LINK_LOCAL;
 use libmsb::net::prefix::Prefix;
 use libmsb::net::rule::Group;
 use serde::{Deserialize, Serialize};
@@ -111,7 +112,8 @@ impl HostFacts {
         let within = |prefixes: &[Prefix]| prefixes.iter().any(|prefix| prefix.contains(address));
         let special = within(&SPECIAL);
         // In the reference's order: host, meta, loopback, private, link-local, multicast, public.
-        if self.gateways.contains(&address) || (self.own.contains(&address) && !within(&LOOPBACK)) {
+        let gateway = self.gateways.contains(&address) || address == GATEWAY_LINK_LOCAL;
+        if gateway || (self.own.contains(&address) && !within(&LOOPBACK)) {
             Some(Group::Host)
         } else if within(&META) {
             Some(Group::Meta)
@@ -240,7 +242,9 @@ mod tests {
             ("fdff::1", Some(Group::Private)),
             ("fec0::1", Some(Group::Private)),
             ("169.254.0.1", Some(Group::LinkLocal)),
-            ("fe80::1", Some(Group::LinkLocal)),
+            // The gateway's, on every wire.
+            ("fe80::1", Some(Group::Host)),
+            ("fe80::2", Some(Group::LinkLocal)),
             ("169.254.169.254", Some(Group::Meta)),
             ("fd00:ec2::254", Some(Group::Meta)),
             ("100.100.100.200", Some(Group::Meta)),

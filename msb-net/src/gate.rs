@@ -122,6 +122,12 @@ impl Gate {
         })
     }
 
+    /// A datagram of the guest goes nowhere, since nobody has the address. The log is told if the policy has a reason for it.
+    pub(crate) fn nobody(&self, flow: &Flow, (now, log): (Instant, &mut Log)) {
+        let facts = self.facts(now, Direction::Egress, Protocol::Udp, flow.remote);
+        self.judge(flow, facts, log);
+    }
+
     /// Whether a connection may go on, now that it is known what the guest says first: as facts to judge it by later.
     pub(crate) fn look(
         &mut self,

@@ -4,10 +4,15 @@
 //! program or to gain rights, and sockets of the Internet only: what the policy forbids could be reached from there, and
 //! nothing else.
 
+use std::fs::File;
+use std::io::{self, Write};
+
 use anyhow::Context;
 use landlock::{
-    ABI, Access, AccessFs, CompatLevel, Compatible, Ruleset, RulesetAttr, RulesetError, Scope,
+    ABI, Access, AccessFs, CompatLevel, Compatible, Ruleset, RulesetAttr, RulesetError,
+    RulesetStatus, Scope,
 };
+use libmsb::isolate::{Step, Taken};
 use rustix::process::{Resource, Rlimit, setrlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities, set_no_new_privs};
 use seccompiler::{
@@ -62,14 +67,36 @@ const CALLS: &[libc::c_long] = &[
     libc::SYS_exit_group,
 ];
 
-/// Gives up everything. What an old kernel does not know it cannot give up.
-pub(crate) fn while_serving() -> anyhow::Result<()> {
+/// What steps are told of as.
+const PROCESS: &str = "net";
+
+/// Gives up everything, in this order, and says so to whoever started us. What an old kernel does not know cannot be given
+/// up; but for files, what fails ends us.
+pub(crate) fn while_serving(report: Option<File>) -> anyhow::Result<()> {
     set_no_new_privs(true).context("cannot give up new privileges")?;
     forbid_dumps().context("cannot forbid core dumps")?;
     give_up_capabilities().context("cannot give up capabilities")?;
-    give_up_files().context("cannot give up files")?;
+    let files = give_up_files().context("cannot give up files")?;
     let filter = filter().context("cannot make the filter of system calls")?;
-    seccompiler::apply_filter(&filter).context("cannot give up system calls")
+    seccompiler::apply_filter(&filter).context("cannot give up system calls")?;
+    let whole = |step| Step::of(PROCESS, step, Taken::Whole);
+    let steps = [
+        whole("privileges"),
+        whole("core"),
+        whole("capabilities"),
+        Step::of(PROCESS, "paths", files),
+        whole("calls"),
+    ];
+    // Should nobody listen, no isolation is shown.
+    let _ = report.map(|report| tell(report, &steps));
+    Ok(())
+}
+
+/// The steps, in one line, which is far shorter than a pipe.
+fn tell(mut report: File, steps: &[Step]) -> io::Result<()> {
+    let mut line = serde_json::to_vec(steps)?;
+    line.push(b'\n');
+    report.write_all(&line)
 }
 
 /// What passes through here is nobody's business, also when we crash.
@@ -92,14 +119,20 @@ fn give_up_capabilities() -> rustix::io::Result<()> {
 }
 
 /// No rule follows: nothing can be opened, and no socket of another program's be reached by its name.
-fn give_up_files() -> Result<(), RulesetError> {
-    Ruleset::default()
+fn give_up_files() -> Result<Taken, RulesetError> {
+    let restricted = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(AccessFs::from_all(LANDLOCK))?
         .scope(Scope::from_all(LANDLOCK))?
         .create()?
-        .restrict_self()
-        .map(drop)
+        .restrict_self()?;
+    Ok(match restricted.ruleset {
+        RulesetStatus::FullyEnforced => Taken::Whole,
+        RulesetStatus::PartiallyEnforced => {
+            Taken::Part("this kernel's Landlock is older and lacks some rights".to_owned())
+        }
+        RulesetStatus::NotEnforced => Taken::Not("this kernel has no Landlock".to_owned()),
+    })
 }
 
 /// A call that is not on the list fails: rarely taken ways of a library are no reason to end.

@@ -7,12 +7,14 @@ use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
+use libmsb::net::ports::Transport;
 use rustix::io::{Errno, write};
 use serde::Serialize;
 
 use crate::dns;
 use crate::flow::Flow;
 use crate::policy::{Facts, Verdict};
+use crate::ports::Port;
 
 /// Bytes of events that wait for the reader.
 const WAITING_BYTES_MAX: usize = 256 * 1024;
@@ -48,6 +50,13 @@ enum Event<'a> {
         judged: &'a Judged,
         text: &'a str,
     },
+    /// A port is published, or is no more.
+    Port {
+        change: PortChange,
+        host: String,
+        guest: u16,
+        transport: Transport,
+    },
     /// There are as many as there may be.
     Limit {
         protocol: &'a str,
@@ -58,6 +67,16 @@ enum Event<'a> {
     Trouble { what: &'a str, error: String },
     /// Events that found no room.
     Lost { events: u64 },
+}
+
+/// What became of a published port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum PortChange {
+    /// It leads into the guest from now on.
+    Published,
+    /// It does no more.
+    Removed,
 }
 
 /// What was judged, and how: what `msb net replay` judges again.
@@ -194,6 +213,17 @@ impl Log {
                 remote,
                 judged: &Judged { facts, verdict },
                 text: verdict.reason.text(),
+            });
+        }
+    }
+
+    pub(crate) fn port(&mut self, port: &Port, change: PortChange) {
+        if self.reader.is_some() {
+            self.put(&Event::Port {
+                change,
+                host: port.host.to_string(),
+                guest: port.guest,
+                transport: port.transport,
             });
         }
     }

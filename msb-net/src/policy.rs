@@ -12,6 +12,7 @@
 //!   guest's first bytes were looked at: if they are TLS, the name in them must be the rule's, and be pinned to the
 //!   address. A name that is hidden (no SNI, or an encrypted ClientHello) admits nothing. QUIC hides it as well, so UDP to
 //!   port 443 needs a rule that says udp.
+//! - What is sent to many at once (multicast, broadcast) is not carried, whatever allows it.
 
 use std::net::IpAddr;
 
@@ -122,6 +123,8 @@ pub(crate) enum Reason {
     NotPublic,
     /// A name was found to have an address that is not public, and no rule allows.
     Rebinding,
+    /// It is to many at once, and nothing of that is carried.
+    Multicast,
 }
 
 impl Reason {
@@ -147,6 +150,7 @@ impl Reason {
             Reason::Rebinding => {
                 "the name has an address that is not public; a rule on the address allows it"
             }
+            Reason::Multicast => "nothing is carried to many at once",
         }
     }
 }
@@ -190,6 +194,14 @@ impl Judge {
 
     /// What becomes of a connection.
     pub(crate) fn verdict(&self, facts: &Facts) -> Verdict {
+        let found = self.by_rules(facts);
+        if found.allows() && facts.direction == Direction::Egress && is_to_many(facts.address) {
+            return verdict(Action::Deny, None, Reason::Multicast);
+        }
+        found
+    }
+
+    fn by_rules(&self, facts: &Facts) -> Verdict {
         if is_dns(facts) {
             return verdict(Action::Allow, None, Reason::Dns);
         }
@@ -258,9 +270,11 @@ impl Judge {
             (Target::Group(group), Action::Allow) => faces
                 .iter()
                 .all(|face| self.host.group(*face) == Some(*group)),
-            (Target::Group(group), Action::Deny) => faces
-                .iter()
-                .any(|face| self.host.group(*face) == Some(*group)),
+            // What is at the host's loopback is the host's.
+            (Target::Group(group), Action::Deny) => faces.iter().any(|face| {
+                let found = self.host.group(*face);
+                found == Some(*group) || (*group == Group::Host && found == Some(Group::Loopback))
+            }),
             (Target::Range(range), Action::Deny) => {
                 range.contains(address) || faces.iter().any(|face| range.contains(*face))
             }
@@ -406,6 +420,12 @@ fn verdict(action: Action, rule: Option<usize>, reason: Reason) -> Verdict {
         reason,
         look: false,
     }
+}
+
+/// Whether an address has many behind it.
+fn is_to_many(address: IpAddr) -> bool {
+    let broadcast = matches!(address, IpAddr::V4(address) if address.is_broadcast());
+    address.is_multicast() || broadcast
 }
 
 /// Whether a rule speaks of such a protocol and port.

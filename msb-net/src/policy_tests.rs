@@ -225,6 +225,39 @@ fn names_cannot_be_found_past_our_server() {
 }
 
 #[test]
+fn a_host_that_is_denied_is_denied_by_each_of_its_addresses() {
+    let judge = judge("deny@host,allow@any");
+    for peer in [
+        "172.16.0.1:80",
+        "[fe80::1]:80",
+        "192.168.1.5:80",
+        "127.0.0.1:80",
+        "0.0.0.0:80",
+        "[::ffff:127.0.0.1]:80",
+    ] {
+        assert_eq!(judge.verdict(&tcp(peer)).rule, Some(1), "{peer}");
+    }
+    assert_eq!(judge.verdict(&tcp("192.168.1.6:80")).rule, Some(2));
+}
+
+#[test]
+fn nothing_is_carried_to_many_at_once() {
+    let everything = judge("all");
+    for peer in [
+        "224.0.0.1:5000",
+        "239.255.255.250:1900",
+        "255.255.255.255:67",
+        "[ff02::1]:5000",
+    ] {
+        let verdict = everything.verdict(&facts(Protocol::Udp, peer));
+        let multicast = (Action::Deny, None, Reason::Multicast);
+        assert_eq!(short(verdict), multicast, "{peer}");
+    }
+    let denied = judge("").verdict(&facts(Protocol::Udp, "224.0.0.1:5000"));
+    assert_eq!(denied.reason, Reason::Default);
+}
+
+#[test]
 fn a_name_admits_the_addresses_that_it_was_found_to_have() {
     let judge = judge("allow@example.com,allow@*.example.org:tcp:443");
     let peer = || tcp("93.184.216.34:443");

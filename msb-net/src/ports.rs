@@ -16,6 +16,7 @@ use rustix::net::{RecvFlags, SocketFlags, acceptfrom_with, recvfrom};
 
 use crate::flow::{End, Flow};
 use crate::host;
+use crate::log::PortChange;
 use crate::stack::World;
 use crate::tcp::Tcp;
 use crate::udp::Udp;
@@ -81,6 +82,7 @@ pub(crate) fn renew(
         {
             // Whoever has the socket beside us keeps it in there otherwise.
             let _ = epoll::delete(&world.epoll, &port.socket);
+            world.log.port(port, PortChange::Removed);
             *place = None;
         }
     }
@@ -93,6 +95,7 @@ pub(crate) fn renew(
         if number == world.ports.len() {
             world.ports.push(None);
         }
+        world.log.port(&port, PortChange::Published);
         world.ports[number] = Some(port);
     }
     Ok(())

@@ -22,7 +22,7 @@ use crate::control::Control;
 use crate::dns::Server;
 use crate::gate::Gate;
 use crate::isolate;
-use crate::log::Log;
+use crate::log::{Log, PortChange};
 use crate::policy::Judge;
 use crate::ports::Port;
 use crate::stack::{Parts, Stack};
@@ -77,6 +77,9 @@ pub(crate) struct ServeArgs {
     /// Count what goes through in this file, the samples of a sandbox
     #[arg(long, value_name = "N")]
     samples_fd: Option<RawFd>,
+    /// Write here what was given up before serving, a JSON array on a line
+    #[arg(long, value_name = "N")]
+    report_fd: Option<RawFd>,
     #[command(flatten)]
     net: NetArgs,
 }
@@ -108,12 +111,17 @@ pub(crate) fn serve(args: &ServeArgs) -> anyhow::Result<()> {
     let samples = args.samples_fd.map(inherited).transpose()?;
     let samples = samples.map(NetWriter::from_fd).transpose();
     let samples = samples.context("cannot use the descriptor for samples")?;
+    let report = args.report_fd.map(inherited).transpose()?;
     let frames = frames(args)?;
     ioctl_fionbio(&frames, true).context("cannot use the frame stream")?;
     raise_descriptor_limit();
     let control = args.control_fd.map(inherited).transpose()?;
     let (judge, names) = judges(&settings);
     let names = Server::new(names, Box::new(random));
+    let mut log = Log::new(events);
+    ports
+        .iter()
+        .for_each(|port| log.port(port, PortChange::Published));
     let mut stack = Stack::new(Parts {
         frames,
         life,
@@ -121,11 +129,11 @@ pub(crate) fn serve(args: &ServeArgs) -> anyhow::Result<()> {
         samples,
         network: settings.network,
         gate: Gate::new(judge, names),
-        log: Log::new(events),
+        log,
         ports,
         max_connections: settings.net.max_connections as usize,
     })?;
-    isolate::while_serving()?;
+    isolate::while_serving(report.map(File::from))?;
     stack.run().map(drop)
 }
 

@@ -29,7 +29,7 @@ use crate::resolver::{Asked, Resolver};
 use crate::serve;
 use crate::slab::Key;
 use crate::tcp::Tcp;
-use crate::udp::Udp;
+use crate::udp::{self, Udp};
 use libmsb::net::network::{Network, Settings};
 
 /// Events that are taken at once.
@@ -477,8 +477,11 @@ fn handle(world: &mut World, protocols: Protocols<'_>, packet: &Packet<'_>, plac
         return;
     }
     let network = &world.network;
-    if !network.is_guest(packet.source) || is_nobody(network, packet) {
+    if !network.is_guest(packet.source) {
         return;
+    }
+    if is_nobody(network, packet) {
+        return udp::nobody(world, packet);
     }
     // Whoever speaks the frame stream chooses its own.
     world.network.guest_mac = packet.mac;

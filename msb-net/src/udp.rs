@@ -318,6 +318,15 @@ pub(crate) fn parse<'a>(packet: &Packet<'a>) -> Option<(Flow, &'a [u8])> {
     (flow.remote.port != 0).then_some((flow, payload))
 }
 
+/// A datagram to an address that nobody has. It is not carried, and is told of where the policy has a reason for that; nobody
+/// is told that it cannot be reached (RFC 1122, 3.2.2).
+pub(crate) fn nobody(world: &mut World, packet: &Packet<'_>) {
+    let whole = packet.protocol == protocol::UDP && packet.piece.is_none();
+    if let Some((flow, _)) = whole.then(|| parse(packet)).flatten() {
+        world.gate.nobody(&flow, (world.now, &mut world.log));
+    }
+}
+
 /// Sends a datagram to the guest.
 pub(crate) fn send_datagram(world: &mut World, flow: &Flow, payload: &[u8]) {
     let head = Head::new(flow.remote.address, flow.guest.address, protocol::UDP);

@@ -160,11 +160,13 @@ impl Net {
         }
     }
 
-    /// Starts `msb-net`, which ends when the life pipe is closed, and counts in a page of the sample file.
+    /// Starts `msb-net`, which ends when the life pipe is closed, counts in a page of the sample file, and reports what it
+    /// has given up.
     pub(crate) fn start(
         &self,
         life: BorrowedFd<'_>,
         counters: OwnedFd,
+        report: BorrowedFd<'_>,
     ) -> anyhow::Result<NetProcess> {
         let (frames, theirs) = UnixStream::pair().context("cannot make a socket for frames")?;
         let (events, events_theirs) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
@@ -187,6 +189,7 @@ impl Net {
             ("--control-fd", control_theirs.as_fd()),
             ("--life-fd", life),
             ("--samples-fd", counters.as_fd()),
+            ("--report-fd", report),
         ] {
             args.extend([option.to_owned(), descriptor.as_raw_fd().to_string()]);
             inherited.push(descriptor);

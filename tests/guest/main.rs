@@ -7,12 +7,16 @@
 //! - `hold MEBIBYTES` takes that much memory, prints `held`, and keeps it until standard input ends.
 //! - `grant FILE` gives a file a capability, so that who executes it may bind low ports.
 //! - `echo-datagrams PORT` sends each datagram of that port back, and never ends.
+//! - `call` makes the attempts to reach somebody that are on standard input, and prints what became of each.
+//! - `send-frames INTERFACE TIMES [PLACE]` sends the Ethernet frames that are on standard input.
 //! - As process 1 it prints `hello` and restarts the machine: the least that a boot can lead to. libkrun's process then ends
 //!   with status 42. Where there is a file `/stay`, it does nothing instead: the least that a machine can do.
 
 #![no_main]
 
 mod burn;
+mod call;
+mod frames;
 mod hold;
 mod spawn;
 mod walk;
@@ -57,8 +61,11 @@ fn run() -> io::Result<()> {
         ["hold", mebibytes] => hold::memory(mebibytes),
         ["grant", file] => grant(file),
         ["echo-datagrams", port] => echo_datagrams(port),
+        ["call"] => call::all(),
+        ["send-frames", interface, times] => frames::send(interface, times, None),
+        ["send-frames", interface, times, place] => frames::send(interface, times, Some(place)),
         _ => Err(io::Error::other(
-            "usage: walk ROOT | walk-under-mounts PLACE | fork-exec COUNT PROGRAM | burn SECONDS | hold MEBIBYTES | grant FILE | echo-datagrams PORT",
+            "usage: walk ROOT | walk-under-mounts PLACE | fork-exec COUNT PROGRAM | burn SECONDS | hold MEBIBYTES | grant FILE | echo-datagrams PORT | call | send-frames INTERFACE TIMES [PLACE]",
         )),
     }
 }

@@ -7,6 +7,11 @@ pub(crate) mod erofs;
 pub(crate) mod fuse;
 mod guests;
 mod home;
+/// A network of the test's own.
+pub(crate) mod internet;
+mod link;
+/// A name server.
+pub(crate) mod names;
 /// Exports, and those who receive them.
 pub(crate) mod otlp;
 mod processes;
@@ -20,6 +25,8 @@ mod terminal;
 pub(crate) use command::{Outcome, Running};
 pub(crate) use guests::Guests;
 pub(crate) use home::Home;
+pub(crate) use internet::Internet;
+pub(crate) use link::Link;
 pub(crate) use processes::{Process, open_files};
 pub(crate) use random::Random;
 pub(crate) use registry::Registry;

@@ -20,7 +20,7 @@ pub use paths::{Access, Place, Reach, keep_paths};
 /// A step, and whether it could be taken.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Step {
-    /// Which process took it: `vmm`, `share`, `supervisor`.
+    /// Which process took it: `vmm`, `share`, `net`, `supervisor`.
     pub process: String,
     /// What it is called.
     pub step: String,

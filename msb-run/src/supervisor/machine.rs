@@ -5,6 +5,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::ExitStatus;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use libmsb::isolate::Step;
@@ -21,8 +22,12 @@ use crate::net::{Net, NetProcess};
 /// Longest report of what the processes of a machine have given up, in bytes.
 const REPORT_BYTES_MAX: usize = 8192;
 
-/// What the server of a share calls itself in there.
+/// What the server of a share calls itself in there, and the network's process.
 const SHARE: &str = "share";
+const NET: &str = "net";
+
+/// Time for the network's process to say what it has given up: it was started before the guest was.
+const NET_PATIENCE: Duration = Duration::from_secs(1);
 
 /// A machine that was started, or stands in for one that is not yet.
 #[derive(Debug)]
@@ -37,7 +42,7 @@ pub(crate) struct Machine {
     pub(crate) net: Option<NetProcess>,
     /// Serves folders of the host to it, if any are shared.
     pub(crate) share: Option<Process>,
-    /// Takes what the machine's process, and the server of its share, say of themselves: a line each.
+    /// Takes what the machine's process, the server of its share and that of its network say of themselves: a line each.
     report: File,
     /// Closed when this process is gone: then the machine ends. Of one that is not started: the other ends.
     _life: Vec<OwnedFd>,
@@ -76,7 +81,7 @@ pub(crate) fn start(
     }
     let (mut net_process, mut frames) = (None, None);
     if let Some((net, counters)) = net {
-        let mut process = net.start(life_theirs.as_fd(), counters)?;
+        let mut process = net.start(life_theirs.as_fd(), counters, report_theirs.as_fd())?;
         frames = process.frames.take();
         wanted.net = frames.as_ref().map(|frames| net.device(frames));
         net_process = Some(process);
@@ -162,11 +167,21 @@ impl Machine {
     }
 
     /// What its processes have given up, the machine's own first. For when the guest has said hello: by then it was told,
-    /// since a machine begins when its share is served.
+    /// since a machine begins when its share is served. Only the network's process nobody waits for before that.
     pub(crate) fn isolation(&self) -> Vec<Step> {
-        let mut lines = [0; REPORT_BYTES_MAX];
-        let count = (&self.report).read(&mut lines).unwrap_or(0);
-        isolation(&lines[..count])
+        let deadline = Instant::now() + NET_PATIENCE;
+        let mut lines = Vec::new();
+        loop {
+            let mut some = [0; REPORT_BYTES_MAX];
+            let count = (&self.report).read(&mut some).unwrap_or(0);
+            lines.extend_from_slice(&some[..count]);
+            let steps = isolation(&lines);
+            let is_whole = self.net.is_none() || steps.iter().any(|step| step.process == NET);
+            if is_whole || Instant::now() >= deadline {
+                return steps;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// How the process ended, if it did.
@@ -187,6 +202,7 @@ fn isolation(lines: &[u8]) -> Vec<Step> {
         .filter_map(|line| serde_json::from_slice::<Vec<Step>>(line).ok())
         .flatten()
         .collect();
-    steps.sort_by_key(|step| step.process == SHARE);
+    let processes = [SHARE, NET];
+    steps.sort_by_key(|step| processes.iter().position(|of| *of == step.process));
     steps
 }
