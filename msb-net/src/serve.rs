@@ -23,6 +23,7 @@ use crate::dns::Server;
 use crate::gate::Gate;
 use crate::isolate;
 use crate::log::Log;
+use crate::own::Own;
 use crate::policy::Judge;
 use crate::ports::Port;
 use crate::stack::{Parts, Stack};
@@ -114,14 +115,21 @@ pub(crate) fn serve(args: &ServeArgs) -> anyhow::Result<()> {
     let control = args.control_fd.map(inherited).transpose()?;
     let (judge, names) = judges(&settings);
     let names = Server::new(names, Box::new(random));
+    let mut log = Log::new(events);
+    let own = Own::open();
+    if let Err(error) = &own {
+        let error = (*error).into();
+        log.trouble("cannot watch the host's own addresses", &error);
+    }
     let mut stack = Stack::new(Parts {
         frames,
         life,
         control: control.map(Control::new),
+        own: own.ok(),
         samples,
         network: settings.network,
         gate: Gate::new(judge, names),
-        log: Log::new(events),
+        log,
         ports,
         max_connections: settings.net.max_connections as usize,
     })?;
@@ -226,7 +234,7 @@ fn inherited(number: RawFd) -> anyhow::Result<OwnedFd> {
 }
 
 /// A connection is a descriptor: as many as the system allows.
-fn raise_descriptor_limit() {
+pub(crate) fn raise_descriptor_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     // Where it fails there are fewer connections.
