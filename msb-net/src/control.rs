@@ -28,6 +28,8 @@ pub(crate) enum Word {
     Nothing,
     /// Nothing more, ever.
     End,
+    /// The same, since the socket fails.
+    Broken(Errno),
 }
 
 /// The socket.
@@ -58,7 +60,11 @@ impl Control {
                 Ok(None) => return Word::End,
                 Err(Errno::AGAIN) => return Word::Nothing,
                 Err(Errno::INTR) => continue,
-                Err(error) => return self.nonsense(format!("a packet cannot be read: {error}")),
+                Err(Errno::MFILE) => {
+                    return self.nonsense("there are too many open files".to_owned());
+                }
+                // Who asked again would hear the same for ever.
+                Err(error) => return Word::Broken(error),
             };
             match kind {
                 PACKET_PORTS if self.ports.len() + descriptors.len() <= PUBLISHED_MAX => {
@@ -154,6 +160,7 @@ mod tests {
             Word::Nonsense(why) => why,
             Word::Nothing => "nothing".to_owned(),
             Word::End => "end".to_owned(),
+            Word::Broken(error) => error.to_string(),
         }
     }
 
@@ -174,5 +181,11 @@ mod tests {
         assert_eq!(&answer[..count], br#"{"error":"no"}"#);
         drop(other);
         assert_eq!(said(control.next()), "end");
+    }
+    #[test]
+    fn a_socket_that_fails_is_asked_no_more() {
+        let (read, _write) = rustix::pipe::pipe().unwrap();
+        let mut control = Control::new(read);
+        assert!(matches!(control.next(), Word::Broken(Errno::NOTSOCK)));
     }
 }

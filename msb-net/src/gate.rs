@@ -19,6 +19,8 @@ pub(crate) const DNS_PORT: u16 = 53;
 /// What judges, and knows the names.
 pub(crate) struct Gate {
     judge: Judge,
+    /// Addresses of the host, as they were told with the policy.
+    own: Vec<IpAddr>,
     names: Server,
 }
 
@@ -38,13 +40,22 @@ pub(crate) enum Way {
 
 impl Gate {
     pub(crate) fn new(judge: Judge, names: Server) -> Gate {
-        Gate { judge, names }
+        let own = judge.host().own.clone();
+        Gate { judge, own, names }
     }
 
     /// Judges by another policy from now on, and asks others for names. What names were found to have stays known.
     pub(crate) fn renew(&mut self, judge: Judge, names: Settings) {
+        self.own = judge.host().own.clone();
         self.judge = judge;
         self.names.renew(names);
+    }
+
+    /// The host has these addresses, too.
+    pub(crate) fn set_own(&mut self, addresses: impl Iterator<Item = IpAddr>) {
+        let mut own = self.own.clone();
+        own.extend(addresses);
+        self.judge.set_own(own);
     }
 
     /// The guest asks for a name.

@@ -31,7 +31,8 @@ const CALLS: &[libc::c_long] = &[
     libc::SYS_epoll_ctl,
     libc::SYS_clock_gettime,
     libc::SYS_restart_syscall,
-    // Frames, connections, datagrams, events.
+    // Frames, connections, datagrams, events, and what the kernel tells of the host's addresses, over a socket that is
+    // there already.
     libc::SYS_read,
     libc::SYS_readv,
     libc::SYS_write,

@@ -42,18 +42,25 @@ mod fuzz;
 mod gate;
 /// Sockets of the host.
 mod host;
+/// A guest that means harm.
+#[cfg(test)]
+mod hostile;
 /// Echoes and errors.
 mod icmp;
 /// Ethernet and IP.
 mod ip;
 /// What this process gives up.
 mod isolate;
+/// What connections were judged by.
+mod kept;
 /// What a guest can make us hold.
 mod limits;
 /// Events.
 mod log;
 /// ARP, neighbour discovery, DHCP.
 mod neighbours;
+/// Addresses that the host gets and loses.
+mod own;
 /// Verdicts.
 mod policy;
 /// Published ports.
@@ -70,8 +77,14 @@ mod slab;
 mod stack;
 /// Connections.
 mod tcp;
-/// What tests share.
-#[cfg(test)]
+/// A guest made of tests.
+#[cfg(any(test, fuzzing))]
+#[allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by a panic"
+)]
 mod testing;
 /// Deadlines.
 mod timers;

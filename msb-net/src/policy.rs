@@ -192,6 +192,11 @@ impl Judge {
         &self.host
     }
 
+    /// The host has other addresses of its own.
+    pub(crate) fn set_own(&mut self, own: Vec<IpAddr>) {
+        self.host.own = own;
+    }
+
     /// What becomes of a connection.
     pub(crate) fn verdict(&self, facts: &Facts) -> Verdict {
         let found = self.by_rules(facts);

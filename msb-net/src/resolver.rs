@@ -16,21 +16,22 @@ use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair,
 };
 
-use crate::dns::{Output, Transport, framing};
+use crate::dns::{Output, QUERY_BYTES_MAX, Transport, framing};
 use crate::flow::Flow;
 use crate::host;
+use crate::limits::{ANSWERS_BYTES_TOTAL, STREAMS_MAX};
 use crate::slab::{Key, Slab};
 use crate::stack::{Kind, World};
 use crate::udp::send_datagram;
 
-/// Most connections of the guest to the name server; further ones are closed.
-const STREAMS_MAX: usize = 256;
 /// Most questions of one connection that wait for an answer; further ones are read when there is room.
 const WAITING_MAX: usize = 32;
 /// Bytes that are read at once.
 const READ_BYTES: usize = 8 * 1024;
-/// The longest message with its length.
-const FRAMED_BYTES_MAX: usize = 65_537;
+/// Answers of one connection that the guest has not taken, in bytes; when there are more, no further question is read.
+const OUTGOING_BYTES_MAX: usize = 64 * 1024;
+/// Messages over one connection to a server that answer another question than ours, and are passed over.
+const FOREIGN_MAX: usize = 16;
 
 /// What the guest has for the name server.
 #[derive(Debug)]
@@ -69,6 +70,8 @@ struct Upstream {
     /// Over TCP: what is to be said yet, and what came.
     outgoing: Vec<u8>,
     incoming: Vec<u8>,
+    /// Over TCP: messages that answered something else.
+    foreign: usize,
 }
 
 /// All of them.
@@ -79,6 +82,10 @@ pub(crate) struct Resolver {
     streams: Slab<Stream>,
     upstreams: Slab<Upstream>,
     by_exchange: HashMap<u64, Key>,
+    /// Connections of the guest's that may have room for questions that waited, or be at their end.
+    answered: Vec<Key>,
+    /// Bytes of answers that nobody has taken, and of those that are not all there.
+    bytes: usize,
 }
 
 impl Resolver {
@@ -89,6 +96,8 @@ impl Resolver {
             streams: Slab::new(),
             upstreams: Slab::new(),
             by_exchange: HashMap::new(),
+            answered: Vec::new(),
+            bytes: 0,
         }
     }
 
@@ -110,7 +119,7 @@ impl Resolver {
             self.perform(world, outputs);
         }
         // Answers make room for questions that waited, and the last one ends a connection.
-        for key in self.streams.keys() {
+        while let Some(key) = self.answered.pop() {
             self.stream(world, key);
         }
     }
@@ -140,10 +149,7 @@ impl Resolver {
         while let Some(output) = outputs.pop_front() {
             match output {
                 Output::Reply { client, message } => self.reply(world, client, &message),
-                Output::Done { exchange } => {
-                    let key = self.by_exchange.remove(&exchange);
-                    key.map(|key| self.upstreams.remove(key));
-                }
+                Output::Done { exchange } => self.forget(exchange),
                 Output::Event(event) => world.log.dns(&event),
                 Output::Ask {
                     exchange,
@@ -169,12 +175,23 @@ impl Resolver {
         match client {
             Client::Datagram(flow) => send_datagram(world, &flow, message),
             Client::Stream(key) => {
-                if let Some(stream) = self.streams.get_mut(key) {
-                    stream.outgoing.extend(framing::framed(message));
-                }
                 self.replied(client);
-                self.flush(key);
+                self.put_answer(key, message);
             }
+        }
+    }
+
+    /// An answer for a connection of the guest's. When too much waits, the one that does not take this one ends.
+    fn put_answer(&mut self, key: Key, message: &[u8]) {
+        let Some(stream) = self.streams.get_mut(key) else {
+            return;
+        };
+        let message = framing::framed(message);
+        self.bytes += message.len();
+        stream.outgoing.extend(message);
+        self.flush(key);
+        if self.bytes > ANSWERS_BYTES_TOTAL {
+            self.give_up(key);
         }
     }
 
@@ -183,6 +200,7 @@ impl Resolver {
             && let Some(stream) = self.streams.get_mut(key)
         {
             stream.waiting = stream.waiting.saturating_sub(1);
+            self.answered.push(key);
         }
     }
 
@@ -205,6 +223,7 @@ impl Resolver {
             transport,
             outgoing,
             incoming: Vec::new(),
+            foreign: 0,
         });
         let Some(upstream) = self.upstreams.get(key) else {
             return Err(Errno::NOENT);
@@ -228,20 +247,39 @@ impl Resolver {
 
     /// Something came from somebody who was asked.
     pub(crate) fn upstream(&mut self, world: &mut World, key: Key) {
-        let Some(upstream) = self.upstreams.get_mut(key) else {
-            return;
-        };
-        let exchange = upstream.exchange;
-        let come = match upstream.transport {
-            Transport::Udp => datagram(upstream, &mut world.scratch),
-            Transport::Tcp => message(upstream),
-        };
-        let outputs = match come {
-            Come::Nothing => return,
-            Come::Message(message) => world.gate.answer(world.now, exchange, &message),
-            Come::Failure => world.gate.names_failed(world.now, exchange),
-        };
-        self.perform(world, outputs);
+        // Over TCP the answer may stand behind others, of which nothing more will tell.
+        while let Some(upstream) = self.upstreams.get_mut(key) {
+            let exchange = upstream.exchange;
+            let before = upstream.incoming.len();
+            let come = match upstream.transport {
+                Transport::Udp => datagram(upstream, &mut world.scratch),
+                Transport::Tcp => message(upstream),
+            };
+            self.bytes = self.bytes - before + upstream.incoming.len();
+            let too_much = self.bytes > ANSWERS_BYTES_TOTAL || upstream.foreign > FOREIGN_MAX;
+            let is_stream = upstream.transport == Transport::Tcp;
+            let outputs = match come {
+                Come::Nothing if !too_much => return,
+                Come::Message(message) if !too_much => {
+                    world.gate.answer(world.now, exchange, &message)
+                }
+                _ => {
+                    self.forget(exchange);
+                    world.gate.names_failed(world.now, exchange)
+                }
+            };
+            self.perform(world, outputs);
+            if !is_stream {
+                return;
+            }
+        }
+    }
+
+    /// Nothing more is wanted of a server.
+    fn forget(&mut self, exchange: u64) {
+        let key = self.by_exchange.remove(&exchange);
+        let upstream = key.and_then(|key| self.upstreams.remove(key));
+        self.bytes -= upstream.map_or(0, |upstream| upstream.incoming.len());
     }
 
     fn accept(&mut self, world: &mut World, socket: OwnedFd) {
@@ -284,7 +322,7 @@ impl Resolver {
     /// The next question of a connection, if it is whole, and may be asked now.
     fn next_question(&mut self, key: Key) -> Option<Vec<u8>> {
         let stream = self.streams.get_mut(key)?;
-        if stream.waiting >= WAITING_MAX || stream.outgoing.len() > FRAMED_BYTES_MAX {
+        if stream.waiting >= WAITING_MAX || stream.outgoing.len() > OUTGOING_BYTES_MAX {
             return None;
         }
         loop {
@@ -294,6 +332,8 @@ impl Resolver {
                 stream.waiting += 1;
                 return Some(message);
             }
+            // No question is so long: it is not waited for.
+            stream.ended |= stream.incoming.len() > framing::LENGTH + QUERY_BYTES_MAX;
             if stream.ended {
                 return None;
             }
@@ -313,10 +353,18 @@ impl Resolver {
         let Some(stream) = self.streams.get_mut(key) else {
             return;
         };
-        if put(&stream.socket, &mut stream.outgoing).is_err() {
-            stream.ended = true;
-            stream.outgoing.clear();
+        let before = stream.outgoing.len();
+        let put = put(&stream.socket, &mut stream.outgoing);
+        self.bytes = self.bytes - before + stream.outgoing.len();
+        if put.is_err() {
+            self.give_up(key);
         }
+    }
+
+    /// Ends a connection of the guest's that takes nothing.
+    fn give_up(&mut self, key: Key) {
+        let stream = self.streams.remove(key);
+        self.bytes -= stream.map_or(0, |stream| stream.outgoing.len());
     }
 }
 
@@ -340,8 +388,11 @@ fn message(upstream: &mut Upstream) -> Come {
         return Come::Failure;
     }
     loop {
-        if let Some((message, _)) = framing::first(&upstream.incoming) {
-            return Come::Message(message.to_vec());
+        if let Some((message, taken)) = framing::first(&upstream.incoming) {
+            let message = message.to_vec();
+            upstream.incoming.drain(..taken);
+            upstream.foreign += 1;
+            return Come::Message(message);
         }
         let mut buffer = [0; READ_BYTES];
         match read(&upstream.socket, &mut buffer[..]) {

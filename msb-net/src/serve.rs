@@ -23,6 +23,7 @@ use crate::dns::Server;
 use crate::gate::Gate;
 use crate::isolate;
 use crate::log::{Log, PortChange};
+use crate::own::Own;
 use crate::policy::Judge;
 use crate::ports::Port;
 use crate::stack::{Parts, Stack};
@@ -122,10 +123,16 @@ pub(crate) fn serve(args: &ServeArgs) -> anyhow::Result<()> {
     ports
         .iter()
         .for_each(|port| log.port(port, PortChange::Published));
+    let own = Own::open();
+    if let Err(error) = &own {
+        let error = (*error).into();
+        log.trouble("cannot watch the host's own addresses", &error);
+    }
     let mut stack = Stack::new(Parts {
         frames,
         life,
         control: control.map(Control::new),
+        own: own.ok(),
         samples,
         network: settings.network,
         gate: Gate::new(judge, names),
@@ -234,7 +241,7 @@ fn inherited(number: RawFd) -> anyhow::Result<OwnedFd> {
 }
 
 /// A connection is a descriptor: as many as the system allows.
-fn raise_descriptor_limit() {
+pub(crate) fn raise_descriptor_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     // Where it fails there are fewer connections.

@@ -18,12 +18,15 @@ use rustix::io::Errno;
 
 use crate::control::{Control, Word};
 use crate::device::{Received, Receiver, Transmitter};
+use crate::flow::Flow;
 use crate::fragments::Fragments;
 use crate::gate::Gate;
 use crate::icmp::Icmp;
 use crate::ip::{self, Frame, Packet, protocol};
+use crate::kept::{Keeper, Kept};
 use crate::log::Log;
 use crate::neighbours;
+use crate::own::Own;
 use crate::ports::{self, Port, Ports};
 use crate::resolver::{Asked, Resolver};
 use crate::serve;
@@ -33,7 +36,7 @@ use crate::udp::{self, Udp};
 use libmsb::net::network::{Network, Settings};
 
 /// Events that are taken at once.
-const EVENTS: usize = 256;
+pub(crate) const EVENTS: usize = 256;
 /// A slow reader of events is tried again after so long.
 const LOG_PAUSE: Duration = Duration::from_millis(100);
 /// The largest datagram.
@@ -66,9 +69,11 @@ pub(crate) enum Kind {
     Upstream,
     /// New settings.
     Control,
+    /// Addresses of the host.
+    Own,
 }
 
-const KINDS: [Kind; 9] = [
+const KINDS: [Kind; 10] = [
     Kind::Frames,
     Kind::Life,
     Kind::Tcp,
@@ -78,6 +83,7 @@ const KINDS: [Kind; 9] = [
     Kind::Stream,
     Kind::Upstream,
     Kind::Control,
+    Kind::Own,
 ];
 /// The kind stands above the key in an event's data.
 const KIND_SHIFT: u32 = 56;
@@ -88,6 +94,8 @@ pub(crate) struct World {
     pub(crate) network: Network,
     pub(crate) transmitter: Transmitter,
     pub(crate) gate: Gate,
+    /// What open connections were judged by.
+    pub(crate) keeper: Keeper,
     pub(crate) log: Log,
     pub(crate) ports: Ports,
     /// What the guest has asked the name server in this turn.
@@ -152,6 +160,12 @@ impl World {
 }
 
 impl World {
+    /// Whether what is open may stay, now that the policy is another or the host's addresses are.
+    pub(crate) fn stays(&mut self, flow: &Flow, kept: &Kept) -> bool {
+        let facts = kept.whole();
+        facts.is_some_and(|facts| self.gate.stays(flow, facts, &mut self.log))
+    }
+
     /// Waits for callers at a port.
     pub(crate) fn watch_port(&self, port: &Port, number: usize) -> Result<(), Errno> {
         let number = number as u64;
@@ -190,6 +204,7 @@ pub(crate) struct Stack {
     resolver: Resolver,
     life: Option<OwnedFd>,
     control: Option<Control>,
+    own: Option<Own>,
     /// Where it is counted what goes through, if anybody wants to know.
     samples: Option<NetWriter>,
 }
@@ -199,6 +214,7 @@ pub(crate) struct Parts {
     pub(crate) frames: OwnedFd,
     pub(crate) life: Option<OwnedFd>,
     pub(crate) control: Option<Control>,
+    pub(crate) own: Option<Own>,
     pub(crate) samples: Option<NetWriter>,
     pub(crate) network: Network,
     pub(crate) gate: Gate,
@@ -215,6 +231,7 @@ impl Stack {
             network: parts.network,
             transmitter: Transmitter::new(parts.frames),
             gate: parts.gate,
+            keeper: Keeper::default(),
             log: parts.log,
             ports: parts.ports.into_iter().map(Some).collect(),
             asked: Vec::new(),
@@ -231,6 +248,9 @@ impl Stack {
             if let Some(control) = &parts.control {
                 world.watch(control.socket(), Kind::Control, 0, EventFlags::IN)?;
             }
+            if let Some(own) = &parts.own {
+                world.watch(own.socket(), Kind::Own, 0, EventFlags::IN)?;
+            }
             for (number, port) in world.ports.iter().enumerate() {
                 port.iter()
                     .try_for_each(|port| world.watch_port(port, number))?;
@@ -238,7 +258,7 @@ impl Stack {
             Ok(())
         };
         watched().context("cannot watch a descriptor")?;
-        Ok(Stack {
+        let mut stack = Stack {
             world,
             receiver: Receiver::new(),
             readable: true,
@@ -251,34 +271,74 @@ impl Stack {
             resolver: Resolver::new(),
             life: parts.life,
             control: parts.control,
+            own: parts.own,
             samples: parts.samples,
-        })
+        };
+        stack.judge_by_own();
+        Ok(stack)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn tcp(&self) -> &Tcp {
+        &self.tcp
+    }
+
+    #[cfg(test)]
+    pub(crate) fn udp(&self) -> &Udp {
+        &self.udp
+    }
+
+    /// Somebody has called a published port.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn accepted(&mut self, judged: (Flow, crate::policy::Facts), socket: OwnedFd) {
+        self.tcp.accepted(&mut self.world, judged, socket);
+    }
+
+    /// Tells the gate which addresses are the host's.
+    fn judge_by_own(&mut self) {
+        if let Some(own) = &self.own {
+            self.world.gate.set_own(own.addresses());
+        }
+    }
+
+    /// The host has got an address, or lost one.
+    fn own(&mut self) {
+        let buffer = &mut self.world.scratch;
+        if self.own.as_mut().is_some_and(|own| own.update(buffer)) {
+            self.judge_by_own();
+            self.renew_open();
+        }
     }
 
     /// Serves the guest until one side is gone.
     pub(crate) fn run(&mut self) -> anyhow::Result<End> {
         let mut events = Vec::with_capacity(EVENTS);
         loop {
-            events.clear();
             let timeout = self.timeout();
-            match epoll::wait(
-                &self.world.epoll,
-                spare_capacity(&mut events),
-                timeout.as_ref(),
-            ) {
-                Ok(_) | Err(Errno::INTR) => {}
-                Err(error) => return Err(error).context("cannot wait for events"),
-            }
-            self.world.now = Instant::now();
-            for event in &events {
-                if let Some(end) = self.event(event) {
-                    return Ok(end);
-                }
-            }
-            if let Some(end) = self.turn().context("the frame stream is broken")? {
+            if let Some(end) = self.step(&mut events, timeout.as_ref())? {
                 return Ok(end);
             }
         }
+    }
+
+    /// Waits for something, and does what is to be done then.
+    pub(crate) fn step(
+        &mut self,
+        events: &mut Vec<Event>,
+        timeout: Option<&Timespec>,
+    ) -> anyhow::Result<Option<End>> {
+        events.clear();
+        match epoll::wait(&self.world.epoll, spare_capacity(events), timeout) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error).context("cannot wait for events"),
+        }
+        self.world.now = Instant::now();
+        for event in events.iter() {
+            if let Some(end) = self.event(event) {
+                return Ok(Some(end));
+            }
+        }
+        self.turn().context("the frame stream is broken")
     }
 
     /// What can be done now.
@@ -373,9 +433,19 @@ impl Stack {
                 Word::Nothing => break,
                 // Nobody has a word any more; who started us is watched elsewhere.
                 Word::End => return,
+                Word::Broken(error) => {
+                    let log = &mut self.world.log;
+                    return log.trouble("cannot take new settings", &error.into());
+                }
             }
         }
         self.control = Some(control);
+    }
+
+    /// Judges what is open anew.
+    fn renew_open(&mut self) {
+        self.tcp.renew(&mut self.world);
+        self.udp.renew(&mut self.world);
     }
 
     /// Makes the policy, the name servers, the ports and the number of connections others.
@@ -392,8 +462,9 @@ impl Stack {
         ports::renew(world, &settings.ports, fresh)?;
         let (judge, names) = serve::judges(&settings);
         world.gate.renew(judge, names);
-        self.tcp.renew(world, settings.net.max_connections as usize);
-        self.udp.renew(world);
+        self.judge_by_own();
+        self.tcp.set_max(settings.net.max_connections as usize);
+        self.renew_open();
         Ok(())
     }
 
@@ -416,6 +487,7 @@ impl Stack {
             Kind::Stream => self.resolver.stream(world, key),
             Kind::Upstream => self.resolver.upstream(world, key),
             Kind::Control => self.control(),
+            Kind::Own => self.own(),
             Kind::Port => {
                 let number = data as u32;
                 let port = world.ports.get(number as usize).and_then(Option::as_ref);

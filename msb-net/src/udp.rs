@@ -17,7 +17,8 @@ use crate::gate::{DNS_PORT, Way};
 use crate::host;
 use crate::icmp::{self, Code};
 use crate::ip::{self, Head, Packet, Piece, protocol};
-use crate::limits::{UDP_FLOWS_MAX, UDP_TIMEOUT};
+use crate::kept::Kept;
+use crate::limits::{UDP_CALLERS_MAX, UDP_FLOWS_MAX, UDP_TIMEOUT};
 use crate::policy::Facts;
 use crate::resolver::Asked;
 use crate::slab::{Key, Slab};
@@ -43,7 +44,7 @@ enum Side {
 struct Datagrams {
     flow: Flow,
     /// What it was judged by.
-    facts: Facts,
+    facts: Kept,
     id: u64,
     side: Side,
     opened: Instant,
@@ -59,6 +60,14 @@ pub(crate) struct Udp {
     by_flow: HashMap<Flow, Key>,
     timers: Timers<Key>,
     count: u64,
+    /// How many of them came through published ports.
+    callers: usize,
+}
+
+impl Side {
+    fn is_published(&self) -> bool {
+        matches!(self, Side::Published { .. })
+    }
 }
 
 impl Udp {
@@ -68,6 +77,7 @@ impl Udp {
             by_flow: HashMap::new(),
             timers: Timers::new(),
             count: 0,
+            callers: 0,
         }
     }
 
@@ -137,13 +147,20 @@ impl Udp {
     }
 
     fn add(&mut self, world: &mut World, (flow, facts): (Flow, Facts), side: Side) -> Key {
-        if self.flows.len() >= UDP_FLOWS_MAX {
-            self.evict(world);
+        let is_published = side.is_published();
+        let (count, max) = if is_published {
+            (self.callers, UDP_CALLERS_MAX)
+        } else {
+            (self.flows.len() - self.callers, UDP_FLOWS_MAX)
+        };
+        if count >= max {
+            self.evict(world, is_published);
         }
+        self.callers += usize::from(is_published);
         self.count += 1;
         let key = self.flows.insert(Datagrams {
             flow,
-            facts,
+            facts: world.keeper.keep(facts),
             id: self.count,
             side,
             opened: world.now,
@@ -161,10 +178,14 @@ impl Udp {
         key
     }
 
-    /// The flow that was silent for longest makes room.
-    fn evict(&mut self, world: &mut World) {
+    /// The flow that was silent for longest makes room, of those of the same side: whoever calls at a published port, under
+    /// as many addresses as he likes, ends none of the guest's own.
+    fn evict(&mut self, world: &mut World, is_published: bool) {
         let flows = self.flows.keys().into_iter();
-        let used = flows.filter_map(|key| Some((self.flows.get(key)?.used, key)));
+        let flows = flows.filter_map(|key| Some((key, self.flows.get(key)?)));
+        let used = flows
+            .filter(|(_, flow)| flow.side.is_published() == is_published)
+            .map(|(key, flow)| (flow.used, key));
         if let Some((_, key)) = used.min() {
             self.remove(world, key, SILENT);
         }
@@ -183,7 +204,7 @@ impl Udp {
                     matches!(world.ports.get(port as usize), Some(Some(_)))
                 }
             };
-            if !has_port || !world.gate.stays(&flow.flow, &flow.facts, &mut world.log) {
+            if !has_port || !world.stays(&flow.flow, &flow.facts) {
                 self.remove(world, key, DENIED);
             }
         }
@@ -195,6 +216,8 @@ impl Udp {
         };
         self.timers.cancel(&mut flow.timer, key);
         self.by_flow.remove(&flow.flow);
+        world.keeper.forget(&flow.facts);
+        self.callers -= usize::from(flow.side.is_published());
         let bytes = (flow.bytes_up, flow.bytes_down);
         let lasted = world.now.saturating_duration_since(flow.opened);
         world
@@ -248,6 +271,12 @@ impl Udp {
         }
         world.published.datagram();
         send_datagram(world, flow, payload);
+    }
+
+    /// Flows that the guest began, and those that came through published ports.
+    #[cfg(test)]
+    pub(crate) fn sides(&self) -> (usize, usize) {
+        (self.flows.len() - self.callers, self.callers)
     }
 
     /// Whether there is a flow between these two.

@@ -1,13 +1,22 @@
 //! A tap device at one end, a frame stream at the other: makes a network namespace the guest of whatever speaks the frame
-//! stream. For benchmarks, where every peer is reached through the same bridge.
+//! stream. For tests of load, and for benchmarks, where every peer is reached through the same bridge.
 //!
-//! `msb-test-tap NAME MTU connect|listen PATH`, within the namespace. The device is up when the first line is printed.
+//! `msb-test-tap NAME MTU connect|listen PATH [LOST OVERTAKEN DELAY]`, within the namespace. The device is up when the first
+//! line is printed. With the last three, of a million frames so many are lost, and so many overtaken by others; all of them
+//! are so many microseconds late.
+
+/// Wires that are worse.
+mod faults;
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::mpsc;
 use std::thread;
+use std::time::Duration;
+
+use faults::Faults;
 
 /// Frames are gathered up to so many bytes.
 const GATHER: usize = 256 * 1024;
@@ -21,9 +30,18 @@ const IFF_NO_PI: i16 = 0x1000;
 
 fn main() -> std::io::Result<()> {
     let words: Vec<String> = std::env::args().skip(1).collect();
-    let [name, mtu, how, path] = &words[..] else {
-        eprintln!("usage: msb-test-tap NAME MTU connect|listen PATH");
-        std::process::exit(2);
+    let [name, mtu, how, path, bad @ ..] = &words[..] else {
+        usage();
+    };
+    let bad: Vec<u32> = bad.iter().filter_map(|word| word.parse().ok()).collect();
+    let faults = match bad[..] {
+        [] => Faults::default(),
+        [lost, overtaken, delay] => Faults {
+            lost,
+            overtaken,
+            delay: Duration::from_micros(delay.into()),
+        },
+        _ => usage(),
     };
     let tap = open_tap(name)?;
     let status = std::process::Command::new("ip")
@@ -37,11 +55,55 @@ fn main() -> std::io::Result<()> {
     enlarge(&socket);
     println!("ready");
     let (tap2, socket2) = (tap.try_clone()?, socket.try_clone()?);
+    if !faults.is_none() {
+        return worse(faults, (tap, tap2), (socket, socket2));
+    }
     thread::spawn(move || {
-        let _ = to_tap(socket2, tap2);
+        let _ = to_tap(socket2, |frame| lenient(&tap2, frame));
         std::process::exit(0);
     });
     to_socket(tap, socket)
+}
+
+fn usage() -> ! {
+    eprintln!("usage: msb-test-tap NAME MTU connect|listen PATH [LOST OVERTAKEN DELAY]");
+    std::process::exit(2);
+}
+
+/// Both ways over a bad wire.
+fn worse(
+    faults: Faults,
+    (mut tap, tap2): (File, File),
+    (mut socket, socket2): (UnixStream, UnixStream),
+) -> std::io::Result<()> {
+    let (to_guest, for_guest) = mpsc::channel();
+    let (to_host, for_host) = mpsc::channel();
+    thread::spawn(move || {
+        let _ = to_tap(socket2, |frame| {
+            to_guest.send(frame.to_vec()).map_err(std::io::Error::other)
+        });
+        std::process::exit(0);
+    });
+    thread::spawn(move || faults.pass(&for_guest, |frame| lenient(&tap2, frame)));
+    thread::spawn(move || {
+        let _ = faults.pass(&for_host, |frame| {
+            let length = (frame.len() as u32).to_be_bytes();
+            socket.write_all(&[&length, frame].concat())
+        });
+        std::process::exit(0);
+    });
+    let mut buffer = vec![0; FRAME];
+    loop {
+        let count = tap.read(&mut buffer)?;
+        let frame = buffer[..count].to_vec();
+        to_host.send(frame).map_err(std::io::Error::other)?;
+    }
+}
+
+/// A device that is down, or full, loses frames.
+fn lenient(mut tap: &File, frame: &[u8]) -> std::io::Result<()> {
+    let _ = tap.write(frame);
+    Ok(())
 }
 
 fn open_tap(name: &str) -> std::io::Result<File> {
@@ -107,7 +169,10 @@ fn has_more(tap: &File) -> bool {
     unsafe { libc::poll(&mut poll, 1, 0) > 0 }
 }
 
-fn to_tap(mut socket: UnixStream, mut tap: File) -> std::io::Result<()> {
+fn to_tap(
+    mut socket: UnixStream,
+    mut send: impl FnMut(&[u8]) -> std::io::Result<()>,
+) -> std::io::Result<()> {
     let mut buffer = vec![0; 2 * GATHER];
     let (mut start, mut end) = (0, 0);
     loop {
@@ -130,9 +195,7 @@ fn to_tap(mut socket: UnixStream, mut tap: File) -> std::io::Result<()> {
             if end - start < LENGTH + length {
                 break;
             }
-            let frame = &buffer[start + LENGTH..start + LENGTH + length];
-            // A device that is down, or full, loses frames.
-            let _ = tap.write(frame);
+            send(&buffer[start + LENGTH..start + LENGTH + length])?;
             start += LENGTH + length;
         }
         if start == end {

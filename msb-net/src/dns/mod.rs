@@ -35,7 +35,7 @@ mod tests;
 pub(crate) use server::{Event, Output, Server, Settings};
 
 /// Longest question of a guest, in bytes: a name of 255, and room for options.
-const QUERY_BYTES_MAX: usize = 4096;
+pub(crate) const QUERY_BYTES_MAX: usize = 4096;
 /// Longest answer over UDP, to the guest and from outside: more goes over TCP. Outside, what fits into any path's packets
 /// (DNS flag day 2020).
 const UDP_BYTES_MAX: u16 = 4096;

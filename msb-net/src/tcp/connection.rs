@@ -8,8 +8,8 @@ use super::segment::{Offer, Segment, Seq, flag};
 use super::template::Template;
 use crate::device::Transmitter;
 use crate::flow::Flow;
+use crate::kept::Kept;
 use crate::limits::{KEEPALIVE, KEEPALIVE_HALF_CLOSED};
-use crate::policy::Facts;
 use libmsb::net::network::Network;
 
 /// Time until a segment is sent again when nothing is known about the guest's answers (RFC 6298 has 1 s; the guest is near).
@@ -105,7 +105,7 @@ pub(crate) struct Connection {
     pub(super) ack_due: bool,
 
     /// What it was judged by; none of one with our own name server.
-    pub(super) facts: Option<Facts>,
+    pub(super) facts: Option<Kept>,
     /// What the guest says first must be looked at: until then it waits.
     pub(super) look: bool,
     /// The host's socket may have something, may take something, will not say more than it has.
@@ -117,8 +117,6 @@ pub(crate) struct Connection {
     /// It stands in the queue of those that are served; it has segments of this turn.
     pub(super) queued: bool,
     pub(super) batched: bool,
-    /// It stands among those that found no memory.
-    pub(super) starved: bool,
 
     pub(super) deadline: Instant,
     /// When the entry among the timers is due.
@@ -179,7 +177,6 @@ impl Connection {
             hung_up: false,
             broken: false,
             queued: false,
-            starved: false,
             batched: false,
             deadline: now,
             timer: None,

@@ -19,14 +19,17 @@
 //!   other is then broken off too. Who keeps half a connection open keeps its place, as with any kernel; a guest that has
 //!   forgotten such a one is found out by asking it after a while.
 //!
-//! Memory: see `limits.rs`. When all rings together are at their bound, the host's sockets are not read, and what the guest
-//! sends beyond is not acknowledged, until others have let go.
+//! Memory: see `limits.rs`. Of a host's socket no more is read than the guest takes now, so what a reader that stands still
+//! leaves waits in the host's socket, and not here. What the guest sends beyond what its ring holds is not acknowledged. When
+//! much is held, rings are small, but everybody has one.
 
 mod connection;
 mod ring;
 mod segment;
 mod send;
 mod template;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
@@ -49,7 +52,7 @@ use crate::gate::Way;
 use crate::host;
 use crate::icmp;
 use crate::ip::Packet;
-use crate::limits::CONNECT_TIMEOUT;
+use crate::limits::{CONNECT_TIMEOUT, RECEIVE_BYTES, RING_BYTES_MIN};
 use crate::policy::{Facts, Tls};
 use crate::resolver;
 use crate::slab::{Key, Slab};
@@ -76,16 +79,18 @@ pub(crate) struct Tcp {
     last: Option<(Flow, Key)>,
     /// Those with bytes of this turn.
     batch: Vec<Key>,
+    /// Segments of this turn that came in pieces: their places are counted on from the end of the receiver's buffer.
+    joined: Vec<u8>,
     /// Those to be served.
     ready: VecDeque<Key>,
-    /// Those that found no memory.
-    starved: Vec<Key>,
     timers: Timers<Key>,
     pool: Pool,
     secret: RandomState,
     count: u64,
-    /// How many there may be.
+    /// How many there may be, each way.
     max: usize,
+    /// How many came through published ports.
+    callers: usize,
 }
 
 impl Tcp {
@@ -95,13 +100,14 @@ impl Tcp {
             flows: HashMap::new(),
             last: None,
             batch: Vec::new(),
+            joined: Vec::new(),
             ready: VecDeque::new(),
-            starved: Vec::new(),
             timers: Timers::new(),
             pool: Pool::default(),
             secret: RandomState::new(),
             count: 0,
             max,
+            callers: 0,
         }
     }
 
@@ -134,12 +140,13 @@ impl Tcp {
             }
             return;
         };
+        let place = place.unwrap_or_else(|| {
+            self.joined.extend_from_slice(packet.payload);
+            RECEIVE_BYTES + self.joined.len() - packet.payload.len()
+        });
         let Some(connection) = self.connections.get_mut(key) else {
             return;
         };
-        // What lies elsewhere (a packet that came in pieces) is sent again by the guest, in one piece or another: bytes are
-        // only taken where they lie in the receiver's buffer.
-        let Some(place) = place else { return };
         let place = place + packet.payload.len() - segment.payload.len();
         connection.segment(
             (&world.network, &mut world.transmitter, world.now),
@@ -155,7 +162,8 @@ impl Tcp {
 
     /// The guest calls.
     fn call(&mut self, world: &mut World, flow: Flow, packet: &Packet<'_>, segment: &Segment<'_>) {
-        if flow.remote.port == 0 || self.connections.len() >= self.max {
+        let open = self.connections.len() - self.callers;
+        if flow.remote.port == 0 || open >= self.max {
             world.log.limit(&flow, "tcp");
             return refuse(world, &flow, segment);
         }
@@ -184,7 +192,7 @@ impl Tcp {
             connection.meet(&world.network, segment);
             connection.deadline = world.now + CONNECT_TIMEOUT;
             connection.look = look;
-            connection.facts = facts;
+            connection.facts = facts.map(|facts| world.keeper.keep(facts));
         }
         self.settle(world, key);
     }
@@ -196,7 +204,7 @@ impl Tcp {
         (flow, facts): (Flow, Facts),
         socket: OwnedFd,
     ) {
-        if self.connections.len() >= self.max || self.flows.contains_key(&flow) {
+        if self.callers >= self.max || self.flows.contains_key(&flow) {
             world.log.limit(&flow, "tcp");
             return host::break_off(socket);
         }
@@ -205,7 +213,8 @@ impl Tcp {
             return;
         };
         if let Some(connection) = self.connections.get_mut(key) {
-            connection.facts = Some(facts);
+            connection.facts = Some(world.keeper.keep(facts));
+            self.callers += 1;
             world.published.opened();
             connection.send_syn(&world.network, &mut world.transmitter);
             connection.arm(world.now);
@@ -213,10 +222,13 @@ impl Tcp {
         self.settle(world, key);
     }
 
-    /// The policy is another, and so is the number of connections that there may be: breaks off those that could not be
-    /// opened any more. Of too many, all stay.
-    pub(crate) fn renew(&mut self, world: &mut World, max: usize) {
+    /// So many connections there may be. Of too many, all stay.
+    pub(crate) fn set_max(&mut self, max: usize) {
         self.max = max;
+    }
+
+    /// The policy is another, or the host's addresses are: breaks off those that could not be opened any more.
+    pub(crate) fn renew(&mut self, world: &mut World) {
         for key in self.connections.keys() {
             let Some(connection) = self.connections.get_mut(key) else {
                 continue;
@@ -225,7 +237,7 @@ impl Tcp {
                 continue;
             };
             // One that is still to be looked at is judged then.
-            if !connection.look && !world.gate.stays(&connection.flow, facts, &mut world.log) {
+            if !connection.look && !world.stays(&connection.flow, facts) {
                 connection.over = Some(Over::Denied);
                 connection.send_reset(&mut world.transmitter);
                 self.settle(world, key);
@@ -329,12 +341,13 @@ impl Tcp {
         for key in &batch {
             if let Some(connection) = self.connections.get_mut(*key) {
                 connection.batched = false;
-                commit(connection, &mut self.pool, received);
+                commit(connection, &mut self.pool, [received, &self.joined]);
             }
             self.queue(*key);
         }
         self.batch = batch;
         self.batch.clear();
+        self.joined = Vec::new();
     }
 
     /// Connections that were opened, all in all.
@@ -354,14 +367,6 @@ impl Tcp {
 
     /// Serves those that wait: each once, and those that have more to do next time again.
     pub(crate) fn serve(&mut self, world: &mut World) -> io::Result<()> {
-        if !self.starved.is_empty() && self.pool.has_room() {
-            for key in std::mem::take(&mut self.starved) {
-                if let Some(connection) = self.connections.get_mut(key) {
-                    connection.starved = false;
-                    self.queue(key);
-                }
-            }
-        }
         for _ in 0..self.ready.len() {
             let Some(key) = self.ready.pop_front() else {
                 break;
@@ -370,16 +375,8 @@ impl Tcp {
                 continue;
             };
             connection.queued = false;
-            let again = serve(connection, &mut self.pool, world)?;
-            match again {
-                Again::Now => self.queue(key),
-                // What the guest says meanwhile may have it served again, with no more memory than before.
-                Again::WithMemory if connection.starved => {}
-                Again::WithMemory => {
-                    connection.starved = true;
-                    self.starved.push(key);
-                }
-                Again::No => {}
+            if serve(connection, &mut self.pool, world)? {
+                self.queue(key);
             }
             self.settle(world, key);
         }
@@ -404,9 +401,12 @@ impl Tcp {
         };
         self.timers.cancel(&mut connection.timer, key);
         self.flows.remove(&connection.flow);
-        let facts = connection.facts.as_ref();
-        if facts.is_some_and(|facts| facts.direction == Direction::Ingress) {
-            world.published.closed();
+        if let Some(kept) = &connection.facts {
+            world.keeper.forget(kept);
+            if kept.facts().direction == Direction::Ingress {
+                self.callers -= 1;
+                world.published.closed();
+            }
         }
         connection.to_guest.release(&mut self.pool);
         connection.to_host.release(&mut self.pool);
@@ -453,19 +453,11 @@ impl Tcp {
     }
 }
 
-/// Whether a connection is to be served again.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Again {
-    No,
-    Now,
-    WithMemory,
-}
-
-/// Moves what there is to be moved.
-fn serve(connection: &mut Connection, pool: &mut Pool, world: &mut World) -> io::Result<Again> {
+/// Moves what there is to be moved. Gives whether it is to be served again.
+fn serve(connection: &mut Connection, pool: &mut Pool, world: &mut World) -> io::Result<bool> {
     if connection.stage != Stage::Open || connection.over.is_some() {
         acknowledge(connection, world);
-        return Ok(Again::No);
+        return Ok(false);
     }
     look(connection, world);
     if !connection.look {
@@ -476,22 +468,14 @@ fn serve(connection: &mut Connection, pool: &mut Pool, world: &mut World) -> io:
         // The end was read already, so nobody will read of this.
         connection.over = Some(Over::HostReset);
     }
-    let mut again = Again::Now;
+    let mut again = true;
     for _ in 0..READS {
         let read = read_host(connection, pool);
         let before = connection.next;
         connection.transmit(&mut world.transmitter, world.now)?;
-        match read {
-            Read::Some => {}
-            Read::NoMemory => {
-                again = Again::WithMemory;
-                break;
-            }
-            Read::Nothing if connection.next == before => {
-                again = Again::No;
-                break;
-            }
-            Read::Nothing => {}
+        if read == Read::Nothing && connection.next == before {
+            again = false;
+            break;
         }
         if world.transmitter.is_blocked() {
             break;
@@ -499,15 +483,12 @@ fn serve(connection: &mut Connection, pool: &mut Pool, world: &mut World) -> io:
     }
     if matches!(connection.over, Some(Over::HostReset | Over::Denied)) {
         connection.send_reset(&mut world.transmitter);
-        return Ok(Again::No);
+        return Ok(false);
     }
     acknowledge(connection, world);
     // Bytes that wait for the stream, which is full, are sent when it is not.
     let waits = connection.next - connection.una < connection.to_guest.len().min(connection.window);
-    if again == Again::No && waits && world.transmitter.is_blocked() {
-        again = Again::Now;
-    }
-    Ok(again)
+    Ok(again || (waits && world.transmitter.is_blocked()))
 }
 
 /// Looks at what the guest says first, where a rule on a name has let it in: the name that TLS asks for must be the rule's.
@@ -525,11 +506,15 @@ fn look(connection: &mut Connection, world: &mut World) {
         Peek::More => tls::NAMELESS,
     };
     let told = (world.now, &mut world.log);
-    connection.facts = world.gate.look(&connection.flow, seen, told);
-    if connection.facts.is_some() {
-        connection.look = false;
-    } else {
-        connection.over = Some(Over::Denied);
+    match world.gate.look(&connection.flow, seen, told) {
+        Some(facts) => {
+            connection.look = false;
+            if let Some(before) = connection.facts.take() {
+                world.keeper.forget(&before);
+            }
+            connection.facts = Some(world.keeper.keep(facts));
+        }
+        None => connection.over = Some(Over::Denied),
     }
 }
 
@@ -546,25 +531,23 @@ fn acknowledge(connection: &mut Connection, world: &mut World) {
 enum Read {
     Some,
     Nothing,
-    NoMemory,
 }
 
 fn read_host(connection: &mut Connection, pool: &mut Pool) -> Read {
     if !connection.readable || connection.host_done || connection.over.is_some() {
         return Read::Nothing;
     }
-    // More than the guest takes at a time would only wait here in place of there.
-    if connection.to_guest.room_max() == 0 {
-        return Read::Nothing;
-    }
+    let wanted = wanted_of_host(connection);
     // Who has brought much will bring more; most bring little, and need no large ring for it.
     let expected = READ_BYTES.min(READ_BYTES_FIRST + connection.bytes_down as usize);
-    if connection.to_guest.reserve(expected, pool) == 0 {
-        return Read::NoMemory;
+    let room = connection.to_guest.reserve(wanted.min(expected), pool);
+    let wanted = wanted.min(room).min(READ_BYTES);
+    if wanted == 0 {
+        return Read::Nothing;
     }
     let (first, second) = connection.to_guest.room();
-    let first_len = first.len().min(READ_BYTES);
-    let second_len = second.len().min(READ_BYTES - first_len);
+    let first_len = first.len().min(wanted);
+    let second_len = second.len().min(wanted - first_len);
     let wanted = first_len + second_len;
     let mut parts = [
         IoSliceMut::new(&mut first[..first_len]),
@@ -595,6 +578,19 @@ fn read_host(connection: &mut Connection, pool: &mut Pool) -> Read {
             Read::Nothing
         }
     }
+}
+
+/// Bytes that may be read of the host's socket: what the guest takes, in whole segments, since more would only wait here in
+/// place of there. Where nothing is under way a little may wait nevertheless: it has the guest asked whether it takes more,
+/// should it have said so unheard.
+fn wanted_of_host(connection: &Connection) -> usize {
+    let (window, len) = (connection.window, connection.to_guest.len());
+    let wanted = window.saturating_sub(len);
+    let whole = wanted - wanted % connection.mss;
+    if len == 0 && whole == 0 {
+        return window.max(RING_BYTES_MIN);
+    }
+    whole
 }
 
 fn release_if_empty(connection: &mut Connection, pool: &mut Pool) {
@@ -648,8 +644,16 @@ fn shut_host(connection: &mut Connection) {
     }
 }
 
+/// Bytes of a turn, in the receiver's buffer or among the joined ones behind it.
+fn lying([received, joined]: [&[u8]; 2], place: usize, length: usize) -> &[u8] {
+    match place.checked_sub(received.len()) {
+        None => &received[place..place + length],
+        Some(place) => &joined[place..place + length],
+    }
+}
+
 /// Takes the bytes of a turn: as many as possible go to the host's socket from where they lie.
-fn commit(connection: &mut Connection, pool: &mut Pool, received: &[u8]) {
+fn commit(connection: &mut Connection, pool: &mut Pool, received: [&[u8]; 2]) {
     let parts = std::mem::take(&mut connection.parts);
     let total: usize = parts.iter().map(|(_, length)| length).sum();
     let mut taken = 0;
@@ -664,7 +668,7 @@ fn commit(connection: &mut Connection, pool: &mut Pool, received: &[u8]) {
     for (place, length) in &parts {
         let gone = skip.min(*length);
         skip -= gone;
-        let rest = &received[place + gone..place + length];
+        let rest = &lying(received, *place, *length)[gone..];
         let kept = connection.to_host.push(rest, pool);
         taken += kept;
         if kept < rest.len() {
@@ -690,13 +694,17 @@ fn commit(connection: &mut Connection, pool: &mut Pool, received: &[u8]) {
     }
 }
 
-fn write_parts(connection: &mut Connection, parts: &[(usize, usize)], received: &[u8]) -> usize {
+fn write_parts(
+    connection: &mut Connection,
+    parts: &[(usize, usize)],
+    received: [&[u8]; 2],
+) -> usize {
     let mut taken = 0;
     for some in parts.chunks(PARTS_MAX) {
         let mut slices = [IoSlice::new(&[]); PARTS_MAX];
         let mut wanted = 0;
         for (slice, (place, length)) in slices.iter_mut().zip(some) {
-            *slice = IoSlice::new(&received[*place..place + length]);
+            *slice = IoSlice::new(lying(received, *place, *length));
             wanted += length;
         }
         let Some(count) = write_host(connection, &slices[..some.len()]) else {

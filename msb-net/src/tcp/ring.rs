@@ -1,14 +1,21 @@
 //! Bytes that wait, in a ring that grows and that is given back when it is empty.
 //!
-//! Rings come out of one [`Pool`], which keeps some free ones for the next connection and never hands out more than
-//! [`RINGS_BYTES_TOTAL`] bytes.
+//! Rings come out of one [`Pool`], which keeps some free ones for the next connection. Together they have at most
+//! [`RINGS_BYTES_TOTAL`] bytes, and the more of that is taken, the smaller is a ring that can be had. A ring of
+//! [`RING_BYTES_MIN`] can always be had, beyond that too, so nobody waits for others to let go: there are at most two for a
+//! connection, and the number of connections is bounded.
 
-use crate::limits::{RING_BYTES_MAX, RINGS_BYTES_TOTAL};
+use crate::limits::{RING_BYTES_MAX, RING_BYTES_MIN, RINGS_BYTES_TOTAL};
 
-/// The first ring of a connection. Most have no need of more.
-const BYTES_MIN: usize = 64 * 1024;
-/// Sizes from [`BYTES_MIN`] to [`RING_BYTES_MAX`], each twice the one before.
-const SIZES: usize = (RING_BYTES_MAX / BYTES_MIN).ilog2() as usize + 1;
+/// Sizes from [`RING_BYTES_MIN`] to [`RING_BYTES_MAX`], each twice the one before.
+const SIZES: usize = (RING_BYTES_MAX / RING_BYTES_MIN).ilog2() as usize + 1;
+/// How large a ring may be while less than so much is taken: some connections that stand still leave much for the others,
+/// and hundreds enough.
+const STEPS: [(usize, usize); 3] = [
+    (RINGS_BYTES_TOTAL / 2, RING_BYTES_MAX),
+    (RINGS_BYTES_TOTAL / 4 * 3, 64 * 1024),
+    (RINGS_BYTES_TOTAL - 16 * 1024, 16 * 1024),
+];
 /// Free bytes that are kept.
 const FREE_BYTES_MAX: usize = 8 * 1024 * 1024;
 
@@ -21,7 +28,7 @@ pub(crate) struct Pool {
 }
 
 fn size_number(bytes: usize) -> usize {
-    (bytes / BYTES_MIN).ilog2() as usize
+    (bytes / RING_BYTES_MIN).ilog2() as usize
 }
 
 impl Pool {
@@ -31,26 +38,23 @@ impl Pool {
         self.free_bytes + self.used_bytes
     }
 
-    /// Whether another ring could be had.
-    pub(crate) fn has_room(&self) -> bool {
-        self.used_bytes + BYTES_MIN <= RINGS_BYTES_TOTAL
+    /// How large a ring may be now.
+    fn largest(&self) -> usize {
+        let step = STEPS.iter().find(|(below, _)| self.used_bytes <= *below);
+        step.map_or(RING_BYTES_MIN, |(_, bytes)| *bytes)
     }
 
-    fn take(&mut self, bytes: usize) -> Option<Box<[u8]>> {
+    fn take(&mut self, bytes: usize) -> Box<[u8]> {
+        self.used_bytes += bytes;
         if let Some(ring) = self.free[size_number(bytes)].pop() {
             self.free_bytes -= bytes;
-            self.used_bytes += bytes;
-            return Some(ring);
+            return ring;
         }
-        if self.used_bytes + self.free_bytes + bytes > RINGS_BYTES_TOTAL {
-            self.free.iter_mut().for_each(Vec::clear);
+        if self.used_bytes + self.free_bytes > RINGS_BYTES_TOTAL {
+            self.free = Default::default();
             self.free_bytes = 0;
         }
-        if self.used_bytes + bytes > RINGS_BYTES_TOTAL {
-            return None;
-        }
-        self.used_bytes += bytes;
-        Some(vec![0; bytes].into_boxed_slice())
+        vec![0; bytes].into_boxed_slice()
     }
 
     fn give(&mut self, ring: Box<[u8]>) {
@@ -59,7 +63,8 @@ impl Pool {
             return;
         }
         self.used_bytes -= bytes;
-        if self.free_bytes + bytes <= FREE_BYTES_MAX {
+        let total = self.used_bytes + self.free_bytes + bytes;
+        if self.free_bytes + bytes <= FREE_BYTES_MAX && total <= RINGS_BYTES_TOTAL {
             self.free_bytes += bytes;
             self.free[size_number(bytes)].push(ring);
         }
@@ -88,20 +93,15 @@ impl Ring {
         RING_BYTES_MAX - self.len
     }
 
-    /// Makes room for `wanted` bytes more, as far as sizes and the pool allow; gives the room that there is.
+    /// Makes room for `wanted` bytes more, as far as sizes and the pool allow; gives the room that there is, which is some
+    /// where nothing waits.
     pub(crate) fn reserve(&mut self, wanted: usize, pool: &mut Pool) -> usize {
         let needed = (self.len + wanted).min(RING_BYTES_MAX);
         if needed > self.bytes.len() {
-            let bytes = needed.next_power_of_two().clamp(BYTES_MIN, RING_BYTES_MAX);
-            // When much is taken, what is left is for those that have nothing.
-            let bytes = if pool.used_bytes > RINGS_BYTES_TOTAL / 2 {
-                BYTES_MIN
-            } else {
-                bytes
-            };
-            if bytes > self.bytes.len()
-                && let Some(larger) = pool.take(bytes)
-            {
+            let bytes = needed.next_power_of_two().max(RING_BYTES_MIN);
+            let bytes = bytes.min(pool.largest());
+            if bytes > self.bytes.len() {
+                let larger = pool.take(bytes);
                 self.move_to(larger, pool);
             }
         }
@@ -230,10 +230,36 @@ mod tests {
             .iter_mut()
             .map(|ring| ring.push(&[7; 100_000], &mut pool))
             .sum();
-        assert!(taken > RINGS_BYTES_TOTAL / 4 && pool.bytes() <= RINGS_BYTES_TOTAL);
+        let bound = RINGS_BYTES_TOTAL + rings.len() * RING_BYTES_MIN;
+        assert!(taken > RINGS_BYTES_TOTAL / 4 && pool.bytes() <= bound);
         rings.iter_mut().for_each(|ring| ring.release(&mut pool));
         assert_eq!(pool.used_bytes, 0);
         assert!(pool.bytes() <= FREE_BYTES_MAX);
         assert_eq!(rings[9].push(&[7; 100], &mut pool), 100);
+    }
+
+    #[test]
+    fn who_has_nothing_finds_room_whatever_others_hold() {
+        let mut pool = Pool::default();
+        let mut rings: Vec<Ring> = (0..10_000).map(|_| Ring::default()).collect();
+        let full = vec![7; RING_BYTES_MAX];
+        for (number, ring) in rings.iter_mut().enumerate() {
+            let taken = ring.push(&full, &mut pool);
+            // A thousand that stand still leave more than the least.
+            assert!(taken >= RING_BYTES_MIN * if number < 1000 { 4 } else { 1 });
+            assert_eq!(taken, ring.bytes.len());
+        }
+        assert!(pool.bytes() <= RINGS_BYTES_TOTAL + rings.len() * RING_BYTES_MIN);
+        // Nobody gets more than that while much is taken, and again when it is not.
+        let least = rings.last_mut().unwrap();
+        assert_eq!(least.push(&full, &mut pool), 0);
+        for ring in rings.iter_mut().rev().skip(1) {
+            ring.release(&mut pool);
+        }
+        let least = rings.last_mut().unwrap();
+        assert_eq!(
+            least.push(&full, &mut pool),
+            RING_BYTES_MAX - RING_BYTES_MIN
+        );
     }
 }
