@@ -27,11 +27,10 @@ use anyhow::Context;
 use libmsb::cli::error::print_warning;
 use libmsb::events::{Event, What};
 use libmsb::signals::{Signals, signal};
-use libmsb::state::layout;
 use libmsb::state::lock::Lock;
 use libmsb::state::status::{Reason, State, Status};
 use msb_wire::frame::{Assembler, Kind};
-use msb_wire::handshake::{Hello, operation};
+use msb_wire::handshake::operation;
 use msb_wire::samples::SamplesControl;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -49,7 +48,6 @@ use super::samples::Samples;
 use super::socket::Socket;
 use super::task::Task;
 use super::{Aborted, Setup, Starter, TOOL};
-use crate::slots;
 use crate::startup::Stamps;
 
 const PROGRAM: &str = concat!("msb-supervisor ", env!("CARGO_PKG_VERSION"));

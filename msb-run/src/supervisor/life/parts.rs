@@ -53,9 +53,12 @@ impl Parts {
         // Of a sandbox that goes with its command, and whose client sees all, nobody could read a log.
         let logged = !setup.spec.ephemeral || starter.client.is_none();
         let mut relay = Relay::new(&Hello::of(PROGRAM, OPERATIONS), logged)?;
-        let client = starter.client.take();
-        let attached = client.map(|client| relay.attach(client)).transpose();
-        let attached = attached.context("cannot use the client's socket")?;
+        let attach = |client| {
+            relay
+                .attach(client)
+                .context("cannot use the client's socket")
+        };
+        let attached = starter.client.take().map(attach).transpose()?;
         let path = |name| setup.sandbox.path(name);
         let log = logged.then(|| ExecLog::open(&path(layout::EXEC_LOG)));
         let log = log
