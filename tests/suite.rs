@@ -80,6 +80,8 @@ mod mounts;
 mod mounts_work;
 /// What a guest reaches, and who reaches it.
 mod net;
+/// What msb-net bears, and leaves behind.
+mod net_load;
 /// What a guest may reach, and which names it finds.
 mod net_policy;
 /// Names, room on the disk, and what goes when nobody needs it.

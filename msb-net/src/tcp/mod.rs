@@ -6,8 +6,8 @@
 //! * *From the guest.* Bytes that come in order are written to the host's socket from where they lie in the receiver's
 //!   buffer, those of all segments of a turn at once, and then acknowledged. What the socket does not take waits in a ring,
 //!   and the window that the guest is offered is what is free in there: so the guest waits for the slowest reader, and nobody
-//!   else does. Bytes out of order are not kept, since a frame stream neither loses nor reorders; where one does, the guest
-//!   sends again.
+//!   else does. A frame stream neither loses nor reorders; where one does, bytes that come too early are kept, within bounds,
+//!   and the guest sends what is missing.
 //! * *To the guest.* Bytes are read from the host's socket into a ring and stay there until the guest has acknowledged
 //!   them; they are sent as far as its window goes. There is no congestion control: between the two there is no network,
 //!   only a buffer, and when that is full we wait. What is lost nevertheless is sent again after three repeated
@@ -410,6 +410,7 @@ impl Tcp {
         }
         connection.to_guest.release(&mut self.pool);
         connection.to_host.release(&mut self.pool);
+        connection.drop_early(&mut self.pool);
         let bytes = (connection.bytes_up, connection.bytes_down);
         let lasted = world.now.saturating_duration_since(connection.opened);
         world.log.close(
@@ -520,7 +521,10 @@ fn look(connection: &mut Connection, world: &mut World) {
 
 fn acknowledge(connection: &mut Connection, world: &mut World) {
     if connection.ack_due {
-        connection.send_ack(&mut world.transmitter);
+        // Of three that say the same.
+        for _ in 0..=std::mem::take(&mut connection.gaps).min(3) {
+            connection.send_ack(&mut world.transmitter);
+        }
     } else if connection.stage == Stage::Open && !connection.guest_done {
         connection.send_ack_if_window_opened(&mut world.transmitter);
     }
@@ -678,7 +682,9 @@ fn commit(connection: &mut Connection, pool: &mut Pool, received: [&[u8]; 2]) {
     connection.parts = parts;
     connection.parts.clear();
     connection.parts.shrink_to(PARTS_KEPT);
-    if taken < total {
+    if taken == total {
+        take_early(connection, pool);
+    } else {
         // There is no room for the rest: the guest sends it again.
         connection.rcv = Seq(connection.rcv.0.wrapping_sub((total - taken) as u32));
         connection.fin_at = None;
@@ -691,6 +697,27 @@ fn commit(connection: &mut Connection, pool: &mut Pool, received: [&[u8]; 2]) {
         connection.rcv += 1;
         connection.edge += 1;
         connection.guest_done = true;
+    }
+}
+
+/// Takes what came too early, and is next now.
+fn take_early(connection: &mut Connection, pool: &mut Pool) {
+    while let Some(bytes) = connection.next_early(pool) {
+        let mut taken = 0;
+        if connection.writable && !connection.look && connection.to_host.is_empty() {
+            let Some(count) = write_host(connection, &[IoSlice::new(&bytes)]) else {
+                connection.over = Some(Over::HostReset);
+                return;
+            };
+            connection.writable = count == bytes.len();
+            connection.bytes_up += count as u64;
+            taken = count;
+        }
+        taken += connection.to_host.push(&bytes[taken..], pool);
+        connection.rcv += taken;
+        if taken < bytes.len() {
+            return;
+        }
     }
 }
 
