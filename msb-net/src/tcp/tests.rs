@@ -5,7 +5,7 @@ use std::net::TcpListener;
 use std::os::unix::net::UnixStream;
 
 use crate::ip::{Piece, protocol};
-use crate::limits::RINGS_BYTES_TOTAL;
+use crate::limits::{RING_BYTES_MIN, RINGS_BYTES_TOTAL};
 use crate::testing::{ACK, Guest, SYN, Said, flow, frame};
 
 fn pair() -> (UnixStream, UnixStream) {
@@ -59,8 +59,10 @@ fn what_a_guest_does_not_take_waits_in_the_hosts_socket() {
         next.window = 0;
         guest.say(&flow, &next);
     }
-    let ring = super::RING_BYTES_MIN;
-    assert!(guest.stack.tcp().pool.bytes() <= ring, "of {written} bytes");
+    assert!(
+        guest.stack.tcp().pool.bytes() <= RING_BYTES_MIN,
+        "of {written} bytes"
+    );
     // It takes all of it when it takes again.
     next.window = 0xffff;
     guest.until("all that was written", |guest| {
