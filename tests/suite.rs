@@ -86,6 +86,8 @@ mod net_bypass;
 mod net_events;
 /// Guests that flood their network.
 mod net_floods;
+/// What msb-net bears, and leaves behind.
+mod net_load;
 /// Which names a guest finds, and what TLS asks for.
 mod net_names;
 /// The host, and logs, under a policy.

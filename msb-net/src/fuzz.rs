@@ -2,7 +2,9 @@
 //!
 //! Every input of `tests/corpus` goes through its door with `cargo test`; `tests/fuzz` looks for new ones with libFuzzer.
 
+use std::io::{Read, Write};
 use std::net::IpAddr;
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use domain::base::iana::Class;
@@ -13,19 +15,140 @@ use libmsb::net::rule::{Rule, parse_list};
 
 use crate::address::HostFacts;
 use crate::dns::{Output, Server, Settings, Transport, framing};
+use crate::fragments::Fragments;
+use crate::ip::{self, Frame, Head, Piece, protocol};
 use crate::policy::{Judge, Tls};
+use crate::testing::{Guest, Said, datagram, flow, frame, network};
 use crate::tls::{PEEK_BYTES_MAX, Peek, peek};
+use crate::udp;
 
 /// A door, by the name of its folder in `tests/corpus`.
 pub(crate) type Door = fn(&[u8]);
 
 /// All of them.
-pub(crate) const DOORS: [(&str, Door); 4] = [
+pub(crate) const DOORS: [(&str, Door); 6] = [
+    ("ethernet", ethernet),
+    ("guest", guest),
     ("dns-query", query),
     ("dns-answer", answer),
     ("hello", hello),
     ("rule", rule),
 ];
+
+/// A frame: what is read of it lies within it, and reads the same when it is written again.
+fn ethernet(bytes: &[u8]) {
+    let Some(Frame::Ip(packet)) = ip::parse(bytes) else {
+        return;
+    };
+    assert!(packet.whole.len() <= bytes.len() && packet.payload.len() <= packet.whole.len());
+    let _ = udp::parse(&packet);
+    let mut fragments = Fragments::default();
+    if let Some(piece) = packet.piece {
+        let rest = Piece {
+            offset: 0,
+            more: piece.offset > 0 || piece.more,
+            ..piece
+        };
+        for piece in [piece, rest, piece] {
+            let whole = fragments.add(&packet, piece, Instant::now());
+            assert!(whole.is_none_or(|whole| whole.len() <= 65535));
+        }
+    }
+    // An IPv6 packet in pieces is longer by a header, and may then be none.
+    if packet.whole.len() > 65000 {
+        return;
+    }
+    let mut again = Vec::new();
+    let head = Head {
+        source: packet.source,
+        destination: packet.destination,
+        protocol: packet.protocol,
+        hop_limit: packet.hop_limit,
+    };
+    let piece = packet.piece;
+    head.write_piece(&network(), &mut again, packet.payload.len(), piece);
+    again.extend_from_slice(packet.payload);
+    let Some(Frame::Ip(read)) = ip::parse(&again) else {
+        // Without its extensions it may have others by chance.
+        return;
+    };
+    assert_eq!(read.source, packet.source);
+}
+
+/// What a guest does, one record after the other: a byte that says of what kind it is, one for its length, and its bytes.
+/// There is one connection, which somebody called, and a policy that allows nothing. Whatever comes, what goes to the
+/// guest are frames, and what is held has its bounds.
+fn guest(mut bytes: &[u8]) {
+    let mut guest = Guest::new("", 4, Vec::new());
+    let called = flow(80, "10.0.0.1:5000");
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    ours.set_nonblocking(true).unwrap();
+    theirs.set_nonblocking(true).unwrap();
+    let next = guest.called(&called, ours.into(), 2000);
+    let mut buffer = [0; 4096];
+    while let Some(([kind, length], rest)) = bytes.split_first_chunk::<2>() {
+        let (record, rest) = rest.split_at(rest.len().min(usize::from(*length) * 4));
+        bytes = rest;
+        match kind % 8 {
+            0 => guest.send(record),
+            1 => guest.send(&[&[0; 12][..], &[8, 0], record].concat()),
+            2 => guest.send(&[&[0; 12][..], &[0x86, 0xdd], record].concat()),
+            3 => guest.send(&frame(
+                &called,
+                protocol::TCP,
+                None,
+                &segment(&next, record).bytes(&called),
+            )),
+            4 => pieces(&mut guest, &segment(&next, record).bytes(&called)),
+            5 => {
+                let flow = flow(9, "8.8.8.8:53");
+                guest.send(&frame(&flow, protocol::UDP, None, &datagram(&flow, record)));
+            }
+            6 => drop(theirs.write(record)),
+            _ => drop(theirs.read(&mut buffer)),
+        }
+        if kind >= &128 {
+            guest.turn();
+        }
+    }
+    guest.turn();
+    for frame in guest.frames() {
+        assert!(frame.len() >= ip::ETHERNET && frame.len() <= 14 + usize::from(network().mtu));
+        assert!(ip::parse(&frame).is_some());
+    }
+    // Beside that one, some with the name server.
+    assert!(guest.stack.tcp().len() <= 5);
+}
+
+/// A segment of the connection, near what is expected.
+fn segment(next: &Said, record: &[u8]) -> Said {
+    let byte = |at: usize| record.get(at).copied().unwrap_or(0);
+    let near = |number: u32, at: usize| {
+        let offset = i16::from_be_bytes([byte(at), byte(at + 1)]);
+        number.wrapping_add_signed(offset.into())
+    };
+    Said {
+        flags: byte(0),
+        seq: near(next.seq, 1),
+        ack: near(next.ack, 3),
+        window: u16::from_be_bytes([byte(5), byte(6)]),
+        payload: record.get(7..).unwrap_or_default().to_vec(),
+    }
+}
+
+/// The same in two pieces of a packet.
+fn pieces(guest: &mut Guest, bytes: &[u8]) {
+    let called = flow(80, "10.0.0.1:5000");
+    let cut = bytes.len() / 16 * 8;
+    for (offset, part) in [(cut, &bytes[cut..]), (0, &bytes[..cut])] {
+        let piece = Piece {
+            id: 7,
+            offset,
+            more: offset == 0,
+        };
+        guest.send(&frame(&called, protocol::TCP, Some(piece), part));
+    }
+}
 
 fn judge() -> Judge {
     Judge::new(Policy::public(), true, HostFacts::default())

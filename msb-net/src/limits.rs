@@ -22,6 +22,10 @@ pub(crate) const RING_BYTES_MIN: usize = 4 * 1024;
 /// Bytes that wait in all connections together, free rings that are kept for the next included, but for those of
 /// [`RING_BYTES_MIN`] that were given out when so much was taken.
 pub(crate) const RINGS_BYTES_TOTAL: usize = 64 * 1024 * 1024;
+/// Segments of all connections together that came before those that they follow.
+pub(crate) const EARLY_BYTES_TOTAL: usize = 4 * 1024 * 1024;
+/// Such segments of one connection.
+pub(crate) const EARLY_SEGMENTS_MAX: usize = 1024;
 /// Time for a host to answer a connection.
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(75);
 /// An idle connection's guest is asked whether it still knows it.
@@ -77,6 +81,7 @@ pub(crate) const fn bytes_max(max_connections: usize) -> usize {
     let fixed = RINGS_BYTES_TOTAL
         + 2 * TRANSMIT_BYTES_MAX
         + FRAGMENTS_BYTES_TOTAL
+        + EARLY_BYTES_TOTAL
         + NAMES_BYTES_TOTAL
         + ANSWERS_BYTES_TOTAL
         + REST_BYTES;
@@ -91,8 +96,8 @@ mod tests {
     #[test]
     fn the_bound_is_the_one_that_is_stated() {
         const MB: usize = 1_000_000;
-        assert_eq!(bytes_max(0).div_ceil(MB), 112);
-        assert_eq!(bytes_max(4096).div_ceil(MB), 196);
+        assert_eq!(bytes_max(0).div_ceil(MB), 116);
+        assert_eq!(bytes_max(4096).div_ceil(MB), 200);
         assert_eq!(bytes_max(4097) - bytes_max(4096), 20 * 1024);
     }
 }

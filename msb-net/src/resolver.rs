@@ -426,3 +426,75 @@ pub(crate) fn connect(world: &mut World) -> Result<OwnedFd, Errno> {
     world.asked.push(Asked::Stream(ours));
     Ok(theirs)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, UdpSocket};
+
+    use crate::ip::{self, Frame, protocol};
+    use crate::testing::{Guest, datagram, flow, frame};
+    use libmsb::net::policy::Policy;
+
+    /// A question for the address of a.example.com.
+    const QUESTION: &[u8] = b"\0\x09\x01\0\0\x01\0\0\0\0\0\0\x01a\x07example\x03com\0\0\x01\0\x01";
+    /// The number that the tests' guest has the name server ask with.
+    const ID: [u8; 2] = [0, 7];
+
+    /// An answer to it, with such a number and address; cut if there is none.
+    fn answer(id: [u8; 2], address: Option<[u8; 4]>) -> Vec<u8> {
+        let mut message = QUESTION.to_vec();
+        message[..2].copy_from_slice(&id);
+        message[2..4].copy_from_slice(&[0x83, 0x80]);
+        if let Some(address) = address {
+            message[2] = 0x81;
+            message[7] = 1;
+            message.extend_from_slice(b"\xc0\x0c\0\x01\0\x01\0\0\0\x3c\0\x04");
+            message.extend_from_slice(&address);
+        }
+        message
+    }
+
+    #[test]
+    fn an_answer_over_tcp_is_found_behind_those_to_other_questions() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = UdpSocket::bind(address).unwrap();
+        server.set_nonblocking(true).unwrap();
+        let mut guest = Guest::under(Policy::public(), 16, Vec::new(), vec![address]);
+        let flow = flow(1234, "8.8.8.8:53");
+        guest.send(&frame(
+            &flow,
+            protocol::UDP,
+            None,
+            &datagram(&flow, QUESTION),
+        ));
+        let mut buffer = [0; 512];
+        let (_, from) = guest.until("a question", |_| server.recv_from(&mut buffer).ok());
+        server.send_to(&answer(ID, None), from).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let (mut peer, _) = guest.until("a connection", |_| listener.accept().ok());
+        peer.set_nonblocking(true).unwrap();
+        guest.until("a question over TCP", |_| peer.read(&mut buffer).ok());
+        let messages = [
+            answer([0, 8], Some([9, 9, 9, 9])),
+            answer(ID, Some([1, 2, 3, 4])),
+        ];
+        peer.write_all(&messages.map(|message| framing::framed(&message)).concat())
+            .unwrap();
+        let told = guest.until("an answer", |guest| {
+            guest
+                .frames()
+                .into_iter()
+                .find_map(|frame| match ip::parse(&frame) {
+                    Some(Frame::Ip(packet)) => {
+                        crate::udp::parse(&packet).map(|told| told.1.to_vec())
+                    }
+                    _ => None,
+                })
+        });
+        assert_eq!(told[..2], QUESTION[..2]);
+        assert_eq!(told[told.len() - 4..], [1, 2, 3, 4]);
+    }
+}

@@ -278,7 +278,7 @@ impl Stack {
         Ok(stack)
     }
 
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn tcp(&self) -> &Tcp {
         &self.tcp
     }

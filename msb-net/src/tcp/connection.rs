@@ -1,5 +1,6 @@
 //! One connection: what it remembers, and what a segment of the guest does to it.
 
+use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
@@ -9,7 +10,7 @@ use super::template::Template;
 use crate::device::Transmitter;
 use crate::flow::Flow;
 use crate::kept::Kept;
-use crate::limits::{KEEPALIVE, KEEPALIVE_HALF_CLOSED};
+use crate::limits::{EARLY_SEGMENTS_MAX, KEEPALIVE, KEEPALIVE_HALF_CLOSED};
 use libmsb::net::network::Network;
 
 /// Time until a segment is sent again when nothing is known about the guest's answers (RFC 6298 has 1 s; the guest is near).
@@ -98,6 +99,10 @@ pub(crate) struct Connection {
     pub(super) to_host: Ring,
     /// Where bytes of this turn lie in the receiver's buffer: place and length.
     pub(super) parts: Vec<(usize, usize)>,
+    /// Segments that came before those that they follow.
+    pub(super) early: VecDeque<(Seq, Box<[u8]>)>,
+    /// How many of them came in this turn: the guest is told of each, since three tell it that something was lost.
+    pub(super) gaps: u8,
     /// Where the guest's side ends.
     pub(super) fin_at: Option<Seq>,
     pub(super) guest_done: bool,
@@ -166,6 +171,8 @@ impl Connection {
             edge: Seq(0),
             to_host: Ring::default(),
             parts: Vec::new(),
+            early: VecDeque::new(),
+            gaps: 0,
             fin_at: None,
             guest_done: false,
             host_shut: false,
@@ -242,7 +249,7 @@ impl Connection {
         }
         self.acknowledged(segment, pool, transmitter, now);
         if self.stage == Stage::Open && !segment.has(flag::SYN) {
-            self.receive(segment, place);
+            self.receive(segment, place, pool);
         }
     }
 
@@ -332,16 +339,19 @@ impl Connection {
         self.rto = (mean + spread * 4).clamp(RTO_MIN, RTO_MAX);
     }
 
-    /// The bytes of a segment, and its end. What does not come in order is not kept: the guest sends it again.
-    fn receive(&mut self, segment: &Segment<'_>, place: usize) {
+    /// The bytes of a segment, and its end. What comes too early waits, but for the end, which the guest sends again.
+    fn receive(&mut self, segment: &Segment<'_>, place: usize, pool: &mut Pool) {
         if segment.length() == 0 {
             // A question whether we are there stands before what comes next (RFC 9293, 3.8.4).
             self.ack_due |= segment.seq < self.rcv;
             return;
         }
         self.ack_due = true;
-        if segment.seq > self.rcv || self.guest_done {
+        if self.guest_done {
             return;
+        }
+        if segment.seq > self.rcv {
+            return self.keep_early(segment, pool);
         }
         let known = self.rcv - segment.seq;
         if known > segment.payload.len() {
@@ -355,6 +365,36 @@ impl Connection {
         let whole = known + fresh == segment.payload.len();
         if segment.has(flag::FIN) && whole && self.fin_at.is_none() {
             self.fin_at = Some(self.rcv);
+        }
+    }
+
+    fn keep_early(&mut self, segment: &Segment<'_>, pool: &mut Pool) {
+        self.gaps = self.gaps.saturating_add(1);
+        let bytes = segment.payload;
+        let is_known = self.early.iter().any(|(seq, _)| *seq == segment.seq);
+        let fits = segment.seq + bytes.len() <= self.edge && self.early.len() < EARLY_SEGMENTS_MAX;
+        if !bytes.is_empty() && !is_known && fits && pool.keep_early(bytes.len()) {
+            self.early.push_back((segment.seq, bytes.into()));
+        }
+    }
+
+    /// What came too early, and is next now: its bytes that are new.
+    pub(super) fn next_early(&mut self, pool: &mut Pool) -> Option<Vec<u8>> {
+        loop {
+            let place = self.early.iter().position(|(seq, _)| *seq <= self.rcv)?;
+            let (seq, bytes) = self.early.remove(place)?;
+            pool.drop_early(bytes.len());
+            let known = self.rcv - seq;
+            if known < bytes.len() {
+                return Some(bytes[known..].to_vec());
+            }
+        }
+    }
+
+    /// Nothing that came too early is of use any more.
+    pub(super) fn drop_early(&mut self, pool: &mut Pool) {
+        for (_, bytes) in self.early.drain(..) {
+            pool.drop_early(bytes.len());
         }
     }
 

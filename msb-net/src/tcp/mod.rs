@@ -6,8 +6,8 @@
 //! * *From the guest.* Bytes that come in order are written to the host's socket from where they lie in the receiver's
 //!   buffer, those of all segments of a turn at once, and then acknowledged. What the socket does not take waits in a ring,
 //!   and the window that the guest is offered is what is free in there: so the guest waits for the slowest reader, and nobody
-//!   else does. Bytes out of order are not kept, since a frame stream neither loses nor reorders; where one does, the guest
-//!   sends again.
+//!   else does. A frame stream neither loses nor reorders; where one does, bytes that come too early are kept, within bounds,
+//!   and the guest sends what is missing.
 //! * *To the guest.* Bytes are read from the host's socket into a ring and stay there until the guest has acknowledged
 //!   them; they are sent as far as its window goes. There is no congestion control: between the two there is no network,
 //!   only a buffer, and when that is full we wait. What is lost nevertheless is sent again after three repeated
@@ -30,29 +30,31 @@ mod send;
 mod template;
 #[cfg(test)]
 mod tests;
+mod transfer;
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
-use std::io::{self, IoSlice, IoSliceMut};
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
 use libmsb::net::rule::{Direction, Protocol};
 use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
-use rustix::net::{SendAncillaryBuffer, SendFlags, Shutdown, sendmsg, shutdown, sockopt};
+use rustix::net::sockopt;
 
 use self::connection::{Connection, Over, Stage};
 use self::ring::Pool;
 pub(crate) use self::segment::Seq;
 use self::segment::{Segment, flag};
 use self::template::{Says, Template};
+use self::transfer::{Read, commit, drain_to_host, read_host, shut_host};
 use crate::flow::{End, Flow};
 use crate::gate::Way;
 use crate::host;
 use crate::icmp;
 use crate::ip::Packet;
-use crate::limits::{CONNECT_TIMEOUT, RECEIVE_BYTES, RING_BYTES_MIN};
+use crate::limits::{CONNECT_TIMEOUT, RECEIVE_BYTES};
 use crate::policy::{Facts, Tls};
 use crate::resolver;
 use crate::slab::{Key, Slab};
@@ -60,14 +62,6 @@ use crate::stack::{Kind, World};
 use crate::timers::Timers;
 use crate::tls::{self, Peek};
 
-/// Parts that one call writes (`UIO_MAXIOV` is 1024).
-const PARTS_MAX: usize = 512;
-/// Parts that a connection keeps room for between turns.
-const PARTS_KEPT: usize = 32;
-/// Bytes that are read at once from a host's socket.
-const READ_BYTES: usize = 256 * 1024;
-/// The same for a connection that has brought nothing yet.
-const READ_BYTES_FIRST: usize = 16 * 1024;
 /// Times that one connection is read in its turn, before others have theirs.
 const READS: usize = 4;
 
@@ -410,6 +404,7 @@ impl Tcp {
         }
         connection.to_guest.release(&mut self.pool);
         connection.to_host.release(&mut self.pool);
+        connection.drop_early(&mut self.pool);
         let bytes = (connection.bytes_up, connection.bytes_down);
         let lasted = world.now.saturating_duration_since(connection.opened);
         world.log.close(
@@ -520,205 +515,13 @@ fn look(connection: &mut Connection, world: &mut World) {
 
 fn acknowledge(connection: &mut Connection, world: &mut World) {
     if connection.ack_due {
-        connection.send_ack(&mut world.transmitter);
+        // Of three that say the same.
+        for _ in 0..=std::mem::take(&mut connection.gaps).min(3) {
+            connection.send_ack(&mut world.transmitter);
+        }
     } else if connection.stage == Stage::Open && !connection.guest_done {
         connection.send_ack_if_window_opened(&mut world.transmitter);
     }
-}
-
-/// What came of reading a host's socket.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Read {
-    Some,
-    Nothing,
-}
-
-fn read_host(connection: &mut Connection, pool: &mut Pool) -> Read {
-    if !connection.readable || connection.host_done || connection.over.is_some() {
-        return Read::Nothing;
-    }
-    let wanted = wanted_of_host(connection);
-    // Who has brought much will bring more; most bring little, and need no large ring for it.
-    let expected = READ_BYTES.min(READ_BYTES_FIRST + connection.bytes_down as usize);
-    let room = connection.to_guest.reserve(wanted.min(expected), pool);
-    let wanted = wanted.min(room).min(READ_BYTES);
-    if wanted == 0 {
-        return Read::Nothing;
-    }
-    let (first, second) = connection.to_guest.room();
-    let first_len = first.len().min(wanted);
-    let second_len = second.len().min(wanted - first_len);
-    let wanted = first_len + second_len;
-    let mut parts = [
-        IoSliceMut::new(&mut first[..first_len]),
-        IoSliceMut::new(&mut second[..second_len]),
-    ];
-    match rustix::io::readv(&connection.socket, &mut parts) {
-        Ok(0) => {
-            connection.host_done = true;
-            connection.readable = false;
-            release_if_empty(connection, pool);
-            Read::Some
-        }
-        Ok(count) => {
-            connection.to_guest.advance(count);
-            connection.bytes_down += count as u64;
-            // Less than was asked for: there is no more, unless the end has come already.
-            connection.readable = count == wanted || connection.hung_up;
-            Read::Some
-        }
-        Err(Errno::AGAIN) => {
-            connection.readable = false;
-            release_if_empty(connection, pool);
-            Read::Nothing
-        }
-        Err(Errno::INTR) => Read::Some,
-        Err(_) => {
-            connection.over = Some(Over::HostReset);
-            Read::Nothing
-        }
-    }
-}
-
-/// Bytes that may be read of the host's socket: what the guest takes, in whole segments, since more would only wait here in
-/// place of there. Where nothing is under way a little may wait nevertheless: it has the guest asked whether it takes more,
-/// should it have said so unheard.
-fn wanted_of_host(connection: &Connection) -> usize {
-    let (window, len) = (connection.window, connection.to_guest.len());
-    let wanted = window.saturating_sub(len);
-    let whole = wanted - wanted % connection.mss;
-    if len == 0 && whole == 0 {
-        return window.max(RING_BYTES_MIN);
-    }
-    whole
-}
-
-fn release_if_empty(connection: &mut Connection, pool: &mut Pool) {
-    if connection.to_guest.is_empty() {
-        connection.to_guest.release(pool);
-    }
-}
-
-/// Writes bytes that waited.
-fn drain_to_host(connection: &mut Connection, pool: &mut Pool) {
-    while connection.writable && !connection.to_host.is_empty() {
-        let (first, second) = connection.to_host.slices(0, connection.to_host.len());
-        let wanted = first.len() + second.len();
-        match write_host(connection, &[IoSlice::new(first), IoSlice::new(second)]) {
-            Some(count) => {
-                connection.writable = count == wanted;
-                connection.bytes_up += count as u64;
-                connection.to_host.consume(count, pool);
-            }
-            None => {
-                connection.over = Some(Over::HostReset);
-                return;
-            }
-        }
-    }
-}
-
-/// Writes to the host's socket. `None`: it is broken.
-fn write_host(connection: &Connection, parts: &[IoSlice<'_>]) -> Option<usize> {
-    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-    let none = &mut SendAncillaryBuffer::default();
-    loop {
-        match sendmsg(&connection.socket, parts, none, flags) {
-            Ok(count) => return Some(count),
-            Err(Errno::AGAIN) => return Some(0),
-            Err(Errno::INTR) => {}
-            Err(_) => return None,
-        }
-    }
-}
-
-/// The guest has said all, and all of it is written.
-fn shut_host(connection: &mut Connection) {
-    if connection.guest_done && !connection.host_shut && connection.to_host.is_empty() {
-        // A socket that is broken says so when it is read.
-        let _ = shutdown(&connection.socket, Shutdown::Write);
-        connection.host_shut = true;
-        if connection.fin_acked {
-            connection.over = Some(Over::Closed);
-        }
-    }
-}
-
-/// Bytes of a turn, in the receiver's buffer or among the joined ones behind it.
-fn lying([received, joined]: [&[u8]; 2], place: usize, length: usize) -> &[u8] {
-    match place.checked_sub(received.len()) {
-        None => &received[place..place + length],
-        Some(place) => &joined[place..place + length],
-    }
-}
-
-/// Takes the bytes of a turn: as many as possible go to the host's socket from where they lie.
-fn commit(connection: &mut Connection, pool: &mut Pool, received: [&[u8]; 2]) {
-    let parts = std::mem::take(&mut connection.parts);
-    let total: usize = parts.iter().map(|(_, length)| length).sum();
-    let mut taken = 0;
-    let direct = connection.writable
-        && !connection.look
-        && connection.to_host.is_empty()
-        && connection.over.is_none();
-    if direct && total > 0 {
-        taken = write_parts(connection, &parts, received);
-    }
-    let mut skip = taken;
-    for (place, length) in &parts {
-        let gone = skip.min(*length);
-        skip -= gone;
-        let rest = &lying(received, *place, *length)[gone..];
-        let kept = connection.to_host.push(rest, pool);
-        taken += kept;
-        if kept < rest.len() {
-            break;
-        }
-    }
-    connection.parts = parts;
-    connection.parts.clear();
-    connection.parts.shrink_to(PARTS_KEPT);
-    if taken < total {
-        // There is no room for the rest: the guest sends it again.
-        connection.rcv = Seq(connection.rcv.0.wrapping_sub((total - taken) as u32));
-        connection.fin_at = None;
-    }
-    if connection
-        .fin_at
-        .take_if(|end| *end == connection.rcv)
-        .is_some()
-    {
-        connection.rcv += 1;
-        connection.edge += 1;
-        connection.guest_done = true;
-    }
-}
-
-fn write_parts(
-    connection: &mut Connection,
-    parts: &[(usize, usize)],
-    received: [&[u8]; 2],
-) -> usize {
-    let mut taken = 0;
-    for some in parts.chunks(PARTS_MAX) {
-        let mut slices = [IoSlice::new(&[]); PARTS_MAX];
-        let mut wanted = 0;
-        for (slice, (place, length)) in slices.iter_mut().zip(some) {
-            *slice = IoSlice::new(lying(received, *place, *length));
-            wanted += length;
-        }
-        let Some(count) = write_host(connection, &slices[..some.len()]) else {
-            connection.over = Some(Over::HostReset);
-            return taken;
-        };
-        taken += count;
-        connection.bytes_up += count as u64;
-        if count < wanted {
-            connection.writable = false;
-            break;
-        }
-    }
-    taken
 }
 
 /// A reset for a segment of no connection (RFC 9293, 3.10.7.1).

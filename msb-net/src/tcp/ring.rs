@@ -5,7 +5,7 @@
 //! [`RING_BYTES_MIN`] can always be had, beyond that too, so nobody waits for others to let go: there are at most two for a
 //! connection, and the number of connections is bounded.
 
-use crate::limits::{RING_BYTES_MAX, RING_BYTES_MIN, RINGS_BYTES_TOTAL};
+use crate::limits::{EARLY_BYTES_TOTAL, RING_BYTES_MAX, RING_BYTES_MIN, RINGS_BYTES_TOTAL};
 
 /// Sizes from [`RING_BYTES_MIN`] to [`RING_BYTES_MAX`], each twice the one before.
 const SIZES: usize = (RING_BYTES_MAX / RING_BYTES_MIN).ilog2() as usize + 1;
@@ -25,7 +25,12 @@ pub(crate) struct Pool {
     free: [Vec<Box<[u8]>>; SIZES],
     free_bytes: usize,
     used_bytes: usize,
+    /// What segments take that came too early; they are in no ring.
+    early_bytes: usize,
 }
+
+/// What such a segment takes beside its bytes.
+const EARLY_OVERHEAD: usize = 64;
 
 fn size_number(bytes: usize) -> usize {
     (bytes / RING_BYTES_MIN).ilog2() as usize
@@ -55,6 +60,21 @@ impl Pool {
             self.free_bytes = 0;
         }
         vec![0; bytes].into_boxed_slice()
+    }
+
+    /// Whether a segment that came too early may be kept, which is counted then.
+    pub(crate) fn keep_early(&mut self, bytes: usize) -> bool {
+        let more = self.early_bytes + bytes + EARLY_OVERHEAD;
+        let fits = more <= EARLY_BYTES_TOTAL;
+        if fits {
+            self.early_bytes = more;
+        }
+        fits
+    }
+
+    /// It is kept no more.
+    pub(crate) fn drop_early(&mut self, bytes: usize) {
+        self.early_bytes -= bytes + EARLY_OVERHEAD;
     }
 
     fn give(&mut self, ring: Box<[u8]>) {

@@ -5,7 +5,7 @@ use std::net::TcpListener;
 use std::os::unix::net::UnixStream;
 
 use crate::ip::{Piece, protocol};
-use crate::limits::RINGS_BYTES_TOTAL;
+use crate::limits::{RING_BYTES_MIN, RINGS_BYTES_TOTAL};
 use crate::testing::{ACK, Guest, SYN, Said, flow, frame};
 
 fn pair() -> (UnixStream, UnixStream) {
@@ -59,8 +59,10 @@ fn what_a_guest_does_not_take_waits_in_the_hosts_socket() {
         next.window = 0;
         guest.say(&flow, &next);
     }
-    let ring = super::RING_BYTES_MIN;
-    assert!(guest.stack.tcp().pool.bytes() <= ring, "of {written} bytes");
+    assert!(
+        guest.stack.tcp().pool.bytes() <= RING_BYTES_MIN,
+        "of {written} bytes"
+    );
     // It takes all of it when it takes again.
     next.window = 0xffff;
     guest.until("all that was written", |guest| {
@@ -110,6 +112,38 @@ fn bytes_in_pieces_of_packets_arrive_between_others() {
         (got.len() >= expected.len()).then_some(())
     });
     assert!(got == expected);
+}
+
+#[test]
+fn segments_that_come_too_early_are_kept_and_the_guest_hears_that_one_is_missing() {
+    let mut guest = Guest::new("", 16, Vec::new());
+    let flow = flow(80, "10.0.0.1:5000");
+    let (ours, mut theirs) = pair();
+    let start = guest.called(&flow, ours.into(), 0xffff);
+    guest.frames();
+    let segment = |number: u32| Said {
+        seq: start.seq + 1000 * number,
+        payload: vec![number as u8; 1000],
+        ..start.clone()
+    };
+    // The first is missing, others come in another order and twice, and one overlaps.
+    for number in [2, 1, 4, 3, 2] {
+        let said = segment(number);
+        guest.send(&frame(&flow, protocol::TCP, None, &said.bytes(&flow)));
+    }
+    guest.turn();
+    let repeated = guest.segments();
+    assert!(repeated.len() >= 3);
+    assert!(repeated.iter().all(|(_, said)| said.ack == start.seq));
+    let mut first = segment(0);
+    first.payload.extend_from_slice(&[1; 500]);
+    guest.say(&flow, &first);
+    let (_, said) = guest.segments().pop().unwrap();
+    assert_eq!(said.ack, start.seq + 5000);
+    let mut got = vec![0; 6000];
+    let count = theirs.read(&mut got).unwrap();
+    let expected: Vec<u8> = (0..5).flat_map(|number| [number; 1000]).collect();
+    assert!(got[..count] == expected, "{count} bytes");
 }
 
 #[test]
