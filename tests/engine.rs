@@ -261,7 +261,7 @@ fn each_lack_of_virtualization_has_its_own_words_and_hint() {
     }
     let closed = home.folder.join("closed");
     fs::write(&closed, "").unwrap();
-    fs::set_permissions(&closed, fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(&closed, fs::Permissions::from_mode(0o000)).unwrap();
     let outcome = where_it_is_replaced(&home, "/dev/kvm", &closed, &run);
     is_refused(&outcome, "no permission to open '/dev/kvm'", "group");
     let outcome = where_it_is_replaced(&home, "/dev/kvm", Path::new("/dev/null"), &run);
