@@ -186,19 +186,20 @@ fn nothing_before(guests: &Guests, port: u16) {
         .is(0, "page\n", "");
 }
 
-/// A server for each connection, which is its standard input and output.
+/// A server for each connection, which is its standard input and output. That it was there, who comes in last proves: it
+/// may be gone by then.
 fn inetd(guests: &Guests) {
     let script = "port=$((20000 + $$ % 10000))
         systemd-socket-activate --accept --inetd -l 127.0.0.1:$port --setenv=MSB_HOME --setenv=HOME msb-ssh serve --stdio x 2>log & inetd=$!
         until grep -q Listening log; do kill -0 $inetd || exit; sleep 0.1; done
-        for key in one near far; do
+        for key in far one near; do
             ssh -F none -o BatchMode=yes -o StrictHostKeyChecking=no -o UserKnownHostsFile=known -o LogLevel=ERROR -o IdentitiesOnly=yes \
                 -i $key -p $port root@127.0.0.1 'echo ${SSH_CONNECTION%% *}' 2>/dev/null || echo not $key
         done
-        kill $inetd";
+        kill $inetd 2>/dev/null || :";
     guests
         .shell(script)
-        .is(0, "127.0.0.1\n127.0.0.1\nnot far\n", "");
+        .is(0, "not far\n127.0.0.1\n127.0.0.1\n", "");
 }
 
 /// What others could have written lets nobody in, is told once, and keeps no server from its owner.
