@@ -6,17 +6,21 @@
 //! libkrun never returns once the guest runs: this process ends with it, without destructors, and with status 0 also when
 //! the guest's kernel has panicked. How a sandbox ended is told by its agent alone.
 
-use std::ffi::{CString, OsStr, c_char};
+mod library;
+mod placement;
+
+use std::ffi::{CString, c_char};
 use std::fs;
 use std::io;
 use std::path::Path;
 use std::ptr;
 
-use anyhow::{Context, bail, ensure};
-use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
+use anyhow::{Context, bail};
 use libmsb::machine::{Disk, Format, KrunKernel, Net, PORT_AGENT, Plan, Share};
 
 use crate::share::SHARE;
+
+use placement::Part;
 
 /// The tag of the first root, and the path of the first process: libkrun's kernel command line names both.
 const ROOT: &str = "/dev/root";
@@ -44,12 +48,6 @@ const LOG_NO_ENV: u32 = 1;
 /// Descriptor of standard error, for libkrun's messages.
 const STDERR: i32 = 2;
 
-/// By what name libkrun loads the guest's kernel, and what it looks for in there.
-const LIBRARY: &str = "libkrunfw.so.5";
-const SYMBOL: &[u8] = b"krunfw_get_kernel\0";
-/// Of dlopen(3): find a library only if it is loaded already.
-const RTLD_NOLOAD: i32 = 4;
-
 /// The declarations are of another release than the code: the compiler compares them. What they lack is called in the
 /// code itself.
 macro_rules! agree {
@@ -74,6 +72,8 @@ pub(crate) enum Kernel<'a> {
     Loaded {
         /// libkrun keeps a pointer to it as long as the guest lives, and that is as long as this process does.
         agent: &'static [u8],
+        /// Where the kernel belongs in the guest.
+        place: Part,
     },
     /// Files, which libkrun reads.
     Image {
@@ -87,11 +87,11 @@ pub(crate) enum Kernel<'a> {
 pub(crate) fn load(kernel: &KrunKernel) -> anyhow::Result<Kernel<'_>> {
     match kernel {
         KrunKernel::Library { path, agent } => {
-            load_library(path)?;
+            let place = library::load(path)?;
             let agent = fs::read(agent)
                 .with_context(|| format!("cannot read the agent '{}'", agent.display()))?
                 .leak();
-            Ok(Kernel::Loaded { agent })
+            Ok(Kernel::Loaded { agent, place })
         }
         KrunKernel::Image {
             path,
@@ -120,7 +120,7 @@ pub(crate) fn enter(plan: &Plan, kernel: &Kernel<'_>) -> anyhow::Result<()> {
     let machine = Machine::new()?;
     machine.set_size(plan)?;
     match kernel {
-        Kernel::Loaded { agent } => machine.add_root(agent)?,
+        Kernel::Loaded { agent, .. } => machine.add_root(agent)?,
         Kernel::Image {
             kernel,
             initrd,
@@ -135,35 +135,18 @@ pub(crate) fn enter(plan: &Plan, kernel: &Kernel<'_>) -> anyhow::Result<()> {
         .iter()
         .try_for_each(|share| machine.add_share(share))?;
     plan.net.iter().try_for_each(|net| machine.add_net(net))?;
+    lead_memory(plan, kernel);
     machine.start()
 }
 
-/// Loads the guest's kernel. libkrun asks for it by [`LIBRARY`] alone; a library that is loaded and carries that name
-/// answers for it, wherever it came from.
-fn load_library(path: &Path) -> anyhow::Result<()> {
-    let shown = path.display();
-    let open = |name: &OsStr, flags| {
-        // SAFETY: the user has chosen this library, and its initial functions (it has none) run as we do.
-        unsafe { Library::open(Some(name), flags) }
+/// The guest is the same without, and slower.
+fn lead_memory(plan: &Plan, kernel: &Kernel<'_>) {
+    let place = match kernel {
+        Kernel::Loaded { place, .. } => Some(*place),
+        Kernel::Image { .. } => None,
     };
-    let ours = open(path.as_os_str(), RTLD_NOW | RTLD_LOCAL)
-        .with_context(|| format!("cannot load '{shown}'"))?;
-    // SAFETY: the address is compared and never called.
-    let kernel = |library: &Library| unsafe {
-        library
-            .get::<*const u8>(SYMBOL)
-            .map(|symbol| symbol.into_raw())
-    };
-    let found = kernel(&ours).with_context(|| format!("'{shown}' holds no kernel"))?;
-    let named = open(OsStr::new(LIBRARY), RTLD_NOW | RTLD_NOLOAD).ok();
-    let same = named.is_some_and(|named| kernel(&named).is_ok_and(|other| other == found));
-    ensure!(
-        same,
-        "'{shown}' is not named '{LIBRARY}' inside, by which libkrun asks for it"
-    );
-    // It stays loaded for good.
-    std::mem::forget(ours);
-    Ok(())
+    let bytes = plan.memory_mib as usize * 1024 * 1024;
+    let _ = placement::lead(&placement::parts(bytes, place));
 }
 
 /// A context of libkrun: a machine that is being described.
@@ -360,14 +343,6 @@ fn path(path: &Path) -> anyhow::Result<CString> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_library_that_is_none_and_one_without_a_kernel_are_told_apart() {
-        let refusal = |path: &str| format!("{:#}", load_library(Path::new(path)).unwrap_err());
-        assert!(refusal("/nowhere/libkrunfw.so.5").starts_with("cannot load"));
-        let other = refusal("libc.so.6");
-        assert!(other.starts_with("'libc.so.6' holds no kernel"), "{other}");
-    }
 
     #[test]
     fn an_answer_below_zero_is_an_error_of_the_system() {

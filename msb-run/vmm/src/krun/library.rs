@@ -1,0 +1,179 @@
+//! The guest's kernel, in a library that this process loads.
+
+use std::ffi::{OsStr, c_char, c_void};
+use std::mem::ManuallyDrop;
+use std::path::Path;
+use std::ptr;
+
+use anyhow::{Context, ensure};
+use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
+use rustix::io;
+use rustix::mm::{
+    Advice, MapFlags, MremapFlags, ProtFlags, madvise, mmap_anonymous, mremap_fixed, munmap,
+};
+
+use super::placement::{HUGE_BYTES, Part, end_of_hole, keep_out};
+
+/// By what name libkrun loads it, and what it looks for in there.
+const LIBRARY: &str = "libkrunfw.so.5";
+const SYMBOL: &[u8] = b"krunfw_get_kernel\0";
+/// Of dlopen(3): find a library only if it is loaded already.
+const RTLD_NOLOAD: i32 = 4;
+
+/// What the symbol is: it sets where the kernel belongs in the guest, where it is entered and how long it is, and returns
+/// where it is in this process.
+type GetKernel = unsafe extern "C" fn(*mut u64, *mut u64, *mut usize) -> *mut c_char;
+
+/// Where the kernel is.
+#[derive(Clone, Copy)]
+struct Kernel {
+    here: *mut c_void,
+    guest: Part,
+}
+
+/// Loads it for good, where large entries fit it, into memory that has huge pages. Returns where it belongs in the guest.
+///
+/// The guest writes to nearly all of its kernel while it boots. From the pages of a file it would read each, then copy
+/// it, one by one.
+pub(super) fn load(path: &Path) -> anyhow::Result<Part> {
+    let mut library = open(path)?;
+    let mut kernel = find(&library, path)?;
+    let off = kernel.here.addr().wrapping_sub(kernel.guest.guest) % HUGE_BYTES;
+    if off > 0 {
+        drop(library);
+        library = open_lower(path, kernel.guest.bytes, off)?;
+        kernel = find(&library, path)?;
+    }
+    let _for_good = ManuallyDrop::new(library);
+    // Without it the kernel is the same, and slower.
+    let _ = take_from_file(&kernel);
+    Ok(kernel.guest)
+}
+
+/// Opens it again, `by` bytes below where it would come to lie.
+fn open_lower(path: &Path, bytes: usize, by: usize) -> anyhow::Result<Library> {
+    let end = end_of_hole(bytes + HUGE_BYTES)?;
+    let kept = keep_out(end - by, by)?;
+    let library = open(path);
+    // SAFETY: it is a mapping of ours that nobody else knows of.
+    unsafe { munmap(kept, by)? };
+    library
+}
+
+/// libkrun asks for it by [`LIBRARY`] alone; a library that is loaded and carries that name answers for it, wherever it
+/// came from.
+fn open(path: &Path) -> anyhow::Result<Library> {
+    let shown = path.display();
+    let open = |name: &OsStr, flags| {
+        // SAFETY: the user has chosen this library, and its initial functions (it has none) run as we do.
+        unsafe { Library::open(Some(name), flags) }
+    };
+    let ours = open(path.as_os_str(), RTLD_NOW | RTLD_LOCAL)
+        .with_context(|| format!("cannot load '{shown}'"))?;
+    let found = function(&ours).with_context(|| format!("'{shown}' holds no kernel"))?;
+    let named = open(OsStr::new(LIBRARY), RTLD_NOW | RTLD_NOLOAD).ok();
+    let same = named
+        .is_some_and(|named| function(&named).is_ok_and(|other| ptr::fn_addr_eq(other, found)));
+    ensure!(
+        same,
+        "'{shown}' is not named '{LIBRARY}' inside, by which libkrun asks for it"
+    );
+    Ok(ours)
+}
+
+fn function(library: &Library) -> Result<GetKernel, libloading::Error> {
+    // SAFETY: that is what libkrun, too, takes the symbol for.
+    unsafe { library.get::<GetKernel>(SYMBOL).map(|symbol| *symbol) }
+}
+
+fn find(library: &Library, path: &Path) -> anyhow::Result<Kernel> {
+    let (mut guest, mut entry, mut bytes) = (0, 0, 0);
+    // SAFETY: it takes three places to write to.
+    let here = unsafe { function(library)?(&raw mut guest, &raw mut entry, &raw mut bytes) };
+    let guest = usize::try_from(guest)?;
+    let part = Part { guest, bytes };
+    ensure!(
+        part.is_below_gap() && bytes > 0,
+        "the kernel in '{}' does not fit into a guest",
+        path.display()
+    );
+    Ok(Kernel {
+        here: here.cast(),
+        guest: part,
+    })
+}
+
+/// Puts memory of this process in the place of the file's pages, with the same content.
+fn take_from_file(kernel: &Kernel) -> io::Result<()> {
+    let bytes = kernel.guest.bytes;
+    let room = bytes + HUGE_BYTES;
+    let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+    let access = ProtFlags::READ | ProtFlags::WRITE;
+    // SAFETY: a new mapping that nobody else knows of; it overlaps nothing.
+    let start = unsafe { mmap_anonymous(ptr::null_mut(), room, access, flags)? };
+    // Entries are moved as they are where both places leave the same remainder.
+    let skipped = kernel.here.addr().wrapping_sub(start.addr()) % HUGE_BYTES;
+    let copy = start.wrapping_byte_add(skipped);
+    // SAFETY: all within that mapping, which is readable and writable, as the kernel's bytes are readable. What moves is
+    // whole pages, and replaces pages of a library that nobody holds a reference to but libkrun later. What is left of
+    // the mapping on either side is given back.
+    unsafe {
+        // A host without huge pages has small ones.
+        let _ = madvise(copy, bytes, Advice::LinuxHugepage);
+        ptr::copy_nonoverlapping(kernel.here.cast::<u8>(), copy.cast::<u8>(), bytes);
+        mremap_fixed(copy, bytes, bytes, MremapFlags::MAYMOVE, kernel.here)?;
+        if skipped > 0 {
+            munmap(start, skipped)?;
+        }
+        munmap(copy.wrapping_byte_add(bytes), room - skipped - bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_library_that_is_none_and_one_without_a_kernel_are_told_apart() {
+        let refusal = |path: &str| format!("{:#}", load(Path::new(path)).unwrap_err());
+        assert!(refusal("/nowhere/libkrunfw.so.5").starts_with("cannot load"));
+        let other = refusal("libc.so.6");
+        assert!(other.starts_with("'libc.so.6' holds no kernel"), "{other}");
+    }
+
+    /// As large as a kernel, and as aligned as nothing.
+    #[test]
+    fn a_kernel_of_a_file_is_the_same_afterwards_and_is_memory_that_can_be_written() {
+        const BYTES: usize = 5 * 1024 * 1024 + 3 * 4096;
+        let content: Vec<u8> = (0..BYTES).map(|at| (at / 7 % 251) as u8).collect();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), &content).unwrap();
+        let access = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a new mapping that overlaps nothing.
+        let here = unsafe {
+            let opened = std::fs::File::options()
+                .read(true)
+                .open(file.path())
+                .unwrap();
+            rustix::mm::mmap(
+                ptr::null_mut(),
+                BYTES,
+                access,
+                MapFlags::PRIVATE,
+                &opened,
+                0,
+            )
+            .unwrap()
+        };
+        let guest = Part {
+            guest: 0,
+            bytes: BYTES,
+        };
+        take_from_file(&Kernel { here, guest }).unwrap();
+        std::fs::write(file.path(), b"").unwrap();
+        // SAFETY: it is that mapping, and nobody else uses it. Of the file, which is empty now, nothing could be read.
+        let found = unsafe { std::slice::from_raw_parts_mut(here.cast::<u8>(), BYTES) };
+        assert_eq!(found, content);
+        found.fill(1);
+    }
+}
