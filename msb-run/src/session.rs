@@ -1,7 +1,7 @@
 //! A command in the guest with our own standard streams: as if it ran here.
 //!
-//! One thread waits for what comes from the guest; one reads our input; one each writes output and errors, so that a
-//! slow reader of one does not hold up the other; one waits for signals. Whatever is under way is bounded by the
+//! One thread waits for what comes from the guest; one reads our input; one each writes output and errors once there are
+//! any, so that a slow reader of one does not hold up the other; one waits for signals. Whatever is under way is bounded by the
 //! protocol's windows. The streams may be shared with other programs, so they are never made non-blocking.
 
 use std::io::{self, Read, Write};
@@ -153,8 +153,15 @@ pub(crate) fn run(
         let (sender, shared) = (sender.clone(), Arc::clone(&shared));
         spawn("stdin", move || pump_input(&sender, &shared))?;
     }
-    let stdout = Writer::start(STDOUT, &sender, &shared, captured.clone())?;
-    let stderr = Writer::start(STDERR, &sender, &shared, captured)?;
+    let writer = |channel| {
+        Writer::Idle(
+            channel,
+            sender.clone(),
+            Arc::clone(&shared),
+            captured.clone(),
+        )
+    };
+    let (mut stdout, mut stderr) = (writer(STDOUT), writer(STDERR));
     let mut on_start = || match timeout {
         Some(timeout) => {
             let (sender, shared) = (sender.clone(), Arc::clone(&shared));
@@ -162,7 +169,13 @@ pub(crate) fn run(
         }
         None => Ok(()),
     };
-    let event = receive(&mut reader, &shared, &stdout, &stderr, &mut on_start);
+    let event = receive(
+        &mut reader,
+        &shared,
+        &mut stdout,
+        &mut stderr,
+        &mut on_start,
+    );
     stdout.finish();
     stderr.finish();
     // The thread for signals holds the terminal too, and never ends.
@@ -187,8 +200,8 @@ pub(crate) fn run(
 fn receive(
     reader: &mut Reader,
     shared: &Shared,
-    stdout: &Writer,
-    stderr: &Writer,
+    stdout: &mut Writer,
+    stderr: &mut Writer,
     on_start: &mut dyn FnMut() -> anyhow::Result<()>,
 ) -> anyhow::Result<Option<ExecEvent>> {
     loop {
@@ -203,8 +216,8 @@ fn receive(
         };
         match incoming {
             Incoming::Data { channel, bytes, .. } => match channel {
-                STDERR => stderr.write(bytes),
-                _ => stdout.write(bytes),
+                STDERR => stderr.write(bytes)?,
+                _ => stdout.write(bytes)?,
             },
             Incoming::Event { message, last } => {
                 let event = match serde_json::from_slice(&message) {
@@ -263,41 +276,42 @@ fn read_once(stdin: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
     }
 }
 
-/// A thread that writes what comes on a channel, and says when it is written.
-struct Writer {
-    queue: mpsc::Sender<Vec<u8>>,
-    thread: JoinHandle<()>,
+/// A thread that writes what comes on a channel, and says when it is written. Many commands print nothing.
+enum Writer {
+    /// What it is to know.
+    Idle(u8, Sender, Arc<Shared>, Option<Arc<Captured>>),
+    /// What it is to write, and itself. The queue needs no bound of its own: what is in it has not been granted back.
+    Busy(mpsc::Sender<Vec<u8>>, JoinHandle<()>),
 }
 
 impl Writer {
-    fn start(
-        channel: u8,
-        sender: &Sender,
-        shared: &Arc<Shared>,
-        captured: Option<Arc<Captured>>,
-    ) -> anyhow::Result<Writer> {
-        // The queue needs no bound of its own: what is in it has not been granted back.
-        let (queue, incoming) = mpsc::channel();
-        let (sender, shared) = (sender.clone(), Arc::clone(shared));
-        let name = if channel == STDERR {
-            "stderr"
-        } else {
-            "stdout"
-        };
-        let thread = spawn(name, move || {
-            write_all(channel, &incoming, &sender, &shared, captured.as_deref())
-        })?;
-        Ok(Writer { queue, thread })
-    }
-
-    fn write(&self, bytes: Vec<u8>) {
-        // The thread ends only after this.
-        let _ = self.queue.send(bytes);
+    fn write(&mut self, bytes: Vec<u8>) -> anyhow::Result<()> {
+        if let Writer::Idle(channel, sender, shared, captured) = self {
+            let (queue, incoming) = mpsc::channel();
+            let channel = *channel;
+            let (sender, shared, captured) = (sender.clone(), Arc::clone(shared), captured.take());
+            let name = if channel == STDERR {
+                "stderr"
+            } else {
+                "stdout"
+            };
+            let thread = spawn(name, move || {
+                write_all(channel, &incoming, &sender, &shared, captured.as_deref());
+            })?;
+            *self = Writer::Busy(queue, thread);
+        }
+        if let Writer::Busy(queue, _) = self {
+            // The thread ends only after this.
+            let _ = queue.send(bytes);
+        }
+        Ok(())
     }
 
     fn finish(self) {
-        drop(self.queue);
-        let _ = self.thread.join();
+        if let Writer::Busy(queue, thread) = self {
+            drop(queue);
+            let _ = thread.join();
+        }
     }
 }
 
