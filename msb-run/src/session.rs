@@ -286,6 +286,10 @@ enum Writer {
 
 impl Writer {
     fn write(&mut self, bytes: Vec<u8>) -> anyhow::Result<()> {
+        if bytes.is_empty() {
+            // It says no more than that the channel has ended.
+            return Ok(());
+        }
         if let Writer::Idle(channel, sender, shared, captured) = self {
             let (queue, incoming) = mpsc::channel();
             let channel = *channel;
