@@ -12,7 +12,7 @@ use rustix::mm::{
     Advice, MapFlags, MremapFlags, ProtFlags, madvise, mmap_anonymous, mremap_fixed, munmap,
 };
 
-use super::placement::{HUGE_BYTES, Part, end_of_hole, keep_out};
+use super::placement::{HUGE_BYTES, Part};
 
 /// By what name libkrun loads it, and what it looks for in there.
 const LIBRARY: &str = "libkrunfw.so.5";
@@ -50,12 +50,21 @@ pub(super) fn load(path: &Path) -> anyhow::Result<Part> {
     Ok(kernel.guest)
 }
 
-/// Opens it again, `by` bytes below where it would come to lie.
+/// Opens it again, `by` bytes below where it would come to lie: the loader takes what the system gives, and that is the end
+/// of the highest hole with room (Linux, mm/mmap.c, `vm_unmapped_area`), which something else keeps for a moment. A
+/// system that decides otherwise costs speed and nothing else.
 fn open_lower(path: &Path, bytes: usize, by: usize) -> anyhow::Result<Library> {
-    let end = end_of_hole(bytes + HUGE_BYTES)?;
-    let kept = keep_out(end - by, by)?;
+    let room = bytes + HUGE_BYTES;
+    let nothing = ProtFlags::empty();
+    let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+    // SAFETY: a new mapping that nobody else knows of, of which the end is kept; it overlaps nothing.
+    let kept = unsafe {
+        let start = mmap_anonymous(ptr::null_mut(), room, nothing, flags)?;
+        munmap(start, room - by)?;
+        start.wrapping_byte_add(room - by)
+    };
     let library = open(path);
-    // SAFETY: it is a mapping of ours that nobody else knows of.
+    // SAFETY: it is what was kept.
     unsafe { munmap(kept, by)? };
     library
 }

@@ -135,18 +135,18 @@ pub(crate) fn enter(plan: &Plan, kernel: &Kernel<'_>) -> anyhow::Result<()> {
         .iter()
         .try_for_each(|share| machine.add_share(share))?;
     plan.net.iter().try_for_each(|net| machine.add_net(net))?;
-    lead_memory(plan, kernel);
+    place_memory(plan, kernel);
     machine.start()
 }
 
 /// The guest is the same without, and slower.
-fn lead_memory(plan: &Plan, kernel: &Kernel<'_>) {
+fn place_memory(plan: &Plan, kernel: &Kernel<'_>) {
     let place = match kernel {
         Kernel::Loaded { place, .. } => Some(*place),
         Kernel::Image { .. } => None,
     };
     let bytes = plan.memory_mib as usize * 1024 * 1024;
-    let _ = placement::lead(&placement::parts(bytes, place));
+    let _ = placement::prepare(&placement::parts(bytes, place));
 }
 
 /// A context of libkrun: a machine that is being described.

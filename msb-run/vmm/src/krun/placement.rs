@@ -4,23 +4,26 @@
 //! for [`HUGE_BYTES`]. KVM uses the large ones only where both addresses leave the same remainder, and where the host
 //! has a huge page. Each entry costs an exit of the guest, and a booting kernel touches tens of megabytes.
 //!
-//! libkrun takes each part of the memory from mmap(2), at no address of its choice. The system then puts a mapping at
-//! the end of the highest hole that has room for it (Linux, mm/mmap.c, `vm_unmapped_area`), and so can be led: a page
-//! that nobody may touch ends the hole where the part is to end. A system that decides otherwise costs speed and nothing
-//! else.
+//! libkrun takes each part of the memory from mmap(2), at no address of its choice, and has no say in what the system
+//! makes of that. So this program has a [`mmap`] of its own, which knows the guest's parts and passes everything else on.
 
+use std::ffi::{c_int, c_void};
 use std::ptr;
+use std::sync::{Mutex, PoisonError};
 
+use libc::off_t;
 use rustix::io;
-use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
 
 /// What a large entry is for. AMD's and Intel's manuals of the architecture, "2-MByte page translation".
 pub(super) const HUGE_BYTES: usize = 2 * 1024 * 1024;
 
-const PAGE_BYTES: usize = 4096;
+/// How the guest's memory is asked for (vm-memory, `MmapRegion`).
+const ACCESS: c_int = libc::PROT_READ | libc::PROT_WRITE;
+const FLAGS: c_int = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
 
-/// Room above the first part, where small mappings that are made before it go in place of its own.
-const SMALL_BYTES: usize = 4 * 1024 * 1024;
+/// Lengths of the guest's parts that are still to be mapped, and the addresses that are kept free for them.
+static PLACES: Mutex<Vec<(usize, usize)>> = Mutex::new(Vec::new());
 
 /// Where libkrun leaves a gap in the guest's addresses, for devices: from here up to 4 GiB (krun-arch, `layout.rs`).
 const GAP: usize = 0xd000_0000;
@@ -73,49 +76,59 @@ pub(super) fn parts(memory_bytes: usize, kernel: Option<Part>) -> Vec<Part> {
     parts
 }
 
-/// Leads the next mappings of these sizes, so that large entries fit them. Whatever else is mapped in between is small.
-pub(super) fn lead(parts: &[Part]) -> io::Result<()> {
-    let room: usize = parts.iter().map(|part| part.bytes + HUGE_BYTES).sum();
-    let mut end = end_of_hole(room + 2 * SMALL_BYTES)? - SMALL_BYTES;
+/// Keeps places free for these parts, which large entries fit: the next mappings of such lengths go there.
+pub(super) fn prepare(parts: &[Part]) -> io::Result<()> {
     for part in parts {
-        let start = fitting_start(end - PAGE_BYTES, part);
-        refuse(start + part.bytes)?;
-        end = start;
+        let room = part.bytes + HUGE_BYTES;
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+        // SAFETY: a new mapping that nobody else knows of; it overlaps nothing.
+        let start =
+            unsafe { mmap_anonymous(ptr::null_mut(), room, ProtFlags::empty(), flags)? }.addr();
+        let fitting = start + part.guest.wrapping_sub(start) % HUGE_BYTES;
+        let mut places = PLACES.lock().unwrap_or_else(PoisonError::into_inner);
+        places.push((part.bytes, fitting));
     }
     Ok(())
 }
 
-/// The highest start of a part that ends at `limit` or before.
-fn fitting_start(limit: usize, part: &Part) -> usize {
-    let highest = limit - part.bytes;
-    highest - highest.wrapping_sub(part.guest) % HUGE_BYTES
+/// The place that is kept for a mapping of this length, which is then free for others no more.
+fn take(bytes: usize) -> Option<usize> {
+    let mut places = PLACES.lock().unwrap_or_else(PoisonError::into_inner);
+    let index = places.iter().position(|(length, _)| *length == bytes)?;
+    Some(places.remove(index).1)
 }
 
-/// Where a mapping of so many bytes ends that is put where the system wants.
-pub(super) fn end_of_hole(bytes: usize) -> io::Result<usize> {
-    // SAFETY: a new mapping that nobody else knows of; it overlaps nothing.
-    let start = unsafe { mmap_anonymous(ptr::null_mut(), bytes, ProtFlags::empty(), reserved())? };
-    // SAFETY: it is that mapping.
-    unsafe { munmap(start, bytes)? };
-    Ok(start.addr() + bytes)
-}
-
-/// A page at this address, which nobody may touch and which stays.
-fn refuse(address: usize) -> io::Result<()> {
-    keep_out(address, PAGE_BYTES).map(drop)
-}
-
-/// Keeps mappings out of a free place, which is at `address`, as long as it lives.
-pub(super) fn keep_out(address: usize, bytes: usize) -> io::Result<*mut libc::c_void> {
-    let wanted = ptr::without_provenance_mut(address);
-    let flags = reserved() | MapFlags::FIXED_NOREPLACE;
-    // SAFETY: a new mapping that nobody may read or write; with this flag it replaces none.
-    unsafe { mmap_anonymous(wanted, bytes, ProtFlags::empty(), flags) }
-}
-
-/// Addresses without memory.
-fn reserved() -> MapFlags {
-    MapFlags::PRIVATE | MapFlags::NORESERVE
+/// mmap(2), in place of the C library's, for all of this program. A part of the guest's memory goes where it fits, with
+/// huge pages where the host gives them to who asks.
+///
+/// # Safety
+/// As that of mmap(2).
+#[unsafe(no_mangle)]
+unsafe extern "C" fn mmap(
+    address: *mut c_void,
+    bytes: usize,
+    access: c_int,
+    flags: c_int,
+    fd: c_int,
+    offset: off_t,
+) -> *mut c_void {
+    let map = |address: *mut c_void, flags: c_int| {
+        // SAFETY: who calls vouches for the arguments; where `flags` is ours, the place is.
+        let answer =
+            unsafe { libc::syscall(libc::SYS_mmap, address, bytes, access, flags, fd, offset) };
+        // An error is -1 in both.
+        ptr::with_exposed_provenance_mut::<c_void>(answer.cast_unsigned() as usize)
+    };
+    let is_guest = address.is_null() && access == ACCESS && flags == FLAGS;
+    let Some(place) = is_guest.then(|| take(bytes)).flatten() else {
+        return map(address, flags);
+    };
+    let start = map(ptr::without_provenance_mut(place), flags | libc::MAP_FIXED);
+    if start != libc::MAP_FAILED {
+        // SAFETY: it is the new mapping. A host without huge pages has small ones.
+        unsafe { libc::madvise(start, bytes, libc::MADV_HUGEPAGE) };
+    }
+    start
 }
 
 #[cfg(test)]
@@ -147,21 +160,32 @@ mod tests {
         assert_eq!(parts(GAP + 4096, None), [part(0, GAP), part(GAP_END, 4096)]);
     }
 
-    /// What libkrun does afterwards, in a process in which others map things meanwhile: so a few tries.
     #[test]
-    fn mappings_come_to_lie_where_large_entries_fit() {
-        let fits = || {
-            let parts = parts(64 << 20, Some(KERNEL));
-            lead(&parts).unwrap();
-            parts.iter().all(|part| {
-                let access = ProtFlags::READ | ProtFlags::WRITE;
-                // SAFETY: a new mapping that overlaps nothing.
-                let start = unsafe {
-                    mmap_anonymous(ptr::null_mut(), part.bytes, access, reserved()).unwrap()
-                };
-                start.addr() % HUGE_BYTES == part.guest % HUGE_BYTES
-            })
+    fn mappings_of_the_guest_come_to_lie_where_large_entries_fit() {
+        let parts = parts(64 << 20, Some(KERNEL));
+        prepare(&parts).unwrap();
+        let mapped = |bytes| {
+            // SAFETY: a new mapping that overlaps nothing.
+            let start = unsafe { libc::mmap(ptr::null_mut(), bytes, ACCESS, FLAGS, -1, 0) };
+            assert_ne!(start, libc::MAP_FAILED);
+            // SAFETY: it is that mapping, which can be written to up to its last byte.
+            unsafe { start.cast::<u8>().add(bytes - 1).write(1) };
+            start.addr()
         };
-        assert!((0..5).any(|_| fits()));
+        for part in &parts {
+            // Others go where the system wants.
+            mapped(part.bytes - 4096);
+            assert_eq!(mapped(part.bytes) % HUGE_BYTES, part.guest % HUGE_BYTES);
+        }
+        assert!(PLACES.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn what_the_system_refuses_is_refused_here() {
+        // SAFETY: a length of nothing is an error.
+        let start = unsafe { libc::mmap(ptr::null_mut(), 0, ACCESS, FLAGS, -1, 0) };
+        assert_eq!(start, libc::MAP_FAILED);
+        let error = std::io::Error::last_os_error();
+        assert_eq!(error.raw_os_error(), Some(libc::EINVAL));
     }
 }
