@@ -124,6 +124,19 @@ fn a_command_without_input_finds_it_empty() {
 }
 
 #[test]
+fn a_command_whose_input_is_the_null_device_has_that_of_the_guest() {
+    let home = Home::with_busybox();
+    let input = "msb run --no-tty busybox:test -- sh -c 'readlink /proc/self/fd/0; cat'";
+    home.shell(&format!("{input} </dev/null"))
+        .is(0, "/dev/null\n", "");
+    home.shell(&format!("echo passed on | {input} | tail -n 1"))
+        .is(0, "passed on\n", "");
+    // Not for what looks like it and is none.
+    home.shell(&format!("printf x >null; {input} <null | tail -n 1"))
+        .is(0, "x", "");
+}
+
+#[test]
 fn run_works_as_a_filter_in_a_pipeline() {
     let home = Home::with_busybox();
     home.shell("printf 'b\\na\\n' | msb run -i busybox:test -- sort | tr a-z A-Z")

@@ -49,6 +49,7 @@ pub(crate) mod wait;
 
 use std::ffi::OsString;
 use std::io::IsTerminal;
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -64,6 +65,7 @@ use msb_wire::client::{Connection, Incoming};
 use msb_wire::exec::{ExecEvent, ExecRequest, FailureKind, RESOURCES, Rlimit};
 use msb_wire::sandbox::Request;
 use msb_wire::text::Text;
+use rustix::fs::{FileType, fstat, makedev};
 
 use crate::microsandbox::Stored;
 use crate::plan;
@@ -190,7 +192,7 @@ impl CommandArgs {
             user: self.setting.user.clone().map(Text::from),
             tty: tty.then(window_size),
             tty_modes: Vec::new(),
-            stdin: !self.no_stdin,
+            stdin: !self.no_stdin && (tty || !is_null_device(std::io::stdin())),
             rlimits: self.rlimit.clone(),
             login: false,
             log: false,
@@ -199,6 +201,15 @@ impl CommandArgs {
             timeout_ms: None,
         }
     }
+}
+
+/// Whether a descriptor is `/dev/null`, of which the guest has one of its own: no input has to be passed on.
+fn is_null_device(descriptor: impl AsFd) -> bool {
+    // Linux, Documentation/admin-guide/devices.txt: memory devices, the third.
+    let null = makedev(1, 3);
+    fstat(descriptor).is_ok_and(|stat| {
+        FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == null
+    })
 }
 
 fn parse_rlimit(text: &str) -> Result<Rlimit, String> {
