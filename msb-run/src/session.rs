@@ -1,8 +1,8 @@
 //! A command in the guest with our own standard streams: as if it ran here.
 //!
 //! One thread waits for what comes from the guest; one reads our input; one each writes output and errors once there are
-//! any, so that a slow reader of one does not hold up the other; one waits for signals. Whatever is under way is bounded by the
-//! protocol's windows. The streams may be shared with other programs, so they are never made non-blocking.
+//! any, so that a slow reader of one does not hold up the other; one waits for signals. Whatever is under way is bounded
+//! by the protocol's windows. The streams may be shared with other programs, so they are never made non-blocking.
 
 use std::io::{self, Read, Write};
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};

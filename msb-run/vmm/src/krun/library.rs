@@ -20,6 +20,8 @@ const SYMBOL: &[u8] = b"krunfw_get_kernel\0";
 /// Of dlopen(3): find a library only if it is loaded already.
 const RTLD_NOLOAD: i32 = 4;
 
+const PAGE_BYTES: usize = 4096;
+
 /// What the symbol is: it sets where the kernel belongs in the guest, where it is entered and how long it is, and returns
 /// where it is in this process.
 type GetKernel = unsafe extern "C" fn(*mut u64, *mut u64, *mut usize) -> *mut c_char;
@@ -115,6 +117,10 @@ fn find(library: &Library, path: &Path) -> anyhow::Result<Kernel> {
 /// Puts memory of this process in the place of the file's pages, with the same content.
 fn take_from_file(kernel: &Kernel) -> io::Result<()> {
     let bytes = kernel.guest.bytes;
+    if !(kernel.here.addr() | bytes).is_multiple_of(PAGE_BYTES) {
+        // What else is on its last page would go.
+        return Err(io::Errno::INVAL);
+    }
     let room = bytes + HUGE_BYTES;
     let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
     let access = ProtFlags::READ | ProtFlags::WRITE;
@@ -178,6 +184,8 @@ mod tests {
             guest: 0,
             bytes: BYTES,
         };
+        let short = Part { guest: 0, bytes: 1 };
+        assert!(take_from_file(&Kernel { here, guest: short }).is_err());
         take_from_file(&Kernel { here, guest }).unwrap();
         std::fs::write(file.path(), b"").unwrap();
         // SAFETY: it is that mapping, and nobody else uses it. Of the file, which is empty now, nothing could be read.
