@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -97,11 +97,12 @@ pub(crate) fn run_traced(home: &Home, kill_at: Option<&Call>, args: &[&str]) -> 
 /// Runs `msb`, and the supervisor that it starts under strace. The tracer is no parent of the supervisor, and holds
 /// none of its files.
 fn run_with_traced_supervisor(home: &Home, kill_at: Option<&Call>, args: &[&str]) -> Outcome {
-    let mut command: Command = home.msb(args);
+    let mut command = home.program(stage("attach"));
     command
-        .env("LD_PRELOAD", stage("attach.so"))
-        .env("TRACE_NAME", "msb-supervisor");
-    command.env("TRACE_OPTIONS", strace(home, kill_at).join(" "));
+        .arg("msb-supervisor")
+        .arg(home.prefix.join("bin/msb"))
+        .args(args)
+        .env("TRACE_OPTIONS", strace(home, kill_at).join(" "));
     Running::start(command).finish()
 }
 

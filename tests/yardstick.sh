@@ -9,7 +9,7 @@ export MSB_HOME="$work/home" PATH="$work/prefix/bin:$PATH"
 build() {
     cargo build --quiet --release --locked
     cargo build --quiet --release --locked -p msb-test-hello
-    cargo agent --quiet --release --locked
+    cargo static --quiet --release --locked
     cargo build --quiet --release --locked -p msb-tests --bin msb-test-guest --target "$target" \
         --config "target.$target.rustflags=['-Ctarget-feature=+crt-static']"
     libmsb/install --prefix "$work/prefix" --no-packages --no-build >/dev/null

@@ -18,9 +18,9 @@ use crate::host;
 use crate::ip::{Head, Packet, protocol};
 use crate::limits::{PING_FLOWS_MAX, PING_TIMEOUT};
 use crate::slab::{Key, Slab};
-use crate::stack::{Kind, World};
 use crate::tcp::Seq;
 use crate::timers::Timers;
+use crate::world::{Kind, World};
 
 /// Types of messages.
 mod kind {

@@ -92,6 +92,7 @@ mod timers;
 mod tls;
 /// Datagrams.
 mod udp;
+mod world;
 
 use arguments::{Args, Command};
 

@@ -7,8 +7,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use crate::checksum::Sum;
 use crate::flow::{End, Flow};
 use crate::ip::{Head, Packet, ether, protocol};
-use crate::stack::World;
 use crate::udp;
+use crate::world::World;
 use libmsb::net::network::{GATEWAY_LINK_LOCAL, Network};
 
 /// A request of ARP for IPv4 over Ethernet (RFC 826), from its first byte on.

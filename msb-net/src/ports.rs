@@ -17,9 +17,9 @@ use rustix::net::{RecvFlags, SocketFlags, acceptfrom_with, recvfrom};
 use crate::flow::{End, Flow};
 use crate::host;
 use crate::log::PortChange;
-use crate::stack::World;
 use crate::tcp::Tcp;
 use crate::udp::Udp;
+use crate::world::World;
 use libmsb::net::network::Network;
 
 /// Callers, or datagrams, that are taken in a turn.

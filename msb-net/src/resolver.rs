@@ -21,8 +21,8 @@ use crate::flow::Flow;
 use crate::host;
 use crate::limits::{ANSWERS_BYTES_TOTAL, STREAMS_MAX};
 use crate::slab::{Key, Slab};
-use crate::stack::{Kind, World};
 use crate::udp::send_datagram;
+use crate::world::{Kind, World};
 
 /// Most questions of one connection that wait for an answer; further ones are read when there is room.
 const WAITING_MAX: usize = 32;

@@ -5,178 +5,45 @@
 //! that nobody waits for somebody else's flood.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use libmsb::net::ports::Transport;
-use libmsb::samples::{NetField, NetWriter, boot_ns};
+use libmsb::samples::{NetField, NetWriter};
 use rustix::buffer::spare_capacity;
 use rustix::event::Timespec;
-use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
+use rustix::event::epoll::{self, CreateFlags, Event, EventFlags};
 use rustix::io::Errno;
 
 use crate::control::{Control, Word};
 use crate::device::{Received, Receiver, Transmitter};
-use crate::flow::Flow;
 use crate::fragments::Fragments;
 use crate::gate::Gate;
 use crate::icmp::Icmp;
 use crate::ip::{self, Frame, Packet, protocol};
-use crate::kept::{Keeper, Kept};
+use crate::kept::Keeper;
 use crate::log::Log;
 use crate::neighbours;
 use crate::own::Own;
-use crate::ports::{self, Port, Ports};
-use crate::resolver::{Asked, Resolver};
+use crate::ports::{self, Port};
+use crate::resolver::Resolver;
 use crate::serve;
 use crate::slab::Key;
 use crate::tcp::Tcp;
 use crate::udp::{self, Udp};
+use crate::world::{Kind, Published, SCRATCH_BYTES, World, whose};
 use libmsb::net::network::{Network, Settings};
 
 /// Events that are taken at once.
 pub(crate) const EVENTS: usize = 256;
 /// A slow reader of events is tried again after so long.
 const LOG_PAUSE: Duration = Duration::from_millis(100);
-/// The largest datagram.
-const SCRATCH_BYTES: usize = 65536;
 
 /// What is waited for at the frame stream, but for room: that would wake us whenever the guest takes something.
 const FRAMES: EventFlags = EventFlags::IN
     .union(EventFlags::RDHUP)
     .union(EventFlags::ET);
-
-/// Whose event it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub(crate) enum Kind {
-    /// The frame stream.
-    Frames,
-    /// The life pipe.
-    Life,
-    /// A connection.
-    Tcp,
-    /// A flow of datagrams.
-    Udp,
-    /// A flow of echoes.
-    Ping,
-    /// A published port.
-    Port,
-    /// A connection of the guest to the name server.
-    Stream,
-    /// A question to another name server.
-    Upstream,
-    /// New settings.
-    Control,
-    /// Addresses of the host.
-    Own,
-}
-
-const KINDS: [Kind; 10] = [
-    Kind::Frames,
-    Kind::Life,
-    Kind::Tcp,
-    Kind::Udp,
-    Kind::Ping,
-    Kind::Port,
-    Kind::Stream,
-    Kind::Upstream,
-    Kind::Control,
-    Kind::Own,
-];
-/// The kind stands above the key in an event's data.
-const KIND_SHIFT: u32 = 56;
-
-/// What everybody needs.
-pub(crate) struct World {
-    pub(crate) epoll: OwnedFd,
-    pub(crate) network: Network,
-    pub(crate) transmitter: Transmitter,
-    pub(crate) gate: Gate,
-    /// What open connections were judged by.
-    pub(crate) keeper: Keeper,
-    pub(crate) log: Log,
-    pub(crate) ports: Ports,
-    /// What the guest has asked the name server in this turn.
-    pub(crate) asked: Vec<Asked>,
-    /// When this turn began.
-    pub(crate) now: Instant,
-    /// Room for one datagram.
-    pub(crate) scratch: Box<[u8]>,
-    /// Numbers the packets that are sent in pieces.
-    pub(crate) piece_id: u32,
-    /// Who uses the published ports.
-    pub(crate) published: Published,
-}
-
-/// How the published ports are used, for whoever asks whether the guest is.
-#[derive(Debug, Default)]
-pub(crate) struct Published {
-    /// Connections that are open.
-    open: u64,
-    /// Whether one came or went, or a datagram came, since this was last told of.
-    is_fresh: bool,
-    /// When that was, in nanoseconds since the host's boot.
-    at_ns: u64,
-}
-
-impl Published {
-    pub(crate) fn opened(&mut self) {
-        self.open += 1;
-        self.is_fresh = true;
-    }
-
-    pub(crate) fn closed(&mut self) {
-        self.open = self.open.saturating_sub(1);
-        self.is_fresh = true;
-    }
-
-    pub(crate) fn datagram(&mut self) {
-        self.is_fresh = true;
-    }
-
-    /// When they were used last. The clock is asked once in a turn in which they were.
-    fn at_ns(&mut self) -> u64 {
-        if std::mem::take(&mut self.is_fresh) {
-            self.at_ns = boot_ns();
-        }
-        self.at_ns
-    }
-}
-
-impl World {
-    /// Waits for events of a descriptor.
-    pub(crate) fn watch(
-        &self,
-        descriptor: BorrowedFd<'_>,
-        kind: Kind,
-        key: u64,
-        flags: EventFlags,
-    ) -> Result<(), Errno> {
-        let data = EventData::new_u64((kind as u64) << KIND_SHIFT | key);
-        epoll::add(&self.epoll, descriptor, data, flags)
-    }
-}
-
-impl World {
-    /// Whether what is open may stay, now that the policy is another or the host's addresses are.
-    pub(crate) fn stays(&mut self, flow: &Flow, kept: &Kept) -> bool {
-        let facts = kept.whole();
-        facts.is_some_and(|facts| self.gate.stays(flow, facts, &mut self.log))
-    }
-
-    /// Waits for callers at a port.
-    pub(crate) fn watch_port(&self, port: &Port, number: usize) -> Result<(), Errno> {
-        let number = number as u64;
-        self.watch(port.socket.as_fd(), Kind::Port, number, EventFlags::IN)
-    }
-
-    fn watch_frames(&self, flags: EventFlags) -> Result<(), Errno> {
-        let data = EventData::new_u64((Kind::Frames as u64) << KIND_SHIFT);
-        epoll::modify(&self.epoll, self.transmitter.socket(), data, flags)
-    }
-}
 
 /// Why it came to an end that is none of our errors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -469,10 +336,10 @@ impl Stack {
     }
 
     fn event(&mut self, event: &Event) -> Option<End> {
-        let (data, flags) = (event.data.u64(), event.flags);
-        let key = Key::from_bits(data & ((1 << KIND_SHIFT) - 1));
+        let (kind, data) = whose(event)?;
+        let (key, flags) = (Key::from_bits(data), event.flags);
         let world = &mut self.world;
-        match KINDS.get((data >> KIND_SHIFT) as usize)? {
+        match kind {
             Kind::Frames => {
                 self.readable |= !(flags & !EventFlags::OUT).is_empty();
                 self.hung_up |= flags.contains(EventFlags::RDHUP);

@@ -22,8 +22,8 @@ use crate::limits::{UDP_CALLERS_MAX, UDP_FLOWS_MAX, UDP_TIMEOUT};
 use crate::policy::Facts;
 use crate::resolver::Asked;
 use crate::slab::{Key, Slab};
-use crate::stack::{Kind, World};
 use crate::timers::Timers;
+use crate::world::{Kind, World};
 
 /// Bytes of the header.
 const HEADER: usize = 8;

@@ -1,10 +1,12 @@
 //! A command in the guest with our own standard streams: as if it ran here.
 //!
-//! One thread waits for what comes from the guest; one reads our input; one each writes output and errors once there are
-//! any, so that a slow reader of one does not hold up the other; one waits for signals. Whatever is under way is bounded
-//! by the protocol's windows. The streams may be shared with other programs, so they are never made non-blocking.
+//! One thread waits for what comes from the guest; one reads our input; one each writes output and errors, so that a slow
+//! reader of one does not hold up the other; one passes signals on. The last three start when they have something to do:
+//! most commands say little and end by themselves. Whatever is under way is bounded by the protocol's windows. The streams
+//! may be shared with other programs, so they are never made non-blocking.
 
 use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
@@ -16,6 +18,7 @@ use msb_wire::client::{Connection, Incoming, Reader, Sender};
 use msb_wire::exec::{ExecControl, ExecEvent, ExecRequest};
 use msb_wire::frame::{STDERR, STDIN, STDOUT};
 use msb_wire::sandbox::Request;
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Signal, kill_process};
 
 use crate::terminal::{RawTerminal, window_size};
@@ -145,10 +148,7 @@ pub(crate) fn run(
     let shared = Arc::new(Shared::default());
     let terminal = streams.terminal.clone();
     let (timeout, captured) = (streams.timeout, streams.captured.clone());
-    spawn("signals", {
-        let (sender, shared) = (sender.clone(), Arc::clone(&shared));
-        move || forward_signals(&streams, &sender, &shared)
-    })?;
+    let mut forwarder = Forwarder::Idle(Arc::new(streams), sender.clone(), Arc::clone(&shared));
     if forward_stdin {
         let (sender, shared) = (sender.clone(), Arc::clone(&shared));
         spawn("stdin", move || pump_input(&sender, &shared))?;
@@ -170,7 +170,7 @@ pub(crate) fn run(
         None => Ok(()),
     };
     let event = receive(
-        &mut reader,
+        (&mut reader, &mut forwarder),
         &shared,
         &mut stdout,
         &mut stderr,
@@ -178,7 +178,7 @@ pub(crate) fn run(
     );
     stdout.finish();
     stderr.finish();
-    // The thread for signals holds the terminal too, and never ends.
+    // The thread for signals, if there is one, holds the terminal too, and never ends.
     terminal.iter().for_each(|terminal| terminal.suspend());
     let interrupted_by =
         Some(shared.interrupted_by.load(Ordering::Relaxed)).filter(|number| *number != 0);
@@ -198,14 +198,14 @@ pub(crate) fn run(
 }
 
 fn receive(
-    reader: &mut Reader,
+    (reader, forwarder): (&mut Reader, &mut Forwarder),
     shared: &Shared,
     stdout: &mut Writer,
     stderr: &mut Writer,
     on_start: &mut dyn FnMut() -> anyhow::Result<()>,
 ) -> anyhow::Result<Option<ExecEvent>> {
     loop {
-        let incoming = match reader.receive() {
+        let incoming = match reader.receive_after(|socket| forwarder.wait(socket)) {
             Ok(Some(incoming)) => incoming,
             Ok(None) => return Ok(None),
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {
@@ -365,7 +365,6 @@ fn write_raw(channel: u8, mut bytes: &[u8]) -> io::Result<()> {
 }
 
 fn wait_writable(channel: u8) -> io::Result<()> {
-    use rustix::event::{PollFd, PollFlags, poll};
     let (stdout, stderr) = (rustix::stdio::stdout(), rustix::stdio::stderr());
     let descriptor = if channel == STDERR { &stderr } else { &stdout };
     let mut fds = [PollFd::new(descriptor, PollFlags::OUT)];
@@ -386,6 +385,37 @@ fn end_after(timeout: Duration, sender: &Sender, shared: &Shared) {
     let _ = sender.close();
     std::thread::sleep(CLOSE_PATIENCE);
     sender.hang_up();
+}
+
+/// The thread that passes signals on, from the first on. Until then they are waited for beside what comes from the guest.
+enum Forwarder {
+    /// What it is to know.
+    Idle(Arc<Streams>, Sender, Arc<Shared>),
+    /// It has been started.
+    Busy,
+}
+
+impl Forwarder {
+    /// Waits until the socket has something, or starts the thread with the first signal.
+    fn wait(&mut self, socket: BorrowedFd<'_>) {
+        let Forwarder::Idle(streams, sender, shared) = self else {
+            return;
+        };
+        let signals = streams.signals.as_fd();
+        let mut fds = [socket, signals].map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
+        // When it cannot be waited for both, or there is no thread, the next time is as good.
+        let waited = rustix::io::retry_on_intr(|| poll(&mut fds, None));
+        if waited.is_err() || fds[1].revents().is_empty() {
+            return;
+        }
+        let (streams, sender, shared) = (Arc::clone(streams), sender.clone(), Arc::clone(shared));
+        let thread = spawn("signals", move || {
+            forward_signals(&streams, &sender, &shared);
+        });
+        if thread.is_ok() {
+            *self = Forwarder::Busy;
+        }
+    }
 }
 
 /// Passes signals on to the command. Before it has started, and when it does not listen, the session is broken off.

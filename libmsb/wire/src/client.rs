@@ -6,7 +6,7 @@
 
 use std::fmt;
 use std::io::{self, Write};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -390,6 +390,15 @@ pub struct Reader {
 impl Reader {
     /// Waits for what comes next. `None` when the other side has closed the connection.
     pub fn receive(&mut self) -> io::Result<Option<Incoming>> {
+        self.receive_after(|_| ())
+    }
+
+    /// [`Reader::receive`], with `wait` before each read of the socket, which blocks until there is something: for whoever
+    /// has to wait for something else as well.
+    pub fn receive_after(
+        &mut self,
+        mut wait: impl FnMut(BorrowedFd<'_>),
+    ) -> io::Result<Option<Incoming>> {
         loop {
             while let Some(frame) = self.decoder.next_frame()? {
                 let (header, credit) = (frame.header, frame.credit());
@@ -420,6 +429,7 @@ impl Reader {
                     }
                 }
             }
+            wait(self.socket.as_fd());
             if self.decoder.fill(&mut self.socket)? == 0 {
                 return if self.decoder.is_mid_frame() {
                     Err(io::ErrorKind::UnexpectedEof.into())

@@ -24,6 +24,7 @@
 //! much is held, rings are small, but everybody has one.
 
 mod connection;
+mod open;
 mod ring;
 mod segment;
 mod send;
@@ -33,34 +34,28 @@ mod tests;
 mod transfer;
 
 use std::collections::{HashMap, VecDeque};
-use std::hash::{BuildHasher, RandomState};
+use std::hash::RandomState;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
-use libmsb::net::rule::{Direction, Protocol};
+use libmsb::net::rule::Direction;
 use rustix::event::epoll::EventFlags;
-use rustix::io::Errno;
-use rustix::net::sockopt;
 
 use self::connection::{Connection, Over, Stage};
+use self::open::refuse;
 use self::ring::Pool;
 pub(crate) use self::segment::Seq;
 use self::segment::{Segment, flag};
-use self::template::{Says, Template};
 use self::transfer::{Read, commit, drain_to_host, read_host, shut_host};
 use crate::flow::{End, Flow};
-use crate::gate::Way;
 use crate::host;
-use crate::icmp;
 use crate::ip::Packet;
-use crate::limits::{CONNECT_TIMEOUT, RECEIVE_BYTES};
-use crate::policy::{Facts, Tls};
-use crate::resolver;
+use crate::limits::RECEIVE_BYTES;
+use crate::policy::Tls;
 use crate::slab::{Key, Slab};
-use crate::stack::{Kind, World};
 use crate::timers::Timers;
 use crate::tls::{self, Peek};
+use crate::world::World;
 
 /// Times that one connection is read in its turn, before others have theirs.
 const READS: usize = 4;
@@ -154,68 +149,6 @@ impl Tcp {
         }
     }
 
-    /// The guest calls.
-    fn call(&mut self, world: &mut World, flow: Flow, packet: &Packet<'_>, segment: &Segment<'_>) {
-        let open = self.connections.len() - self.callers;
-        if flow.remote.port == 0 || open >= self.max {
-            world.log.limit(&flow, "tcp");
-            return refuse(world, &flow, segment);
-        }
-        let (network, log) = (&world.network, &mut world.log);
-        let way = world
-            .gate
-            .egress(network, &flow, Protocol::Tcp, (world.now, log));
-        let (dialed, look, facts) = match way {
-            None => return refuse(world, &flow, segment),
-            Some(Way::Names) => (resolver::connect(world), false, None),
-            Some(Way::To {
-                target,
-                look,
-                facts,
-            }) => (host::dial(target), look, Some(facts)),
-        };
-        let socket = match dialed {
-            Ok(socket) => socket,
-            Err(error) => return unreachable(world, &flow, segment, packet, error),
-        };
-        let first = self.first_seq(&flow);
-        let Some(key) = self.add(world, flow, Stage::Dialing, socket, first) else {
-            return refuse(world, &flow, segment);
-        };
-        if let Some(connection) = self.connections.get_mut(key) {
-            connection.meet(&world.network, segment);
-            connection.deadline = world.now + CONNECT_TIMEOUT;
-            connection.look = look;
-            connection.facts = facts.map(|facts| world.keeper.keep(facts));
-        }
-        self.settle(world, key);
-    }
-
-    /// Somebody calls a published port: the guest is called.
-    pub(crate) fn accepted(
-        &mut self,
-        world: &mut World,
-        (flow, facts): (Flow, Facts),
-        socket: OwnedFd,
-    ) {
-        if self.callers >= self.max || self.flows.contains_key(&flow) {
-            world.log.limit(&flow, "tcp");
-            return host::break_off(socket);
-        }
-        let first = self.first_seq(&flow);
-        let Some(key) = self.add(world, flow, Stage::Calling, socket, first) else {
-            return;
-        };
-        if let Some(connection) = self.connections.get_mut(key) {
-            connection.facts = Some(world.keeper.keep(facts));
-            self.callers += 1;
-            world.published.opened();
-            connection.send_syn(&world.network, &mut world.transmitter);
-            connection.arm(world.now);
-        }
-        self.settle(world, key);
-    }
-
     /// So many connections there may be. Of too many, all stay.
     pub(crate) fn set_max(&mut self, max: usize) {
         self.max = max;
@@ -244,40 +177,6 @@ impl Tcp {
         self.flows.contains_key(flow)
     }
 
-    fn add(
-        &mut self,
-        world: &mut World,
-        flow: Flow,
-        stage: Stage,
-        socket: OwnedFd,
-        first: Seq,
-    ) -> Option<Key> {
-        self.count += 1;
-        let connection = Connection::new(
-            &world.network,
-            flow,
-            (self.count, stage, socket),
-            first,
-            world.now,
-        );
-        let key = self.connections.insert(connection);
-        let socket = &self.connections.get(key)?.socket;
-        let events = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
-        if let Err(error) = world.watch(socket.as_fd(), Kind::Tcp, key.to_bits(), events) {
-            world.log.trouble("cannot watch a socket", &error.into());
-            self.connections.remove(key);
-            return None;
-        }
-        self.flows.insert(flow, key);
-        world.log.open(&flow, self.count);
-        Some(key)
-    }
-
-    /// The first sequence number: nobody who does not know the secret can guess it (RFC 6528).
-    fn first_seq(&self, flow: &Flow) -> Seq {
-        Seq(self.secret.hash_one((flow, self.count)) as u32)
-    }
-
     /// Something happened at a host's socket.
     pub(crate) fn event(&mut self, world: &mut World, key: Key, flags: EventFlags) {
         let Some(connection) = self.connections.get_mut(key) else {
@@ -295,29 +194,6 @@ impl Tcp {
         connection.hung_up |= flags.intersects(ended);
         connection.broken |= flags.contains(EventFlags::ERR);
         self.queue(key);
-    }
-
-    /// The host's socket is connected, or cannot be.
-    fn dialed(&mut self, world: &mut World, key: Key) {
-        let Some(connection) = self.connections.get_mut(key) else {
-            return;
-        };
-        let error = match sockopt::socket_error(&connection.socket) {
-            Ok(Ok(())) => {
-                connection.stage = Stage::Answered;
-                connection.writable = true;
-                connection.send_syn(&world.network, &mut world.transmitter);
-                connection.arm(world.now);
-                return self.settle(world, key);
-            }
-            Ok(Err(error)) | Err(error) => error,
-        };
-        match icmp::unreachable_code(error) {
-            Some(code) => icmp::unreachable_flow(world, &connection.flow, connection.rcv, code),
-            None => connection.send_reset(&mut world.transmitter),
-        }
-        connection.over = Some(Over::HostReset);
-        self.settle(world, key);
     }
 
     fn queue(&mut self, key: Key) {
@@ -521,47 +397,5 @@ fn acknowledge(connection: &mut Connection, world: &mut World) {
         }
     } else if connection.stage == Stage::Open && !connection.guest_done {
         connection.send_ack_if_window_opened(&mut world.transmitter);
-    }
-}
-
-/// A reset for a segment of no connection (RFC 9293, 3.10.7.1).
-fn refuse(world: &mut World, flow: &Flow, segment: &Segment<'_>) {
-    let says = if segment.has(flag::ACK) {
-        Says {
-            seq: segment.ack.0,
-            ack: 0,
-            flags: flag::RST,
-            window: 0,
-        }
-    } else {
-        Says {
-            seq: 0,
-            ack: (segment.seq + segment.length()).0,
-            flags: flag::RST | flag::ACK,
-            window: 0,
-        }
-    };
-    let template = Template::new(&world.network, flow);
-    let head = template.head(says, &[], [&[], &[]]);
-    let head = &head[crate::device::LENGTH..template.len()];
-    world.transmitter.push(|out| out.extend_from_slice(head));
-}
-
-/// The host cannot be reached, or refuses at once.
-fn unreachable(
-    world: &mut World,
-    flow: &Flow,
-    segment: &Segment<'_>,
-    packet: &Packet<'_>,
-    error: Errno,
-) {
-    match icmp::unreachable_code(error) {
-        Some(code) => icmp::unreachable(world, packet, code),
-        None => {
-            if !matches!(error, Errno::CONNREFUSED | Errno::ACCESS | Errno::PERM) {
-                world.log.trouble("cannot connect", &error.into());
-            }
-            refuse(world, flow, segment);
-        }
     }
 }

@@ -1,0 +1,316 @@
+//! The loop over the port, the commands and their ends.
+//!
+//! One turn: wait until something is ready; write what the port takes; read frames and act on them; reap; move bytes of
+//! the commands that are ready, each channel once and each time another command first; write again. What is to be
+//! written is bounded, as output is read only while the port has room and frames only while the host reads answers.
+
+mod end;
+mod frames;
+mod requests;
+
+use std::collections::{BTreeMap, HashSet};
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use msb_wire::exec::ExecEvent;
+use msb_wire::frame::{Assembler, Kind, flags, put_message};
+use msb_wire::samples::SamplesEvent;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::process::{Pid, WaitOptions, wait};
+
+use self::end::Stopping;
+use crate::boot::Guest;
+use crate::connection::{Connection, put_connect_event};
+use crate::console::{log, reason};
+use crate::modules::Modules;
+use crate::port::Port;
+use crate::samples::Samples;
+use crate::session::{Session, put_event, scratch};
+use crate::spawn::Spawner;
+use crate::sys;
+
+/// What was ready after a wait.
+struct Ready {
+    port: PollFlags,
+    children: bool,
+    /// Streams with something to move, and whether it is that nobody reads the input.
+    sessions: Vec<(u32, bool)>,
+    /// Streams of connections, and what is ready.
+    connections: Vec<(u32, PollFlags)>,
+}
+
+/// The agent at work.
+pub(crate) struct Agent {
+    port: Port,
+    children: OwnedFd,
+    modules: Modules,
+    guest: Option<Guest>,
+    /// The image's own init, if it runs.
+    init: Option<Pid>,
+    greeted: bool,
+    started: Instant,
+    messages: Assembler,
+    /// Streams whose request is not complete.
+    opening: HashSet<u32>,
+    sessions: BTreeMap<u32, Session>,
+    connections: BTreeMap<u32, Connection>,
+    spawner: Spawner,
+    scratch: Box<[u8]>,
+    turn: usize,
+    /// Whether processes were left when the last was reaped.
+    has_children: bool,
+    /// When the modules that can wait are loaded.
+    later: Option<Instant>,
+    samples: Option<Samples>,
+    stopping: Option<Stopping>,
+}
+
+impl Agent {
+    /// With the port open and our hello said.
+    pub(crate) fn new(port: Port, modules: Modules) -> Result<Agent, String> {
+        let children = sys::child_signals()
+            .map_err(|error| format!("cannot wait for processes: {}", reason(error)))?;
+        Ok(Agent {
+            port,
+            children,
+            modules,
+            guest: None,
+            init: None,
+            greeted: false,
+            started: Instant::now(),
+            messages: Assembler::new(),
+            opening: HashSet::new(),
+            sessions: BTreeMap::new(),
+            connections: BTreeMap::new(),
+            spawner: Spawner::new(),
+            scratch: scratch(),
+            turn: 0,
+            has_children: false,
+            later: None,
+            samples: None,
+            stopping: None,
+        })
+    }
+
+    /// Serves until the machine ends.
+    pub(crate) fn serve(mut self) -> ! {
+        loop {
+            let ready = self.wait();
+            self.turn = self.turn.wrapping_add(1);
+            if let Err(error) = self.port.write() {
+                self.lost(&reason(error));
+            }
+            self.read_port(ready.port);
+            if ready.children {
+                self.reap();
+            }
+            self.move_bytes(ready.sessions);
+            self.advance_connections(&ready.connections);
+            self.end_sessions();
+            self.end_connections();
+            self.stop_further();
+            self.load_later();
+            self.sample();
+            if let Err(error) = self.port.write() {
+                self.lost(&reason(error));
+            }
+        }
+    }
+
+    fn wait(&self) -> Ready {
+        let count = 2 + 3 * self.sessions.len() + self.connections.len();
+        let mut polled = Vec::with_capacity(count);
+        let mut owners = Vec::with_capacity(3 * self.sessions.len());
+        polled.push(PollFd::from_borrowed_fd(self.port.fd(), self.port_events()));
+        polled.push(PollFd::from_borrowed_fd(
+            self.children.as_fd(),
+            PollFlags::IN,
+        ));
+        let has_room = self.port.has_room();
+        for (stream, session) in &self.sessions {
+            for watch in session.watches(has_room) {
+                polled.push(PollFd::from_borrowed_fd(watch.fd, watch.events));
+                owners.push((*stream, watch.is_input));
+            }
+        }
+        let mut connected = Vec::with_capacity(self.connections.len());
+        for (stream, connection) in &self.connections {
+            if let Some((fd, events)) = connection.watch(has_room) {
+                connected.push((*stream, polled.len()));
+                polled.push(PollFd::from_borrowed_fd(fd, events));
+            }
+        }
+        match poll(&mut polled, self.timeout().as_ref()) {
+            Ok(_) | Err(Errno::INTR | Errno::AGAIN) => {}
+            Err(error) => {
+                log(&format!("cannot wait for events: {}", reason(error)));
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
+        let flags = |at: usize| polled.get(at).map_or(PollFlags::empty(), |fd| fd.revents());
+        let sessions = owners
+            .iter()
+            .enumerate()
+            .filter_map(|(at, (stream, is_input))| {
+                let events = flags(at + 2);
+                (!events.is_empty())
+                    .then(|| (*stream, *is_input && events.contains(PollFlags::ERR)))
+            });
+        let connections = connected
+            .iter()
+            .map(|(stream, at)| (*stream, flags(*at)))
+            .filter(|(_, events)| !events.is_empty());
+        Ready {
+            port: flags(0),
+            children: !flags(1).is_empty(),
+            sessions: sessions.collect(),
+            connections: connections.collect(),
+        }
+    }
+
+    fn port_events(&self) -> PollFlags {
+        let mut events = PollFlags::empty();
+        events.set(PollFlags::IN, self.port.takes_frames());
+        events.set(PollFlags::OUT, self.port.backlog() > 0);
+        events
+    }
+
+    fn timeout(&self) -> Option<Timespec> {
+        let stopping = self.stopping.as_ref().map(|stopping| stopping.until);
+        let sample = self.samples.as_ref().map(Samples::due);
+        let connecting = self.connections.values().filter_map(Connection::wake_at);
+        let until = [stopping, self.later, sample]
+            .into_iter()
+            .flatten()
+            .chain(connecting)
+            .min()?;
+        Timespec::try_from(until.saturating_duration_since(Instant::now())).ok()
+    }
+
+    /// The next sample, when it is time. While the host does not read, there is none.
+    fn sample(&mut self) {
+        let has_room = self.port.has_room();
+        if let Some(samples) = &mut self.samples
+            && let Some(sample) = samples.next()
+            && has_room
+            && let Ok(json) = serde_json::to_vec(&SamplesEvent::Sample(Box::new(sample)))
+        {
+            put_message(
+                &mut self.port.outgoing,
+                samples.stream(),
+                Kind::Event,
+                0,
+                &json,
+            );
+        }
+    }
+
+    /// Takes the status of every process that has ended; those of no command were orphans.
+    fn reap(&mut self) {
+        // The signals say no more than that there is something to wait for.
+        let mut ignored = [0; 1024];
+        while rustix::io::read(&self.children, &mut ignored).is_ok() {}
+        loop {
+            match wait(WaitOptions::NOHANG) {
+                Ok(Some((pid, status))) if self.init == Some(pid) => self.init_ended(status),
+                Ok(Some((pid, status))) => {
+                    let session = self
+                        .sessions
+                        .values_mut()
+                        .find(|session| session.pid() == pid);
+                    if let Some(session) = session.filter(|session| !session.is_draining()) {
+                        session.ended(status);
+                    }
+                }
+                Ok(None) => break,
+                Err(Errno::INTR) => {}
+                Err(_) => {
+                    self.has_children = false;
+                    break;
+                }
+            }
+        }
+    }
+
+    fn move_bytes(&mut self, ready: Vec<(u32, bool)>) {
+        let ended = self
+            .sessions
+            .iter()
+            .filter(|(_, session)| session.is_draining())
+            .map(|(stream, _)| (*stream, false));
+        let mut streams: Vec<(u32, bool)> = ready.into_iter().chain(ended).collect();
+        streams.dedup();
+        // Another one is first each time, since the port may have room for few.
+        let count = streams.len().max(1);
+        streams.rotate_left(self.turn % count);
+        for (stream, reader_is_gone) in streams {
+            let Some(session) = self.sessions.get_mut(&stream) else {
+                continue;
+            };
+            if reader_is_gone {
+                session.lost_reader(&mut self.port.outgoing);
+            }
+            session.pump(
+                self.port.has_room(),
+                &mut self.port.outgoing,
+                &mut self.scratch,
+            );
+        }
+    }
+
+    /// Connections that are ready, or whose time has come.
+    fn advance_connections(&mut self, ready: &[(u32, PollFlags)]) {
+        let now = Instant::now();
+        let due = self
+            .connections
+            .iter()
+            .filter(|(_, connection)| connection.wake_at().is_some_and(|at| at <= now))
+            .map(|(stream, _)| (*stream, PollFlags::empty()));
+        let mut turns: Vec<(u32, PollFlags)> = due.chain(ready.iter().copied()).collect();
+        // Another one is first each time, since the port may have room for few.
+        let count = turns.len().max(1);
+        turns.rotate_left(self.turn % count);
+        for (stream, events) in turns {
+            if let Some(connection) = self.connections.get_mut(&stream) {
+                connection.advance(
+                    events,
+                    self.port.has_room(),
+                    &mut self.port.outgoing,
+                    &mut self.scratch,
+                );
+            }
+        }
+    }
+
+    fn end_connections(&mut self) {
+        let out = &mut self.port.outgoing;
+        self.connections.retain(|stream, connection| {
+            let Some(event) = connection.last_event() else {
+                return true;
+            };
+            put_connect_event(out, *stream, flags::END, event);
+            false
+        });
+    }
+
+    fn end_sessions(&mut self) {
+        let over: Vec<(u32, ExecEvent)> = self
+            .sessions
+            .iter()
+            .filter_map(|(stream, session)| Some((*stream, session.last_event()?)))
+            .collect();
+        for (stream, event) in over {
+            self.sessions.remove(&stream);
+            self.messages.forget(stream);
+            put_event(&mut self.port.outgoing, stream, flags::END, &event);
+        }
+    }
+
+    fn load_later(&mut self) {
+        if self.later.is_some_and(|time| time <= Instant::now()) {
+            self.later = None;
+            self.modules.load_later();
+        }
+    }
+}
