@@ -157,7 +157,11 @@ impl Stack {
 
     /// Somebody has called a published port.
     #[cfg(any(test, fuzzing))]
-    pub(crate) fn accepted(&mut self, judged: (Flow, crate::policy::Facts), socket: OwnedFd) {
+    pub(crate) fn accepted(
+        &mut self,
+        judged: (crate::flow::Flow, crate::policy::Facts),
+        socket: OwnedFd,
+    ) {
         self.tcp.accepted(&mut self.world, judged, socket);
     }
 

@@ -6,7 +6,7 @@
 // tells of each execve(2). Ends as the program does.
 
 #define _GNU_SOURCE
-#include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -47,7 +47,8 @@ static int tracer_of(pid_t pid) {
 }
 
 // Gives a process that has just begun to strace. It is stopped in between, so that it makes no call that strace does
-// not see. strace is no child of anybody in the test and holds none of the descriptors: it changes nothing but time.
+// not see. strace is no child of anybody in the test and holds none of the descriptors, so that nobody waits for it as for
+// a writer: it changes nothing but time.
 static void hand_over(pid_t pid) {
     if (kill(pid, SIGSTOP) != 0 || ptrace(PTRACE_DETACH, pid, 0, 0) != 0)
         fail("attach: cannot let go");
@@ -57,6 +58,9 @@ static void hand_over(pid_t pid) {
         if (fork() != 0)
             _exit(0);
         setsid();
+        int null = open("/dev/null", O_RDWR);
+        for (int stream = 0; stream < 3; stream++)
+            dup2(null, stream);
         closefrom(3);
         snprintf(text, sizeof text, "%d", (int)pid);
         setenv("TRACE_PID", text, 1);
