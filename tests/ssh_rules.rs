@@ -191,7 +191,7 @@ fn nothing_before(guests: &Guests, port: u16) {
 fn inetd(guests: &Guests) {
     let script = "port=$((20000 + $$ % 10000))
         systemd-socket-activate --accept --inetd -l 127.0.0.1:$port --setenv=MSB_HOME --setenv=HOME msb-ssh serve --stdio x 2>log & inetd=$!
-        until grep -q Listening log; do kill -0 $inetd || exit; sleep 0.1; done
+        until grep -qs Listening log; do kill -0 $inetd || exit; sleep 0.1; done
         for key in far one near; do
             ssh -F none -o BatchMode=yes -o StrictHostKeyChecking=no -o UserKnownHostsFile=known -o LogLevel=ERROR -o IdentitiesOnly=yes \
                 -i $key -p $port root@127.0.0.1 'echo ${SSH_CONNECTION%% *}' 2>/dev/null || echo not $key

@@ -7,7 +7,7 @@ use libmsb::cli::exit;
 use libmsb::state::jobs::{Job, Jobs};
 use libmsb::state::sandboxes::Sandbox;
 use msb_wire::exec::{ExecControl, ExecEvent, ExecRequest, FailureKind};
-use msb_wire::job::{AttachRequest, JOBS_RUNNING_MAX, JobEvent, SignalRequest};
+use msb_wire::job::{JOBS_RUNNING_MAX, JobEvent, SignalRequest};
 use msb_wire::text::Text;
 use rustix::process::Signal;
 
@@ -243,12 +243,12 @@ impl Life {
         }
     }
 
-    /// A client wants to be with a job until it ends.
-    pub(super) fn attach_job(&mut self, asker: ClientStream, request: &AttachRequest) {
-        let Some(job) = self.jobs.by_id(&request.job) else {
-            return self.refuse_for_lack(asker, &request.job);
+    /// A client wants to be with a job until it ends, and is, unless another client sends its input.
+    pub(super) fn attached_to_job(&mut self, asker: ClientStream, id: &str, attached: bool) {
+        let Some(job) = self.jobs.by_id(id) else {
+            return self.refuse_for_lack(asker, id);
         };
-        if self.relay.attach_to_job(job.number, asker, request.stdin) {
+        if attached {
             return job.attached.push(asker);
         }
         let message = "another client sends the job its input".to_owned();

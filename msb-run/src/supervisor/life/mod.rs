@@ -557,7 +557,11 @@ impl Life {
             Notice::Job { asker, request } => self.start_job(asker, *request),
             Notice::Network { asker, request } => self.renew_net(asker, request),
             Notice::Signal { asker, request } => self.signal_job(asker, &request),
-            Notice::Attach { asker, request } => self.attach_job(asker, &request),
+            Notice::Attach {
+                asker,
+                job,
+                attached,
+            } => self.attached_to_job(asker, &job, attached),
             Notice::Gone(id) if self.attached == Some(id) => {
                 self.attached = None;
                 let interval_ms = self.samples.gone(id);

@@ -123,9 +123,12 @@ impl Relay {
         }
     }
 
-    /// Attaches a client's stream to a job. `false` when it is to send input, and another client does.
-    pub(crate) fn attach_to_job(&mut self, number: u32, client: ClientStream, stdin: bool) -> bool {
-        let Some(stream) = self.own_stream(Own::Job(number)) else {
+    /// Attaches a client's stream to a job, at once: input may come right behind the request. `false` when it is to send
+    /// input, and another client does.
+    pub(super) fn attach_to_job(&mut self, id: &str, client: ClientStream, stdin: bool) -> bool {
+        let mut routes = self.routes.iter();
+        let job = routes.find(|(_, route)| route.is_job() && route.session.as_deref() == Some(id));
+        let Some(stream) = job.map(|(stream, _)| *stream) else {
             return true;
         };
         if stdin && let Some(input) = self.inputs.get_mut(&stream) {

@@ -29,7 +29,7 @@ use msb_wire::credit::ReceiveCredit;
 use msb_wire::exec::{ExecEvent, ExecRequest};
 use msb_wire::frame::{self, Assembler, CHANNELS, Kind};
 use msb_wire::handshake::Hello;
-use msb_wire::job::{AttachRequest, SignalRequest};
+use msb_wire::job::SignalRequest;
 use msb_wire::limits::{CLIENT_STREAMS_MAX, CLIENTS_MAX, WINDOW_BYTES};
 use msb_wire::network::NetworkRequest;
 use msb_wire::sandbox::Request;
@@ -190,8 +190,10 @@ pub(crate) enum Notice {
     Attach {
         /// The client's stream.
         asker: ClientStream,
-        /// To which, and how.
-        request: AttachRequest,
+        /// To which: its id.
+        job: String,
+        /// Whether it is, if there is such a job; else another client sends input.
+        attached: bool,
     },
     /// A client has gone.
     Gone(ClientId),

@@ -115,7 +115,7 @@ pub(crate) fn door(bytes: &[u8]) {
         .relay
         .start_job(1, "job", exec, &mut bench.agent)
         .unwrap();
-    assert!(bench.relay.attach_to_job(1, (id, 9), true));
+    assert!(bench.relay.attach_to_job("job", (id, 9), true));
     bench.send(id, &socket, &{
         let mut out = Vec::new();
         frame::put_data(&mut out, 9, STDIN, &[0; 1000]);
@@ -154,6 +154,30 @@ fn headers(mut socket: &UnixStream) -> Vec<Header> {
         }
     }
     all
+}
+
+#[test]
+fn input_that_comes_with_the_request_to_attach_reaches_the_job() {
+    let mut bench = Bench::new();
+    let (id, socket) = bench.client();
+    let exec = ExecRequest {
+        argv: vec!["x".into()],
+        stdin: true,
+        ..ExecRequest::default()
+    };
+    let started = bench.relay.start_job(1, "job", exec, &mut bench.agent);
+    started.unwrap();
+    let attach = Request::Attach(msb_wire::job::AttachRequest {
+        job: "job".into(),
+        stdin: true,
+    });
+    let mut out = Vec::new();
+    let message = serde_json::to_vec(&attach).unwrap();
+    frame::put_message(&mut out, 9, Kind::Open, 0, &message);
+    frame::put_data(&mut out, 9, STDIN, b"input");
+    bench.send(id, &socket, &out);
+    let kinds: Vec<Kind> = bench.at_agent().iter().map(|header| header.kind).collect();
+    assert_eq!(kinds, [Kind::Open, Kind::Data]);
 }
 
 #[test]

@@ -140,10 +140,14 @@ impl Relay {
                 asker: (client, stream),
                 request,
             }),
-            Request::Attach(request) => notices.push(Notice::Attach {
-                asker: (client, stream),
-                request,
-            }),
+            Request::Attach(request) => {
+                let asker = (client, stream);
+                notices.push(Notice::Attach {
+                    asker,
+                    attached: self.attach_to_job(&request.job, asker, request.stdin),
+                    job: request.job,
+                });
+            }
             Request::Network(request) => notices.push(Notice::Network {
                 asker: (client, stream),
                 request,
