@@ -1,9 +1,9 @@
 //! A command in the guest with our own standard streams: as if it ran here.
 //!
 //! One thread waits for what comes from the guest; one reads our input; one each writes output and errors, so that a slow
-//! reader of one does not hold up the other; one passes signals on. The last three start when they have something to do:
-//! most commands say little and end by themselves. Whatever is under way is bounded by the protocol's windows. The streams
-//! may be shared with other programs, so they are never made non-blocking.
+//! reader of one does not hold up the other; one passes signals on. Writers are started when there is something to write,
+//! and that for signals with the first: most commands say little and end by themselves. Whatever is under way is bounded
+//! by the protocol's windows. The streams may be shared with other programs, so they are never made non-blocking.
 
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};

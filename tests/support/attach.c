@@ -17,6 +17,9 @@
 
 #define FOLLOWED (PTRACE_O_TRACEFORK | PTRACE_O_TRACEVFORK | PTRACE_O_TRACECLONE | PTRACE_O_TRACEEXEC)
 
+// Time for strace to take a process over. Where only a parent may trace, it never does.
+#define STRACE_PATIENCE_MS 60000
+
 static void fail(const char *what) {
     perror(what);
     exit(125);
@@ -68,8 +71,14 @@ static void hand_over(pid_t pid) {
         _exit(127);
     }
     waitpid(middle, NULL, 0);
-    while (tracer_of(pid) == 0 && kill(pid, 0) == 0)
+    for (int waited = 0; tracer_of(pid) == 0 && kill(pid, 0) == 0; waited++) {
+        if (waited == STRACE_PATIENCE_MS) {
+            fprintf(stderr, "attach: strace does not trace '%d': is kernel.yama.ptrace_scope 0?\n", (int)pid);
+            kill(pid, SIGKILL);
+            exit(125);
+        }
         usleep(1000);
+    }
     kill(pid, SIGCONT);
 }
 
