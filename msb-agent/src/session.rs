@@ -11,7 +11,7 @@ use std::rc::Rc;
 use msb_wire::credit::{ReceiveCredit, SendCredit};
 use msb_wire::exec::{ExecControl, ExecEvent};
 use msb_wire::frame::{Kind, STDIN, STDOUT, flags, put_credit, put_data, put_frame, put_message};
-use msb_wire::limits::PAYLOAD_BYTES_MAX;
+use msb_wire::limits::DATA_BYTES;
 use rustix::event::PollFlags;
 use rustix::io::Errno;
 use rustix::pipe::fcntl_setpipe_size;
@@ -490,7 +490,7 @@ impl Output {
     }
 }
 
-/// Room for one payload.
+/// Room for the data of one frame.
 pub(crate) fn scratch() -> Box<[u8]> {
-    vec![0; PAYLOAD_BYTES_MAX].into_boxed_slice()
+    vec![0; DATA_BYTES].into_boxed_slice()
 }

@@ -17,14 +17,12 @@ use libmsb::signals::{Signals, signal};
 use msb_wire::client::{Connection, Incoming, Reader, Sender};
 use msb_wire::exec::{ExecControl, ExecEvent, ExecRequest};
 use msb_wire::frame::{STDERR, STDIN, STDOUT};
+use msb_wire::limits::DATA_BYTES;
 use msb_wire::sandbox::Request;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Signal, kill_process};
 
 use crate::terminal::{RawTerminal, window_size};
-
-/// Bytes that are read from our input at a time.
-const READ_BYTES: usize = 64 * 1024;
 
 /// Signals that are for the command.
 const FORWARDED: &[i32] = &[
@@ -251,7 +249,7 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> anyhow::Result<Joi
 
 /// Reads our input until its end, or that of the command's interest in it.
 fn pump_input(sender: &Sender, shared: &Shared) {
-    let mut buffer = vec![0; READ_BYTES];
+    let mut buffer = vec![0; DATA_BYTES];
     // The descriptor itself: the standard library would read ahead what is not ours to take.
     let mut stdin = io::stdin().lock();
     while !shared.stdin_closed.load(Ordering::Relaxed) {

@@ -13,7 +13,7 @@ use msb_wire::client::{ClientError, Connection};
 use msb_wire::credit::{ReceiveCredit, SendCredit};
 use msb_wire::frame::{self, Assembler, CHANNELS, Decoder, Header, Kind, flags};
 use msb_wire::handshake::Hello;
-use msb_wire::limits::{CLIENT_STREAMS_MAX, PAYLOAD_BYTES_MAX, WINDOW_BYTES};
+use msb_wire::limits::{CLIENT_STREAMS_MAX, DATA_BYTES, WINDOW_BYTES};
 use msb_wire::sandbox::Request;
 use serde::Serialize;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -325,9 +325,7 @@ impl Sender {
     pub(crate) async fn data(&self, channel: u8, mut bytes: &[u8]) -> io::Result<()> {
         let mut out = Vec::new();
         while !bytes.is_empty() {
-            let count = self
-                .credit(channel, bytes.len().min(PAYLOAD_BYTES_MAX))
-                .await?;
+            let count = self.credit(channel, bytes.len().min(DATA_BYTES)).await?;
             let (now, later) = bytes.split_at(count);
             out.clear();
             frame::put_data(&mut out, self.inner.stream, channel, now);

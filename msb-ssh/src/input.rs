@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use msb_wire::limits::PAYLOAD_BYTES_MAX;
+use msb_wire::limits::DATA_BYTES;
 use tokio::sync::Notify;
 
 use crate::limits::{CLIENT_QUEUE_BYTES, QUEUE_BYTES, WINDOW_BYTES};
@@ -128,7 +128,7 @@ impl Input {
                 let mut waiting = self.waiting();
                 if let Some(mut part) = waiting.parts.pop_front() {
                     while let Some(more) = waiting.parts.front()
-                        && part.len() + more.len() <= PAYLOAD_BYTES_MAX
+                        && part.len() + more.len() <= DATA_BYTES
                     {
                         part.extend_from_slice(more);
                         waiting.parts.pop_front();
@@ -172,7 +172,7 @@ mod tests {
     async fn what_came_is_taken_in_order_a_frame_at_a_time_and_ends() {
         let account = Arc::new(Account::default());
         let input = Input::new(&account);
-        let large = vec![7; PAYLOAD_BYTES_MAX - 2];
+        let large = vec![7; DATA_BYTES - 2];
         for part in [b"ab", &b"c"[..], &large, b"d"] {
             input.push(part).await.unwrap();
         }

@@ -17,7 +17,7 @@ use serde::Serialize;
 use crate::credit::{ReceiveCredit, SendCredit};
 use crate::frame::{self, Assembler, CHANNELS, Decoder, Kind, flags};
 use crate::handshake::{Hello, UnsupportedOperation, VersionMismatch};
-use crate::limits::{HELLO_TIMEOUT_MS, PAYLOAD_BYTES_MAX, WINDOW_BYTES};
+use crate::limits::{DATA_BYTES, HELLO_TIMEOUT_MS, WINDOW_BYTES};
 use crate::samples::SamplesRequest;
 use crate::sandbox::Request;
 
@@ -279,7 +279,7 @@ impl Sender {
     pub fn data(&self, channel: u8, mut bytes: &[u8]) -> io::Result<()> {
         let mut out = Vec::new();
         while !bytes.is_empty() {
-            let count = self.wait_for_credit(channel, bytes.len().min(PAYLOAD_BYTES_MAX))?;
+            let count = self.wait_for_credit(channel, bytes.len().min(DATA_BYTES))?;
             let (now, later) = bytes.split_at(count);
             out.clear();
             frame::put_data(&mut out, STREAM, channel, now);

@@ -13,7 +13,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::io::{self, Read};
 
-use crate::limits::{MESSAGE_BYTES_MAX, PAYLOAD_BYTES_MAX};
+use crate::limits::{DATA_BYTES, MESSAGE_BYTES_MAX, PAYLOAD_BYTES_MAX};
 
 /// Size of a frame's header, in bytes.
 pub const HEADER_BYTES: usize = 12;
@@ -386,7 +386,7 @@ pub fn put_message(out: &mut Vec<u8>, stream: u32, kind: Kind, last_flags: u16, 
 
 /// Appends data in as many frames as it takes.
 pub fn put_data(out: &mut Vec<u8>, stream: u32, channel: u8, data: &[u8]) {
-    for part in data.chunks(PAYLOAD_BYTES_MAX) {
+    for part in data.chunks(DATA_BYTES) {
         put_frame(out, stream, Kind::Data, channel, 0, part);
     }
 }
@@ -416,7 +416,7 @@ mod tests {
     fn frames_come_out_as_they_went_in() {
         let mut out = Vec::new();
         put_message(&mut out, 0, Kind::Hello, 0, b"{}");
-        put_data(&mut out, 7, STDOUT, &vec![9; PAYLOAD_BYTES_MAX + 1]);
+        put_data(&mut out, 7, STDOUT, &vec![9; DATA_BYTES + 1]);
         put_credit(&mut out, 7, STDIN, 4096);
         put_message(&mut out, 7, Kind::Event, flags::END, b"[]");
         let frames = decode(&out).unwrap();
@@ -428,7 +428,7 @@ mod tests {
             kinds,
             [
                 (Kind::Hello, 2),
-                (Kind::Data, PAYLOAD_BYTES_MAX),
+                (Kind::Data, DATA_BYTES),
                 (Kind::Data, 1),
                 (Kind::Credit, 4),
                 (Kind::Event, 2)

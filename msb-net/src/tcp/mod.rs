@@ -281,6 +281,10 @@ impl Tcp {
         connection.to_guest.release(&mut self.pool);
         connection.to_host.release(&mut self.pool);
         connection.drop_early(&mut self.pool);
+        if self.connections.len() == 0 {
+            // A guest that is done with its network costs what one costs that never began.
+            self.pool.keep_nothing();
+        }
         let bytes = (connection.bytes_up, connection.bytes_down);
         let lasted = world.now.saturating_duration_since(connection.opened);
         world.log.close(

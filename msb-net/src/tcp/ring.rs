@@ -16,8 +16,8 @@ const STEPS: [(usize, usize); 3] = [
     (RINGS_BYTES_TOTAL / 4 * 3, 64 * 1024),
     (RINGS_BYTES_TOTAL - 16 * 1024, 16 * 1024),
 ];
-/// Free bytes that are kept.
-const FREE_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Free bytes that are kept: the largest rings of sixteen connections. What is kept is not made anew, page by page.
+const FREE_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// Where rings come from.
 #[derive(Debug, Default)]
@@ -56,10 +56,15 @@ impl Pool {
             return ring;
         }
         if self.used_bytes + self.free_bytes > RINGS_BYTES_TOTAL {
-            self.free = Default::default();
-            self.free_bytes = 0;
+            self.keep_nothing();
         }
         vec![0; bytes].into_boxed_slice()
+    }
+
+    /// Keeps no free ring any more.
+    pub(crate) fn keep_nothing(&mut self) {
+        self.free = Default::default();
+        self.free_bytes = 0;
     }
 
     /// Whether a segment that came too early may be kept, which is counted then.

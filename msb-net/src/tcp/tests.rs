@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 
 use crate::ip::{Piece, protocol};
 use crate::limits::{RING_BYTES_MIN, RINGS_BYTES_TOTAL};
-use crate::testing::{ACK, Guest, SYN, Said, flow, frame};
+use crate::testing::{ACK, Guest, RST, SYN, Said, flow, frame};
 
 fn pair() -> (UnixStream, UnixStream) {
     let (ours, theirs) = UnixStream::pair().unwrap();
@@ -75,6 +75,29 @@ fn what_a_guest_does_not_take_waits_in_the_hosts_socket() {
         (got >= written).then_some(())
     });
     assert_eq!(got, written);
+}
+
+#[test]
+fn rings_are_kept_for_the_next_bytes_until_the_last_connection_ends() {
+    let mut guest = Guest::new("", 16, Vec::new());
+    let flow = flow(80, "10.0.0.1:5000");
+    let (ours, mut theirs) = pair();
+    let mut next = guest.called(&flow, ours.into(), 0xffff);
+    theirs.write_all(&[7; 10_000]).unwrap();
+    let mut got = 0;
+    guest.until("all bytes", |guest| {
+        for (_, said) in guest.segments() {
+            got += said.payload.len();
+            next.ack = next.ack.wrapping_add(said.payload.len() as u32);
+        }
+        guest.say(&flow, &next);
+        (got == 10_000).then_some(())
+    });
+    assert!(guest.stack.tcp().pool.bytes() > 0);
+    next.flags = RST | ACK;
+    guest.say(&flow, &next);
+    assert_eq!(guest.stack.tcp().len(), 0);
+    assert_eq!(guest.stack.tcp().pool.bytes(), 0);
 }
 
 #[test]

@@ -31,8 +31,8 @@ pub(super) fn read_host(connection: &mut Connection, pool: &mut Pool) -> Read {
         return Read::Nothing;
     }
     let wanted = wanted_of_host(connection);
-    // Who has brought much will bring more; most bring little, and need no large ring for it.
-    let expected = READ_BYTES.min(READ_BYTES_FIRST + connection.bytes_down as usize);
+    // Who has brought much will bring more, and has a ring for it at once: to grow is to copy. Most bring little.
+    let expected = READ_BYTES_FIRST + connection.bytes_down as usize;
     let room = connection.to_guest.reserve(wanted.min(expected), pool);
     let wanted = wanted.min(room).min(READ_BYTES);
     if wanted == 0 {

@@ -20,6 +20,7 @@ use msb_wire::client::{Call, Connection, Incoming, Sender};
 use msb_wire::exec::{ExecControl, ExecEvent};
 use msb_wire::frame::STDIN;
 use msb_wire::job::AttachRequest;
+use msb_wire::limits::DATA_BYTES;
 use msb_wire::sandbox::Request;
 
 use super::detach_keys::DetachKeys;
@@ -29,9 +30,6 @@ use super::{connect, refusal};
 use crate::terminal::{RawTerminal, window_size};
 
 const TOOL: &str = "msb-attach";
-
-/// Bytes that are read from our input at a time.
-const READ_BYTES: usize = 64 * 1024;
 
 /// Be with a job: see what it prints, send it input, and end as it does
 #[derive(Debug, Parser)]
@@ -224,7 +222,7 @@ fn follow_size(sender: Sender) -> anyhow::Result<()> {
 }
 
 fn pump_input(sender: &Sender, mut keys: Option<DetachKeys>, bell: &Bell) {
-    let mut buffer = vec![0; READ_BYTES];
+    let mut buffer = vec![0; DATA_BYTES];
     // The descriptor itself: the standard library would read ahead what is not ours to take.
     let mut stdin = io::stdin().lock();
     loop {

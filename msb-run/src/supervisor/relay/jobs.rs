@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use msb_wire::credit::{ReceiveCredit, SendCredit};
 use msb_wire::exec::ExecRequest;
 use msb_wire::frame::{self, Frame, Kind, STDIN, flags};
-use msb_wire::limits::PAYLOAD_BYTES_MAX;
+use msb_wire::limits::DATA_BYTES;
 use msb_wire::sandbox::Request;
 
 use super::{ClientId, Own, Owner, Relay, Violation};
@@ -51,7 +51,7 @@ impl Input {
         let mut granted = 0;
         loop {
             let ready = self.queue.as_slices().0.len();
-            let count = ready.min(self.credit.available()).min(PAYLOAD_BYTES_MAX);
+            let count = ready.min(self.credit.available()).min(DATA_BYTES);
             if count == 0 || !self.credit.spend(count) {
                 break;
             }
