@@ -23,6 +23,7 @@ use crate::ports::Port;
 use crate::stack::{EVENTS, Parts, Stack};
 
 /// Flags of a segment.
+pub(crate) const FIN: u8 = 1;
 pub(crate) const SYN: u8 = 2;
 pub(crate) const RST: u8 = 4;
 pub(crate) const ACK: u8 = 16;

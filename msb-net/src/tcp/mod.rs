@@ -346,6 +346,10 @@ fn serve(connection: &mut Connection, pool: &mut Pool, world: &mut World) -> io:
     let mut again = true;
     for _ in 0..READS {
         let read = read_host(connection, pool);
+        if read == Read::Some && connection.readable && connection.hung_up {
+            // Its end is there, most likely, and goes with the last bytes in one frame.
+            read_host(connection, pool);
+        }
         let before = connection.next;
         connection.transmit(&mut world.transmitter, world.now)?;
         if read == Read::Nothing && connection.next == before {

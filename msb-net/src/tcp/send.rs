@@ -263,10 +263,21 @@ impl Connection {
         }
         let taken = self.write(transmitter, sent, &mut sizes[..count])?;
         if taken > 0 {
-            self.next += sizes[..taken].iter().sum::<usize>();
+            let end = sent + sizes[..taken].iter().sum::<usize>();
+            self.next = self.una + end;
+            if self.ends_at(end) {
+                self.fin_sent = true;
+                self.next += 1;
+            }
             self.sent(now);
         }
         Ok(taken)
+    }
+
+    /// Whether the segment that reaches this far says that it is the last: when the host has said all, and the guest takes
+    /// one number more.
+    fn ends_at(&self, end: usize) -> bool {
+        self.host_done && end == self.to_guest.len() && end < self.window
     }
 
     /// Whether less than a whole segment is to be sent though more waits: when nothing is under way, and it is much of what
@@ -292,7 +303,13 @@ impl Connection {
             let last = at + size == self.to_guest.len();
             let says = Says {
                 seq: (self.una + at).0,
-                flags: flag::ACK | if last { flag::PSH } else { 0 },
+                flags: flag::ACK
+                    | if last { flag::PSH } else { 0 }
+                    | if self.ends_at(at + size) {
+                        flag::FIN
+                    } else {
+                        0
+                    },
                 ..window
             };
             heads[number] = self.template.head(says, NO_OPTIONS, [first, second]);

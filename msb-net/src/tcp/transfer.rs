@@ -128,11 +128,13 @@ fn write_host(connection: &Connection, parts: &[IoSlice<'_>]) -> Option<usize> {
 /// The guest has said all, and all of it is written.
 pub(super) fn shut_host(connection: &mut Connection) {
     if connection.guest_done && !connection.host_shut && connection.to_host.is_empty() {
-        // A socket that is broken says so when it is read.
-        let _ = shutdown(&connection.socket, Shutdown::Write);
         connection.host_shut = true;
         if connection.fin_acked {
+            // The host said all before: the socket is closed at once, and that shuts it too.
             connection.over = Some(Over::Closed);
+        } else {
+            // A socket that is broken says so when it is read.
+            let _ = shutdown(&connection.socket, Shutdown::Write);
         }
     }
 }
