@@ -300,16 +300,16 @@ impl Connection {
         let mut at = offset;
         for (number, size) in sizes.iter().enumerate() {
             let (first, second) = self.to_guest.slices(at, *size);
-            let last = at + size == self.to_guest.len();
+            let mut flags = flag::ACK;
+            if at + size == self.to_guest.len() {
+                flags |= flag::PSH;
+            }
+            if self.ends_at(at + size) {
+                flags |= flag::FIN;
+            }
             let says = Says {
                 seq: (self.una + at).0,
-                flags: flag::ACK
-                    | if last { flag::PSH } else { 0 }
-                    | if self.ends_at(at + size) {
-                        flag::FIN
-                    } else {
-                        0
-                    },
+                flags,
                 ..window
             };
             heads[number] = self.template.head(says, NO_OPTIONS, [first, second]);

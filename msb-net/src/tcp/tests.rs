@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 
 use crate::ip::{Piece, protocol};
 use crate::limits::{RING_BYTES_MIN, RINGS_BYTES_TOTAL};
-use crate::testing::{ACK, FIN, Guest, RST, SYN, Said, flow, frame};
+use crate::testing::{ACK, FIN, Guest, PSH, RST, SYN, Said, flow, frame};
 
 fn pair() -> (UnixStream, UnixStream) {
     let (ours, theirs) = UnixStream::pair().unwrap();
@@ -100,38 +100,33 @@ fn rings_are_kept_for_the_next_bytes_until_the_last_connection_ends() {
     assert_eq!(guest.stack.tcp().pool.bytes(), 0);
 }
 
-#[test]
-fn the_end_goes_with_the_last_bytes_in_one_segment() {
-    let (_, _, last) = last_word(0xffff);
-    assert_eq!(
-        (last.payload.as_slice(), last.flags & FIN),
-        (&b"last"[..], FIN)
-    );
-}
-
 /// The end takes a number of its own (RFC 9293, 3.4), which is to lie within the window.
 #[test]
-fn an_end_for_which_the_window_has_no_number_comes_by_itself() {
-    let (mut guest, mut next, last) = last_word(4);
-    assert_eq!(
-        (last.payload.as_slice(), last.flags & FIN),
-        (&b"last"[..], 0)
-    );
-    next.ack = next.ack.wrapping_add(4);
-    guest.say(&flow(80, "10.0.0.1:5000"), &next);
-    let end = guest.heard(80);
-    assert_eq!((end.payload.len(), end.flags & FIN), (0, FIN));
-}
-
-/// What a guest with such a window hears of a host that says a last word, and what it says next.
-fn last_word(window: u16) -> (Guest, Said, Said) {
+fn the_end_goes_with_the_last_bytes_where_the_window_has_a_number_for_it() {
     let mut guest = Guest::new("", 16, Vec::new());
+    let flow = flow(80, "10.0.0.1:5000");
     let (ours, mut theirs) = pair();
-    let next = guest.called(&flow(80, "10.0.0.1:5000"), ours.into(), window);
+    let mut next = guest.called(&flow, ours.into(), 0xffff);
     theirs.write_all(b"last").unwrap();
     drop(theirs);
-    let last = guest.heard(80);
-    (guest, next, last)
+    let (both, bytes, end) = (FIN | PSH | ACK, PSH | ACK, FIN | ACK);
+    let heard = guest.heard(80);
+    assert_eq!(
+        (heard.payload.as_slice(), heard.flags),
+        (&b"last"[..], both)
+    );
+    // It does not acknowledge, takes less, and is sent it again.
+    next.window = 4;
+    guest.say(&flow, &next);
+    let heard = guest.heard(80);
+    assert_eq!(
+        (heard.payload.as_slice(), heard.flags),
+        (&b"last"[..], bytes)
+    );
+    next.ack = next.ack.wrapping_add(4);
+    guest.say(&flow, &next);
+    let heard = guest.heard(80);
+    assert_eq!((heard.payload.as_slice(), heard.flags), (&b""[..], end));
 }
 
 #[test]
