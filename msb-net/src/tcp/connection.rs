@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
+use super::owed::Owed;
 use super::ring::{Pool, Ring};
 use super::segment::{Offer, Segment, Seq, flag};
 use super::template::Template;
@@ -107,7 +108,7 @@ pub(crate) struct Connection {
     pub(super) fin_at: Option<Seq>,
     pub(super) guest_done: bool,
     pub(super) host_shut: bool,
-    pub(super) ack_due: bool,
+    pub(super) owed: Owed,
 
     /// What it was judged by; none of one with our own name server.
     pub(super) facts: Option<Kept>,
@@ -176,7 +177,7 @@ impl Connection {
             fin_at: None,
             guest_done: false,
             host_shut: false,
-            ack_due: false,
+            owed: Owed::default(),
             facts: None,
             look: false,
             readable: false,
@@ -229,7 +230,7 @@ impl Connection {
                     return;
                 }
                 self.meet(network, segment);
-                self.ack_due = true;
+                self.owed.now();
             }
             Stage::Answered if segment.has(flag::SYN) => {
                 return self.send_syn(network, transmitter);
@@ -249,7 +250,7 @@ impl Connection {
         }
         self.acknowledged(segment, pool, transmitter, now);
         if self.stage == Stage::Open && !segment.has(flag::SYN) {
-            self.receive(segment, place, pool);
+            self.receive(segment, place, pool, now);
         }
     }
 
@@ -274,7 +275,9 @@ impl Connection {
     ) {
         let ack = segment.ack;
         if ack > self.max || ack < self.una {
-            self.ack_due |= ack > self.max;
+            if ack > self.max {
+                self.owed.now();
+            }
             return;
         }
         let window = self.window;
@@ -340,13 +343,20 @@ impl Connection {
     }
 
     /// The bytes of a segment, and its end. What comes too early waits, but for the end, which the guest sends again.
-    fn receive(&mut self, segment: &Segment<'_>, place: usize, pool: &mut Pool) {
+    fn receive(&mut self, segment: &Segment<'_>, place: usize, pool: &mut Pool, now: Instant) {
         if segment.length() == 0 {
             // A question whether we are there stands before what comes next (RFC 9293, 3.8.4).
-            self.ack_due |= segment.seq < self.rcv;
+            if segment.seq < self.rcv {
+                self.owed.now();
+            }
             return;
         }
-        self.ack_due = true;
+        // What is out of order is answered at once (RFC 5681, 4.2), and so is the end.
+        if segment.seq != self.rcv || segment.has(flag::FIN) || self.guest_done {
+            self.owed.now();
+        } else {
+            self.owed.bytes(now);
+        }
         if self.guest_done {
             return;
         }
@@ -363,6 +373,9 @@ impl Connection {
             self.rcv += fresh;
         }
         let whole = known + fresh == segment.payload.len();
+        if !whole {
+            self.owed.now();
+        }
         if segment.has(flag::FIN) && whole && self.fin_at.is_none() {
             self.fin_at = Some(self.rcv);
         }

@@ -4,10 +4,10 @@
 //! move between the two:
 //!
 //! * *From the guest.* Bytes that come in order are written to the host's socket from where they lie in the receiver's
-//!   buffer, those of all segments of a turn at once, and then acknowledged. What the socket does not take waits in a ring,
-//!   and the window that the guest is offered is what is free in there: so the guest waits for the slowest reader, and nobody
-//!   else does. A frame stream neither loses nor reorders; where one does, bytes that come too early are kept, within bounds,
-//!   and the guest sends what is missing.
+//!   buffer, those of all segments of a turn at once, and then acknowledged (see `owed.rs`). What the socket does not take
+//!   waits in a ring, and the window that the guest is offered is what is free in there: so the guest waits for the slowest
+//!   reader, and nobody else does. A frame stream neither loses nor reorders; where one does, bytes that come too early are
+//!   kept, within bounds, and the guest sends what is missing.
 //! * *To the guest.* Bytes are read from the host's socket into a ring and stay there until the guest has acknowledged
 //!   them; they are sent as far as its window goes. There is no congestion control: between the two there is no network,
 //!   only a buffer, and when that is full we wait. What is lost nevertheless is sent again after three repeated
@@ -25,6 +25,7 @@
 
 mod connection;
 mod open;
+mod owed;
 mod ring;
 mod segment;
 mod send;
@@ -261,8 +262,9 @@ impl Tcp {
         if let Some(over) = connection.over {
             return self.remove(world, key, over);
         }
-        self.timers
-            .set(&mut connection.timer, connection.deadline, key);
+        let owed = connection.owed.deadline();
+        let deadline = owed.map_or(connection.deadline, |owed| owed.min(connection.deadline));
+        self.timers.set(&mut connection.timer, deadline, key);
     }
 
     fn remove(&mut self, world: &mut World, key: Key, over: Over) {
@@ -314,6 +316,10 @@ impl Tcp {
                 continue;
             };
             connection.timer = None;
+            connection.owed.expire(world.now);
+            if connection.owed.is_due() {
+                connection.send_ack(&mut world.transmitter);
+            }
             if connection.deadline <= world.now {
                 if world.transmitter.is_blocked() {
                     // The guest takes nothing at all: that is no reason to send more.
@@ -398,7 +404,7 @@ fn look(connection: &mut Connection, world: &mut World) {
 }
 
 fn acknowledge(connection: &mut Connection, world: &mut World) {
-    if connection.ack_due {
+    if connection.owed.is_due() {
         // Of three that say the same.
         for _ in 0..=std::mem::take(&mut connection.gaps).min(3) {
             connection.send_ack(&mut world.transmitter);

@@ -21,9 +21,14 @@ const SYN_RETRIES_MAX: u32 = 6;
 const NO_OPTIONS: &[u8] = &[];
 
 impl Connection {
+    /// The shift of the window as it is told.
+    fn shift(&self) -> u8 {
+        if self.scaled { SHIFT } else { 0 }
+    }
+
     /// The window as it is told, and remembered. What was offered is never taken back.
     fn offer_window(&mut self) -> u16 {
-        let shift = if self.scaled { SHIFT } else { 0 };
+        let shift = self.shift();
         let edge = self.rcv + self.to_host.room_max();
         if edge > self.edge {
             self.edge = edge;
@@ -82,14 +87,15 @@ impl Connection {
 
     /// An acknowledgement.
     pub(super) fn send_ack(&mut self, transmitter: &mut Transmitter) {
-        self.ack_due = false;
+        self.owed.told();
         let says = self.says(self.next, flag::ACK);
         self.push(transmitter, says, NO_OPTIONS);
     }
 
     /// An acknowledgement if the guest could send much more than it knows.
     pub(super) fn send_ack_if_window_opened(&mut self, transmitter: &mut Transmitter) {
-        let (room, offered) = (self.to_host.room_max(), self.edge - self.rcv);
+        let room = self.to_host.room_max().min(0xffff << self.shift());
+        let offered = self.edge - self.rcv;
         if room >= offered + RING_BYTES_MAX / 4 || (offered < self.mss && room >= 2 * self.mss) {
             self.send_ack(transmitter);
         }
@@ -219,7 +225,7 @@ impl Connection {
 
     /// `next` has moved.
     fn sent(&mut self, now: Instant) {
-        self.ack_due = false;
+        self.owed.answered(now);
         if self.max == self.una {
             self.deadline = now + self.rto;
         }

@@ -177,6 +177,7 @@ pub(super) fn commit(connection: &mut Connection, pool: &mut Pool, received: [&[
         take_early(connection, pool);
     } else {
         // There is no room for the rest: the guest sends it again.
+        connection.owed.now();
         connection.rcv = Seq(connection.rcv.0.wrapping_sub((total - taken) as u32));
         connection.fin_at = None;
     }
