@@ -1,11 +1,12 @@
 //! `msb-net serve`: from what was typed or handed in to a stack that runs.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, ErrorKind, Read};
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -218,12 +219,45 @@ fn frames(args: &ServeArgs) -> anyhow::Result<OwnedFd> {
             .hint("give --fd, --listen or --connect")
             .into());
     };
-    let listener = UnixListener::bind(path)
-        .with_context(|| format!("cannot listen at '{}'", path.display()))?;
+    let listener = listen(path)?;
     let accepted = listener.accept();
     // One guest is served, so nobody needs the name any more.
     let _ = std::fs::remove_file(path);
     Ok(accepted.context("cannot accept a connection")?.0.into())
+}
+
+/// Listens at a path, in the place of a socket that one of us has left there who was killed while it waited.
+fn listen(path: &Path) -> anyhow::Result<UnixListener> {
+    let mut bound = UnixListener::bind(path);
+    if bound.as_ref().is_err_and(is_in_use) && is_left_over(path) {
+        let _ = std::fs::remove_file(path);
+        bound = UnixListener::bind(path);
+    }
+    bound.map_err(|error| {
+        let message = format!("cannot listen at '{}': {error}", path.display());
+        let failure = Failure::failed(message);
+        if is_in_use(&error) {
+            return failure
+                .hint("choose another path, or take away what is there")
+                .into();
+        }
+        failure.into()
+    })
+}
+
+fn is_in_use(error: &io::Error) -> bool {
+    error.kind() == ErrorKind::AddrInUse
+}
+
+/// Whether it is a socket that nobody has any more. Who still waits there is not disturbed: a datagram is of another type,
+/// which is refused otherwise (`EPROTOTYPE`, connect(2)). A file that is no socket refuses as one that is left over.
+fn is_left_over(path: &Path) -> bool {
+    let is_socket = path
+        .symlink_metadata()
+        .is_ok_and(|file| file.file_type().is_socket());
+    let refused = |error: io::Error| error.kind() == ErrorKind::ConnectionRefused;
+    let connect = || UnixDatagram::unbound()?.connect(path);
+    is_socket && connect().is_err_and(refused)
 }
 
 /// A descriptor that whoever started us left open for us.
@@ -252,4 +286,34 @@ pub(crate) fn raise_descriptor_limit() {
             maximum: limit.maximum,
         },
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_that_nobody_has_any_more_is_taken_over_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("guest.sock");
+        let refused = |path: &Path| {
+            let error = listen(path).unwrap_err();
+            let hint = libmsb::cli::error::hint(&error).unwrap_or_default();
+            assert!(hint.starts_with("choose another path"), "{error:#}");
+        };
+        let first = listen(&path).unwrap();
+        refused(&path);
+        // The one that waits was not disturbed.
+        first.set_nonblocking(true).unwrap();
+        assert_eq!(first.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
+        drop(first);
+        drop(listen(&path).unwrap());
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(&path, "mine").unwrap();
+        refused(&path);
+        assert_eq!(std::fs::read(&path).unwrap(), b"mine");
+        std::fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink("elsewhere", &path).unwrap();
+        refused(&path);
+    }
 }
