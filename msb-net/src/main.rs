@@ -61,6 +61,7 @@ mod log;
 mod neighbours;
 /// Addresses that the host gets and loses.
 mod own;
+mod patience;
 /// Verdicts.
 mod policy;
 /// Published ports.

@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use libmsb::net::ports::Transport;
 use libmsb::samples::{NetField, NetWriter};
-use rustix::buffer::spare_capacity;
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, Event, EventFlags};
 use rustix::io::Errno;
@@ -26,6 +25,7 @@ use crate::kept::Keeper;
 use crate::log::Log;
 use crate::neighbours;
 use crate::own::Own;
+use crate::patience::Patience;
 use crate::ports::{self, Port};
 use crate::resolver::Resolver;
 use crate::serve;
@@ -62,6 +62,7 @@ pub(crate) struct Stack {
     readable: bool,
     /// Its end is behind what is there.
     hung_up: bool,
+    patience: Patience,
     /// We wait for it to take more.
     waits: bool,
     fragments: Fragments,
@@ -130,6 +131,7 @@ impl Stack {
             receiver: Receiver::new(),
             readable: true,
             hung_up: false,
+            patience: Patience::new(),
             waits: false,
             fragments: Fragments::default(),
             tcp: Tcp::new(parts.max_connections),
@@ -199,8 +201,10 @@ impl Stack {
         timeout: Option<&Timespec>,
     ) -> anyhow::Result<Option<End>> {
         events.clear();
-        match epoll::wait(&self.world.epoll, spare_capacity(events), timeout) {
-            Ok(_) | Err(Errno::INTR) => {}
+        let converses = self.tcp.has_conversed();
+        let epoll = &self.world.epoll;
+        match self.patience.wait(epoll, events, timeout, converses) {
+            Ok(()) | Err(Errno::INTR) => {}
             Err(error) => return Err(error).context("cannot wait for events"),
         }
         self.world.now = Instant::now();

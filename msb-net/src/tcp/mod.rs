@@ -71,6 +71,8 @@ pub(crate) struct Tcp {
     batch: Vec<Key>,
     /// Segments of this turn that came in pieces: their places are counted on from the end of the receiver's buffer.
     joined: Vec<u8>,
+    /// Something of a conversation has gone through.
+    conversed: bool,
     /// Those to be served.
     ready: VecDeque<Key>,
     timers: Timers<Key>,
@@ -91,6 +93,7 @@ impl Tcp {
             last: None,
             batch: Vec::new(),
             joined: Vec::new(),
+            conversed: false,
             ready: VecDeque::new(),
             timers: Timers::new(),
             pool: Pool::default(),
@@ -231,6 +234,11 @@ impl Tcp {
         self.connections.len()
     }
 
+    /// Whether something of a conversation has gone through since the last time.
+    pub(crate) fn has_conversed(&mut self) -> bool {
+        std::mem::take(&mut self.conversed)
+    }
+
     /// Whether somebody waits to be served.
     pub(crate) fn is_busy(&self, world: &World) -> bool {
         !self.ready.is_empty() && !world.transmitter.is_blocked()
@@ -262,6 +270,7 @@ impl Tcp {
         if let Some(over) = connection.over {
             return self.remove(world, key, over);
         }
+        self.conversed |= connection.owed.converses(world.now);
         let owed = connection.owed.deadline();
         let deadline = owed.map_or(connection.deadline, |owed| owed.min(connection.deadline));
         self.timers.set(&mut connection.timer, deadline, key);

@@ -28,6 +28,8 @@ pub(super) struct Owed {
     due: Due,
     /// When the guest said what was not answered yet.
     asked: Option<Instant>,
+    /// When it got the first bytes of the last answer.
+    answered: Option<Instant>,
     /// Answers that came soon, without one that did not.
     answers: u8,
 }
@@ -59,6 +61,7 @@ impl Owed {
     pub(super) fn answered(&mut self, now: Instant) {
         self.due = Due::Nothing;
         if let Some(asked) = self.asked.take() {
+            self.answered = Some(now);
             let soon = now.saturating_duration_since(asked) < WAIT;
             self.answers = if soon {
                 ANSWERS.min(self.answers + 1)
@@ -77,6 +80,11 @@ impl Owed {
     pub(super) fn deadline(&self) -> Option<Instant> {
         let asked = self.asked.filter(|_| self.due == Due::Soon)?;
         Some(asked + WAIT)
+    }
+
+    /// Whether a question waits for its answer, or was answered just now, as those before.
+    pub(super) fn converses(&self, now: Instant) -> bool {
+        self.answers == ANSWERS && (self.due == Due::Soon || self.answered == Some(now))
     }
 
     /// No answer came: it is told, and the next times at once.
@@ -112,8 +120,13 @@ mod tests {
         let (mut owed, now) = answered(ANSWERS, SOON);
         owed.bytes(now);
         assert_eq!((owed.is_due(), owed.deadline()), (false, Some(now + WAIT)));
+        assert!(owed.converses(now));
         owed.answered(now + SOON);
         assert_eq!((owed.is_due(), owed.deadline()), (false, None));
+        assert!(owed.converses(now + SOON));
+        // The rest of a long answer is no part of a conversation.
+        owed.answered(now + 2 * SOON);
+        assert!(!owed.converses(now + 2 * SOON));
     }
 
     #[test]
