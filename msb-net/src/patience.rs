@@ -38,7 +38,7 @@ impl Patience {
         }
     }
 
-    /// Waits for events, for so long at the most. `converses`: the last ones belonged to a conversation.
+    /// Waits for events, for so long at the most; no time at all is none to look in. `converses`: the last ones belonged to a conversation.
     pub(crate) fn wait(
         &mut self,
         epoll: impl AsFd,
@@ -46,6 +46,10 @@ impl Patience {
         timeout: Option<&Timespec>,
         converses: bool,
     ) -> Result<(), Errno> {
+        let sleeps = timeout.is_none_or(|timeout| *timeout != Timespec::default());
+        if !sleeps {
+            return epoll::wait(epoll, spare_capacity(events), timeout).map(drop);
+        }
         if !converses || !self.has_room {
             self.quick = true;
             return epoll::wait(epoll, spare_capacity(events), timeout).map(drop);
@@ -69,13 +73,14 @@ mod tests {
     use rustix::event::epoll::{CreateFlags, EventData, EventFlags};
     use rustix::event::{EventfdFlags, eventfd};
 
-    /// Waits for something that comes after so long, with that a conversation goes on or not. Gives how long it took.
+    /// Waits for what is there already, or so long for what does not come. Gives how long it took.
     fn wait(patience: &mut Patience, after: Duration, converses: bool) -> Duration {
         let epoll = epoll::create(CreateFlags::CLOEXEC).unwrap();
         let event = eventfd(u32::from(after.is_zero()), EventfdFlags::CLOEXEC).unwrap();
         epoll::add(&epoll, &event, EventData::new_u64(0), EventFlags::IN).unwrap();
         let mut events = Vec::with_capacity(1);
-        let timeout = Timespec::try_from(after).unwrap();
+        let most = if after.is_zero() { 1000 * QUICK } else { after };
+        let timeout = Timespec::try_from(most).unwrap();
         let begin = Instant::now();
         let waited = patience.wait(epoll, &mut events, Some(&timeout), converses);
         assert_eq!(
@@ -104,6 +109,19 @@ mod tests {
             patience.quick
         });
         assert!(quick);
+    }
+
+    #[test]
+    fn who_has_work_to_do_does_not_look_for_more() {
+        let mut patience = Patience {
+            has_room: true,
+            quick: true,
+        };
+        let mut events = Vec::with_capacity(1);
+        let epoll = epoll::create(CreateFlags::CLOEXEC).unwrap();
+        // A look in vain would be remembered.
+        let waited = patience.wait(epoll, &mut events, Some(&Timespec::default()), true);
+        assert_eq!((waited, patience.quick), (Ok(()), true));
     }
 
     #[test]

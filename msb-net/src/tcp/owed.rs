@@ -1,10 +1,10 @@
 //! When the guest is told that its bytes have come.
 //!
 //! At once, but in a conversation: a guest that asks, gets an answer soon, and only then asks again, hears of its bytes with
-//! the answer. That is a frame less each way of two, and in a virtual machine an interrupt less. RFC 1122 (4.2.3.2) lets an
-//! acknowledgement wait for half a second, and for one segment only. Here it waits for a fiftieth of that, and only when it
-//! paid off the last times: a guest that waits for an acknowledgement to send the rest of its question (Nagle's algorithm)
-//! says two things without an answer between, and so is always told at once.
+//! the answer. That is one frame to the guest in place of two, and one interrupt. RFC 1122 (4.2.3.2) lets an acknowledgement
+//! wait for half a second, and for one segment only. Here it waits for a fiftieth of that, and only when waiting paid off
+//! the last times: a guest that waits for an acknowledgement to send the rest of its question (Nagle's algorithm) says two
+//! things without an answer between, and so is always told at once.
 
 use std::time::{Duration, Instant};
 
