@@ -15,9 +15,9 @@ use rustix::fd::AsFd;
 use rustix::io::Errno;
 
 /// Time that is looked before sleeping.
-const LOOK: Duration = Duration::from_micros(50);
+const LOOK: Duration = Duration::from_micros(100);
 /// A sleep that was shorter, with the time to be woken in it, would have been worth looking.
-const QUICK: Duration = Duration::from_micros(100);
+const QUICK: Duration = Duration::from_micros(150);
 
 /// Whether it is worth to look.
 #[derive(Debug)]
