@@ -38,7 +38,8 @@ impl Patience {
         }
     }
 
-    /// Waits for events, for so long at the most; no time at all is none to look in. `converses`: the last ones belonged to a conversation.
+    /// Waits for events, for so long at the most; no time at all is none to look in. `converses`: the last ones belonged to
+    /// a conversation.
     pub(crate) fn wait(
         &mut self,
         epoll: impl AsFd,
@@ -46,8 +47,7 @@ impl Patience {
         timeout: Option<&Timespec>,
         converses: bool,
     ) -> Result<(), Errno> {
-        let sleeps = timeout.is_none_or(|timeout| *timeout != Timespec::default());
-        if !sleeps {
+        if timeout == Some(&Timespec::default()) {
             return epoll::wait(epoll, spare_capacity(events), timeout).map(drop);
         }
         if !converses || !self.has_room {
