@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 /// The version of the plan's form.
-pub const PLAN_VERSION: u32 = 1;
+pub const PLAN_VERSION: u32 = 2;
 /// Longest plan, in bytes.
 pub const PLAN_BYTES_MAX: u64 = 1024 * 1024;
 
@@ -18,6 +18,9 @@ pub const SERIAL_ROOT: &str = "msb-root";
 pub const SERIAL_UPPER: &str = "msb-upper";
 /// Name of the console port over which the guest's agent speaks.
 pub const PORT_AGENT: &str = "msb.agent";
+
+/// Name of the bus of QEMU's machines that shares are plugged into.
+pub const SHARE_BUS: &str = "shares";
 
 /// Largest packet of a guest's network.
 pub const NET_MTU: u16 = crate::net::network::MTU_MAX;
@@ -71,8 +74,8 @@ pub struct Net {
 pub struct Share {
     /// The tag by which the guest mounts it with virtiofs, at most 36 bytes.
     pub tag: String,
-    /// A connected stream socket that speaks vhost-user: for QEMU the side of the machine, in the plan of a share's server
-    /// the server's. None for libkrun, which serves by itself.
+    /// A connected stream socket that speaks vhost-user: in the plan of a share's server. None in that of a machine: QEMU gets
+    /// its side when the share is plugged in, and libkrun serves by itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fd: Option<i32>,
     /// What is in it.
@@ -138,6 +141,13 @@ pub struct Qemu {
     pub initrd: PathBuf,
     /// The kernel's command line.
     pub cmdline: String,
+    /// A connected stream socket for QEMU's machine protocol (QMP).
+    pub monitor_fd: i32,
+    /// The guest's memory: a memfd of its size. Only this machine has it open for writing, besides the supervisor.
+    pub memory_fd: i32,
+    /// Whether it waits for the state of a machine to go on from, of which it is told by its monitor, and does not boot.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub incoming: bool,
 }
 
 /// How libkrun runs the machine.
@@ -209,7 +219,7 @@ pub enum Accelerator {
 pub struct Disk {
     /// Serial number, at most 20 bytes.
     pub serial: String,
-    /// The file.
+    /// The file. Empty: a placeholder, in a machine that is only booted for its state to be taken.
     pub path: PathBuf,
     /// Its format, declared and never probed: a guest may write the header of any format.
     pub format: Format,

@@ -14,6 +14,7 @@ use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, mount_remount, unmount};
 
 use crate::console::{log, reason};
+use crate::devices;
 use crate::disk::{self, Disk};
 use crate::root::{BLOCK_BYTES, Share};
 
@@ -116,6 +117,7 @@ impl Stage {
             at: STAGE.into(),
             _top: None,
         };
+        devices::wait_for_share().map_err(|error| format!("the share '{tag}': {error}"))?;
         mount(tag, STAGE, c"virtiofs", MountFlags::empty(), c"")
             .map_err(|error| format!("the share '{tag}': {}", reason(error)))?;
         Ok(stage)

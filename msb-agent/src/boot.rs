@@ -13,7 +13,7 @@ use rustix::process::umask;
 use crate::console::{log, reason};
 use crate::env::Base;
 use crate::modules::Modules;
-use crate::{attach, clock, identity, machine_id, mount, net, root, sys};
+use crate::{attach, clock, devices, identity, machine_id, mount, net, root, sys};
 
 /// A guest that takes commands.
 pub(crate) struct Guest {
@@ -41,7 +41,11 @@ pub(crate) fn boot(request: BootRequest, modules: &Modules) -> Result<Guest, Boo
     if let Err(error) = clock::set(request.clock_unix_ns) {
         log(&format!("cannot set the clock: {}", reason(error)));
     }
+    // Before anything else is made of random numbers: many guests may start from the same memory.
     add_entropy(&request.entropy_hex);
+    if modules.held_devices() {
+        devices::probe().map_err(|message| failed("devices", message))?;
+    }
     let root = root::enter(&request.root).map_err(|message| failed("root", message))?;
     mount::guest().map_err(|message| failed("mounts", message))?;
     let restricted = request.guest.security.is_restricted();
@@ -92,7 +96,8 @@ fn add_entropy(hex: &str) {
             random
                 .chunks(sys::ENTROPY_BYTES_MAX)
                 .take(8)
-                .try_for_each(|part| sys::add_entropy(device.as_fd(), part))
+                .try_for_each(|part| sys::add_entropy(device.as_fd(), part))?;
+            sys::reseed(device.as_fd())
         });
     if let Err(error) = added {
         log(&format!("cannot add entropy: {}", reason(error)));

@@ -9,11 +9,11 @@ use msb_wire::frame::{CONNECTION, Kind, put_message};
 use msb_wire::handshake::{Hello, operation};
 use rustix::io::fcntl_getfd;
 
-use crate::console::{self, log};
+use crate::console::{self, log, reason};
 use crate::modules::Modules;
 use crate::port::{self, Port};
 use crate::serve::Agent;
-use crate::{mount, shutdown};
+use crate::{clock, devices, mount, shutdown};
 
 /// Name of the console port.
 const PORT: &str = "msb.agent";
@@ -51,13 +51,15 @@ pub(crate) fn run(start_ns: u64) -> ! {
     mount::early();
     open_console();
     let mut modules = Modules::listed();
-    let Some(port) = greet(&mut modules, start_ns) else {
+    let Some(mut port) = find_port(&mut modules) else {
         log(&format!(
             "error: no console port '{PORT}' appeared{}",
             modules.failures()
         ));
         shutdown::end();
     };
+    let held = modules.holds_devices() && hold_devices(&mut modules);
+    say_hello(&mut port, start_ns, held);
     while modules.load_next() {}
     console::show_notices();
     match Agent::new(port, modules) {
@@ -81,13 +83,12 @@ fn open_console() {
     }
 }
 
-/// Says hello as soon as the port is there, so that the host answers while the rest of the modules is loaded.
-fn greet(modules: &mut Modules, start_ns: u64) -> Option<Port> {
+/// Loads modules until the port is there.
+fn find_port(modules: &mut Modules) -> Option<Port> {
     let end = Instant::now() + PATIENCE;
     let mut pause = Duration::from_millis(1);
     loop {
-        if let Some(mut port) = port::find(PORT) {
-            say_hello(&mut port, start_ns);
+        if let Some(port) = port::find(PORT) {
             return Some(port);
         }
         if modules.load_next() {
@@ -101,9 +102,36 @@ fn greet(modules: &mut Modules, start_ns: u64) -> Option<Port> {
     }
 }
 
-fn say_hello(port: &mut Port, start_ns: u64) {
-    let mut hello = Hello::of(concat!("msb-agent ", env!("CARGO_PKG_VERSION")), OPERATIONS);
+/// Loads all other modules, so that their devices stay without a driver. Returns whether the memory of the guest can be kept
+/// from now on: it knows nothing yet of disks, network and shares.
+fn hold_devices(modules: &mut Modules) -> bool {
+    let held = devices::hold();
+    while modules.load_next() {}
+    modules.load_held();
+    let settled = held
+        .map_err(|error| format!("cannot turn automatic probing off: {}", reason(error)))
+        .and_then(|()| devices::settle());
+    if let Err(error) = &settled {
+        log(&format!("the guest's memory cannot be kept: {error}"));
+    }
+    // Files of the initramfs that were read once would be kept with it.
+    let _ = std::fs::write("/proc/sys/vm/drop_caches", "3");
+    settled.is_ok()
+}
+
+/// Says hello as soon as the port is there, so that the host answers while the rest of the modules is loaded; or when all
+/// are loaded, if devices are held.
+fn say_hello(port: &mut Port, start_ns: u64, held: bool) {
+    let mut operations = OPERATIONS.to_vec();
+    if held {
+        operations.push(operation::BOOT_MEMORY);
+    }
+    let mut hello = Hello::of(
+        concat!("msb-agent ", env!("CARGO_PKG_VERSION")),
+        &operations,
+    );
     hello.agent_start_ns = Some(start_ns);
+    hello.hello_ns = held.then(clock::boottime_ns);
     if let Ok(json) = serde_json::to_vec(&hello) {
         put_message(&mut port.outgoing, CONNECTION, Kind::Hello, 0, &json);
     }

@@ -21,6 +21,8 @@ mod confine;
 mod connection;
 /// Messages of the agent on the guest's console, and the words for errors.
 mod console;
+/// Virtio devices that stay without a driver until the boot request.
+mod devices;
 /// Disks by serial number.
 mod disk;
 /// A command's environment.

@@ -4,11 +4,15 @@
 //! without it. A module that fails may not be needed at all, so that is told on the console and remembered for the
 //! message of whatever fails later.
 //!
+//! `/modules/held` names those whose devices stay without a driver until the boot request ([`crate::devices`]). With this
+//! list the memory of the guest can be kept at its hello.
+//!
 //! `/modules/later` names those that the guest does well without for a while: they are loaded when it is up, so that no
 //! boot waits for them. By then the initramfs is out of reach, so they are opened before.
 
 use std::fs::{self, File};
 use std::io;
+use std::path::Path;
 
 use rustix::io::Errno;
 use rustix::system::finit_module;
@@ -22,6 +26,8 @@ const DIRECTORY: &str = "/modules";
 pub(crate) struct Modules {
     names: Vec<String>,
     next: usize,
+    held: Option<Vec<String>>,
+    held_devices: bool,
     later: Vec<(String, File)>,
     failures: Vec<String>,
 }
@@ -31,6 +37,9 @@ impl Modules {
     pub(crate) fn listed() -> Modules {
         let mut modules = Modules::default();
         modules.names = modules.list("load");
+        if Path::new(DIRECTORY).join("held").exists() {
+            modules.held = Some(modules.list("held"));
+        }
         for name in modules.list("later") {
             let path = format!("{DIRECTORY}/{name}");
             match File::open(&path) {
@@ -59,6 +68,29 @@ impl Modules {
             return false;
         };
         self.next += 1;
+        self.load(&name.clone());
+        true
+    }
+
+    /// Returns whether there is a list of modules whose devices are held.
+    pub(crate) fn holds_devices(&self) -> bool {
+        self.held.is_some()
+    }
+
+    /// Returns whether devices were held, so that they have to be probed.
+    pub(crate) fn held_devices(&self) -> bool {
+        self.held_devices
+    }
+
+    /// Loads those whose devices are held.
+    pub(crate) fn load_held(&mut self) {
+        self.held_devices = true;
+        for name in self.held.take().unwrap_or_default() {
+            self.load(&name);
+        }
+    }
+
+    fn load(&mut self, name: &str) {
         let path = format!("{DIRECTORY}/{name}");
         let loaded = File::open(&path).and_then(|file| load(&file));
         if let Err(error) = loaded {
@@ -69,7 +101,6 @@ impl Modules {
         }
         // The initramfs is memory, and the file is of no more use.
         let _ = fs::remove_file(&path);
-        true
     }
 
     /// Loads those that can wait.

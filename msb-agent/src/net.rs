@@ -16,7 +16,8 @@ const RESOLVERS: &str = "/etc/resolv.conf";
 
 /// Sets the network up. What stands in files is told on the console where it cannot be written, and stops nothing.
 pub(crate) fn set_up(net: &BootNet) -> Result<(), String> {
-    let name = interface(net.mac)?;
+    let interface = find(net.mac)?;
+    let name = &interface.name;
     let failed =
         |what: &str, error: io::Error| format!("cannot {what} '{name}': {}", reason(error));
     let number = fs::read_to_string(format!("{INTERFACES}/{name}/ifindex"))
@@ -26,6 +27,11 @@ pub(crate) fn set_up(net: &BootNet) -> Result<(), String> {
     // Addresses are told, not found. A kernel without IPv6 has no such file.
     let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{name}/accept_ra"), "0");
     let netlink = Netlink::open().map_err(|error| failed("ask the kernel about", error))?;
+    if !interface.has_address {
+        netlink
+            .set_hardware_address(number, net.mac)
+            .map_err(|error| failed("change the hardware address of", error))?;
+    }
     netlink
         .bring_up(number, net.mtu)
         .map_err(|error| failed("bring up", error))?;
@@ -46,19 +52,37 @@ pub(crate) fn set_up(net: &BootNet) -> Result<(), String> {
     Ok(())
 }
 
-/// The name of the interface with that hardware address.
-fn interface(mac: [u8; 6]) -> Result<String, String> {
+/// A network interface.
+struct Interface {
+    name: String,
+    /// Whether it has the hardware address that it is to have.
+    has_address: bool,
+}
+
+/// Finds the interface with a hardware address; without one, the only virtio interface: a machine that was started from
+/// memory has the address of the machine whose memory that was.
+fn find(mac: [u8; 6]) -> Result<Interface, String> {
     let wanted = mac.map(|byte| format!("{byte:02x}")).join(":");
-    let names = fs::read_dir(INTERFACES)
+    let entries = fs::read_dir(INTERFACES)
         .map_err(|error| format!("cannot list '{INTERFACES}': {}", reason(error)))?;
-    names
+    let mut devices: Vec<Interface> = entries
         .flatten()
-        .filter_map(|entry| entry.file_name().into_string().ok())
-        .find(|name| {
-            let address = fs::read_to_string(format!("{INTERFACES}/{name}/address"));
-            address.is_ok_and(|address| address.trim() == wanted)
+        .filter(|entry| entry.path().join("device/driver").exists())
+        .filter_map(|entry| {
+            let address = fs::read_to_string(entry.path().join("address")).unwrap_or_default();
+            Some(Interface {
+                name: entry.file_name().into_string().ok()?,
+                has_address: address.trim() == wanted,
+            })
         })
-        .ok_or_else(|| format!("there is no interface with the address {wanted}"))
+        .collect();
+    if let Some(at) = devices.iter().position(|interface| interface.has_address) {
+        return Ok(devices.swap_remove(at));
+    }
+    match devices.pop() {
+        Some(only) if devices.is_empty() => Ok(only),
+        _ => Err(format!("there is no interface with the address {wanted}")),
+    }
 }
 
 /// The name servers are the host's to say, as docker has it: what an image brings is of the machine that it was made on,

@@ -28,6 +28,7 @@ const HEADER: usize = 16;
 const ANSWER: usize = 1024;
 
 const IFF_UP: u32 = 1;
+const IFLA_ADDRESS: u16 = 1;
 const IFLA_MTU: u16 = 4;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
@@ -52,6 +53,15 @@ impl Netlink {
             None,
         )?;
         Ok(Netlink(socket))
+    }
+
+    /// Changes the hardware address of an interface.
+    pub(crate) fn set_hardware_address(&self, interface: u32, mac: [u8; 6]) -> io::Result<()> {
+        let mut body = vec![0; 4];
+        body.extend_from_slice(&interface.to_ne_bytes());
+        body.extend_from_slice(&[0; 8]);
+        put(&mut body, IFLA_ADDRESS, &mac);
+        self.ask(kind::NEW_LINK, DO, &body)
     }
 
     /// Brings an interface up.

@@ -21,6 +21,7 @@ use rustix::process::{chdir, chroot};
 
 use crate::attach;
 use crate::console::{log, reason};
+use crate::devices;
 use crate::disk::{self, Disk};
 
 const STAGE: &str = "/msb";
@@ -92,6 +93,7 @@ fn overlay(top: OwnedFd, on_disk: bool) -> Result<Entered, String> {
 /// connection that is in use, and others of its entries may be asked for.
 fn mount_share(tag: &str, entry: &str) -> Result<Entered, String> {
     attach::check_entry(entry)?;
+    devices::wait_for_share()?;
     mount(tag, UPPER, c"virtiofs", MountFlags::empty(), c"")
         .map_err(|error| failed("mount the share", tag, error))?;
     mount_bind(format!("{UPPER}/{entry}"), MERGED)

@@ -85,9 +85,7 @@ pub(crate) fn launch(name: &SandboxName, lock: Lock, bond: Bond) -> anyhow::Resu
         client: pair.map(|(ours, _)| ours),
     };
     match launched.next_report()? {
-        Some(Startup::Prepared { note }) => {
-            note.iter().for_each(|note| print_note(PROGRAM, note));
-        }
+        Some(Startup::Prepared { note }) => tell(note),
         other => launched.pending = other,
     }
     Ok(launched)
@@ -96,7 +94,7 @@ pub(crate) fn launch(name: &SandboxName, lock: Lock, bond: Bond) -> anyhow::Resu
 impl Launched {
     /// Waits until the guest takes commands, or until it is known that it never will.
     pub(crate) fn wait_until_ready(&mut self) -> anyhow::Result<Stamps> {
-        match self.next_report()? {
+        match self.next_outcome()? {
             Some(Startup::Ready(stamps)) => Ok(stamps),
             Some(failed) => Err(failure(failed)),
             None => {
@@ -111,7 +109,7 @@ impl Launched {
             stamps: None,
             error: None,
         };
-        while let Some(report) = self.next_report()? {
+        while let Some(report) = self.next_outcome()? {
             match report {
                 Startup::Ready(stamps) => gone.stamps = Some(stamps),
                 failed => gone.error = Some(failure(failed)),
@@ -123,12 +121,26 @@ impl Launched {
         Ok(gone)
     }
 
+    /// The next report that says how it went; notes are told.
+    fn next_outcome(&mut self) -> anyhow::Result<Option<Startup>> {
+        loop {
+            match self.next_report()? {
+                Some(Startup::Prepared { note }) => tell(note),
+                other => return Ok(other),
+            }
+        }
+    }
+
     fn next_report(&mut self) -> anyhow::Result<Option<Startup>> {
         if let Some(report) = self.pending.take() {
             return Ok(Some(report));
         }
         Startup::read(&mut self.reports).context("cannot understand the supervisor")
     }
+}
+
+fn tell(note: Option<String>) {
+    note.iter().for_each(|note| print_note(PROGRAM, note));
 }
 
 /// What a supervisor has left.

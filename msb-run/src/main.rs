@@ -8,6 +8,8 @@
     allow(dead_code, reason = "the fuzzer has a main of its own")
 )]
 
+/// Start from memory.
+mod boot_state;
 mod copy;
 mod doctor;
 mod engine;

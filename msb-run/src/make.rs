@@ -16,6 +16,7 @@ use libmsb::state::sandboxes::Sandbox;
 use libmsb::state::spec::{MainBounds, Spec};
 use libmsb::state::{Home, layout, write};
 
+use crate::boot_state::BootArgs;
 use crate::engine::{self, upper};
 use crate::guest::GuestArgs;
 use crate::metrics::MetricsArgs;
@@ -46,6 +47,8 @@ pub(crate) struct MakeArgs {
     /// What runs it: krun, qemu, or auto, which takes krun where it works (default: auto)
     #[arg(long, value_enum, hide_possible_values = true)]
     engine: Option<EngineChoice>,
+    #[command(flatten)]
+    boot: BootArgs,
     /// Host name in the guest (default: the sandbox's name)
     #[arg(short = 'H', long)]
     hostname: Option<String>,
@@ -98,6 +101,7 @@ impl MakeArgs {
         self.cpus.is_some()
             || self.memory.is_some()
             || self.engine.is_some()
+            || self.boot.is_given()
             || self.hostname.is_some()
             || !self.label.is_empty()
             || self.mounts.is_given()
@@ -150,6 +154,7 @@ impl MakeArgs {
             cpus: u32::from(self.cpus.unwrap_or(CPUS)),
             memory_mib: self.memory.unwrap_or(MEMORY_MIB),
             engine: engine::choice(home, self.engine)?,
+            boot: self.boot.choice(home)?,
             env: setting.env()?,
             workdir: setting.workdir.clone(),
             user: setting.user.clone(),

@@ -11,7 +11,7 @@ use libmsb::machine::EngineChoice;
 use libmsb::net::NetSpec;
 use libmsb::state::images::Config;
 use libmsb::state::mounts::Mount;
-use libmsb::state::spec::{MainBounds, MetricsSpec, RootSource, SPEC_VERSION, Spec};
+use libmsb::state::spec::{BootMode, MainBounds, MetricsSpec, RootSource, SPEC_VERSION, Spec};
 use msb_wire::guest::{INIT_PATHS, InitRequest};
 use msb_wire::text::Text;
 
@@ -38,6 +38,8 @@ pub(crate) struct Choices {
     pub(crate) workdir: Option<OsString>,
     /// `--user`.
     pub(crate) user: Option<OsString>,
+    /// `--cold`, `--from-memory`.
+    pub(crate) boot: Option<BootMode>,
     /// `--hostname`.
     pub(crate) hostname: Option<String>,
     /// `--entrypoint`.
@@ -108,6 +110,7 @@ pub(crate) fn spec(
         cpus: choices.cpus,
         memory_mib: choices.memory_mib,
         engine: choices.engine,
+        boot: choices.boot,
         upper_mib: choices.guest.upper_mib.or(upper_mib).unwrap_or(0),
         hostname: hostname(choices.hostname, name)?,
         env: merge_env(

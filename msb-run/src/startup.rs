@@ -12,9 +12,9 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub(crate) enum Startup {
-    /// The machine is about to be started.
+    /// The machine is about to be started, or is started in another way.
     Prepared {
-        /// What people should know about its engine.
+        /// What people should know about that.
         note: Option<String>,
     },
     /// The guest takes commands.
@@ -39,6 +39,9 @@ pub(crate) struct Stamps {
     pub(crate) guest_agent_ns: u64,
     /// Guest: the agent was ready.
     pub(crate) guest_ready_ns: u64,
+    /// Whether the guest started from memory: then its times count from its hello.
+    #[serde(default)]
+    pub(crate) from_memory: bool,
 }
 
 impl Startup {

@@ -83,6 +83,11 @@ pub const VOLUME_DATA: &str = "data";
 /// Folder of initial RAM disks, one for each kernel and agent, named by a digest of both.
 pub const BOOT: &str = "boot";
 
+/// Suffix of the state of a guest that later guests start from, in [`BOOT`], named by a digest of the machine's kind.
+pub const BOOT_STATE: &str = ".state";
+/// Held by who makes such a state.
+pub const BOOT_STATE_LOCK: &str = "state.lock";
+
 /// What was said about the engine, so that it is said once.
 pub const ENGINE_NOTE: &str = "engine.note";
 

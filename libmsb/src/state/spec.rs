@@ -43,6 +43,9 @@ pub struct Spec {
     /// What runs it.
     #[serde(default)]
     pub engine: EngineChoice,
+    /// How its guest is started. None: from memory, if a state of the kind is kept; a restricted guest boots.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot: Option<BootMode>,
     /// Size of the writable disk, in MiB. It is sparse: what is not written takes no room. 0 where there is none.
     pub upper_mib: u64,
     /// Host name of the guest.
@@ -139,6 +142,16 @@ impl RootSource {
             }
         }
     }
+}
+
+/// How a guest is started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum BootMode {
+    /// Its kernel boots.
+    Cold,
+    /// From the memory of a guest of the same kind that has booted, if its state is kept; else it boots and leaves its state.
+    Memory,
 }
 
 /// Whether and how often samples are taken of what a sandbox costs.

@@ -137,6 +137,19 @@ impl Reason {
     }
 }
 
+/// How a guest was started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BootKind {
+    /// Its kernel booted.
+    Cold,
+    /// From the memory of a guest that had booted.
+    Memory,
+    /// In a way of a later version.
+    #[serde(other)]
+    Other,
+}
+
 /// What the supervisor last knew.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Status {
@@ -165,6 +178,9 @@ pub struct Status {
     /// The engine that runs it: `qemu` or `krun`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub engine: Option<String>,
+    /// How the guest was started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot: Option<BootKind>,
     /// Release of the guest's kernel.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kernel: Option<String>,
@@ -192,6 +208,7 @@ impl Status {
             oom_killed: false,
             clean: None,
             engine: None,
+            boot: None,
             kernel: None,
             isolation: Vec::new(),
             changed: false,

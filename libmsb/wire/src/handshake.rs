@@ -16,6 +16,9 @@ pub const VERSION_MAX: u32 = 1;
 pub mod operation {
     /// Set the guest up; see [`crate::boot`].
     pub const BOOT: &str = "boot";
+    /// Guest: its memory can be kept now and started again with other disks, shares and another network: none of them has a
+    /// driver until the boot request.
+    pub const BOOT_MEMORY: &str = "boot.memory";
     /// Guest: have a root that is no image: [`crate::boot::Root::Share`], [`crate::boot::Root::Disk`].
     pub const BOOT_ROOT: &str = "boot.root";
     /// Guest: set the clock; see [`crate::sandbox`].
@@ -77,6 +80,10 @@ pub struct Hello {
     /// From the agent: nanoseconds from the kernel's start to that of the agent (CLOCK_BOOTTIME).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agent_start_ns: Option<u64>,
+    /// From an agent that serves [`operation::BOOT_MEMORY`]: nanoseconds from the kernel's start to this hello
+    /// (CLOCK_BOOTTIME).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hello_ns: Option<u64>,
 }
 
 impl Hello {
@@ -88,6 +95,7 @@ impl Hello {
             program: program.to_owned(),
             operations: operations.iter().map(|name| (*name).to_owned()).collect(),
             agent_start_ns: None,
+            hello_ns: None,
         }
     }
 

@@ -8,7 +8,7 @@ mod end;
 mod frames;
 mod requests;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -52,7 +52,7 @@ pub(crate) struct Agent {
     started: Instant,
     messages: Assembler,
     /// Streams whose request is not complete.
-    opening: HashSet<u32>,
+    opening: BTreeSet<u32>,
     sessions: BTreeMap<u32, Session>,
     connections: BTreeMap<u32, Connection>,
     spawner: Spawner,
@@ -80,7 +80,7 @@ impl Agent {
             greeted: false,
             started: Instant::now(),
             messages: Assembler::new(),
-            opening: HashSet::new(),
+            opening: BTreeSet::new(),
             sessions: BTreeMap::new(),
             connections: BTreeMap::new(),
             spawner: Spawner::new(),

@@ -1,5 +1,6 @@
 //! The initial RAM disk: the agent as `/init`, and below `/modules` the kernel modules that the guest needs to reach its
-//! disks and its host, with the order to load them in `/modules/load`, and in `/modules/later` for those that can wait.
+//! disks and its host, with the order to load them in `/modules/load`; and in `/modules/held` for those whose devices wait
+//! for the boot request, or in `/modules/later` for those that can wait themselves.
 //!
 //! It is made once for each kernel, agent and set of modules, and kept in the state directory under a name that tells all
 //! three. The format is "newc" of cpio (kernel: Documentation/driver-api/early-userspace/buffer-format.rst).
@@ -20,7 +21,7 @@ use super::kernel::Kernel;
 use super::module;
 
 /// Changes with the contents that this code makes.
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
 
 const MODE_FOLDER: u32 = 0o040755;
 const MODE_PROGRAM: u32 = 0o100755;
@@ -32,6 +33,9 @@ const MODE_CONSOLE: u32 = 0o020600;
 pub(crate) struct Modules<'a> {
     /// Those without which no guest comes up.
     pub(crate) needed: &'a [&'a str],
+    /// Those without which no guest comes up either, and whose devices get no driver before the boot request; of `later`,
+    /// they take what the kernel has. With them the guest's memory can be kept.
+    pub(crate) held: Option<&'a [&'a str]>,
     /// Those that are loaded when it is up, as far as the kernel has them.
     pub(crate) later: &'a [&'a str],
 }
@@ -89,7 +93,12 @@ fn key(kernel: &Kernel, agent: &Path, modules: Modules<'_>) -> anyhow::Result<St
             hash.update(number.to_le_bytes());
         }
     }
-    for list in [modules.needed, modules.later] {
+    let held = modules.held.map(|held| [&["held"], held].concat());
+    for list in [
+        modules.needed,
+        held.as_deref().unwrap_or_default(),
+        modules.later,
+    ] {
         list.iter()
             .for_each(|name| hash.update(format!("\0{name}")));
         hash.update("\n");
@@ -130,7 +139,19 @@ fn add_modules(archive: &mut Archive, folder: &Path, modules: Modules<'_>) -> an
         .collect();
     later.retain(|file| !needed.contains(file));
     add_module_files(archive, folder, "load", &needed)?;
-    add_module_files(archive, folder, "later", &later)
+    let Some(held) = modules.held else {
+        return add_module_files(archive, folder, "later", &later);
+    };
+    let mut held = load_order(&text, &built_in, held, folder)?;
+    held.extend(later);
+    let mut seen = needed;
+    held.retain(|file| {
+        !seen.contains(file) && {
+            seen.push(file);
+            true
+        }
+    });
+    add_module_files(archive, folder, "held", &held)
 }
 
 /// Modules, and the list that names them in their order.

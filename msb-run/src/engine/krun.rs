@@ -149,12 +149,9 @@ mod tests {
             disks: paths.iter().map(disk).collect(),
             shares: Vec::new(),
             net: None,
-            descriptors: Descriptors {
-                agent: -1,
-                console: -1,
-                life: -1,
-                report: None,
-            },
+            tsc: None,
+            incoming: false,
+            descriptors: Descriptors::NONE,
         };
         let refused = engine.check(&wanted, net).err();
         refused.map(|error| error.to_string())

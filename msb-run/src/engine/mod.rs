@@ -24,6 +24,8 @@ pub(crate) mod host;
 mod initramfs;
 /// The guest's kernel.
 mod kernel;
+/// What machines have in common of which one can start from another's memory.
+pub(crate) mod kind;
 /// The krun engine.
 mod krun;
 /// The guest's kernel as a library.
@@ -37,6 +39,7 @@ pub(crate) mod upper;
 /// A kernel of the user's for the krun engine.
 mod vmlinux;
 
+use kind::{Kind, TscRate};
 use krun::Krun;
 use qemu::Qemu;
 
@@ -58,6 +61,10 @@ pub(crate) struct Wanted {
     pub(crate) shares: Vec<Share>,
     /// The network.
     pub(crate) net: Option<Net>,
+    /// The rate of the time stamp counter that the guest was told whose memory this one starts from.
+    pub(crate) tsc: Option<TscRate>,
+    /// Whether the machine goes on from the state of another one.
+    pub(crate) incoming: bool,
     /// Descriptors that the machine inherits.
     pub(crate) descriptors: Descriptors,
 }
@@ -73,6 +80,22 @@ pub(crate) struct Descriptors {
     pub(crate) life: RawFd,
     /// What the machine's process says of itself.
     pub(crate) report: Option<RawFd>,
+    /// The monitor of an engine that has one.
+    pub(crate) monitor: Option<RawFd>,
+    /// The guest's memory, for an engine that takes it.
+    pub(crate) memory: Option<RawFd>,
+}
+
+impl Descriptors {
+    /// None yet.
+    pub(crate) const NONE: Descriptors = Descriptors {
+        agent: -1,
+        console: -1,
+        life: -1,
+        report: None,
+        monitor: None,
+        memory: None,
+    };
 }
 
 /// What an engine takes for [`Descriptors::console`].
@@ -98,6 +121,16 @@ pub(crate) trait Engine {
     /// Refuses what it cannot do, before anything is started. `net`: whether there will be a network, which is not among
     /// what is wanted yet.
     fn check(&self, wanted: &Wanted, net: bool) -> anyhow::Result<()>;
+
+    /// Whether its machines are given their memory and a monitor: then they can start from memory.
+    fn starts_from_memory(&self) -> bool {
+        false
+    }
+
+    /// Returns the kind of the machine that the first attempt starts, if it can start from memory. `net` as above.
+    fn kind(&self, _wanted: &Wanted, _net: bool) -> anyhow::Result<Option<Kind>> {
+        Ok(None)
+    }
 
     /// The plan of a machine. `attempt` counts from 0; after a boot that hung, an engine may offer another way. `None`:
     /// there is no further way.

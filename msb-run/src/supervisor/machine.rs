@@ -4,11 +4,13 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use libmsb::isolate::Step;
+use libmsb::machine;
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::process::Pid;
 use serde::Serialize;
@@ -16,6 +18,8 @@ use serde::Serialize;
 use super::link::Link;
 use super::process::Process;
 use super::share;
+use crate::boot_state::{BootState, Monitor, Restore};
+use crate::engine::kind::TscRate;
 use crate::engine::{Console, Descriptors, Engine, Wanted};
 use crate::net::{Net, NetProcess};
 
@@ -42,13 +46,35 @@ pub(crate) struct Machine {
     pub(crate) net: Option<NetProcess>,
     /// Serves folders of the host to it, if any are shared.
     pub(crate) share: Option<Process>,
+    /// The share that is to be plugged in when the guest runs: the machine's end of the socket, and the tag.
+    pub(crate) unplugged: Option<(UnixStream, String)>,
+    /// Its monitor, if the engine has one and no thread uses it.
+    pub(crate) monitor: Option<Monitor>,
+    /// Its memory, until it is known that nobody copies it.
+    pub(crate) memory: Option<OwnedFd>,
+    /// The rate of the time stamp counter that its guest is told.
+    pub(crate) tsc: TscRate,
     /// Takes what the machine's process, the server of its share and that of its network say of themselves: a line each.
     report: File,
     /// Closed when this process is gone: then the machine ends. Of one that is not started: the other ends.
     _life: Vec<OwnedFd>,
 }
 
-/// Starts a machine. `net`: its network, and the file in which that counts. `held` are descriptors that the machine keeps
+/// The hardware address of a network that is a placeholder. A guest that goes on from the state changes it.
+const PLACEHOLDER_MAC: [u8; 6] = [0x02, 0x6d, 0x73, 0x62, 0, 1];
+
+/// How a machine comes to run.
+#[derive(Debug)]
+pub(crate) enum Way {
+    /// Its guest boots.
+    Boot,
+    /// Its guest boots for its state to be taken: it has placeholders in place of disks, network and shares.
+    Record,
+    /// Its guest goes on from a state.
+    Memory(Box<BootState>),
+}
+
+/// Starts a machine. One that goes on from a state does so when what is returned beside it has run. `net`: its network, and the file in which that counts. `held` are descriptors that the machine keeps
 /// open as long as it lives: the sandbox's lock, the disk.
 /// `None` when the engine knows no further way.
 pub(crate) fn start(
@@ -57,7 +83,13 @@ pub(crate) fn start(
     mut wanted: Wanted,
     net: Option<(&Net, OwnedFd)>,
     held: &[BorrowedFd<'_>],
-) -> anyhow::Result<Option<Machine>> {
+    way: Way,
+) -> anyhow::Result<Option<(Machine, Option<Restore>)>> {
+    let is_recorded = matches!(way, Way::Record);
+    let state = match way {
+        Way::Memory(state) => Some(*state),
+        Way::Boot | Way::Record => None,
+    };
     let (agent, agent_theirs) = UnixStream::pair().context("cannot make a socket for the agent")?;
     let (console, console_theirs) = console(engine).context("cannot make a way for the console")?;
     let (life_theirs, life) =
@@ -65,14 +97,31 @@ pub(crate) fn start(
     let (report, report_theirs) =
         rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).context("cannot make a pipe")?;
     rustix::io::ioctl_fionbio(&report, true).context("cannot use a pipe")?;
+    let memory = engine
+        .starts_from_memory()
+        .then(|| memory_file(wanted.memory_mib))
+        .transpose()?;
+    let monitor = engine
+        .starts_from_memory()
+        .then(UnixStream::pair)
+        .transpose()
+        .context("cannot make a socket for the monitor")?;
+    let tsc = state
+        .as_ref()
+        .map_or_else(TscRate::measure, |state| state.header.tsc_khz);
+    wanted.tsc = Some(tsc);
+    wanted.incoming = state.is_some();
     wanted.descriptors = Descriptors {
         agent: agent_theirs.as_raw_fd(),
         console: console_theirs.as_raw_fd(),
         life: life_theirs.as_raw_fd(),
         report: Some(report_theirs.as_raw_fd()),
+        monitor: monitor.as_ref().map(|(_, theirs)| theirs.as_raw_fd()),
+        memory: memory.as_ref().map(AsRawFd::as_raw_fd),
     };
     let mut served = Vec::new();
-    for share in wanted.shares.iter_mut().filter(|_| !engine.serves()) {
+    let serves = engine.serves() || is_recorded;
+    for share in wanted.shares.iter().filter(|_| !serves) {
         served.push(share::start(
             share,
             life_theirs.as_fd(),
@@ -80,7 +129,22 @@ pub(crate) fn start(
         )?);
     }
     let (mut net_process, mut frames) = (None, None);
-    if let Some((net, counters)) = net {
+    let mut life = vec![life];
+    if is_recorded {
+        // Nothing of the sandbox's is in it.
+        for disk in &mut wanted.disks {
+            disk.path = PathBuf::new();
+        }
+        if net.is_some() {
+            let (silent, theirs) = UnixStream::pair().context("cannot make a socket")?;
+            wanted.net = Some(machine::Net {
+                fd: theirs.as_raw_fd(),
+                mac: PLACEHOLDER_MAC,
+            });
+            life.push(silent.into());
+            frames = Some(OwnedFd::from(theirs));
+        }
+    } else if let Some((net, counters)) = net {
         let mut process = net.start(life_theirs.as_fd(), counters, report_theirs.as_fd())?;
         frames = process.frames.take();
         wanted.net = frames.as_ref().map(|frames| net.device(frames));
@@ -98,20 +162,48 @@ pub(crate) fn start(
         report_theirs.as_fd(),
     ];
     inherited.extend(frames.as_ref().map(|frames| frames.as_fd()));
-    inherited.extend(served.iter().map(|(_, socket)| socket.as_fd()));
+    inherited.extend(monitor.as_ref().map(|(_, theirs)| theirs.as_fd()));
+    inherited.extend(memory.as_ref().map(AsFd::as_fd));
     inherited.extend_from_slice(held);
     let args = [format!("/proc/self/fd/{}", plan.as_raw_fd())];
     let process = Process::start("msb-vmm", &args, &inherited)?;
     let agent = Link::new(agent).context("cannot use the agent's socket")?;
-    Ok(Some(Machine {
+    let restore = state.zip(memory.as_ref()).map(|(state, memory)| {
+        let memory = memory.try_clone().context("cannot use a memfd")?;
+        anyhow::Ok(Restore { state, memory })
+    });
+    let restore = restore.transpose()?;
+    let monitor = monitor.map(|(ours, _)| Monitor::new(ours)).transpose();
+    let (share, unplugged) = match served.pop() {
+        Some((server, socket)) => {
+            let tag = wanted.shares.first().map(|share| share.tag.clone());
+            (Some(server), Some(socket).zip(tag))
+        }
+        None => (None, None),
+    };
+    let machine = Machine {
         process: Some(process),
         agent,
         console,
         net: net_process,
-        share: served.pop().map(|(server, _)| server),
+        share,
+        unplugged,
+        monitor: monitor.context("cannot use the monitor's socket")?,
+        memory,
+        tsc,
         report: report.into(),
-        _life: vec![life],
-    }))
+        _life: life,
+    };
+    Ok(Some((machine, restore)))
+}
+
+/// The memory of a guest: a file of this size that has no name.
+fn memory_file(memory_mib: u32) -> anyhow::Result<OwnedFd> {
+    let file = memfd_create("msb-memory", MemfdFlags::CLOEXEC)
+        .context("cannot make the guest's memory")?;
+    rustix::fs::ftruncate(&file, u64::from(memory_mib) * 1024 * 1024)
+        .context("cannot make the guest's memory")?;
+    Ok(file)
 }
 
 /// Our end, which does not block, and the machine's.
@@ -149,6 +241,10 @@ impl Machine {
             console: silence.try_clone()?.into(),
             net: None,
             share: None,
+            unplugged: None,
+            monitor: None,
+            memory: None,
+            tsc: TscRate(0),
             report: silence.into(),
             _life: vec![life, peer.into()],
         })

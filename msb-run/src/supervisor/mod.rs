@@ -39,11 +39,13 @@ use libmsb::state::spec::{Spec, SpecImage};
 use libmsb::state::status::{Reason, State, Status};
 use libmsb::state::{Home, layout};
 
+use crate::boot_state::Restore;
 use crate::engine::{self, Descriptors, Wanted, upper};
 use crate::guest::root_disk;
 use crate::mounts::{self, Prepared};
 use crate::net::Net;
 use crate::startup::Startup;
+use machine::Way;
 
 const TOOL: &str = "msb-supervisor";
 
@@ -237,12 +239,9 @@ pub(crate) fn wanted(setup: &Setup) -> Wanted {
         disks,
         shares: share.into_iter().collect(),
         net: None,
-        descriptors: Descriptors {
-            agent: -1,
-            console: -1,
-            life: -1,
-            report: None,
-        },
+        tsc: None,
+        incoming: false,
+        descriptors: Descriptors::NONE,
     }
 }
 
@@ -259,14 +258,18 @@ pub(crate) fn start_machine(
     setup: &Setup,
     samples: &samples::Samples,
     attempt: u32,
-) -> anyhow::Result<Option<machine::Machine>> {
+    way: Way,
+) -> anyhow::Result<Option<(machine::Machine, Option<Restore>)>> {
     let mut held = vec![setup.lock.as_fd()];
-    held.extend(setup.upper.as_ref().map(AsFd::as_fd));
-    held.extend(setup.mounts.held());
+    if !matches!(way, Way::Record) {
+        held.extend(setup.upper.as_ref().map(AsFd::as_fd));
+        held.extend(setup.mounts.held());
+    }
     let net = setup.net.as_ref();
     let net = net.map(|net| anyhow::Ok((net, samples.net_descriptor()?)));
     let net = net.transpose()?;
-    machine::start(setup.engine.as_ref(), attempt, wanted(setup), net, &held)
+    let engine = setup.engine.as_ref();
+    machine::start(engine, attempt, wanted(setup), net, &held, way)
 }
 
 /// The sandbox never came to life: its folder says so, or goes.

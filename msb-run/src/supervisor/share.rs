@@ -9,10 +9,9 @@ use libmsb::machine::{PLAN_VERSION, Share, SharePlan};
 use super::machine::plan_file;
 use super::process::Process;
 
-/// Starts a server for a share, which tells `report` what it has given up; gives also the machine's end of the socket,
-/// whose number `share` gets.
+/// Starts a server for a share, which tells `report` what it has given up; gives also the machine's end of the socket.
 pub(super) fn start(
-    share: &mut Share,
+    share: &Share,
     life: BorrowedFd<'_>,
     report: BorrowedFd<'_>,
 ) -> anyhow::Result<(Process, UnixStream)> {
@@ -35,6 +34,5 @@ pub(super) fn start(
         &args,
         &[plan.as_fd(), server.as_fd(), life, report],
     )?;
-    share.fd = Some(machine.as_raw_fd());
     Ok((server, machine))
 }

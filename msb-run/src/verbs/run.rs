@@ -293,7 +293,11 @@ fn tell_times(times: &Times) {
         (
             "vmm",
             until_ready.saturating_sub(guest),
-            "start the virtual machine, until its kernel runs",
+            if stamps.from_memory {
+                "start the virtual machine, until its guest goes on"
+            } else {
+                "start the virtual machine, until its kernel runs"
+            },
         ),
         ("kernel", stamps.guest_agent_ns, "until the agent runs"),
         (

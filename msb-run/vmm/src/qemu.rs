@@ -6,7 +6,12 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-use libmsb::machine::{Accelerator, Board, Disk, Format, NET_MTU, Net, PORT_AGENT, Plan, Qemu};
+use libmsb::machine::{
+    Accelerator, Board, Disk, Format, NET_MTU, Net, PORT_AGENT, Plan, Qemu, SHARE_BUS,
+};
+
+/// Where a process finds what it has open.
+const OWN_FILES: &str = "/proc/self/fd";
 
 /// Becomes QEMU. Returns only when that fails, with the reason.
 pub(crate) fn exec(plan: &Plan, engine: &Qemu) -> anyhow::Result<io::Error> {
@@ -32,19 +37,26 @@ fn arguments(plan: &Plan, engine: &Qemu) -> Vec<OsString> {
     );
     // Who looks at the threads finds those that are virtual processors by their names.
     args.pair("-name", "msb,debug-threads=on");
-    let mut machine = machine(engine.board).to_owned();
-    if !plan.shares.is_empty() {
-        // The server of a share reads requests out of the guest's memory, and writes answers there.
-        machine.push_str(",memory-backend=memory");
-        args.pair(
-            "-object",
-            format!(
-                "memory-backend-memfd,id=memory,share=on,size={}M",
-                plan.memory_mib
-            ),
-        );
+    // A file that is shared is left out of the state of a machine: the supervisor copies it.
+    args.pair(
+        "-object",
+        format!(
+            "memory-backend-file,id=memory,mem-path={OWN_FILES}/{},share=on,size={}M",
+            engine.memory_fd, plan.memory_mib
+        ),
+    );
+    args.pair(
+        "-M",
+        format!("{},memory-backend=memory", machine(engine.board)),
+    );
+    if engine.incoming {
+        args.pair("-incoming", "defer");
     }
-    args.pair("-M", machine);
+    args.pair(
+        "-chardev",
+        format!("socket,id=monitor,fd={}", engine.monitor_fd),
+    );
+    args.pair("-mon", "chardev=monitor,mode=control");
     args.pair(
         "-accel",
         if engine.accelerator == Accelerator::Kvm {
@@ -87,18 +99,11 @@ fn arguments(plan: &Plan, engine: &Qemu) -> Vec<OsString> {
         args.pair("-netdev", netdev(net));
         args.pair("-device", network(net, bus));
     }
-    let served = plan
-        .shares
-        .iter()
-        .filter_map(|share| Some((share, share.fd?)));
-    for (number, (share, fd)) in served.enumerate() {
-        args.pair("-chardev", format!("socket,id=share{number},fd={fd}"));
+    if !plan.shares.is_empty() {
+        // Shares are plugged in when the guest runs: a machine that has one cannot be kept.
         args.pair(
             "-device",
-            format!(
-                "vhost-user-fs-{bus},chardev=share{number},tag={},queue-size=1024",
-                share.tag
-            ),
+            format!("pcie-root-port,id={SHARE_BUS},chassis=1,slot=1"),
         );
     }
     args.list
@@ -175,6 +180,10 @@ fn processor(accelerator: Accelerator) -> &'static str {
 }
 
 fn drive(number: usize, disk: &Disk) -> OsString {
+    if disk.path.as_os_str().is_empty() {
+        let access = if disk.read_only { "read-only=on," } else { "" };
+        return format!("if=none,id=disk{number},{access}driver=null-co,size=1M").into();
+    }
     let format = match disk.format {
         Format::Raw => "raw",
         Format::Vmdk => "vmdk",

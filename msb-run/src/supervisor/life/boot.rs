@@ -10,7 +10,7 @@ use libmsb::state::status::{Reason, State};
 use libmsb::state::write;
 use msb_wire::boot::{BootEvent, BootRequest, Root};
 use msb_wire::exec::ExecRequest;
-use msb_wire::frame::{self, Assembler, Kind};
+use msb_wire::frame::{self, Kind};
 use msb_wire::guest::Settings;
 use msb_wire::handshake::{Hello, operation};
 use msb_wire::samples::SamplesRequest;
@@ -20,8 +20,7 @@ use msb_wire::text::to_hex;
 use super::{BOOT_TIMEOUTS, Life, Limits, PROGRAM, Phase};
 use crate::net::Net;
 use crate::startup::{Startup, monotonic_ns};
-use crate::supervisor::last_line::LastLine;
-use crate::supervisor::machine::Machine;
+use crate::supervisor::machine::{Machine, Way};
 use crate::supervisor::relay::{Own, Violation};
 use crate::supervisor::{Starter, clock, start_machine};
 
@@ -33,17 +32,15 @@ impl Life {
         };
         let started = queue.finish().and_then(|slot| {
             self.slot = Some(slot);
-            let machine = start_machine(&self.setup, &self.samples, 0)?;
-            machine.context("the engine has no way to start a machine")
+            self.start_first()
         });
-        match started {
-            Ok(machine) => self.boots(machine, 0),
-            Err(error) => self.finish_unborn(&error),
+        if let Err(error) = started {
+            self.finish_unborn(&error);
         }
     }
 
     /// A machine was started: its guest is waited for.
-    fn boots(&mut self, machine: Machine, attempt: u32) {
+    pub(super) fn boots(&mut self, machine: Machine, attempt: u32) {
         self.samples.restart(&self.setup.spec, machine.pid());
         self.machine = machine;
         self.attempt = attempt;
@@ -53,7 +50,7 @@ impl Life {
         self.stamps.machine_ns = monotonic_ns();
     }
 
-    /// The agent said hello: answer, and set the guest up.
+    /// The agent said hello.
     pub(super) fn greet(&mut self, message: &[u8]) -> Result<(), Violation> {
         if std::mem::replace(&mut self.greeted, true) {
             return Err(Violation("a second hello".to_owned()));
@@ -62,6 +59,14 @@ impl Life {
             .map_err(|error| Violation(format!("a hello that cannot be understood: {error}")))?;
         peer.agree()
             .map_err(|error| Violation(format!("a hello: {error}")))?;
+        if let Err(error) = self.make_ready(peer) {
+            self.finish_unborn(&error);
+        }
+        Ok(())
+    }
+
+    /// Answers a hello, and sets the guest up.
+    pub(super) fn meet(&mut self, peer: Hello) -> Result<(), Violation> {
         peer.require(operation::BOOT)
             .map_err(|error| Violation(format!("a hello: {error}")))?;
         if self.setup.net.is_some() {
@@ -145,7 +150,12 @@ impl Life {
             BootEvent::Ready { kernel, ready_ns } => {
                 // The next one may boot.
                 self.slot = None;
-                self.stamps.guest_ready_ns = ready_ns;
+                let from_ns = self.start.from_ns();
+                self.stamps.from_memory = from_ns.is_some();
+                self.stamps.guest_ready_ns = ready_ns.saturating_sub(from_ns.unwrap_or(0));
+                if from_ns.is_some() {
+                    self.stamps.guest_agent_ns = 0;
+                }
                 self.status.kernel = Some(kernel);
                 self.prepare(starter)
             }
@@ -168,6 +178,9 @@ impl Life {
         self.enter(State::Running, What::Running);
         if let Some(log) = &mut self.log {
             let _ = log.system("sandbox started");
+        }
+        if let Some(note) = self.start.note.take() {
+            starter.tell(&Startup::Prepared { note: Some(note) });
         }
         starter.tell(&Startup::Ready(self.stamps));
         notices
@@ -235,14 +248,18 @@ impl Life {
 
     /// The guest says nothing: perhaps the engine knows another way.
     pub(super) fn boot_hung(&mut self) -> anyhow::Result<()> {
+        if self.is_replaceable() {
+            self.boot_instead("the guest did not come up in time");
+            return Ok(());
+        }
         self.machine.kill();
         let attempt = self.attempt + 1;
         let machine = BOOT_TIMEOUTS
             .get(attempt as usize)
-            .map(|_| start_machine(&self.setup, &self.samples, attempt))
+            .map(|_| start_machine(&self.setup, &self.samples, attempt, Way::Boot))
             .transpose()?
             .flatten();
-        let Some(machine) = machine else {
+        let Some((machine, _)) = machine else {
             self.finish(
                 Reason::BootFailed,
                 Some("the guest did not come up in time".to_owned()),
@@ -250,9 +267,7 @@ impl Life {
             return Ok(());
         };
         self.boots(machine, attempt);
-        self.greeted = false;
-        self.last_line = LastLine::default();
-        self.assembler = Assembler::new();
+        self.forget_machine();
         Ok(())
     }
 }

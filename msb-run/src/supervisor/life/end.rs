@@ -153,6 +153,9 @@ impl Life {
         if self.machine.poll_exit().is_none() {
             return;
         }
+        if self.is_replaceable() {
+            return self.boot_instead("the virtual machine ended");
+        }
         while self.console.is_some() && self.copy_console() {}
         if let Some(reason) = self.ending {
             return self.finish(reason, None);
@@ -268,6 +271,7 @@ impl Life {
             attached,
             stoppers,
             waiters,
+            mut start,
             ..
         } = self;
         drop(samples);
@@ -285,6 +289,7 @@ impl Life {
             relay.answer(client, stream, &ended);
         }
         farewell(relay, machine, attached);
+        start.finish_publishing();
         left
     }
 

@@ -15,6 +15,8 @@ mod parts;
 /// Between a guest that is set up and one that is open.
 mod prepare;
 mod renewal;
+/// How a machine comes to run.
+mod start;
 
 use std::fs::File;
 use std::io::Read;
@@ -37,6 +39,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use self::net::NetLog;
 use self::parts::Parts;
 use self::renewal::Renewal;
+use self::start::Start;
 use super::clock::{HostClock, went_on};
 use super::exec_log::ExecLog;
 use super::last_line::LastLine;
@@ -48,6 +51,7 @@ use super::samples::Samples;
 use super::socket::Socket;
 use super::task::Task;
 use super::{Aborted, Setup, Starter, TOOL};
+use crate::boot_state::Monitor;
 use crate::startup::Stamps;
 
 const PROGRAM: &str = concat!("msb-supervisor ", env!("CARGO_PKG_VERSION"));
@@ -131,6 +135,8 @@ pub(crate) struct Life {
     setup: Setup,
     machine: Machine,
     attempt: u32,
+    /// How the machine comes to run.
+    start: Start,
     /// The way to a slot for the boot.
     queue: Option<Task<Lock>>,
     /// The slot: let go when the guest is up, so that the next one may boot.
@@ -190,6 +196,7 @@ pub(crate) fn begin(setup: Setup, starter: &mut Starter) -> Result<Life, Aborted
         machine: parts.machine,
         samples: parts.samples,
         attempt: 0,
+        start: Start::default(),
         queue: Some(parts.queue),
         slot: None,
         signals: parts.signals,
@@ -239,6 +246,8 @@ enum Source {
     Clock,
     Bond,
     Changes,
+    Ready,
+    Monitor,
     Client(ClientId),
 }
 
@@ -314,6 +323,12 @@ impl Life {
         if let Some(changing) = &self.changing {
             sources.push((Source::Changes, changing.as_fd(), PollFlags::IN));
         }
+        if let Some(ready) = self.start.ready_fd() {
+            sources.push((Source::Ready, ready, PollFlags::IN));
+        }
+        if let Some(monitor) = self.machine.monitor.as_ref().filter(|it| it.is_open()) {
+            sources.push((Source::Monitor, monitor.as_fd(), PollFlags::IN));
+        }
         for (id, link, readable) in self.relay.links() {
             sources.push((
                 Source::Client(id),
@@ -386,6 +401,8 @@ impl Life {
             }
             Source::Bond => self.read_bond(starter),
             Source::Changes => self.changes_made(starter)?,
+            Source::Ready => self.readied()?,
+            Source::Monitor => self.drain_monitor(),
             Source::Client(id) => {
                 let gone = flags.intersects(PollFlags::HUP | PollFlags::ERR | PollFlags::RDHUP);
                 if flags.contains(PollFlags::IN) || gone {
@@ -437,11 +454,21 @@ impl Life {
                 Received::Some => {}
             }
             if let Err(Violation(what)) = self.agent_frames(notices) {
+                if self.is_replaceable() {
+                    return self.boot_instead(&format!("the guest's agent sent {what}"));
+                }
                 return self.finish(
                     Reason::AgentFailed,
                     Some(format!("the guest's agent sent {what}")),
                 );
             }
+        }
+    }
+
+    /// QEMU tells of itself. When it has hung up, its end says more.
+    fn drain_monitor(&mut self) {
+        if !self.machine.monitor.as_mut().is_some_and(Monitor::drain) {
+            self.machine.monitor = None;
         }
     }
 

@@ -1,0 +1,241 @@
+//! The kind of a machine: all that two machines must have in common so that one can start from the memory of the other.
+//!
+//! Files are told apart by path, inode, size and change time: packages replace them, and a change time cannot be set.
+//! The rate of the time stamp counter is no part of it, since it is measured anew at each start and differs by the error of
+//! the measurement; it is kept with the memory and compared ([`TscRate::agrees`]).
+
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use libmsb::machine::{Accelerator, Board};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+/// Changes when the machine, the agent before its hello, or the form of the file changes in a way that nothing below shows.
+const VERSION: u32 = 1;
+
+/// Firmware and option ROMs that QEMU loads for our machines, and where distributions have them.
+const ROMS: [&str; 7] = [
+    "bios-microvm.bin",
+    "qboot.rom",
+    "bios-256k.bin",
+    "linuxboot_dma.bin",
+    "pvh.bin",
+    "kvmvapic.bin",
+    "multiboot_dma.bin",
+];
+const ROM_DIRECTORIES: [&str; 3] = [
+    "/usr/share/qemu",
+    "/usr/share/seabios",
+    "/usr/share/qemu-kvm",
+];
+
+/// Bytes of /proc/cpuinfo that hold the first processor.
+const CPU_BYTES: u64 = 8192;
+/// Lines of /proc/cpuinfo that differ between two looks at the same processor.
+const CPU_VARIABLE: [&str; 2] = ["cpu MHz", "bogomips"];
+
+/// A kind of machine, as a digest in hexadecimal digits.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Kind(String);
+
+impl Kind {
+    /// The digits.
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    #[cfg(test)]
+    pub(crate) fn named(name: &str) -> Kind {
+        Kind(name.to_owned())
+    }
+}
+
+/// What a kind is made of.
+#[derive(Debug)]
+pub(crate) struct Traits<'a> {
+    pub(crate) program: &'a Path,
+    pub(crate) vmm: Option<&'a Path>,
+    pub(crate) kernel: &'a Path,
+    pub(crate) initrd: &'a Path,
+    /// Without the rate of the time stamp counter.
+    pub(crate) cmdline: &'a str,
+    pub(crate) board: Board,
+    pub(crate) accelerator: Accelerator,
+    pub(crate) cpus: u32,
+    pub(crate) memory_mib: u32,
+    pub(crate) disks: usize,
+    pub(crate) net: bool,
+    pub(crate) shares: bool,
+}
+
+impl Traits<'_> {
+    /// Returns the kind; `None` when a file that must be there is not.
+    pub(crate) fn kind(&self) -> Option<Kind> {
+        let mut hash = Sha256::new();
+        hash.update(format!("{VERSION}\0{}\0", env!("CARGO_PKG_VERSION")));
+        for path in [self.program, self.kernel, self.initrd]
+            .into_iter()
+            .chain(self.vmm)
+        {
+            hash.update(identity(path)?);
+        }
+        for path in roms(self.program) {
+            hash.update(identity(&path).unwrap_or_default());
+        }
+        hash.update(format!(
+            "{}\0{:?}\0{:?}\0{}\0{}\0{}\0{}\0{}\0",
+            self.cmdline,
+            self.board,
+            self.accelerator,
+            self.cpus,
+            self.memory_mib,
+            self.disks,
+            self.net,
+            self.shares
+        ));
+        hash.update(processor());
+        let digits = hash.finalize();
+        Some(Kind(
+            digits
+                .iter()
+                .take(16)
+                .map(|byte| format!("{byte:02x}"))
+                .collect(),
+        ))
+    }
+}
+
+fn identity(path: &Path) -> Option<Vec<u8>> {
+    let meta = std::fs::metadata(path).ok()?;
+    let mut bytes = path.as_os_str().as_bytes().to_vec();
+    bytes.push(0);
+    for number in [
+        meta.dev() as i64,
+        meta.ino() as i64,
+        meta.size() as i64,
+        meta.ctime(),
+        meta.ctime_nsec(),
+    ] {
+        bytes.extend_from_slice(&number.to_le_bytes());
+    }
+    Some(bytes)
+}
+
+/// Where the ROMs of this QEMU may be.
+fn roms(program: &Path) -> Vec<PathBuf> {
+    let own = program
+        .ancestors()
+        .nth(2)
+        .map(|prefix| prefix.join("share/qemu"));
+    let directories = ROM_DIRECTORIES.iter().map(PathBuf::from).chain(own);
+    directories
+        .flat_map(|directory| ROMS.map(|name| directory.join(name)))
+        .collect()
+}
+
+/// The host's processor, as the kernel describes the first one.
+fn processor() -> String {
+    let mut text = Vec::new();
+    if let Ok(file) = File::open("/proc/cpuinfo") {
+        let _ = file.take(CPU_BYTES).read_to_end(&mut text);
+    }
+    let text = String::from_utf8_lossy(&text).into_owned();
+    let lines = text.lines().take_while(|line| !line.is_empty());
+    lines
+        .filter(|line| !CPU_VARIABLE.iter().any(|name| line.starts_with(name)))
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
+/// The rate of the host's time stamp counter, in kHz.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct TscRate(pub(crate) u64);
+
+impl TscRate {
+    /// Time of a measurement: long enough for an error below a thousandth, short enough not to be felt.
+    const SPAN: Duration = Duration::from_millis(2);
+
+    /// Measures the rate against the monotonic clock.
+    pub(crate) fn measure() -> TscRate {
+        let (start, count) = (Instant::now(), counter());
+        while start.elapsed() < TscRate::SPAN {
+            std::hint::spin_loop();
+        }
+        let (count, elapsed) = (counter() - count, start.elapsed());
+        TscRate((u128::from(count) * 1_000_000 / elapsed.as_nanos().max(1)) as u64)
+    }
+
+    /// Returns whether a guest that was told this rate keeps time on a host where `other` was measured: both are within a
+    /// thousandth of the truth, so that two thousandths are the most by which the same counter differs from itself. A
+    /// guest that boots is told a rate with half that error.
+    pub(crate) fn agrees(self, other: TscRate) -> bool {
+        self.0.abs_diff(other.0) * 500 <= self.0.max(other.0)
+    }
+}
+
+fn counter() -> u64 {
+    // SAFETY: every x86-64 processor has this instruction, and it reads nothing but a counter.
+    unsafe { core::arch::x86_64::_rdtsc() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn traits(initrd: &Path) -> Traits<'_> {
+        Traits {
+            program: Path::new("/proc/self/exe"),
+            vmm: None,
+            kernel: Path::new("/proc/self/exe"),
+            initrd,
+            cmdline: "quiet",
+            board: Board::Microvm,
+            accelerator: Accelerator::Tcg,
+            cpus: 1,
+            memory_mib: 512,
+            disks: 2,
+            net: false,
+            shares: false,
+        }
+    }
+
+    #[test]
+    fn machines_that_differ_in_anything_are_of_different_kinds() {
+        let folder = tempfile::tempdir().unwrap();
+        let initrd = folder.path().join("initrd");
+        assert_eq!(traits(&initrd).kind(), None);
+        std::fs::write(&initrd, "1").unwrap();
+        let one = traits(&initrd).kind().unwrap();
+        assert_eq!(traits(&initrd).kind(), Some(one.clone()));
+        let others: [fn(&mut Traits<'_>); 7] = [
+            |t| t.cmdline = "quiet x",
+            |t| t.board = Board::Q35,
+            |t| t.accelerator = Accelerator::Kvm,
+            |t| t.cpus = 2,
+            |t| t.memory_mib = 513,
+            |t| t.disks = 3,
+            |t| t.net = true,
+        ];
+        for change in others {
+            let mut changed = traits(&initrd);
+            change(&mut changed);
+            assert_ne!(changed.kind().unwrap(), one, "{changed:?}");
+        }
+        std::fs::write(&initrd, "2").unwrap();
+        assert_ne!(traits(&initrd).kind().unwrap(), one);
+    }
+
+    #[test]
+    fn the_same_counter_agrees_with_itself_and_another_does_not() {
+        let (one, two) = (TscRate::measure(), TscRate::measure());
+        assert!(one.agrees(two), "{one:?} {two:?}");
+        let rate = TscRate(3_000_000);
+        assert!(rate.agrees(TscRate(3_005_900)) && rate.agrees(TscRate(2_994_200)));
+        assert!(!rate.agrees(TscRate(3_010_000)) && !rate.agrees(TscRate(2_900_000)));
+    }
+}
