@@ -61,6 +61,9 @@ pub(crate) fn boot(request: BootRequest, modules: &Modules) -> Result<Guest, Boo
         .as_ref()
         .map_or(&[][..], |net| net.hosts.as_slice());
     identity::assume(&request.hostname, hosts).map_err(|message| failed("hostname", message))?;
+    if !modules.held_devices() {
+        identity::assume_common();
+    }
     if let Some(net) = &request.net {
         net::set_up(net).map_err(|message| failed("network", message))?;
     }

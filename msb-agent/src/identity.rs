@@ -22,6 +22,11 @@ pub(crate) fn assume(hostname: &str, others: &[(IpAddr, String)]) -> Result<(), 
     sethostname(hostname.as_bytes())
         .map_err(|error| format!("cannot set '{hostname}': {}", reason(error)))?;
     write_files(hostname, others);
+    Ok(())
+}
+
+/// Sets what all guests have in common.
+pub(crate) fn assume_common() {
     tell("bring loopback up", sys::loopback_up());
     let limit = Rlimit {
         current: Some(OPEN_FILES),
@@ -32,7 +37,6 @@ pub(crate) fn assume(hostname: &str, others: &[(IpAddr, String)]) -> Result<(), 
         setrlimit(Resource::Nofile, limit).map_err(io::Error::from),
     );
     allow_small_ports();
-    Ok(())
 }
 
 fn tell(what: &str, result: io::Result<()>) {

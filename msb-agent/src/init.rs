@@ -13,7 +13,7 @@ use crate::console::{self, log, reason};
 use crate::modules::Modules;
 use crate::port::{self, Port};
 use crate::serve::Agent;
-use crate::{clock, devices, mount, shutdown};
+use crate::{clock, devices, identity, mount, shutdown};
 
 /// Name of the console port.
 const PORT: &str = "msb.agent";
@@ -105,6 +105,7 @@ fn find_port(modules: &mut Modules) -> Option<Port> {
 /// Loads all other modules, so that their devices stay without a driver. Returns whether the memory of the guest can be kept
 /// from now on: it knows nothing yet of disks, network and shares.
 fn hold_devices(modules: &mut Modules) -> bool {
+    mount::early_proc();
     let held = devices::hold();
     while modules.load_next() {}
     modules.load_held();
@@ -114,6 +115,7 @@ fn hold_devices(modules: &mut Modules) -> bool {
     if let Err(error) = &settled {
         log(&format!("the guest's memory cannot be kept: {error}"));
     }
+    identity::assume_common();
     // Files of the initramfs that were read once would be kept with it.
     let _ = std::fs::write("/proc/sys/vm/drop_caches", "3");
     settled.is_ok()

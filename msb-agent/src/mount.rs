@@ -91,14 +91,22 @@ const DEVICE_LINKS: [(&str, &str); 5] = [
 
 /// Mounts what the agent itself needs to begin with: devices and sysfs.
 pub(crate) fn early() {
-    for (kind, at) in [(c"devtmpfs", "/dev"), (c"sysfs", "/sys")] {
-        let _ = mkdir(at, Mode::from_raw_mode(0o755));
-        // Busy: the kernel has done it.
-        if let Err(error) = mount(kind, at, kind, MountFlags::empty(), c"")
-            && error != Errno::BUSY
-        {
-            log(&format!("cannot mount '{at}': {}", reason(error)));
-        }
+    mount_early(c"devtmpfs", "/dev");
+    mount_early(c"sysfs", "/sys");
+}
+
+/// Mounts `/proc`, for settings that are made before there is a root.
+pub(crate) fn early_proc() {
+    mount_early(c"proc", "/proc");
+}
+
+fn mount_early(kind: &CStr, at: &str) {
+    let _ = mkdir(at, Mode::from_raw_mode(0o755));
+    // Busy: the kernel has done it.
+    if let Err(error) = mount(kind, at, kind, MountFlags::empty(), c"")
+        && error != Errno::BUSY
+    {
+        log(&format!("cannot mount '{at}': {}", reason(error)));
     }
 }
 

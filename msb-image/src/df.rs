@@ -26,6 +26,8 @@ struct Usage {
     /// What `msb image prune` would free.
     reclaimable_bytes: u64,
     downloads_bytes: u64,
+    /// States of guests that later guests start from, and initial RAM disks. Not among `total_bytes`.
+    boot_bytes: u64,
 }
 
 /// An image under all its names.
@@ -48,7 +50,7 @@ pub(crate) fn run(home: &Home, args: Df) -> Result<()> {
     if args.format == Some(Format::Json) {
         return Ok(output::print_json(&usage)?);
     }
-    if usage.images.is_empty() && usage.total_bytes == 0 {
+    if usage.images.is_empty() && usage.total_bytes + usage.boot_bytes == 0 {
         note("No images.");
         return Ok(());
     }
@@ -111,6 +113,7 @@ fn usage(home: &Home, store: &Store) -> Result<Usage> {
         total_bytes: total(store)?,
         reclaimable_bytes: preview(home, store)?.bytes,
         downloads_bytes: folder_bytes(&store.downloads())?,
+        boot_bytes: folder_bytes(&home.boot_dir())?,
     })
 }
 
@@ -184,8 +187,9 @@ fn print_table(usage: &Usage) -> Result<()> {
     }
     table.print()?;
     Ok(output::print(&format!(
-        "\n{} on the disk; `msb image prune` would free {}",
+        "\n{} on the disk, and {} for starts; `msb image prune` would free {}",
         style::bytes(usage.total_bytes),
+        style::bytes(usage.boot_bytes),
         style::bytes(usage.reclaimable_bytes)
     ))?)
 }

@@ -36,6 +36,8 @@ pub(crate) struct Gone {
     pub(crate) erofs: u64,
     pub(crate) vmdk: u64,
     pub(crate) downloads: u64,
+    /// States of guests that later guests start from.
+    pub(crate) boot_states: u64,
     /// What killed processes left.
     pub(crate) leftovers: u64,
     /// Room on the disk, as the file system counts it: holes take none.
@@ -107,6 +109,16 @@ impl<'a> Garbage<'a> {
                 if name.starts_with(layout::NEW_PREFIX) {
                     self.gone.leftovers += self.file(&folder.join(name))?;
                 }
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes away the states of guests in this directory. The next start of a kind makes a new one.
+    pub(crate) fn boot_states(&mut self, directory: &Path) -> Result<()> {
+        for name in names(directory)? {
+            if name.ends_with(layout::BOOT_STATE) {
+                self.gone.boot_states += self.file(&directory.join(name))?;
             }
         }
         Ok(())

@@ -1,7 +1,9 @@
-//! `msb image prune`: images that no sandbox was made from go, and all waste with them.
+//! `msb image prune`: images that no sandbox was made from go, and all waste with them; and the states of guests that later
+//! guests start from, which the next start makes again.
 
 use std::collections::HashSet;
 use std::io::{self, BufRead, IsTerminal};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use libmsb::cli::error::Failure;
@@ -32,14 +34,17 @@ struct Report {
     configs_removed: u64,
     blobs_removed: u64,
     downloads_removed: u64,
+    boot_states_removed: u64,
     leftovers_removed: u64,
     references: Vec<String>,
 }
 
-/// Which references go.
+/// What goes.
 struct Plan {
     going: Vec<RefRecord>,
     live: Live,
+    /// The directory of boot states, if they go.
+    boot: Option<PathBuf>,
 }
 
 pub(crate) fn run(home: &Home, args: Prune) -> Result<()> {
@@ -97,7 +102,9 @@ fn plan(home: &Home, store: &Store, args: &Prune, filters: &[Filter]) -> Result<
         }
     }
     let live = Live::of(store, &named, users.manifests())?;
-    Ok(Plan { going, live })
+    // They serve all images, and are no waste.
+    let boot = (!args.dangling && filters.is_empty()).then(|| home.boot_dir());
+    Ok(Plan { going, live, boot })
 }
 
 impl Plan {
@@ -113,7 +120,11 @@ impl Plan {
         let named = records.iter().filter(|record| stays(record));
         let named = named.map(|record| record.manifest_digest).collect();
         let live = Live::of(store, &named, Users::read(home, false)?.manifests())?;
-        Ok(Plan { going, live })
+        Ok(Plan {
+            going,
+            live,
+            boot: self.boot,
+        })
     }
 }
 
@@ -140,6 +151,9 @@ fn carry_out(store: &Store, plan: &Plan, mode: Mode) -> Result<Gone> {
     garbage.references(references.iter().map(|reference| store.ref_path(reference)))?;
     garbage.orphans(&plan.live)?;
     garbage.downloads()?;
+    if let Some(boot) = &plan.boot {
+        garbage.boot_states(boot)?;
+    }
     Ok(garbage.gone)
 }
 
@@ -193,6 +207,7 @@ fn report(args: &Prune, references: &[String], gone: &Gone) -> Result<()> {
             configs_removed: gone.configs,
             blobs_removed: gone.blobs,
             downloads_removed: gone.downloads,
+            boot_states_removed: gone.boot_states,
             leftovers_removed: gone.leftovers,
             references: references.to_vec(),
         })?);
@@ -216,6 +231,7 @@ fn summary(gone: &Gone) -> String {
         (gone.manifests, "image"),
         (gone.layers, "layer"),
         (gone.downloads, "download"),
+        (gone.boot_states, "boot state"),
         (gone.leftovers, "left-over"),
     ];
     let counted = kinds.iter().filter(|(count, _)| *count > 0);

@@ -1,8 +1,8 @@
 //! A state directory of one's own.
 
 use std::ffi::OsStr;
-use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::fs::{self, DirBuilder};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -45,6 +45,7 @@ impl Home {
         for image in images {
             home.load(image);
         }
+        link_all(&boot_states(), &home.state().join("boot"));
         home
     }
 
@@ -226,6 +227,28 @@ impl Home {
     }
 }
 
+/// Where tests leave the states of guests for each other: to boot a guest takes most of a test's time. What a start from
+/// memory is, is tested in `from_memory.rs`, with homes that have none.
+fn boot_states() -> PathBuf {
+    std::env::temp_dir().join("boot-states")
+}
+
+/// Gives the finished files of a directory a name in another one too.
+fn link_all(from: &Path, to: &Path) {
+    let Ok(entries) = fs::read_dir(from) else {
+        return;
+    };
+    let _ = DirBuilder::new().mode(0o700).create(to);
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let ending = Path::new(&name).extension();
+        if ending.is_some_and(|ending| ending == "state" || ending == "cpio") {
+            // There already, if another test has left it.
+            let _ = fs::hard_link(entry.path(), to.join(&name));
+        }
+    }
+}
+
 impl Drop for Home {
     fn drop(&mut self) {
         let left = if std::thread::panicking() {
@@ -236,6 +259,7 @@ impl Drop for Home {
         for process in &left {
             process.signal(rustix::process::Signal::KILL);
         }
+        link_all(&self.state().join("boot"), &boot_states());
         let _ = fs::remove_dir_all(&self.folder);
         if !std::thread::panicking() {
             assert!(left.is_empty(), "processes are left: {left:#?}");

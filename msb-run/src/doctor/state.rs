@@ -4,8 +4,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use libmsb::cli::error::Failure;
-use libmsb::state::Home;
 use libmsb::state::sandboxes::Entry;
+use libmsb::state::{Home, layout};
 use rustix::fs::{Access, StatVfs, StatVfsMountFlags, access, statvfs};
 
 use super::{Check, Status};
@@ -31,7 +31,27 @@ pub(super) fn checks(home: &Home) -> Vec<Check> {
         checks.extend(runtime(home.runtime()));
     }
     checks.extend(sandboxes(home));
+    checks.extend(boot_states(home));
     checks
+}
+
+/// The states of guests that later guests start from, if there are any.
+fn boot_states(home: &Home) -> Option<Check> {
+    let entries = std::fs::read_dir(home.boot_dir()).ok()?.flatten();
+    let sizes: Vec<u64> = entries
+        .filter(|entry| {
+            let name = entry.file_name();
+            let name = name.as_encoded_bytes();
+            name.ends_with(layout::BOOT_STATE.as_bytes()) && !name.starts_with(b".")
+        })
+        .filter_map(|entry| Some(entry.metadata().ok()?.blocks() * 512))
+        .collect();
+    if sizes.is_empty() {
+        return None;
+    }
+    let mib = sizes.iter().sum::<u64>() / (1024 * 1024);
+    let found = format!("{}, {mib} MiB", sizes.len());
+    Some(Check::new(AREA, "boot states", Status::Ok, found))
 }
 
 fn folder(root: &Path) -> Check {

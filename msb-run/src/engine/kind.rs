@@ -78,12 +78,13 @@ impl Traits<'_> {
     pub(crate) fn kind(&self) -> Option<Kind> {
         let mut hash = Sha256::new();
         hash.update(format!("{VERSION}\0{}\0", env!("CARGO_PKG_VERSION")));
-        for path in [self.program, self.kernel, self.initrd]
-            .into_iter()
-            .chain(self.vmm)
-        {
+        for path in [self.program, self.kernel].into_iter().chain(self.vmm) {
             hash.update(identity(path)?);
         }
+        // Its name is a digest of what it was made of.
+        let initrd = std::fs::metadata(self.initrd).ok()?;
+        hash.update(self.initrd.file_name()?.as_bytes());
+        hash.update(initrd.len().to_le_bytes());
         for path in roms(self.program) {
             hash.update(identity(&path).unwrap_or_default());
         }
@@ -226,7 +227,7 @@ mod tests {
             change(&mut changed);
             assert_ne!(changed.kind().unwrap(), one, "{changed:?}");
         }
-        std::fs::write(&initrd, "2").unwrap();
+        std::fs::write(&initrd, "23").unwrap();
         assert_ne!(traits(&initrd).kind().unwrap(), one);
     }
 

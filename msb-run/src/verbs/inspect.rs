@@ -15,7 +15,7 @@ use libmsb::state::guest::{DiskFormat, GuestSpec, RootDisk};
 use libmsb::state::mounts::{Mount, Source};
 use libmsb::state::sandboxes::{Sandbox, Seen};
 use libmsb::state::spec::{RootSource, Spec};
-use libmsb::state::status::Status;
+use libmsb::state::status::{BootKind, Status};
 use libmsb::state::{Home, layout};
 use msb_wire::guest::Security;
 use msb_wire::text::Text;
@@ -196,6 +196,14 @@ fn rows(seen: &Seen, disk: Disk) -> Vec<(&'static str, String)> {
         ("Message", status.message.clone()),
         ("Exit code", status.exit_code.map(|code| code.to_string())),
         ("Engine", status.engine.clone()),
+        (
+            "Started",
+            status.boot.and_then(|boot| match boot {
+                BootKind::Cold => Some("cold".to_owned()),
+                BootKind::Memory => Some("from memory".to_owned()),
+                BootKind::Other => None,
+            }),
+        ),
         ("Kernel", status.kernel.clone()),
     ];
     rows.extend(optional.map(|(name, value)| (name, value.unwrap_or_default())));
