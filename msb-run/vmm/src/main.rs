@@ -6,6 +6,7 @@
 mod isolate;
 mod krun;
 mod lifeline;
+mod messages;
 mod qemu;
 mod share;
 
@@ -40,6 +41,7 @@ Example:
 
 fn main() -> ExitCode {
     error::catch_bugs(TOOL);
+    messages::pass_on_errors();
     let args: Vec<OsString> = std::env::args_os().skip(1).collect();
     error::exit_code(TOOL, run(&args))
 }

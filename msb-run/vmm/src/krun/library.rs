@@ -1,11 +1,12 @@
 //! The guest's kernel, in a library that this process loads.
 
-use std::ffi::{OsStr, c_char, c_void};
+use std::ffi::{c_char, c_void};
 use std::mem::ManuallyDrop;
 use std::path::Path;
 use std::ptr;
 
 use anyhow::{Context, ensure};
+use krun_vmm::vmm_config::kernel_bundle::KernelBundle;
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 use rustix::io;
 use rustix::mm::{
@@ -14,11 +15,8 @@ use rustix::mm::{
 
 use super::placement::{HUGE_BYTES, Part};
 
-/// By what name libkrun loads it, and what it looks for in there.
-const LIBRARY: &str = "libkrunfw.so.5";
+/// The function of the library that tells of the kernel.
 const SYMBOL: &[u8] = b"krunfw_get_kernel\0";
-/// Of dlopen(3): find a library only if it is loaded already.
-const RTLD_NOLOAD: i32 = 4;
 
 const PAGE_BYTES: usize = 4096;
 
@@ -27,17 +25,30 @@ const PAGE_BYTES: usize = 4096;
 type GetKernel = unsafe extern "C" fn(*mut u64, *mut u64, *mut usize) -> *mut c_char;
 
 /// Where the kernel is.
-#[derive(Clone, Copy)]
-struct Kernel {
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LoadedKernel {
     here: *mut c_void,
-    guest: Part,
+    pub(super) guest: Part,
+    entry: u64,
 }
 
-/// Loads it for good, where large entries fit it, into memory that has huge pages. Returns where it belongs in the guest.
+impl LoadedKernel {
+    /// The same in libkrun's words.
+    pub(super) fn bundle(&self) -> KernelBundle {
+        KernelBundle {
+            host_addr: self.here.addr() as u64,
+            guest_addr: self.guest.guest as u64,
+            entry_addr: self.entry,
+            size: self.guest.bytes,
+        }
+    }
+}
+
+/// Loads it for good, where large entries fit it, into memory that has huge pages.
 ///
 /// The guest writes to nearly all of its kernel while it boots. From the pages of a file it would read each, then copy
 /// it, one by one.
-pub(super) fn load(path: &Path) -> anyhow::Result<Part> {
+pub(super) fn load(path: &Path) -> anyhow::Result<LoadedKernel> {
     let mut library = open(path)?;
     let mut kernel = find(&library, path)?;
     let off = kernel.here.addr().wrapping_sub(kernel.guest.guest) % HUGE_BYTES;
@@ -49,7 +60,7 @@ pub(super) fn load(path: &Path) -> anyhow::Result<Part> {
     let _for_good = ManuallyDrop::new(library);
     // Without it the kernel is the same, and slower.
     let _ = take_from_file(&kernel);
-    Ok(kernel.guest)
+    Ok(kernel)
 }
 
 /// Opens it again, `by` bytes below where it would come to lie: the loader takes what the system gives, and that is the end
@@ -71,33 +82,21 @@ fn open_lower(path: &Path, bytes: usize, by: usize) -> anyhow::Result<Library> {
     library
 }
 
-/// libkrun asks for it by [`LIBRARY`] alone; a library that is loaded and carries that name answers for it, wherever it
-/// came from.
 fn open(path: &Path) -> anyhow::Result<Library> {
     let shown = path.display();
-    let open = |name: &OsStr, flags| {
-        // SAFETY: the user has chosen this library, and its initial functions (it has none) run as we do.
-        unsafe { Library::open(Some(name), flags) }
-    };
-    let ours = open(path.as_os_str(), RTLD_NOW | RTLD_LOCAL)
+    // SAFETY: the user has chosen this library, and its initial functions (it has none) run as we do.
+    let library = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_LOCAL) }
         .with_context(|| format!("cannot load '{shown}'"))?;
-    let found = function(&ours).with_context(|| format!("'{shown}' holds no kernel"))?;
-    let named = open(OsStr::new(LIBRARY), RTLD_NOW | RTLD_NOLOAD).ok();
-    let same = named
-        .is_some_and(|named| function(&named).is_ok_and(|other| ptr::fn_addr_eq(other, found)));
-    ensure!(
-        same,
-        "'{shown}' is not named '{LIBRARY}' inside, by which libkrun asks for it"
-    );
-    Ok(ours)
+    function(&library).with_context(|| format!("'{shown}' holds no kernel"))?;
+    Ok(library)
 }
 
 fn function(library: &Library) -> Result<GetKernel, libloading::Error> {
-    // SAFETY: that is what libkrun, too, takes the symbol for.
+    // SAFETY: that is what the symbol is, as libkrun declares it.
     unsafe { library.get::<GetKernel>(SYMBOL).map(|symbol| *symbol) }
 }
 
-fn find(library: &Library, path: &Path) -> anyhow::Result<Kernel> {
+fn find(library: &Library, path: &Path) -> anyhow::Result<LoadedKernel> {
     let (mut guest, mut entry, mut bytes) = (0, 0, 0);
     // SAFETY: it takes three places to write to.
     let here = unsafe { function(library)?(&raw mut guest, &raw mut entry, &raw mut bytes) };
@@ -108,14 +107,15 @@ fn find(library: &Library, path: &Path) -> anyhow::Result<Kernel> {
         "the kernel in '{}' does not fit into a guest",
         path.display()
     );
-    Ok(Kernel {
+    Ok(LoadedKernel {
         here: here.cast(),
         guest: part,
+        entry,
     })
 }
 
 /// Puts memory of this process in the place of the file's pages, with the same content.
-fn take_from_file(kernel: &Kernel) -> io::Result<()> {
+fn take_from_file(kernel: &LoadedKernel) -> io::Result<()> {
     let bytes = kernel.guest.bytes;
     if !(kernel.here.addr() | bytes).is_multiple_of(PAGE_BYTES) {
         // What else is on its last page would go.
@@ -184,9 +184,14 @@ mod tests {
             guest: 0,
             bytes: BYTES,
         };
+        let kernel = |guest| LoadedKernel {
+            here,
+            guest,
+            entry: 0,
+        };
         let short = Part { guest: 0, bytes: 1 };
-        assert!(take_from_file(&Kernel { here, guest: short }).is_err());
-        take_from_file(&Kernel { here, guest }).unwrap();
+        assert!(take_from_file(&kernel(short)).is_err());
+        take_from_file(&kernel(guest)).unwrap();
         std::fs::write(file.path(), b"").unwrap();
         // SAFETY: it is that mapping, and nobody else uses it. Of the file, which is empty now, nothing could be read.
         let found = unsafe { std::slice::from_raw_parts_mut(here.cast::<u8>(), BYTES) };

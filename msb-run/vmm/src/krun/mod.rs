@@ -1,29 +1,44 @@
-//! The krun engine: the plan as calls of libkrun, which then runs the guest in this process.
+//! The krun engine: the plan as libkrun's description of a machine, which then runs in this process.
 //!
 //! The guest's first root is a file system that exists only in this process's memory: the mount points that the agent
 //! needs, and the agent itself. How many devices there may be is checked by who makes the plan.
+//!
+//! libkrun's own C interface (`krun_start_enter`) does what [`Machine::run`] does, and has no device of a caller's own:
+//! here the guest's shares are one, in [`share`].
 //!
 //! libkrun never returns once the guest runs: this process ends with it, without destructors, and with status 0 also when
 //! the guest's kernel has panicked. How a sandbox ended is told by its agent alone.
 
 mod library;
 mod placement;
+mod share;
 
-use std::ffi::{CString, c_char};
+use std::ffi::CString;
 use std::fs;
-use std::io;
-use std::path::Path;
-use std::ptr;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
-use libmsb::machine::{Disk, Format, KrunKernel, Net, PORT_AGENT, Plan, Share};
+use anyhow::{Context, anyhow};
+use krun_devices::virtio::CacheType;
+use krun_devices::virtio::block::{ImageType, SyncMode};
+use krun_devices::virtio::net::device::VirtioNetBackend;
+use krun_devices::virtio::passthrough::PermissionSemantics;
+use krun_devices::virtio::virtual_entry::{VirtualDirEntry, VirtualEntry, VirtualEntryContent};
+use krun_polly::event_manager::EventManager;
+use krun_vmm::builder::build_microvm;
+use krun_vmm::resources::{PortConfig, VirtioConsoleConfigMode, VmResources};
+use krun_vmm::vmm_config::block::BlockDeviceConfig;
+use krun_vmm::vmm_config::external_kernel::{ExternalKernel, KernelFormat};
+use krun_vmm::vmm_config::fs::FsDeviceConfig;
+use krun_vmm::vmm_config::kernel_cmdline::{DEFAULT_KERNEL_CMDLINE, KernelCmdlineConfig};
+use krun_vmm::vmm_config::machine_config::VmConfig;
+use krun_vmm::vmm_config::net::NetworkInterfaceConfig;
+use libmsb::machine::{Disk, Format, KrunKernel, Net, PORT_AGENT, Plan};
 
-use crate::share::SHARE;
+use library::LoadedKernel;
 
-use placement::Part;
-
-/// The tag of the first root, and the path of the first process: libkrun's kernel command line names both.
+/// The tag of the first root: libkrun's kernel command line names it.
 const ROOT: &str = "/dev/root";
+/// The first process, in the first root.
 const INIT: &str = "init.krun";
 /// Mount points of the agent. The first root cannot be written to.
 const FOLDERS: [&str; 4] = ["dev", "proc", "sys", "msb"];
@@ -35,45 +50,14 @@ const MODE_PROGRAM: u32 = 0o100755;
 /// IPv4 and IPv6. Without them the guest's buffers are too small for large frames, and libkrun then hangs in a loop.
 const NET_FEATURES: u32 = 1 << 1 | 1 << 7 | 1 << 8;
 
-/// libkrun's number for a VMDK (`KRUN_DISK_FORMAT_VMDK`), which libkrun-sys lacks.
-const FORMAT_VMDK: u32 = 2;
-/// Its numbers for whether a guest's flush reaches the host's disk (`KRUN_SYNC_…`).
-const SYNC_NONE: u32 = 0;
-const SYNC_FULL: u32 = 2;
-/// Its number for files whose owners and modes are those of the host (`PermissionSemantics::LinuxComplete`).
-const OWNERS_AS_THEY_ARE: u32 = 0;
-/// Its number for logging that no environment variable changes (`KRUN_LOG_OPTION_NO_ENV`).
-const LOG_NO_ENV: u32 = 1;
-
-/// Descriptor of standard error, for libkrun's messages.
-const STDERR: i32 = 2;
-
-/// The declarations are of another release than the code: the compiler compares them. What they lack is called in the
-/// code itself.
-macro_rules! agree {
-    ($($name:ident($($argument:ty),*);)*) => {
-        $(const _: [unsafe extern "C" fn($($argument),*) -> i32; 2] = [libkrun_sys::$name, krun::$name];)*
-    };
-}
-
-agree! {
-    krun_init_log(i32, u32, u32, u32);
-    krun_disable_implicit_vsock(u32);
-    krun_set_vm_config(u32, u8, u32);
-    krun_set_kernel(u32, *const c_char, u32, *const c_char, *const c_char);
-    krun_set_console_output(u32, *const c_char);
-    krun_add_net_unixstream(u32, *const c_char, i32, *const u8, u32, u32);
-    krun_start_enter(u32);
-}
-
 /// What the guest begins with.
 pub(crate) enum Kernel<'a> {
     /// libkrunfw's kernel, which this process has loaded, and the agent's program.
     Loaded {
         /// libkrun keeps a pointer to it as long as the guest lives, and that is as long as this process does.
         agent: &'static [u8],
-        /// Where the kernel belongs in the guest.
-        place: Part,
+        /// The kernel.
+        kernel: LoadedKernel,
     },
     /// Files, which libkrun reads.
     Image {
@@ -83,15 +67,15 @@ pub(crate) enum Kernel<'a> {
     },
 }
 
-/// Loads what libkrun looks for where the host's files are.
+/// Loads what is needed while the host's files can still be seen.
 pub(crate) fn load(kernel: &KrunKernel) -> anyhow::Result<Kernel<'_>> {
     match kernel {
         KrunKernel::Library { path, agent } => {
-            let place = library::load(path)?;
+            let kernel = library::load(path)?;
             let agent = fs::read(agent)
                 .with_context(|| format!("cannot read the agent '{}'", agent.display()))?
                 .leak();
-            Ok(Kernel::Loaded { agent, place })
+            Ok(Kernel::Loaded { agent, kernel })
         }
         KrunKernel::Image {
             path,
@@ -107,237 +91,219 @@ pub(crate) fn load(kernel: &KrunKernel) -> anyhow::Result<Kernel<'_>> {
 
 /// Becomes the machine. Returns only when that fails, with the reason.
 pub(crate) fn enter(plan: &Plan, kernel: &Kernel<'_>) -> anyhow::Result<()> {
-    // Its messages go where ours go, and the user's environment does not change that.
-    // SAFETY: it takes numbers, and keeps no descriptor for this one. Nothing has set a logger before.
-    called("krun_init_log", unsafe {
-        libkrun_sys::krun_init_log(
-            STDERR,
-            libkrun_sys::KRUN_LOG_LEVEL_ERROR,
-            libkrun_sys::KRUN_LOG_STYLE_NEVER,
-            LOG_NO_ENV,
-        )
-    })?;
-    let machine = Machine::new()?;
+    let mut machine = Machine::default();
     machine.set_size(plan)?;
     match kernel {
-        Kernel::Loaded { agent, .. } => machine.add_root(agent)?,
+        Kernel::Loaded { agent, kernel } => machine.add_loaded(agent, kernel)?,
         Kernel::Image {
             kernel,
             initrd,
             cmdline,
         } => machine.set_kernel(kernel, initrd, cmdline)?,
     }
-    machine.add_consoles(plan)?;
+    machine.add_consoles(plan);
     plan.disks
         .iter()
         .try_for_each(|disk| machine.add_disk(disk))?;
     plan.shares
         .iter()
-        .try_for_each(|share| machine.add_share(share))?;
-    plan.net.iter().try_for_each(|net| machine.add_net(net))?;
+        .for_each(|share| machine.add_share(&share.tag));
+    plan.net
+        .iter()
+        .enumerate()
+        .try_for_each(|(index, net)| machine.add_net(index, net))?;
     place_memory(plan, kernel);
-    machine.start()
+    machine.run()
 }
 
 /// The guest is the same without, and slower.
 fn place_memory(plan: &Plan, kernel: &Kernel<'_>) {
     let place = match kernel {
-        Kernel::Loaded { place, .. } => Some(*place),
+        Kernel::Loaded { kernel, .. } => Some(kernel.guest),
         Kernel::Image { .. } => None,
     };
     let bytes = plan.memory_mib as usize * 1024 * 1024;
     let _ = placement::prepare(&placement::parts(bytes, place));
 }
 
-/// A context of libkrun: a machine that is being described.
-struct Machine(u32);
+/// A machine that is being described.
+#[derive(Default)]
+struct Machine {
+    resources: VmResources,
+    /// The file systems that are served by this program, by their numbers.
+    shares: Vec<(usize, String)>,
+}
 
 impl Machine {
-    fn new() -> anyhow::Result<Machine> {
-        // SAFETY: it takes nothing and makes a context.
-        let id = called("krun_create_ctx", unsafe { libkrun_sys::krun_create_ctx() })?;
-        let machine = Machine(id);
-        // What libkrun adds by itself is for its own first process, and for networking without a network.
-        called(
-            "krun_disable_implicit_init",
-            krun::krun_disable_implicit_init(id),
-        )?;
-        // SAFETY: it takes the number of a context.
-        called("krun_disable_implicit_vsock", unsafe {
-            libkrun_sys::krun_disable_implicit_vsock(id)
-        })?;
-        Ok(machine)
-    }
-
-    fn set_size(&self, plan: &Plan) -> anyhow::Result<()> {
-        let cpus = u8::try_from(plan.cpus).context("too many processors")?;
-        // SAFETY: it takes numbers.
-        let answer = unsafe { libkrun_sys::krun_set_vm_config(self.0, cpus, plan.memory_mib) };
-        called("krun_set_vm_config", answer).map(drop)
-    }
-
-    /// The first root: in memory, with the agent as the first process.
-    fn add_root(&self, program: &'static [u8]) -> anyhow::Result<()> {
-        let tag = text(ROOT)?;
-        // SAFETY: the tag is a string that outlives the call; no path means that there is no folder behind it.
-        let answer = unsafe {
-            krun::krun_add_virtiofs4(
-                self.0,
-                tag.as_ptr(),
-                ptr::null(),
-                0,
-                false,
-                OWNERS_AS_THEY_ARE,
-            )
+    fn set_size(&mut self, plan: &Plan) -> anyhow::Result<()> {
+        let size = VmConfig {
+            vcpu_count: Some(u8::try_from(plan.cpus).context("too many processors")?),
+            mem_size_mib: Some(plan.memory_mib as usize),
+            ht_enabled: Some(false),
+            cpu_template: None,
         };
-        called("krun_add_virtiofs4", answer)?;
+        self.resources
+            .set_vm_config(&size)
+            .map_err(|error| anyhow!("libkrun refuses the machine's size: {error}"))
+    }
+
+    /// The kernel, and the first root: in memory, with the agent as the first process.
+    fn add_loaded(&mut self, agent: &'static [u8], kernel: &LoadedKernel) -> anyhow::Result<()> {
+        self.resources
+            .set_kernel_bundle(kernel.bundle())
+            .map_err(|error| anyhow!("libkrun refuses the kernel: {error}"))?;
+        self.resources.kernel_cmdline = KernelCmdlineConfig {
+            prolog: Some(format!("{DEFAULT_KERNEL_CMDLINE} init=/{INIT}")),
+            ..KernelCmdlineConfig::default()
+        };
+        let mut entries = Vec::new();
         for folder in FOLDERS {
-            let path = text(folder)?;
-            // SAFETY: both strings outlive the call.
-            let answer = unsafe {
-                krun::krun_fs_add_overlay_dir(self.0, tag.as_ptr(), path.as_ptr(), MODE_FOLDER)
-            };
-            called("krun_fs_add_overlay_dir", answer)?;
+            let children = Vec::new();
+            entries.push(entry(
+                folder,
+                MODE_FOLDER,
+                VirtualEntryContent::Dir { children },
+            )?);
         }
-        let path = text(INIT)?;
-        // SAFETY: both strings outlive the call, and the bytes this process.
-        let answer = unsafe {
-            krun::krun_fs_add_overlay_file(
-                self.0,
-                tag.as_ptr(),
-                path.as_ptr(),
-                program.as_ptr(),
-                program.len(),
-                MODE_PROGRAM,
-                false,
-            )
-        };
-        called("krun_fs_add_overlay_file", answer).map(drop)
+        entries.push(entry(
+            INIT,
+            MODE_PROGRAM,
+            VirtualEntryContent::File { data: agent },
+        )?);
+        self.add_file_system(ROOT, entries);
+        Ok(())
     }
 
-    fn set_kernel(&self, kernel: &Path, initrd: &Path, cmdline: &str) -> anyhow::Result<()> {
-        let (kernel, initrd, cmdline) = (path(kernel)?, path(initrd)?, text(cmdline)?);
-        let format = libkrun_sys::KRUN_KERNEL_FORMAT_ELF;
-        // SAFETY: the strings outlive the call.
-        let answer = unsafe {
-            libkrun_sys::krun_set_kernel(
-                self.0,
-                kernel.as_ptr(),
-                format,
-                initrd.as_ptr(),
-                cmdline.as_ptr(),
-            )
-        };
-        called("krun_set_kernel", answer).map(drop)
+    fn set_kernel(&mut self, kernel: &Path, initrd: &Path, cmdline: &str) -> anyhow::Result<()> {
+        let initrd_bytes = fs::metadata(initrd)
+            .with_context(|| format!("cannot look at '{}'", initrd.display()))?
+            .len();
+        self.resources.set_external_kernel(ExternalKernel {
+            path: kernel.to_owned(),
+            format: KernelFormat::Elf,
+            initramfs_path: Some(initrd.to_owned()),
+            initramfs_size: initrd_bytes,
+            cmdline: Some(cmdline.to_owned()),
+        });
+        Ok(())
     }
 
     /// One console for what the kernel prints, one with the agent's port.
-    fn add_consoles(&self, plan: &Plan) -> anyhow::Result<()> {
+    fn add_consoles(&mut self, plan: &Plan) {
         // It wants a path. That of a pipe's end gives the same pipe, as that of a socket would not.
-        let log = text(&format!("/proc/self/fd/{}", plan.console_fd))?;
-        // SAFETY: the string outlives the call.
-        called("krun_set_console_output", unsafe {
-            libkrun_sys::krun_set_console_output(self.0, log.as_ptr())
-        })?;
-        // SAFETY: it takes the number of a context.
-        let console = called("krun_add_virtio_console_multiport", unsafe {
-            krun::krun_add_virtio_console_multiport(self.0)
-        })?;
-        let name = text(PORT_AGENT)?;
-        let fd = plan.agent_fd;
-        // SAFETY: the string outlives the call. The descriptor is duplicated later, which fails for one that is not open.
-        let answer =
-            unsafe { krun::krun_add_console_port_inout(self.0, console, name.as_ptr(), fd, fd) };
-        called("krun_add_console_port_inout", answer).map(drop)
+        let log = PathBuf::from(format!("/proc/self/fd/{}", plan.console_fd));
+        self.resources.set_console_output(log);
+        // The descriptor is duplicated later, which fails for one that is not open.
+        let port = PortConfig::InOut {
+            name: PORT_AGENT.to_owned(),
+            input_fd: plan.agent_fd,
+            output_fd: plan.agent_fd,
+        };
+        let console = VirtioConsoleConfigMode::Explicit(vec![port]);
+        self.resources.virtio_consoles.push(console);
     }
 
-    fn add_disk(&self, disk: &Disk) -> anyhow::Result<()> {
-        let (serial, file) = (text(&disk.serial)?, path(&disk.path)?);
-        let format = match disk.format {
-            Format::Raw => libkrun_sys::KRUN_DISK_FORMAT_RAW,
-            Format::Vmdk => FORMAT_VMDK,
-            Format::Qcow2 => libkrun_sys::KRUN_DISK_FORMAT_QCOW2,
+    fn add_disk(&mut self, disk: &Disk) -> anyhow::Result<()> {
+        let path = text(&disk.path)?;
+        let config = BlockDeviceConfig {
+            block_id: disk.serial.clone(),
+            cache_type: CacheType::auto(path),
+            disk_image_path: path.to_owned(),
+            disk_image_format: match disk.format {
+                Format::Raw => ImageType::Raw,
+                Format::Vmdk => ImageType::Vmdk,
+                Format::Qcow2 => ImageType::Qcow2,
+            },
+            is_disk_read_only: disk.read_only,
+            direct_io: false,
+            // Whether a guest's flush reaches the host's disk.
+            sync_mode: if disk.volatile {
+                SyncMode::None
+            } else {
+                SyncMode::Full
+            },
         };
-        let sync = if disk.volatile { SYNC_NONE } else { SYNC_FULL };
-        // SAFETY: the strings outlive the call.
-        let answer = unsafe {
-            krun::krun_add_disk3(
-                self.0,
-                serial.as_ptr(),
-                file.as_ptr(),
-                format,
-                disk.read_only,
-                false,
-                sync,
-            )
-        };
-        called("krun_add_disk3", answer)
-            .with_context(|| format!("cannot add the disk '{}'", disk.path.display()))
-            .map(drop)
+        self.resources
+            .add_block_device(config)
+            .map_err(|error| anyhow!("{error}"))
+            .with_context(|| format!("cannot add the disk '{path}'"))
     }
 
     /// What is shared, which stands in a folder of this process's own root. Who may write what is told by its mounts.
-    fn add_share(&self, share: &Share) -> anyhow::Result<()> {
-        let (tag, folder) = (text(&share.tag)?, text(SHARE)?);
-        // No window of memory: a guest would map files of the host into itself, past every bound.
-        // SAFETY: both strings outlive the call, in which they are copied.
-        let answer = unsafe {
-            krun::krun_add_virtiofs4(
-                self.0,
-                tag.as_ptr(),
-                folder.as_ptr(),
-                0,
-                false,
-                OWNERS_AS_THEY_ARE,
-            )
-        };
-        called("krun_add_virtiofs4", answer).map(drop)
+    fn add_share(&mut self, tag: &str) {
+        // An empty one in its place, until the machine is built.
+        let number = self.add_file_system(tag, Vec::new());
+        self.shares.push((number, tag.to_owned()));
     }
 
-    fn add_net(&self, net: &Net) -> anyhow::Result<()> {
-        // SAFETY: no path, an inherited descriptor, and six bytes that outlive the call, in which they are copied.
-        let answer = unsafe {
-            libkrun_sys::krun_add_net_unixstream(
-                self.0,
-                ptr::null(),
-                net.fd,
-                net.mac.as_ptr(),
-                NET_FEATURES,
-                0,
-            )
+    /// Adds a file system that exists in memory. Returns its number.
+    fn add_file_system(&mut self, tag: &str, entries: Vec<VirtualDirEntry>) -> usize {
+        self.resources.add_fs_device(FsDeviceConfig {
+            fs_id: tag.to_owned(),
+            shared_dir: None,
+            semantics: PermissionSemantics::LinuxComplete,
+            // No window of memory: a guest would map files of the host into itself, past every bound.
+            shm_size: None,
+            read_only: false,
+            virtual_entries: entries,
+        });
+        self.resources.fs.len() - 1
+    }
+
+    fn add_net(&mut self, index: usize, net: &Net) -> anyhow::Result<()> {
+        let config = NetworkInterfaceConfig {
+            iface_id: format!("eth{index}"),
+            backend: VirtioNetBackend::UnixstreamFd(net.fd),
+            mac: net.mac,
+            features: NET_FEATURES,
         };
-        called("krun_add_net_unixstream", answer).map(drop)
+        self.resources
+            .add_network_interface(config)
+            .map_err(|error| anyhow!("cannot add the network: {error}"))
     }
 
     /// Runs the guest. This process ends with it.
-    fn start(self) -> anyhow::Result<()> {
-        // SAFETY: it takes the number of a context, whose strings it has copied; what it points to is never freed.
-        called("krun_start_enter", unsafe {
-            libkrun_sys::krun_start_enter(self.0)
-        })?;
-        bail!("libkrun came back")
+    fn run(self) -> anyhow::Result<()> {
+        let mut events =
+            EventManager::new().map_err(|error| anyhow!("cannot wait for events: {error:?}"))?;
+        // What a macOS host's devices would ask for; nothing here sends.
+        let (sender, _receiver) = crossbeam_channel::unbounded();
+        let shares = share::prepare(&self.shares)?;
+        let machine = build_microvm(&self.resources, &mut events, None, sender)
+            .map_err(|error| anyhow!("libkrun cannot build the machine: {error:?}"))?;
+        {
+            let machine = machine
+                .lock()
+                .map_err(|_| anyhow!("libkrun is at odds with itself"))?;
+            shares
+                .into_iter()
+                .try_for_each(|share| share.put_into(&machine))?;
+        }
+        loop {
+            events
+                .run()
+                .map_err(|error| anyhow!("libkrun cannot wait for events: {error:?}"))?;
+        }
     }
 }
 
-/// The answer of a function of libkrun: below zero it is an error of the system.
-fn called(function: &str, answer: i32) -> anyhow::Result<u32> {
-    u32::try_from(answer)
-        .map_err(|_| io::Error::from_raw_os_error(answer.wrapping_neg()))
-        .with_context(|| format!("libkrun refuses ({function})"))
-}
-
-fn text(text: &str) -> anyhow::Result<CString> {
-    CString::new(text).with_context(|| format!("there is a NUL byte in '{}'", text.escape_debug()))
+fn entry(name: &str, mode: u32, content: VirtualEntryContent) -> anyhow::Result<VirtualDirEntry> {
+    Ok(VirtualDirEntry {
+        name: CString::new(name)?,
+        entry: VirtualEntry {
+            mode,
+            one_shot: false,
+            content,
+        },
+    })
 }
 
 /// libkrun takes paths in UTF-8 only.
-fn path(path: &Path) -> anyhow::Result<CString> {
-    let shown = path.display();
-    text(
-        path.to_str().with_context(|| {
-            format!("the engine krun takes no path that is not UTF-8: '{shown}'")
-        })?,
-    )
+fn text(path: &Path) -> anyhow::Result<&str> {
+    path.to_str().with_context(|| {
+        let shown = path.display();
+        format!("the engine krun takes no path that is not UTF-8: '{shown}'")
+    })
 }
 
 #[cfg(test)]
@@ -345,21 +311,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_below_zero_is_an_error_of_the_system() {
-        assert_eq!(called("f", 3).unwrap(), 3);
-        let error = format!("{:#}", called("f", -22).unwrap_err());
-        assert!(
-            error.contains("(f)") && error.contains("Invalid argument"),
-            "{error}"
-        );
-        assert!(called("f", i32::MIN).is_err());
+    fn a_path_that_libkrun_cannot_be_told_is_refused() {
+        use std::ffi::OsStr;
+        use std::os::unix::ffi::OsStrExt;
+        assert!(text(Path::new(OsStr::from_bytes(b"/\xff"))).is_err());
     }
 
     #[test]
-    fn what_libkrun_cannot_be_told_is_refused() {
-        use std::ffi::OsStr;
-        use std::os::unix::ffi::OsStrExt;
-        assert!(path(Path::new(OsStr::from_bytes(b"/\xff"))).is_err());
-        assert!(text("a\0b").is_err());
+    fn a_share_is_an_empty_file_system_until_the_machine_is_built() {
+        let mut machine = Machine::default();
+        machine.add_file_system(ROOT, Vec::new());
+        machine.add_share("msb");
+        assert_eq!(machine.shares, [(1, "msb".to_owned())]);
+        assert!(
+            machine
+                .resources
+                .fs
+                .iter()
+                .all(|fs| fs.shared_dir.is_none())
+        );
     }
 }

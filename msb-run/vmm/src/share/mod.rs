@@ -17,8 +17,10 @@
 //!    host.
 //! 4. Requests, in [`server`].
 
+mod files;
 mod ids;
 mod isolate;
+mod queue;
 mod server;
 mod stage;
 
@@ -33,6 +35,9 @@ use rustix::thread::CapabilitySet;
 use crate::isolate::report;
 use crate::{ensure_version, lifeline};
 
+pub(crate) use queue::{
+    EVENT_IDX, FEATURES, FileServer, Notify, QUEUE_SIZE_MAX, QUEUES, RingLayout, Worker,
+};
 pub(crate) use stage::{Kept, KeptAccess, SHARE};
 
 /// Who takes the steps of a server, in what is told of them.
@@ -51,7 +56,7 @@ pub(crate) fn serve(plan: &SharePlan) -> anyhow::Result<()> {
     isolate::before_requests()?;
     let steps = isolate::STEPS.map(|step| Step::of(PROCESS, step, Taken::Whole));
     report(plan.report_fd, &steps);
-    server::serve(socket, &plan.share.tag)
+    server::serve(socket)
 }
 
 /// Makes a machine's process one that sees what is shared and what is kept, and nothing else. It leaves the host's network

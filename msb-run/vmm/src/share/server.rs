@@ -1,19 +1,12 @@
 //! The vhost-user side of a virtiofs device: QEMU says where the guest's memory and the queues are, and then only the
-//! queues speak (QEMU: docs/interop/vhost-user.rst). libkrun's device does the rest.
+//! queues speak (QEMU: docs/interop/vhost-user.rst).
 
 use std::fs::File;
-use std::io::Write;
-use std::os::fd::{FromRawFd, IntoRawFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::AtomicI32;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use anyhow::{Context, anyhow};
-use krun_devices::legacy::{IrqChipDevice, IrqChipT};
-use krun_devices::virtio::passthrough::PermissionSemantics;
-use krun_devices::virtio::{DeviceQueue, Fs, InterruptTransport, Queue, VirtioDevice};
-use krun_devices::{BusDevice, Error as DeviceError};
-use krun_utils::eventfd::EventFd;
+use anyhow::Context;
 use libmsb::cli::exit;
 use vhost::vhost_user::message::{
     VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
@@ -26,20 +19,15 @@ use vhost::vhost_user::{
 };
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
 
-use super::stage::SHARE;
-
-/// Queues of a virtiofs device: one for what is urgent, one for requests (virtio 1.2, 5.11.2).
-const QUEUES: usize = 2;
-/// Most descriptors of a queue; libkrun's bound.
-const QUEUE_SIZE_MAX: u16 = 1024;
-/// The guest says when it wants to be notified (virtio 1.2, 2.7.10).
-const EVENT_IDX: u64 = 1 << 29;
+use super::queue::{
+    EVENT_IDX, FEATURES, FileServer, Notify, QUEUE_SIZE_MAX, QUEUES, RingLayout, Worker, signal,
+};
 
 /// Serves until the machine hangs up.
-pub(super) fn serve(socket: UnixStream, tag: &str) -> anyhow::Result<()> {
+pub(super) fn serve(socket: UnixStream) -> anyhow::Result<()> {
     end_with_any_thread();
-    let device = Device::new(tag)?;
-    let mut requests = BackendReqHandler::from_stream(socket, Arc::new(Mutex::new(device)));
+    let device = Arc::new(Mutex::new(Device::new(FileServer::open()?)));
+    let mut requests = BackendReqHandler::from_stream(socket, device);
     loop {
         match requests.handle_request() {
             Ok(()) => {}
@@ -51,7 +39,7 @@ pub(super) fn serve(socket: UnixStream, tag: &str) -> anyhow::Result<()> {
     }
 }
 
-/// libkrun gives up a thread when a queue makes no sense. A guest that waits for its files for ever is worse than none.
+/// A guest that waits for its files for ever is worse than none.
 fn end_with_any_thread() {
     let tell = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
@@ -72,42 +60,21 @@ impl Calls {
     }
 }
 
-/// The interrupt of a device that has one for all queues. A guest that is told of a queue which has nothing looks, and
-/// goes on.
-struct Interrupt(Arc<Calls>);
-
-impl BusDevice for Interrupt {}
-
-impl IrqChipT for Interrupt {
-    fn get_mmio_addr(&self) -> u64 {
-        0
-    }
-
-    fn get_mmio_size(&self) -> u64 {
-        0
-    }
-
-    fn set_irq(
-        &self,
-        _line: Option<u32>,
-        _event: Option<&EventFd>,
-    ) -> std::result::Result<(), DeviceError> {
-        let files = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
-        files
-            .iter()
-            .flatten()
-            .try_for_each(|mut file| file.write_all(&1_u64.to_ne_bytes()))
-            .map_err(DeviceError::FailedSignalingUsedQueue)
+impl Notify for Arc<Calls> {
+    fn notify(&self, index: usize) {
+        let files = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(Some(file)) = files.get(index)
+            && let Err(error) = signal(file)
+        {
+            log::error!("share: cannot notify the guest: {error}");
+        }
     }
 }
 
-/// A queue as QEMU describes it, bit by bit. Addresses are the guest's.
+/// A queue as QEMU describes it, bit by bit.
 #[derive(Default)]
 struct Ring {
-    size: u16,
-    descriptors: u64,
-    available: u64,
-    used: u64,
+    layout: RingLayout,
     kick: Option<File>,
     enabled: bool,
 }
@@ -120,7 +87,8 @@ struct Region {
 }
 
 struct Device {
-    fs: Fs,
+    server: FileServer,
+    worker: Option<Worker>,
     features: u64,
     memory: Option<GuestMemoryMmap>,
     regions: Vec<Region>,
@@ -129,23 +97,16 @@ struct Device {
 }
 
 impl Device {
-    fn new(tag: &str) -> anyhow::Result<Device> {
-        let fs = Fs::new(
-            tag.to_owned(),
-            PermissionSemantics::LinuxComplete,
-            Some(SHARE.to_owned()),
-            Arc::new(AtomicI32::new(0)),
-            false,
-            Vec::new(),
-        );
-        Ok(Device {
-            fs: fs.map_err(|error| anyhow!("cannot make the file server: {error:?}"))?,
+    fn new(server: FileServer) -> Device {
+        Device {
+            server,
+            worker: None,
             features: 0,
             memory: None,
             regions: Vec::new(),
             rings: Default::default(),
             calls: Arc::default(),
-        })
+        }
     }
 
     fn ring(&mut self, index: usize) -> Result<&mut Ring> {
@@ -167,46 +128,44 @@ impl Device {
         Ok(region.guest + (address - region.qemu))
     }
 
-    /// Lets libkrun's device take over when all is there that it needs.
+    /// Starts to serve when all is there that this needs.
     fn start_if_ready(&mut self) -> Result<()> {
         let ready = self
             .rings
             .iter()
             .all(|ring| ring.enabled && ring.kick.is_some());
-        let (true, Some(memory), false) = (ready, self.memory.clone(), self.fs.is_activated())
-        else {
+        let (true, Some(memory), None) = (ready, self.memory.clone(), &self.worker) else {
             return Ok(());
         };
+        let layouts = self.rings.each_ref().map(|ring| ring.layout);
+        let kicks = self.rings.each_mut().map(|ring| ring.kick.take());
+        let [Some(urgent), Some(requests)] = kicks else {
+            return Ok(());
+        };
+        let kicks = [urgent, requests].map(OwnedFd::from);
         let event_idx = self.features & EVENT_IDX != 0;
-        let queues = self
-            .rings
-            .iter_mut()
-            .filter_map(|ring| ring.take(event_idx));
-        let queues: Vec<DeviceQueue> = queues.collect();
-        let chip = IrqChipDevice::new(Box::new(Interrupt(self.calls.clone())));
-        let interrupt = InterruptTransport::new(Arc::new(Mutex::new(chip)), "share".to_owned())
-            .map_err(|_| Error::BackendInternalError)?;
-        self.fs
-            .set_acked_features(self.features & self.fs.avail_features());
-        self.fs
-            .activate(memory, interrupt, queues)
-            .map_err(|_| Error::BackendInternalError)
+        let server = self.server.clone();
+        let worker = Worker::start(
+            server,
+            memory,
+            layouts,
+            kicks,
+            event_idx,
+            self.calls.clone(),
+        );
+        self.worker = Some(worker.map_err(|error| {
+            log::error!("share: {error:#}");
+            Error::BackendInternalError
+        })?);
+        Ok(())
     }
-}
 
-impl Ring {
-    fn take(&mut self, event_idx: bool) -> Option<DeviceQueue> {
-        let kick = self.kick.take()?;
-        let mut queue = Queue::new(QUEUE_SIZE_MAX);
-        queue.size = self.size;
-        queue.desc_table = GuestAddress(self.descriptors);
-        queue.avail_ring = GuestAddress(self.available);
-        queue.used_ring = GuestAddress(self.used);
-        queue.set_event_idx(event_idx);
-        queue.ready = true;
-        // SAFETY: the descriptor is open, is an eventfd by the protocol, and belongs to nobody else from here on.
-        let event = unsafe { EventFd::from_raw_fd(kick.into_raw_fd()) };
-        Some(DeviceQueue::new(queue, Arc::new(event)))
+    fn stop(&mut self) {
+        if let Some(worker) = self.worker.take() {
+            for (ring, next) in self.rings.iter_mut().zip(worker.stop()) {
+                ring.layout.next = next;
+            }
+        }
     }
 }
 
@@ -224,7 +183,7 @@ impl VhostUserBackendReqHandlerMut for Device {
     }
 
     fn get_features(&mut self) -> Result<u64> {
-        Ok(self.fs.avail_features() | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits())
+        Ok(FEATURES | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits())
     }
 
     fn set_features(&mut self, features: u64) -> Result<()> {
@@ -269,7 +228,7 @@ impl VhostUserBackendReqHandlerMut for Device {
         if size == 0 || size > QUEUE_SIZE_MAX {
             return Err(Error::InvalidParam);
         }
-        self.ring(index as usize)?.size = size;
+        self.ring(index as usize)?.layout.size = size;
         Ok(())
     }
 
@@ -284,27 +243,25 @@ impl VhostUserBackendReqHandlerMut for Device {
     ) -> Result<()> {
         let addresses = [descriptor, used, available].map(|address| self.guest_address(address));
         let [descriptors, used, available] = addresses;
-        let ring = self.ring(index as usize)?;
-        (ring.descriptors, ring.used, ring.available) = (descriptors?, used?, available?);
+        let layout = &mut self.ring(index as usize)?.layout;
+        (layout.descriptors, layout.used, layout.available) = (descriptors?, used?, available?);
         Ok(())
     }
 
-    /// A queue starts at its beginning: a machine is neither moved nor paused.
-    fn set_vring_base(&mut self, _index: u32, base: u32) -> Result<()> {
-        if base == 0 {
-            Ok(())
-        } else {
-            Err(Error::InvalidParam)
-        }
+    fn set_vring_base(&mut self, index: u32, base: u32) -> Result<()> {
+        let next = u16::try_from(base).map_err(|_| Error::InvalidParam)?;
+        self.ring(index as usize)?.layout.next = next;
+        Ok(())
     }
 
-    /// The queue stops: the guest has let go of the device.
+    /// The queue stops: the guest has let go of the device, or the machine pauses.
     fn get_vring_base(&mut self, index: u32) -> Result<VhostUserVringState> {
-        self.fs.reset();
+        self.stop();
         let ring = self.ring(index as usize)?;
         ring.enabled = false;
         ring.kick = None;
-        Ok(VhostUserVringState::new(index, 0))
+        let next = u32::from(ring.layout.next);
+        Ok(VhostUserVringState::new(index, next))
     }
 
     fn set_vring_kick(&mut self, index: u8, file: Option<File>) -> Result<()> {

@@ -75,6 +75,8 @@ pub(super) fn enter(entries: &[ShareEntry], kept: &[Kept]) -> anyhow::Result<()>
         .context("cannot share this process's descriptors with itself")?;
     let root = make_root().context("cannot make a root in memory")?;
     place(&root, Path::new("proc/self/fd"), &own_files, false)?;
+    // It opens this as well, for references by handles, which it does not make here. The real one names paths of the host.
+    make_file(&root, Path::new("proc/self/mountinfo")).context("cannot make an empty file")?;
     for (path, tree) in &files {
         place_kept(&root, path, tree)?;
     }
@@ -115,7 +117,8 @@ impl Kept {
         let access = match self.access {
             KeptAccess::Read => RDONLY | NODEV,
             KeptAccess::Write => NODEV,
-            KeptAccess::Device => 0,
+            // It can be opened for writing all the same; its owner and mode stay.
+            KeptAccess::Device => RDONLY,
         };
         restrict(&tree, access | NOSUID | NOEXEC | NOSYMFOLLOW, true)?;
         Ok((below(&self.path), tree))
@@ -185,13 +188,17 @@ fn make_root() -> anyhow::Result<OwnedFd> {
 
 fn place(root: &OwnedFd, at: &Path, tree: &OwnedFd, file: bool) -> anyhow::Result<()> {
     let made = if file {
-        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
-        openat(root, at, flags, Mode::from_raw_mode(0o444)).map(drop)
+        make_file(root, at)
     } else {
         mkdirat(root, at, Mode::from_raw_mode(0o755))
     };
     made.and_then(|()| move_mount(tree, "", root, at, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH))
         .with_context(|| format!("cannot place '/{}'", at.display()))
+}
+
+fn make_file(root: &OwnedFd, at: &Path) -> rustix::io::Result<()> {
+    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+    openat(root, at, flags, Mode::from_raw_mode(0o444)).map(drop)
 }
 
 /// By the way of pivot_root(2) that needs no folder for the old root.
