@@ -621,6 +621,19 @@ fn the_server_of_a_share_has_given_up_its_rights_and_sees_no_other_files() {
         .collect();
     places.sort_unstable();
     assert_eq!(places, ["/", "/msb-share/0", "/proc/self/fd"]);
+    let seen = |folder: &str| {
+        let entries = fs::read_dir(format!("/proc/{server}/root/{folder}")).unwrap();
+        let mut names: Vec<_> = entries
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    };
+    assert_eq!(seen(""), ["msb-share", "proc"]);
+    assert_eq!(seen("proc"), ["self"]);
+    assert_eq!(seen("proc/self"), ["fd", "mountinfo"]);
+    let mountinfo = fs::read(format!("/proc/{server}/root/proc/self/mountinfo")).unwrap();
+    assert_eq!(mountinfo, b"");
     let json = home.run(["inspect", "--format", "json", "x"]).done();
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     let steps = json["state"]["isolation"].as_array().unwrap().iter();

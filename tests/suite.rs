@@ -106,6 +106,8 @@ mod registry;
 mod roundtrip;
 /// Archives that are written.
 mod save;
+/// Names and contents of a shared directory that host and guests change in turn.
+mod share_changes;
 /// Attempts to leave what is shared with a guest.
 mod share_escape;
 /// A sandbox as an SSH host.

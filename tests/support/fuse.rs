@@ -51,6 +51,7 @@ pub(crate) mod opcode {
     pub(crate) const ACCESS: u32 = 34;
     pub(crate) const CREATE: u32 = 35;
     pub(crate) const RENAME2: u32 = 45;
+    pub(crate) const COPY_FILE_RANGE: u32 = 47;
 }
 
 /// What stands for the error's number where a request gets no answer, only its place in the queue back.

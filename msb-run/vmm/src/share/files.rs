@@ -92,7 +92,7 @@ impl FileSystem for SharedFiles {
 
     /// Looks an entry up. A guest's kernel asks for neither `.` nor `..`, which it knows itself.
     fn lookup(&self, context: &Context, parent: u64, name: &CStr) -> io::Result<Entry> {
-        if matches!(name.to_bytes(), b"" | b"." | b"..") {
+        if matches!(name.to_bytes(), b"." | b"..") {
             return Err(io::Error::from_raw_os_error(libc::EINVAL));
         }
         self.0.lookup(context, parent, name)
