@@ -39,6 +39,11 @@ const FEATURES: FsOptions = FsOptions::ASYNC_READ
     .union(FsOptions::MAX_PAGES)
     .union(FsOptions::HANDLE_KILLPRIV_V2);
 
+/// The guest asks nothing when it closes a file that was open for reading (FOPEN_NOFLUSH of linux/fuse.h): there is nothing
+/// to write, and locks are its own.
+// SAFETY: any bits make flags of this type, which is a number; the library passes them on.
+const NO_FLUSH: OpenOptions = unsafe { OpenOptions::from_bits_unchecked(1 << 5) };
+
 /// What is shared, as requests see it.
 pub(super) struct SharedFiles(PassthroughFs);
 
@@ -98,6 +103,13 @@ impl FileSystem for SharedFiles {
         self.0.lookup(context, parent, name)
     }
 
+    fn open(&self, context: &Context, inode: u64, flags: u32, fuse_flags: u32) -> Opened {
+        let (handle, options, backing) = self.0.open(context, inode, flags, fuse_flags)?;
+        let reads = flags & libc::O_ACCMODE.cast_unsigned() == libc::O_RDONLY.cast_unsigned();
+        let options = if reads { options | NO_FLUSH } else { options };
+        Ok((handle, options, backing))
+    }
+
     /// Reads a directory, of which each entry is looked up. One that was removed meanwhile is none.
     fn readdir(
         &self,
@@ -135,7 +147,6 @@ impl FileSystem for SharedFiles {
         fn rmdir(&self, context: &Context, parent: u64, name: &CStr) -> io::Result<()>;
         fn rename(&self, context: &Context, parent: u64, name: &CStr, new_parent: u64, new_name: &CStr, flags: u32) -> io::Result<()>;
         fn link(&self, context: &Context, inode: u64, new_parent: u64, new_name: &CStr) -> io::Result<Entry>;
-        fn open(&self, context: &Context, inode: u64, flags: u32, fuse_flags: u32) -> Opened;
         fn create(&self, context: &Context, parent: u64, name: &CStr, args: CreateIn) -> io::Result<(Entry, Option<u64>, OpenOptions, Option<u32>)>;
         fn read(&self, context: &Context, inode: u64, handle: u64, writer: &mut dyn ZeroCopyWriter, size: u32, offset: u64, lock_owner: Option<u64>, flags: u32) -> io::Result<usize>;
         fn write(&self, context: &Context, inode: u64, handle: u64, reader: &mut dyn ZeroCopyReader, size: u32, offset: u64, lock_owner: Option<u64>, delayed: bool, flags: u32, fuse_flags: u32) -> io::Result<usize>;

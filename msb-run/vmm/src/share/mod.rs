@@ -1,21 +1,23 @@
-//! Folders and files of the host: served to a guest of QEMU over vhost-user by `msb-vmm --share`, and to one of libkrun by
-//! the machine itself.
+//! Directories and files of the host: served to a guest of QEMU over vhost-user by `msb-vmm --share`, and to one of libkrun
+//! by the machine itself.
 //!
-//! The file system is libkrun's own, so that it is the same whatever runs the machine; what is added here is the other way
-//! to the guest, and the walls. libkrun's server opens names as they come: the kernel of the guest sends plain ones, but
-//! a guest's root can put any into the queue, `../../etc/passwd` among them. So the process has no file system but what is
-//! shared (and what libkrun needs, if it is the machine: the disks, each at its path, and `/dev/kvm`), before the first
-//! request is read:
+//! The server is the same whatever runs the machine: fuse-backend-rs, with validity times by which host and guests agree,
+//! in [`files`], and the queues, in [`queue`]. What differs is the way in which a machine describes them: [`server`], and
+//! `krun::share`.
 //!
-//! 1. A user namespace, in [`ids`]. The user is root in it and nobody outside; the guest's other users are the host's
-//!    subordinate ones.
-//! 2. A mount namespace, in [`stage`], whose root holds the shared folders and nothing else. Each is a mount of its own:
-//!    read-only, if it is to be, by the host's kernel; without setuid, without devices, and without following links.
+//! A guest's root can put any request into the queue. Names with a slash, `.` and `..` are refused. Should that fail, the
+//! process has no file system but what is shared (and what libkrun needs, if it is the machine: the disks, each at its
+//! path, and `/dev/kvm`), before the first request is read:
+//!
+//! 1. A user namespace, in [`ids`]. The user is root in it and has no rights outside; the guest's other users are the
+//!    host's subordinate ones.
+//! 2. A mount namespace, in [`stage`], whose root holds the shared directories and nothing else. Each is a mount of its
+//!    own: read-only, if it is to be, by the host's kernel; without setuid, without devices, and without following links.
 //! 3. In [`isolate`], the capabilities that files need and no other, no new privileges, and no system call that a file
 //!    server does not make (of the machine: none of its own list, and no file by Landlock that is neither shared nor a
 //!    disk); none can set the setuid or setgid bit or capabilities of a file, which would be a program of the user on the
 //!    host.
-//! 4. Requests, in [`server`].
+//! 4. Requests.
 
 mod files;
 mod ids;

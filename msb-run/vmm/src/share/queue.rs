@@ -2,17 +2,22 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
 use anyhow::{Context, ensure};
 use fuse_backend_rs::api::server::Server;
 use fuse_backend_rs::transport::{Reader, VirtioFsWriter};
+use libmsb::cli::error::print_warning;
+use libmsb::cli::exit;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::io::Errno;
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 use super::files::SharedFiles;
+use crate::TOOL;
 
 /// Queues of a virtiofs device: one for what is urgent, one for requests (virtio 1.2, 5.11.2).
 pub(crate) const QUEUES: usize = 2;
@@ -160,12 +165,13 @@ struct Serving<N> {
 impl<N: Notify> Serving<N> {
     /// Ends the process with a queue that makes no sense: a guest that waits for its files for ever is worse than none.
     fn serve_or_end(&mut self) -> [u16; QUEUES] {
-        if let Err(error) = self.serve() {
-            libmsb::cli::error::print_warning(
-                crate::TOOL,
-                &format!("the share is lost: {error:#}"),
-            );
-            std::process::exit(i32::from(libmsb::cli::exit::BUG));
+        let served = panic::catch_unwind(AssertUnwindSafe(|| self.serve()));
+        if !matches!(served, Ok(Ok(()))) {
+            // A panic has said so itself.
+            if let Ok(Err(error)) = served {
+                print_warning(TOOL, &format!("the share is lost: {error:#}"));
+            }
+            std::process::exit(i32::from(exit::BUG));
         }
         let mut next = [0; QUEUES];
         for (next, served) in next.iter_mut().zip(&self.queues) {
@@ -175,6 +181,10 @@ impl<N: Notify> Serving<N> {
     }
 
     fn serve(&mut self) -> anyhow::Result<()> {
+        // What came while nobody served.
+        for index in 0..QUEUES {
+            self.drain(index)?;
+        }
         loop {
             let [ready @ .., stopped] = self.wait()?;
             if stopped {
@@ -182,6 +192,7 @@ impl<N: Notify> Serving<N> {
             }
             for (index, ready) in ready.into_iter().enumerate() {
                 if ready {
+                    self.take_kick(index)?;
                     self.drain(index)?;
                 }
             }
@@ -203,7 +214,7 @@ impl<N: Notify> Serving<N> {
         loop {
             match poll(&mut polled, None) {
                 Ok(_) => break,
-                Err(rustix::io::Errno::INTR) => {}
+                Err(Errno::INTR) => {}
                 Err(error) => return Err(error).context("cannot wait for the guest"),
             }
         }
@@ -214,14 +225,21 @@ impl<N: Notify> Serving<N> {
         Ok(ready)
     }
 
+    fn take_kick(&self, index: usize) -> anyhow::Result<()> {
+        let Some(served) = self.queues.get(index) else {
+            return Ok(());
+        };
+        match rustix::io::read(&served.kick, &mut [0_u8; 8]) {
+            Ok(_) | Err(Errno::AGAIN | Errno::INTR) => Ok(()),
+            Err(error) => Err(error).context("cannot read the guest's notification"),
+        }
+    }
+
+    /// Answers all requests of a queue.
     fn drain(&mut self, index: usize) -> anyhow::Result<()> {
         let Some(served) = self.queues.get_mut(index) else {
             return Ok(());
         };
-        match rustix::io::read(&served.kick, &mut [0_u8; 8]) {
-            Ok(_) | Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(error).context("cannot read the guest's notification"),
-        }
         loop {
             served.queue.disable_notification(&self.memory)?;
             while let Some(chain) = next(&mut served.queue, &self.memory)? {

@@ -138,11 +138,13 @@ impl Device {
             return Ok(());
         };
         let layouts = self.rings.each_ref().map(|ring| ring.layout);
-        let kicks = self.rings.each_mut().map(|ring| ring.kick.take());
-        let [Some(urgent), Some(requests)] = kicks else {
-            return Ok(());
-        };
-        let kicks = [urgent, requests].map(OwnedFd::from);
+        let kicks = self.rings.iter().filter_map(|ring| ring.kick.as_ref());
+        // The rings keep theirs, for a machine that stops and goes on.
+        let kicks: std::io::Result<Vec<OwnedFd>> = kicks
+            .map(|kick| Ok(OwnedFd::from(kick.try_clone()?)))
+            .collect();
+        let kicks = kicks.map_err(Error::ReqHandlerError)?;
+        let kicks = kicks.try_into().map_err(|_| Error::BackendInternalError)?;
         let event_idx = self.features & EVENT_IDX != 0;
         let server = self.server.clone();
         let worker = Worker::start(
@@ -218,9 +220,11 @@ impl VhostUserBackendReqHandlerMut for Device {
         }
         parts.sort_by_key(|(address, ..)| *address);
         let memory = GuestMemoryMmap::from_ranges_with_files(parts);
+        // QEMU may tell of other memory while the queues are in use.
+        self.stop();
         self.memory = Some(memory.map_err(|_| Error::InvalidParam)?);
         self.regions = regions;
-        Ok(())
+        self.start_if_ready()
     }
 
     fn set_vring_num(&mut self, index: u32, num: u32) -> Result<()> {
