@@ -32,6 +32,8 @@ mod durable;
 mod engine;
 /// What `run` and `exec` end with.
 mod exit_codes;
+/// Guests that start from the memory of one that has booted.
+mod from_memory;
 /// Configurations of another program.
 mod from_microsandbox;
 /// Changes of a guest's files before anything of its image runs.

@@ -89,6 +89,9 @@ impl Home {
         // Named, so that no test depends on what the host has.
         let engine = std::env::var_os("MSB_ENGINE").unwrap_or("qemu".into());
         command.env("MSB_ENGINE", engine);
+        if let Some(boot) = std::env::var_os("MSB_BOOT") {
+            command.env("MSB_BOOT", boot);
+        }
         command
     }
 
