@@ -539,7 +539,7 @@ impl World {
             assert!([0, 1].contains(&stopped.code), "{stopped:?}");
         }
         assert!(self.home.leftovers().is_empty());
-        disk.order("mend");
+        disk.order("repair");
         let now = observe(&self.home);
         for (name, sandbox) in &mut self.sandboxes {
             if sandbox.state == State::Running {
@@ -552,11 +552,11 @@ impl World {
             }
         }
         assert_eq!(now, self.sandboxes);
-        all_agrees(&self.home, &now, "a disk that is mended");
+        all_agrees(&self.home, &now, "a disk that is repaired");
     }
 }
 
-/// A file system that root has made for this test, and breaks and mends on order; see tests/run.
+/// A file system that root has made for this test, and breaks and repairs on order; see tests/breakable-disk.
 struct Disk {
     folder: PathBuf,
 }
