@@ -344,7 +344,7 @@ fn a_copy_whose_client_dies_leaves_no_half_file_and_no_process() {
 fn a_full_disk_ends_the_copy_and_says_so() {
     let home = Guests::one();
     in_guest(&home, "dd if=/dev/zero of=/root/zeros bs=1M count=8");
-    let full = crate::support::stage("full");
+    let full = crate::support::ground("full");
     let outcome = home.run(["cp", "x:/root/zeros", full.to_str().unwrap()]);
     let path = full.join("zeros");
     outcome.is(

@@ -225,7 +225,7 @@ fn a_state_directory_of_another_version_is_a_problem() {
 fn a_full_disk_an_open_folder_and_a_broken_sandbox_are_found() {
     let home = Home::with_busybox();
     // A file system of four megabytes, which tests/run has mounted.
-    let full = crate::support::stage("full").join(format!("{}-doctor", std::process::id()));
+    let full = crate::support::ground("full").join(format!("{}-doctor", std::process::id()));
     fs::create_dir(&full).unwrap();
     let (outcome, report) = examine(&home, |command| {
         command.env("MSB_HOME", &full);

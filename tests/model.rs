@@ -15,7 +15,7 @@ use std::time::Duration;
 use rustix::fs::{FlockOperation, fcntl_lock};
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::support::{Home, Process, Random, Running, stage, wait_until};
+use crate::support::{Home, Process, Random, Running, ground, stage, wait_until};
 
 const NAMES: [&str; 10] = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j"];
 const CLIENTS: usize = 4;
@@ -572,12 +572,12 @@ impl Disk {
         writeln!(
             File::options()
                 .write(true)
-                .open(stage("disk-orders"))
+                .open(ground("disk-orders"))
                 .unwrap(),
             "{what}"
         )
         .unwrap();
-        let answers = File::open(stage("disk-answers")).unwrap();
+        let answers = File::open(ground("disk-answers")).unwrap();
         let answer = BufReader::new(answers).lines().next().unwrap().unwrap();
         assert_eq!(answer, format!("{what} done"));
     }

@@ -13,7 +13,7 @@ fn older() -> PathBuf {
 /// their names, so that what runs goes on with the old ones.
 fn install(home: &Home, programs: &Path) {
     let script = format!(
-        "rm -rf '{prefix}' && cp -R '{}' '{prefix}'",
+        "rm -rf '{prefix}' && cp -R '{}/.' '{prefix}'",
         programs.display(),
         prefix = home.prefix.display()
     );

@@ -9,9 +9,7 @@ export MSB_HOME="$work/home" PATH="$work/prefix/bin:$PATH"
 build() {
     cargo build --quiet --release --locked
     cargo build --quiet --release --locked -p msb-test-hello
-    cargo static --quiet --release --locked
-    cargo build --quiet --release --locked -p msb-tests --bin msb-test-guest --target "$target" \
-        --config "target.$target.rustflags=['-Ctarget-feature=+crt-static']"
+    cargo static --quiet --release --locked -p msb-tests
     libmsb/install --prefix "$work/prefix" --no-packages --no-build >/dev/null
     artifacts=$(cargo metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')
     cp "$artifacts/release/msb-test-hello" "$artifacts/$target/release/msb-test-guest" "$work/"

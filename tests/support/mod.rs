@@ -42,18 +42,27 @@ pub(crate) fn full_disk() -> (MutexGuard<'static, ()>, PathBuf) {
     static ONE: Mutex<()> = Mutex::new(());
     // Another test that failed has left it as it was.
     let guard = ONE.lock().unwrap_or_else(PoisonError::into_inner);
-    (guard, stage("full"))
+    (guard, ground("full"))
 }
 
 /// Longest time that anything may take. It is never waited for: only what hangs meets it.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(180);
 
-/// A path below the folder that tests/run has prepared.
+/// A path below the directory that tests/stage has made, which nothing changes.
 pub(crate) fn stage(path: &str) -> PathBuf {
-    let Some(stage) = std::env::var_os("MSB_TEST_STAGE") else {
-        panic!("MSB_TEST_STAGE is not set: run the tests with tests/run");
+    below("MSB_TEST_STAGE", path)
+}
+
+/// A path below the directory that tests/run has made for this run.
+pub(crate) fn ground(path: &str) -> PathBuf {
+    below("MSB_TEST_GROUND", path)
+}
+
+fn below(variable: &str, path: &str) -> PathBuf {
+    let Some(directory) = std::env::var_os(variable) else {
+        panic!("{variable} is not set: run the tests with tests/run");
     };
-    Path::new(&stage).join(path)
+    Path::new(&directory).join(path)
 }
 
 /// An image, or the tree that must be seen in it; see tests/fixtures/make.
