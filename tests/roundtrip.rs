@@ -25,12 +25,14 @@ fn identity(home: &Home, image: &str) -> (String, Vec<String>) {
     (id.to_owned(), layers.collect())
 }
 
-/// Runs a script with storage of its own for podman and buildah, which need no privilege then.
+/// Runs a script with storage and locks of its own for podman and buildah, which need no privilege then. By default podman's
+/// locks are shared memory under the user's ID, which another user may have left there.
 #[track_caller]
 fn with_tools(home: &Home, script: &str) -> String {
     let storage = home.folder.join("storage");
     let settings = format!(
-        "set -eu\nexport XDG_RUNTIME_DIR=$PWD TMPDIR=$PWD\n\
+        "set -eu\nexport XDG_RUNTIME_DIR=$PWD TMPDIR=$PWD CONTAINERS_CONF=$PWD/containers.conf\n\
+         printf '[engine]\\nlock_type = \"file\"\\n' >containers.conf\n\
          storage='--root {0}/root --runroot {0}/run --storage-driver vfs'\n\
          P=\"podman --log-level error $storage\"; B=\"buildah --log-level error $storage\"\n\
          S='skopeo --insecure-policy copy --quiet'\n",
@@ -39,7 +41,7 @@ fn with_tools(home: &Home, script: &str) -> String {
     let outcome = home.shell(&format!("{settings}{script}"));
     // Files of other users can only be removed as they were made. What podman leaves behind holds the view of them.
     let tidy = format!(
-        "export XDG_RUNTIME_DIR=$PWD; [ ! -d {0} ] || podman unshare rm -rf {0}\n\
+        "export XDG_RUNTIME_DIR=$PWD CONTAINERS_CONF=$PWD/containers.conf; [ ! -d {0} ] || podman unshare rm -rf {0}\n\
          for file in $(find $PWD -name pause.pid); do kill $(cat $file); rm $file; done",
         storage.display()
     );

@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 
 use super::command::{self, Outcome, Running};
 use super::processes::{self, Process};
-use super::{fixture, stage};
+use super::{fixture, ground, stage};
 
 /// Time that processes have to end after their sandbox has.
 const GRACE: Duration = Duration::from_secs(20);
@@ -86,6 +86,9 @@ impl Home {
             .env("HOME", &self.folder)
             .env("MSB_HOME", self.state());
         command.env("TMPDIR", &self.folder).env("LANG", "C.UTF-8");
+        // The run's own: without it, skopeo and podman use directories of this user ID in /run and /tmp, which another
+        // user may have left there.
+        command.env("XDG_RUNTIME_DIR", ground("runtime"));
         // Named, so that no test depends on what the host has.
         let engine = std::env::var_os("MSB_ENGINE").unwrap_or("qemu".into());
         command.env("MSB_ENGINE", engine);
