@@ -6,7 +6,7 @@ use crate::support::{Guests, Home, wait_until};
 
 #[test]
 fn a_command_has_the_limits_that_were_asked_for() {
-    let home = Guests::one();
+    let home = Guests::shared();
     let script = "ulimit -Sn; ulimit -Hn; ulimit -c";
     let limits = ["--rlimit", "nofile=64:128", "--rlimit", "CORE=0"];
     let command = [&["exec"], &limits[..], &["x", "--", "sh", "-c", script]].concat();
@@ -43,7 +43,7 @@ fn a_command_has_the_limits_that_were_asked_for() {
 
 #[test]
 fn a_command_that_does_not_end_in_time_is_killed_with_all_its_processes() {
-    let home = Guests::one();
+    let home = Guests::shared();
     let late = "msb-exec: error: the command did not end in time and was killed\n";
     let script = "echo begun; sleep 4321 & sleep 4321";
     // Long enough for it to begin on a machine that does much else.
@@ -73,7 +73,7 @@ fn a_command_that_does_not_end_in_time_is_killed_with_all_its_processes() {
 
 #[test]
 fn a_record_says_all_of_a_result() {
-    let home = Guests::one();
+    let home = Guests::shared();
     let record = |arguments: &[&str]| -> (i32, serde_json::Value) {
         let outcome = home.run([&["exec", "--format", "json"], arguments].concat());
         (
@@ -150,7 +150,7 @@ fn a_session_is_logged_when_asked_for_under_an_id_of_its_own() {
 
 #[test]
 fn many_commands_run_at_once() {
-    let home = Guests::one();
+    let home = Guests::shared();
     let script = "for i in $(seq 24); do msb exec x -- sh -c \"sleep 0.5; echo $i\" & done; wait";
     let mut numbers: Vec<u32> = home
         .shell(script)

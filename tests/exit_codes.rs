@@ -1,6 +1,6 @@
 //! What `run` and `exec` end with: the command's own status, or 125 to 127 when there was no command.
 
-use crate::support::{Home, Outcome};
+use crate::support::{Guests, Home, Outcome};
 
 /// Arguments after `run IMAGE --` or `exec NAME --`, and what must come of them.
 const CASES: [(&[&str], i32, &str); 5] = [
@@ -22,9 +22,7 @@ fn run_ends_with_the_status_of_its_command() {
 
 #[test]
 fn exec_ends_with_the_status_of_its_command() {
-    let home = Home::with_busybox();
-    home.run(["run", "-d", "--name", "x", "busybox:test"])
-        .done();
+    let home = Guests::shared();
     for (command, code, stdout) in CASES {
         home.run([&["exec", "x", "--"], command].concat())
             .is(code, stdout, "");
@@ -40,7 +38,6 @@ fn exec_ends_with_the_status_of_its_command() {
         125,
         NO_USER,
     );
-    home.run(["stop", "x"]).done();
 }
 
 const NO_PROGRAM: &str = "cannot execute 'no-such': no such program in the PATH\n";

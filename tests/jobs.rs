@@ -145,7 +145,7 @@ fn a_job_has_the_limits_and_the_time_that_were_asked_for() {
 
 #[test]
 fn who_is_attached_sees_the_output_sends_input_and_ends_as_the_job_does() {
-    let home = Guests::one();
+    let home = Guests::shared();
     let script = "echo begin; while read line; do echo got $line; done; echo end; exit 5";
     let id = start(&home, &["-i"], script);
     wait_until("the job prints", || {
@@ -175,7 +175,7 @@ fn who_is_attached_sees_the_output_sends_input_and_ends_as_the_job_does() {
 
 #[test]
 fn much_input_of_a_client_that_is_killed_does_not_keep_out_that_of_the_next() {
-    let home = Guests::one();
+    let home = Guests::shared();
     let script = "until [ -e /go ]; do sleep 0.1; done; wc -c";
     let id = start(&home, &["-i"], script);
     let mut first = home.start(["attach", "x", &id]);

@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::support::{Home, Random, Running};
+use crate::support::{Guests, Home, Random, Running};
 
 const GIB: u64 = 1 << 30;
 /// Most memory for each of our programs on the host, in KiB: a few windows, and the program itself.
@@ -196,9 +196,7 @@ fn run_works_with_standard_output_closed() {
 
 #[test]
 fn exec_streams_both_ways_while_the_main_command_runs() {
-    let home = Home::with_busybox();
-    home.run(["run", "-d", "--name", "x", "busybox:test"])
-        .done();
+    let home = Guests::shared();
     let mut cat = home.start(["exec", "-i", "x", "--", "cat"]);
     for line in ["one\n", "two\n"] {
         cat.write(line);
@@ -212,14 +210,11 @@ fn exec_streams_both_ways_while_the_main_command_runs() {
             "",
         );
     cat.finish().is(0, "", "");
-    home.run(["stop", "x"]).done();
 }
 
 #[test]
 fn a_slow_reader_holds_up_nobody_else() {
-    let home = Home::with_busybox();
-    home.run(["run", "-d", "--name", "x", "busybox:test"])
-        .done();
+    let home = Guests::shared();
     let mut command = home.msb(["exec", "x", "--", "yes"]);
     command
         .stdin(Stdio::null())
@@ -231,5 +226,4 @@ fn a_slow_reader_holds_up_nobody_else() {
             .is(0, "quick\n", "");
     }
     drop(slow);
-    home.run(["stop", "x"]).done();
 }
