@@ -348,6 +348,9 @@ fn where_no_state_can_be_kept_guests_boot() {
     assert_eq!((states(&home).len(), unfinished(&home)), (0, 0));
     home.run(["rm", "-f", "x"]).done();
     fs::remove_file(&boot).unwrap();
+    for entry in fs::read_dir(&full).unwrap().flatten() {
+        fs::remove_file(entry.path()).unwrap();
+    }
 }
 
 #[test]
