@@ -648,6 +648,183 @@ fn credentials_go_to_the_registry_and_not_to_where_it_sends_us() {
     assert_eq!(asked[0].header("authorization"), None);
 }
 
+const PASSWORD: &str = "Basic YWxpY2U6czNjcmV0";
+
+/// A registry that asks for a password, redirects some requests to a host that answers 401, and that host's accomplice,
+/// which the challenge names as the token server.
+struct Thieves {
+    registry: Server,
+    redirected: Server,
+    accomplice: Server,
+}
+
+impl Thieves {
+    /// `redirects` says which requests are redirected.
+    fn new(
+        image: Image,
+        challenge: Option<&'static str>,
+        redirects: impl Fn(&Image, &Request) -> bool + Send + Sync + 'static,
+    ) -> Thieves {
+        let accomplice = Server::start(|_: &Request, stream| {
+            answer(stream, "200 OK", &[], b"{\"token\":\"stolen\"}");
+        });
+        let realm = format!("Bearer realm=\"http://{}/token\"", accomplice.host());
+        let redirected = Server::start(move |_: &Request, stream| {
+            let challenge = challenge.unwrap_or(&realm);
+            let headers = [("WWW-Authenticate", challenge)];
+            answer(stream, "401 Unauthorized", &headers, b"{}");
+        });
+        let location = format!("http://{}/signed", redirected.host());
+        let registry = Server::start(move |request: &Request, stream| {
+            if request.header("authorization") != Some(PASSWORD) {
+                let headers = [("WWW-Authenticate", "Basic realm=\"x\"")];
+                answer(stream, "401 Unauthorized", &headers, b"{}");
+            } else if redirects(&image, request) {
+                let headers = [("Location", location.as_str())];
+                answer(stream, "307 Temporary Redirect", &headers, b"");
+            } else {
+                image.answer(request, stream);
+            }
+        });
+        Thieves {
+            registry,
+            redirected,
+            accomplice,
+        }
+    }
+
+    /// The pull is refused, and neither the host nor its accomplice has seen a credential.
+    #[track_caller]
+    fn get_nothing(&self, home: &Home) {
+        log_in(home, &self.registry);
+        let outcome = pull(home, &self.registry);
+        let asked = self.accomplice.requests();
+        assert!(asked.is_empty(), "{asked:?}");
+        let redirected = self.redirected.requests();
+        assert_eq!(redirected.len(), 1, "{redirected:?}");
+        assert_eq!(redirected[0].header("authorization"), None);
+        let stderr = String::from_utf8_lossy(&outcome.stderr);
+        assert_eq!(outcome.code, 1, "{outcome:?}");
+        assert!(stderr.contains("access denied by '127.0.0.1'"), "{stderr}");
+    }
+}
+
+fn log_in(home: &Home, registry: &Server) {
+    let (host, user) = (registry.host(), ["-u", "alice", "--password-stdin"]);
+    let args = ["registry", "login", &host].into_iter().chain(user);
+    home.run_with(args, b"s3cret").done();
+}
+
+#[test]
+fn a_challenge_of_a_redirects_target_gets_no_password_for_a_manifest() {
+    let home = Home::new();
+    Thieves::new(Image::new(&home), None, |_, request| is_manifest(request)).get_nothing(&home);
+}
+
+#[test]
+fn a_challenge_of_a_redirects_target_gets_no_password_for_a_blob() {
+    for challenge in [None, Some("Basic realm=\"y\"")] {
+        let home = Home::new();
+        Thieves::new(Image::new(&home), challenge, Image::is_layer).get_nothing(&home);
+        let home = Home::new();
+        let is_config =
+            |image: &Image, request: &Request| request.target.ends_with(&sha(&image.config));
+        Thieves::new(Image::new(&home), challenge, is_config).get_nothing(&home);
+    }
+}
+
+#[test]
+fn a_challenge_of_a_redirects_target_gets_no_password_for_a_resumed_blob() {
+    let home = Home::new();
+    let image = Image::new(&home);
+    // What an earlier attempt has left of the layer.
+    let layer = sha(&image.layer).replace("sha256:", "");
+    let (head, count) = (image.layer[..1 << 20].to_vec(), AtomicUsize::new(0));
+    let first = server(image, move |image, request, stream| {
+        if image.is_layer(request) && count.fetch_add(1, Ordering::Relaxed) == 0 {
+            let length = image.layer.len().to_string();
+            answer(stream, "200 OK", &[("Content-Length", &length)], &head);
+        } else if image.is_layer(request) {
+            answer(stream, "403 Forbidden", &[], b"{}");
+        }
+        image.is_layer(request)
+    });
+    assert_eq!(pull(&home, &first).code, 1);
+    let left = home.snapshot("images").join("\n");
+    assert!(left.contains(&layer), "{left}");
+    let thieves = Thieves::new(Image::new(&home), None, Image::is_layer);
+    thieves.get_nothing(&home);
+    assert_eq!(start(&thieves.redirected.requests()[0]), Some(1 << 20));
+}
+
+#[test]
+fn a_redirect_that_leads_back_has_lost_the_credentials() {
+    let home = Home::new();
+    let image = Image::new(&home);
+    let back = Arc::new(std::sync::OnceLock::<String>::new());
+    let there = Arc::clone(&back);
+    let elsewhere = Server::start(move |_: &Request, stream| {
+        let location = format!("http://{}/private", there.get().unwrap());
+        let headers = [("Location", location.as_str())];
+        answer(stream, "307 Temporary Redirect", &headers, b"");
+    });
+    let location = format!("http://{}/signed", elsewhere.host());
+    let registry = Server::start(move |request: &Request, stream| {
+        if request.header("authorization") != Some(PASSWORD) {
+            let headers = [("WWW-Authenticate", "Basic realm=\"x\"")];
+            answer(stream, "401 Unauthorized", &headers, b"{}");
+        } else if image.is_layer(request) {
+            let headers = [("Location", location.as_str())];
+            answer(stream, "307 Temporary Redirect", &headers, b"");
+        } else {
+            image.answer(request, stream);
+        }
+    });
+    back.set(registry.host()).unwrap();
+    log_in(&home, &registry);
+    assert_eq!(pull(&home, &registry).code, 1);
+    let mut private = registry.requests();
+    private.retain(|request| request.target == "/private");
+    assert_eq!(private.len(), 1, "{private:?}");
+    assert_eq!(private[0].header("authorization"), None);
+}
+
+#[test]
+fn a_redirect_of_the_token_server_gets_no_password() {
+    let home = Home::new();
+    let image = Image::new(&home);
+    let accomplice = Server::start(|_: &Request, stream| {
+        answer(stream, "200 OK", &[], b"{\"token\":\"stolen\"}");
+    });
+    let location = format!("http://{}/token", accomplice.host());
+    let registry = Server::start(move |request: &Request, stream| {
+        let host = request.header("host").unwrap();
+        if request.target.starts_with("/token") {
+            let headers = [("Location", location.as_str())];
+            answer(stream, "307 Temporary Redirect", &headers, b"");
+        } else if request.header("authorization").is_none() {
+            let challenge = format!("Bearer realm=\"http://{host}/token\"");
+            let headers = [("WWW-Authenticate", challenge.as_str())];
+            answer(stream, "401 Unauthorized", &headers, b"{}");
+        } else {
+            image.answer(request, stream);
+        }
+    });
+    let host = registry.host();
+    let login = [
+        "registry",
+        "login",
+        &host,
+        "-u",
+        "alice",
+        "--password-stdin",
+    ];
+    assert_eq!(home.run_with(login, b"s3cret").code, 1);
+    assert_eq!(pull(&home, &registry).code, 1);
+    let asked = accomplice.requests();
+    assert!(asked.is_empty(), "{asked:?}");
+}
+
 #[test]
 fn a_token_that_has_become_too_old_is_replaced() {
     let home = Home::new();

@@ -1,7 +1,8 @@
 //! Requests to one registry.
 //!
-//! A redirect is followed by hand: credentials and tokens go only to where they belong, and nowhere over a connection
-//! that is less safe than the first.
+//! Redirects are followed here, not by the HTTP library. Credentials and tokens belong to the registry's origin: they are
+//! not sent to another one, and only a challenge (401) of the registry's origin is obeyed. No redirect leads to a
+//! connection that is less safe than the first.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -82,6 +83,14 @@ struct Access {
     challenge: Challenge,
     /// By scope.
     tokens: HashMap<String, String>,
+}
+
+/// The origin that a response came from.
+enum Answered {
+    /// The registry's own: its challenge counts.
+    AtHome,
+    /// The host that a redirect led to. Its challenge is ignored: it would choose where the password goes.
+    Elsewhere(String),
 }
 
 /// A blob, or the rest of one, on its way.
@@ -217,8 +226,12 @@ impl Client {
     ) -> Result<Response<Body>, Trouble> {
         for last in [false, true] {
             let authorization = self.authorization(scope)?;
-            let response = self.follow(path, headers, authorization.as_deref())?;
-            if response.status().as_u16() != 401 || last {
+            let (response, answered) = self.follow(path, headers, authorization.as_deref())?;
+            let status = response.status().as_u16();
+            if let (401 | 403, Answered::Elsewhere(host)) = (status, &answered) {
+                return Err(Trouble::Final(denied_elsewhere(host).into()));
+            }
+            if status != 401 || last {
                 return self.accepted(response);
             }
             let mut access = self.access();
@@ -259,18 +272,21 @@ impl Client {
         self.access.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Asks, and goes on to where the registry sends us.
+    /// Sends a request and follows redirects. The first one that leads to another origin ends the use of credentials:
+    /// they are not sent there, nor after a redirect back.
     fn follow(
         &self,
         path: &str,
         headers: &[(&str, &str)],
         authorization: Option<&str>,
-    ) -> Result<Response<Body>, Trouble> {
+    ) -> Result<(Response<Body>, Answered), Trouble> {
         let home: Uri = parse_uri(&format!("{}{path}", self.base))?;
         let mut uri = home.clone();
+        let mut left_home = false;
         for _ in 0..=REDIRECTS_MAX {
+            left_home |= origin(&uri) != origin(&home);
             let mut headers = headers.to_vec();
-            if let Some(authorization) = authorization.filter(|_| origin(&uri) == origin(&home)) {
+            if let Some(authorization) = authorization.filter(|_| !left_home) {
                 headers.push(("authorization", authorization));
             }
             let response = self
@@ -278,7 +294,12 @@ impl Client {
                 .get(&uri, &headers)
                 .map_err(|problem| problem.trouble(true))?;
             if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
-                return Ok(response);
+                let answered = if left_home {
+                    Answered::Elsewhere(uri.host().unwrap_or_default().to_owned())
+                } else {
+                    Answered::AtHome
+                };
+                return Ok((response, answered));
             }
             let location = header(&response, "location")
                 .context("the registry sends us on and does not say where to")?;
@@ -338,6 +359,14 @@ impl Client {
             self.registry
         ))
     }
+}
+
+/// The error for a refusal by the target of a redirect. Credentials of the registry are of no use there.
+fn denied_elsewhere(host: &str) -> Failure {
+    Failure::failed(format!(
+        "access denied by '{}', where the registry redirects to; no credentials are sent there",
+        escape(host)
+    ))
 }
 
 /// Looks where and how a registry answers: with TLS, or without where that is allowed and TLS is not spoken.

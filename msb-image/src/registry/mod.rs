@@ -2,8 +2,8 @@
 //!
 //! What comes from a registry is trusted no more than an archive. Every document has a limit and every blob a digest
 //! that is known before it is asked for; only the first manifest, when it is asked for by tag, is what the registry
-//! says it is. Credentials go to the registry and to the token server that it names, over TLS, and never to where either
-//! redirects.
+//! says it is. Credentials go to the registry and to the token server that the registry itself names, over TLS. The target
+//! of a redirect gets none and names no token server.
 
 /// `WWW-Authenticate`, read.
 pub(crate) mod challenge;
