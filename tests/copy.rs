@@ -220,6 +220,44 @@ fn owners_and_special_bits_are_kept_when_asked_for() {
 }
 
 #[test]
+fn a_guest_plants_no_program_that_runs_as_the_caller() {
+    let home = Guests::one();
+    let own = home.shell("echo $(id -u):$(id -g)").done();
+    let script = format!(
+        "mkdir /root/d; cd /root/d; cp /bin/busybox theirs; cp theirs ours; chown {} ours; \
+         chmod 6777 theirs ours; chmod 1777 .",
+        own.trim()
+    );
+    in_guest(&home, &script);
+    let seen = |path: &str| {
+        let modes = "stat -c '%a %n' . theirs ours";
+        home.shell(&format!("cd {path} && {modes}")).done()
+    };
+    // An owner that the guest has chosen to be the caller is set by nobody.
+    let copied = home.run(["cp", "--archive", "x:/root/d", "archive"]);
+    if own.starts_with("0:") {
+        let warning = "2 files run as their owner or group";
+        assert!(
+            String::from_utf8_lossy(&copied.stderr).contains(warning),
+            "{copied:?}"
+        );
+        assert_eq!(seen("archive"), "1777 .\n6777 theirs\n6777 ours\n");
+    } else {
+        copied.is(0, "", "");
+        assert_eq!(seen("archive"), "1777 .\n777 theirs\n777 ours\n");
+    }
+    home.shell("umask 027; msb cp x:/root/d plain")
+        .is(0, "", "");
+    assert_eq!(seen("plain"), "750 .\n750 theirs\n750 ours\n");
+    let listed = |options: &str| {
+        let tar = format!("msb cp {options} x:/root/d - | tar tv | cut -c 1-10 | sort -u");
+        home.shell(&tar).done()
+    };
+    assert_eq!(listed(""), "-rwxrwxrwx\ndrwxrwxrwx\n");
+    assert_eq!(listed("-a"), "-rwsrwsrwx\ndrwxrwxrwt\n");
+}
+
+#[test]
 fn what_is_neither_file_nor_folder_nor_link_is_left_out() {
     let home = Guests::one();
     in_guest(

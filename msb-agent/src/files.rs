@@ -150,6 +150,8 @@ fn take(request: &FilesRequest, report: &mut dyn FnMut(Severity, &str)) -> Resul
         } else {
             Attributes::None
         },
+        // The modes are those that the caller's files have.
+        umask: 0,
     };
     let name = request.name.as_ref().map(Text::as_bytes);
     let destination = Destination::open(path(&request.path), name, request.into_folder)?;

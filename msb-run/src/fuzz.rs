@@ -139,6 +139,7 @@ fn records(bytes: &[u8]) {
     let keep = Keep {
         archive: false,
         attributes: Attributes::User,
+        umask: 0o022,
     };
     let mut reader = RecordReader::new(bytes);
     let taken = receive::tree(&mut reader, destination, keep, &mut |_, _| {});

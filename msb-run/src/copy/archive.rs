@@ -10,7 +10,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use libmsb::cli::output;
-use msb_wire::file::receive::CopyError;
+use msb_wire::file::receive::{CopyError, Keep};
 use msb_wire::file::record::{
     DATA_BYTES_MAX, Existing, Meta, Record, RecordReader, RecordWriter, Severity, is_name,
 };
@@ -21,10 +21,15 @@ use super::{Report, join};
 /// Begins the names of extended attributes in an archive.
 const XATTR: &str = "SCHILY.xattr.";
 
+/// Permissions, and with `archive` the bits set-user-id, set-group-id and sticky.
+const MODE_BITS: u32 = 0o777;
+const ARCHIVE_MODE_BITS: u32 = 0o7777;
+
 /// Writes an archive to standard output. Without a name its entries are below `.`.
 pub(super) fn write<R: Read>(
     records: &mut RecordReader<R>,
     name: Option<&[u8]>,
+    keep: Keep,
     report: Report<'_>,
 ) -> anyhow::Result<bool> {
     let stdout = io::BufWriter::with_capacity(DATA_BYTES_MAX, output::stdout());
@@ -33,6 +38,11 @@ pub(super) fn write<R: Read>(
         names: Vec::new(),
         root: name.unwrap_or(b".").to_vec(),
         complete: true,
+        mode_bits: if keep.archive {
+            ARCHIVE_MODE_BITS
+        } else {
+            MODE_BITS
+        },
     };
     writer.write_all(records, report)?;
     writer.out.into_inner()?.flush()?;
@@ -45,6 +55,8 @@ struct Writer<W: Write> {
     names: Vec<Vec<u8>>,
     root: Vec<u8>,
     complete: bool,
+    /// The bits of a mode that entries keep.
+    mode_bits: u32,
 }
 
 impl<W: Write> Writer<W> {
@@ -108,7 +120,7 @@ impl<W: Write> Writer<W> {
         }
         let mut header = Header::new_gnu();
         header.set_entry_type(kind);
-        header.set_mode(meta.mode);
+        header.set_mode(meta.mode & self.mode_bits);
         header.set_uid(meta.uid.into());
         header.set_gid(meta.gid.into());
         header.set_mtime(u64::try_from(meta.mtime_s).unwrap_or(0));

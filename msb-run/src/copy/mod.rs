@@ -18,7 +18,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use msb_wire::client::Connection;
-use msb_wire::file::receive::{self, Attributes, CopyError, Destination, Keep};
+use msb_wire::file::receive::{self, Attributes, CopyError, Destination, Keep, Received};
 use msb_wire::file::record::{Record, RecordReader, RecordWriter, Severity, is_name};
 use msb_wire::file::send::{self, Sent};
 use msb_wire::file::{Direction, FilesRequest};
@@ -48,24 +48,26 @@ pub(crate) struct Options {
     pub(crate) follow: bool,
     /// The user in the guest.
     pub(crate) user: Option<Text>,
+    /// Permission bits that files on the host do not get without `archive`.
+    pub(crate) umask: u32,
 }
 
 /// Hears of what is not copied.
 pub(crate) type Report<'a> = &'a mut (dyn FnMut(Severity, &str) + Send);
 
-/// Copies. Gives whether all of it is there now.
+/// Copies from one end to the other, of which at least one is a guest.
 pub(crate) fn copy(
     source: End,
     destination: End,
     options: &Options,
     report: Report<'_>,
-) -> anyhow::Result<bool> {
+) -> anyhow::Result<Received> {
     match (source, destination) {
         (End::Guest(connection, path), destination) => {
             out_of_guest(connection, path, destination, options, report)
         }
         (source, End::Guest(connection, path)) => {
-            into_guest(source, connection, path, options, report)
+            into_guest(source, connection, path, options, report).map(without_privileged)
         }
         _ => anyhow::bail!("neither end of the copy is a sandbox"),
     }
@@ -145,13 +147,21 @@ fn request(direction: Direction, path: Text, options: &Options) -> FilesRequest 
     }
 }
 
+/// The result of a copy that writes no files of the host.
+fn without_privileged(complete: bool) -> Received {
+    Received {
+        complete,
+        privileged: None,
+    }
+}
+
 fn out_of_guest(
     connection: Connection,
     path: Text,
     destination: End,
     options: &Options,
     report: Report<'_>,
-) -> anyhow::Result<bool> {
+) -> anyhow::Result<Received> {
     let name = name_of(path.as_bytes()).map(<[u8]>::to_vec);
     // A destination that cannot be is found before the guest is troubled.
     let folder = match &destination {
@@ -168,6 +178,7 @@ fn out_of_guest(
         } else {
             Attributes::None
         },
+        umask: options.umask,
     };
     match (destination, folder) {
         (End::Guest(connection, path), _) => {
@@ -177,12 +188,15 @@ fn out_of_guest(
             guest::give(sink, report, |out, report| {
                 pass_on(&mut records, out, report)
             })
+            .map(without_privileged)
         }
         (_, Some(folder)) => {
             isolate::while_writing(folder.as_fd());
             Ok(receive::tree(&mut records, folder, keep, report)?)
         }
-        (_, None) => archive::write(&mut records, name.as_deref(), report),
+        (_, None) => {
+            archive::write(&mut records, name.as_deref(), keep, report).map(without_privileged)
+        }
     }
 }
 

@@ -6,10 +6,13 @@ use std::path::PathBuf;
 
 use clap::{Parser, ValueHint};
 use libmsb::cli::args::SandboxName;
-use libmsb::cli::error::{Failure, clean, print_error, print_warning};
+use libmsb::cli::error::{Failure, clean, print_error, print_hint, print_warning};
 use libmsb::state::Home;
+use msb_wire::file::receive::PrivilegedFiles;
 use msb_wire::file::record::Severity;
 use msb_wire::text::Text;
+use rustix::fs::Mode;
+use rustix::process::umask;
 
 use super::connect;
 use crate::copy::{End, Options, copy};
@@ -31,7 +34,7 @@ pub(crate) struct CpArgs {
     /// Where to: the same; - writes an archive to standard output
     #[arg(value_name = "DESTINATION", value_hint = ValueHint::AnyPath)]
     destination: OsString,
-    /// Keep owners, and the bits set-user-id, set-group-id and sticky
+    /// Keep owners, and the bits set-user-id, set-group-id and sticky; on the host only root can
     #[arg(short, long)]
     archive: bool,
     /// If the source is a symbolic link, copy what it names
@@ -71,8 +74,9 @@ pub(crate) fn run(args: CpArgs) -> anyhow::Result<()> {
         xattrs: args.xattrs,
         follow: args.follow_link,
         user: args.user.map(Text::from),
+        umask: current_umask(),
     };
-    let complete = copy(source, destination, &options, &mut |severity, text| {
+    let received = copy(source, destination, &options, &mut |severity, text| {
         let text = clean(text);
         match severity {
             Severity::Error => print_error(TOOL, &text),
@@ -80,10 +84,39 @@ pub(crate) fn run(args: CpArgs) -> anyhow::Result<()> {
             Severity::Skipped => print_warning(TOOL, &format!("left out: {text}")),
         }
     })?;
-    if complete {
+    if let Some(files) = &received.privileged {
+        warn_of_privileged(files);
+    }
+    if received.complete {
         return Ok(());
     }
     Err(Failure::failed("not everything was copied").into())
+}
+
+/// Returns the mask of this process. There is no call that only reads it; no thread makes files meanwhile.
+fn current_umask() -> u32 {
+    let mask = umask(Mode::from_raw_mode(0o077));
+    umask(mask);
+    mask.bits()
+}
+
+/// Names what a guest could have planted on a host whose root copies with `--archive`.
+fn warn_of_privileged(files: &PrivilegedFiles) {
+    let first = files.first.display();
+    let what = match files.count {
+        1 => format!("'{first}' runs as its owner or group, whoever starts it"),
+        count => format!(
+            "{count} files run as their owner or group, whoever starts them: '{first}' is the first"
+        ),
+    };
+    print_warning(
+        TOOL,
+        &clean(&format!("{what} (set-user-id or set-group-id)")),
+    );
+    print_hint(
+        TOOL,
+        "if the guest is not trusted, copy without --archive, or to a file system mounted with nosuid",
+    );
 }
 
 /// A colon behind a sandbox's name makes it a path in a guest; a path of the host with such a colon begins with `./`.

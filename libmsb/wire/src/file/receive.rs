@@ -24,6 +24,15 @@ use rustix::process::geteuid;
 
 use super::record::{Existing, Meta, Record, RecordReader, Severity};
 
+/// Bits of a mode: read, write and execute for all.
+const PERMISSIONS: u32 = 0o777;
+/// `S_ISUID`.
+const SET_USER_ID: u32 = 0o4000;
+/// `S_ISGID`.
+const SET_GROUP_ID: u32 = 0o2000;
+/// `S_ISVTX`.
+const STICKY: u32 = 0o1000;
+
 /// Files of one copy that may be linked again. Those beyond cannot.
 const LINKS_MAX: usize = 1 << 20;
 
@@ -45,6 +54,26 @@ pub struct Keep {
     pub archive: bool,
     /// Extended attributes.
     pub attributes: Attributes,
+    /// Permission bits that are cleared without `archive`, as by umask(2).
+    pub umask: u32,
+}
+
+/// The result of a copy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Received {
+    /// All of the tree is there now.
+    pub complete: bool,
+    /// The files that run as another user, if any was written.
+    pub privileged: Option<PrivilegedFiles>,
+}
+
+/// Files that got the bit set-user-id or set-group-id.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PrivilegedFiles {
+    /// How many were written.
+    pub count: u64,
+    /// The path of the first one.
+    pub first: PathBuf,
 }
 
 /// Where a tree goes.
@@ -137,13 +166,13 @@ impl From<io::Error> for CopyError {
     }
 }
 
-/// Takes a tree to its end. Gives whether all of it is there now; `report` hears of what is not.
+/// Takes a tree to its end; `report` hears of what is not there afterwards.
 pub fn tree<R: Read>(
     records: &mut RecordReader<R>,
     destination: Destination,
     keep: Keep,
     report: &mut dyn FnMut(Severity, &str),
-) -> Result<bool, CopyError> {
+) -> Result<Received, CopyError> {
     let mut receiver = Receiver {
         destination,
         keep,
@@ -154,10 +183,14 @@ pub fn tree<R: Read>(
         nameless: true,
         temporaries: 0,
         complete: true,
+        privileged: None,
     };
     let taken = receiver.take_all(records);
     receiver.abandon();
-    taken.map(|()| receiver.complete)
+    taken.map(|()| Received {
+        complete: receiver.complete,
+        privileged: receiver.privileged,
+    })
 }
 
 /// A folder that is open.
@@ -197,6 +230,7 @@ struct Receiver<'a> {
     nameless: bool,
     temporaries: u64,
     complete: bool,
+    privileged: Option<PrivilegedFiles>,
 }
 
 impl Receiver<'_> {
@@ -415,6 +449,9 @@ impl Receiver<'_> {
             None => self.give_name(fd, &file.meta.name),
         }
         .map_err(|error| ("put into its place", error))?;
+        if self.mode_of(&file.meta, true) & (SET_USER_ID | SET_GROUP_ID) != 0 {
+            self.count_privileged(&file.meta.name);
+        }
         if file.linked
             && self.linkable.len() < LINKS_MAX
             && let Ok(stat) = fstat(fd)
@@ -535,22 +572,39 @@ impl Receiver<'_> {
 
     /// Owner, mode, attributes and time, in the order in which one does not undo the other.
     fn dress(&self, fd: BorrowedFd<'_>, meta: &Meta) -> Result<(), (&'static str, Errno)> {
-        if self.keep.archive {
-            let owned = fchown(
-                fd,
-                Some(Uid::from_raw(meta.uid)),
-                Some(Gid::from_raw(meta.gid)),
-            );
-            // Who is not root owns all that they write.
-            if geteuid().is_root() {
-                owned.map_err(|error| ("set the owner of", error))?;
-            }
+        let mut owned = false;
+        // Who is not root owns all that they write.
+        if self.keep.archive && geteuid().is_root() {
+            let (uid, gid) = (Uid::from_raw(meta.uid), Gid::from_raw(meta.gid));
+            fchown(fd, Some(uid), Some(gid)).map_err(|error| ("set the owner of", error))?;
+            owned = true;
         }
-        let bits = if self.keep.archive { 0o7777 } else { 0o777 };
-        fchmod(fd, Mode::from_raw_mode(meta.mode & bits))
+        fchmod(fd, Mode::from_raw_mode(self.mode_of(meta, owned)))
             .map_err(|error| ("set the mode of", error))?;
         self.set_attributes(fd, meta)?;
         futimens(fd, &times(meta)).map_err(|error| ("set the time of", error))
+    }
+
+    /// Returns the mode to set. A set-user-id program of another owner than the sender's would run as somebody whom the
+    /// sender did not choose, so these bits need `owned`: owner and group are those of the source (POSIX, `cp -p`).
+    fn mode_of(&self, meta: &Meta, owned: bool) -> u32 {
+        if !self.keep.archive {
+            meta.mode & PERMISSIONS & !self.keep.umask
+        } else if owned && geteuid().is_root() {
+            meta.mode & (PERMISSIONS | SET_USER_ID | SET_GROUP_ID | STICKY)
+        } else {
+            meta.mode & (PERMISSIONS | STICKY)
+        }
+    }
+
+    fn count_privileged(&mut self, name: &[u8]) {
+        match &mut self.privileged {
+            Some(files) => files.count += 1,
+            None => {
+                let first = self.path_of(name);
+                self.privileged = Some(PrivilegedFiles { count: 1, first });
+            }
+        }
     }
 
     fn set_attributes(&self, fd: BorrowedFd<'_>, meta: &Meta) -> Result<(), (&'static str, Errno)> {
@@ -589,7 +643,8 @@ impl Receiver<'_> {
         (self.report)(Severity::Error, &text);
     }
 
-    fn describe(&self, name: &[u8], what: &str, error: Errno) -> String {
+    /// Returns the path of an entry in the current directory, for messages.
+    fn path_of(&self, name: &[u8]) -> PathBuf {
         let mut path = self.destination.shown.clone();
         let names = self.folders.iter().map(|folder| folder.name.as_slice());
         let mut names: Vec<&[u8]> = names.chain([name]).collect();
@@ -602,6 +657,11 @@ impl Receiver<'_> {
                 .filter(|name| !name.is_empty())
                 .map(OsStr::from_bytes),
         );
+        path
+    }
+
+    fn describe(&self, name: &[u8], what: &str, error: Errno) -> String {
+        let path = self.path_of(name);
         let why = match error {
             Errno::LOOP => "a symbolic link is in its place".to_owned(),
             Errno::NOTDIR => "something that is no folder is in its place".to_owned(),

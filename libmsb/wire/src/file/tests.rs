@@ -15,6 +15,7 @@ use super::send;
 const PLAIN: Keep = Keep {
     archive: false,
     attributes: Attributes::None,
+    umask: 0,
 };
 
 fn meta(name: &str) -> Meta {
@@ -151,6 +152,63 @@ fn a_tree_arrives_as_it_was() {
         fs::metadata(tree.join("a/b")).unwrap().mode() & 0o7777,
         0o555
     );
+}
+
+/// Takes a directory of mode 2777 with a file of mode 6777 that belongs to this user. Gives both modes.
+fn modes_of(keep: Keep) -> (u32, u32, receive::Received) {
+    let to = tempfile::tempdir().unwrap();
+    let with_mode = |name: &str, mode| Meta {
+        mode,
+        uid: rustix::process::getuid().as_raw(),
+        gid: rustix::process::getgid().as_raw(),
+        ..meta(name)
+    };
+    let source = bytes(&[
+        Record::Folder(with_mode("", 0o2777), Existing::Known),
+        Record::File {
+            meta: with_mode("program", 0o6777),
+            size: 0,
+            linked: false,
+        },
+        Record::Up,
+        Record::Done,
+    ]);
+    let destination = Destination::open(to.path(), Some(b"tree"), true).unwrap();
+    let mut reader = RecordReader::new(&source[..]);
+    let received = receive::tree(&mut reader, destination, keep, &mut |_, _| {}).unwrap();
+    let mode = |path: &str| fs::metadata(to.path().join(path)).unwrap().mode() & 0o7777;
+    (mode("tree"), mode("tree/program"), received)
+}
+
+#[test]
+fn the_umask_applies_to_what_is_not_kept_exactly() {
+    let masked = Keep {
+        umask: 0o027,
+        ..PLAIN
+    };
+    let (folder, program, received) = modes_of(masked);
+    assert_eq!((folder, program), (0o750, 0o750));
+    assert_eq!(received.privileged, None);
+}
+
+#[test]
+fn set_user_id_bits_need_an_owner_that_was_set() {
+    let archive = Keep {
+        archive: true,
+        umask: 0o077,
+        ..PLAIN
+    };
+    let (folder, program, received) = modes_of(archive);
+    if rustix::process::geteuid().is_root() {
+        assert_eq!((folder, program), (0o2777, 0o6777));
+        let files = received.privileged.unwrap();
+        assert_eq!(files.count, 1);
+        assert!(files.first.ends_with("tree/program"), "{files:?}");
+    } else {
+        // Even if the guest says that the owner is this user.
+        assert_eq!((folder, program), (0o777, 0o777));
+        assert_eq!(received.privileged, None);
+    }
 }
 
 #[test]
