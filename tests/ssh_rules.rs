@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::ssh::{client, serve, server_of, stderr};
-use crate::support::{Guests, Running, wait_until};
+use crate::support::{Guests, Home, Running, wait_until};
 
 /// Most memory that the server may have, in KiB, whatever its clients set.
 const SETTINGS_KIB_MAX: u64 = 96 * 1024;
@@ -84,6 +84,51 @@ fn lines(guests: &Guests, port: u16) {
     guests
         .shell(&format!("{} 'echo in' </dev/null", ssh("files")))
         .is(0, "", "");
+}
+
+#[test]
+fn a_key_is_restricted_later_and_removed() {
+    let home = Home::new();
+    home.shell("ssh-keygen -q -t ed25519 -N '' -f one && ssh-keygen -l -f one.pub | cut -d ' ' -f 2 >print")
+        .done();
+    let print = std::fs::read_to_string(home.folder.join("print")).unwrap();
+    let print = print.trim();
+    let keys = || home.run(["ssh", "keys"]).done();
+    let authorize = |options: &str| {
+        let script = format!("msb ssh authorize --key \"{options}$(cat one.pub)\"");
+        home.shell(&script)
+    };
+    authorize("").done();
+    let strict = "restrict,command=\\\"ls\\\" ";
+    let said = stderr(&authorize(strict));
+    assert!(
+        said.contains("with the options 'restrict,command=\"ls\"'"),
+        "{said}"
+    );
+    let listed = keys();
+    assert_eq!(listed.lines().count(), 1, "{listed}");
+    assert!(listed.ends_with("restrict,command=\"ls\"\n"), "{listed}");
+    let looser = authorize("");
+    assert_eq!(looser.code, 4, "{looser:?}");
+    assert!(
+        stderr(&looser).contains("msb ssh keys --remove SHA256:"),
+        "{looser:?}"
+    );
+    assert_eq!(keys(), listed);
+    home.run(["ssh", "keys", "--remove", print]).done();
+    assert_eq!(keys(), "");
+    assert_eq!(home.run(["ssh", "keys", "--remove", print]).code, 3);
+    authorize("").done();
+    home.shell("msb ssh keys --remove \"$(cat one.pub)\"")
+        .done();
+    assert_eq!(keys(), "");
+    assert_eq!(home.run(["ssh", "keys", "--remove", "one.pub"]).code, 2);
+    let malformed = authorize("from=\\\"!127.0.0.0/99,*\\\" ");
+    assert_eq!(malformed.code, 1, "{malformed:?}");
+    assert!(
+        stderr(&malformed).contains("'from' makes no sense"),
+        "{malformed:?}"
+    );
 }
 
 /// Variables by the hundred in sessions that never begin. The argument is the port.

@@ -39,7 +39,7 @@ pub(crate) enum Verb {
     Config(ConfigArgs),
     /// Let the owner of a public key in
     Authorize(AuthorizeArgs),
-    /// List the keys that are let in
+    /// List the keys that are let in, or remove one
     Keys(KeysArgs),
 }
 
@@ -152,6 +152,9 @@ pub(crate) struct KeysArgs {
     /// Print an array of objects
     #[arg(long, value_enum)]
     pub(crate) format: Option<Format>,
+    /// Remove this key; new sessions with it are refused
+    #[arg(long, value_name = "KEY|FINGERPRINT", conflicts_with = "format")]
+    pub(crate) remove: Option<String>,
 }
 
 /// A form for programs.

@@ -11,6 +11,7 @@ use libmsb::cli::output;
 use libmsb::state::lock::Lock;
 use libmsb::state::{Home, layout, write};
 use russh::keys::HashAlg;
+use russh::keys::ssh_key::Fingerprint;
 use serde::Serialize;
 
 use crate::TOOL;
@@ -95,33 +96,127 @@ fn is_trusted(owner: u32, us: u32) -> bool {
     owner == us || owner == 0
 }
 
-/// Adds keys. One that is there already stays as it is.
+/// Adds keys. One that is there already gets the options that are given now, if these are as strict.
 pub(crate) fn run(args: &AuthorizeArgs) -> anyhow::Result<()> {
     let home = Home::from_env()?;
     let added = given(args)?;
     home.prepare()?;
     write::create_dir(&identity::folder(&home))?;
     let path = path(&home);
-    let _held = Lock::exclusive(&identity::folder(&home).join(layout::LOCK))?;
+    let _held = lock(&home)?;
     let mut text = read(&path)?;
-    let mut known: Vec<_> = authorized::parse(&text)
-        .filter_map(|(_, entry)| Some(entry.ok()?.key.key_data().clone()))
-        .collect();
+    let mut notes = Vec::new();
     for (line, entry) in added {
-        let print = entry.key.fingerprint(HashAlg::Sha256);
-        if known.contains(entry.key.key_data()) {
-            print_note(TOOL, &format!("the key {print} is let in already"));
-            continue;
-        }
-        known.push(entry.key.key_data().clone());
-        if !text.is_empty() && !text.ends_with('\n') {
-            text.push('\n');
-        }
-        text.push_str(&line);
-        text.push('\n');
-        print_note(TOOL, &format!("the key {print} is let in now"));
+        let (changed, note) = with_key(&text, &line, &entry)?;
+        text = changed;
+        notes.push(note);
     }
-    write::replace(&path, text.as_bytes())
+    write::replace(&path, text.as_bytes())?;
+    for note in notes {
+        print_note(TOOL, &note);
+    }
+    Ok(())
+}
+
+/// Held by whoever changes the file.
+fn lock(home: &Home) -> anyhow::Result<Lock> {
+    Lock::exclusive(&identity::folder(home).join(layout::LOCK))
+}
+
+/// Returns the file with a key that may do what its new line says, and what is to be told. Options are never loosened
+/// on the way: what was written down to keep a key's owner from something stays until the key is removed.
+fn with_key(file: &str, line: &str, entry: &Entry) -> anyhow::Result<(String, String)> {
+    let print = entry.key.fingerprint(HashAlg::Sha256);
+    let is_same = |other: &Entry| other.key.key_data() == entry.key.key_data();
+    let there: Vec<(usize, Entry)> = authorized::parse(file)
+        .filter_map(|(number, entry)| Some((number, entry.ok()?)))
+        .filter(|(_, other)| is_same(other))
+        .collect();
+    let Some((first, _)) = there.first() else {
+        let end = if file.is_empty() || file.ends_with('\n') {
+            ""
+        } else {
+            "\n"
+        };
+        let note = format!("the key {print} is let in now");
+        return Ok((format!("{file}{end}{line}\n"), note));
+    };
+    if there.iter().all(|(_, other)| other.grant == entry.grant) {
+        let note = format!("the key {print} is let in already");
+        return Ok((file.to_owned(), note));
+    }
+    let looser = |(_, other): &&(usize, Entry)| !entry.grant.is_as_strict_as(&other.grant);
+    if let Some((_, other)) = there.iter().find(looser) {
+        let message = format!(
+            "the key {print} is let in already, with the options '{}': those given now would allow more",
+            escape(&other.options)
+        );
+        let hint = format!("to let it in with other options: msb ssh keys --remove {print}");
+        return Err(Failure::wrong_state(message).hint(hint).into());
+    }
+    let numbers: Vec<usize> = there.iter().map(|(number, _)| *number).collect();
+    let mut changed = String::with_capacity(file.len() + line.len());
+    for (at, old) in file.lines().enumerate() {
+        match at + 1 {
+            number if number == *first => changed.extend([line, "\n"]),
+            number if numbers.contains(&number) => {}
+            _ => changed.extend([old, "\n"]),
+        }
+    }
+    let options = escape(&entry.options);
+    let note = format!("the key {print} is let in with the options '{options}' from now on");
+    Ok((changed, note))
+}
+
+/// Removes a key, with all of its lines, those that cannot be used too.
+fn remove(home: &Home, key: &str) -> anyhow::Result<()> {
+    let path = path(home);
+    let print = fingerprint(key)?;
+    let missing = || {
+        Failure::not_found(format!("no key {print} is let in"))
+            .hint("to list the keys: msb ssh keys")
+    };
+    if !path.exists() {
+        return Err(missing().into());
+    }
+    let _held = lock(home)?;
+    let text = read(&path)?;
+    let is_it = |line: &str| {
+        authorized::key_of(line)
+            .is_some_and(|key| key.fingerprint(HashAlg::Sha256).to_string() == print)
+    };
+    let mut left = String::with_capacity(text.len());
+    for line in text.lines().filter(|line| !is_it(line)) {
+        left.extend([line, "\n"]);
+    }
+    if text.lines().count() == left.lines().count() {
+        return Err(missing().into());
+    }
+    write::replace(&path, left.as_bytes())?;
+    print_note(TOOL, &format!("the key {print} is not let in any more"));
+    Ok(())
+}
+
+/// Returns the fingerprint of what was typed: a fingerprint, or a public key.
+fn fingerprint(typed: &str) -> anyhow::Result<String> {
+    if let Some(key) = authorized::key_of(typed) {
+        return Ok(key.fingerprint(HashAlg::Sha256).to_string());
+    }
+    typed
+        .trim()
+        .parse::<Fingerprint>()
+        .ok()
+        .filter(|print| print.algorithm() == HashAlg::Sha256)
+        .map(|print| print.to_string())
+        .ok_or_else(|| {
+            let message = format!(
+                "'{}' is neither a public key nor a fingerprint",
+                escape(typed)
+            );
+            Failure::usage(message)
+                .hint("write SHA256:..., as 'msb ssh keys' prints it, or the key itself in quotes")
+                .into()
+        })
 }
 
 /// The lines that were given, each with a key.
@@ -189,11 +284,18 @@ impl<'a> Record<'a> {
     }
 }
 
-/// Lists the keys.
-pub(crate) fn list(args: &KeysArgs) -> anyhow::Result<()> {
+/// Lists the keys, or removes one.
+pub(crate) fn keys(args: &KeysArgs) -> anyhow::Result<()> {
     let home = Home::from_env()?;
-    let path = path(&home);
-    let entries = entries(&home, |number, why| {
+    match &args.remove {
+        Some(key) => remove(&home, key),
+        None => list(&home, args),
+    }
+}
+
+fn list(home: &Home, args: &KeysArgs) -> anyhow::Result<()> {
+    let path = path(home);
+    let entries = entries(home, |number, why| {
         let place = format!("line {number} of '{}'", path.display());
         print_warning(TOOL, &format!("{place} lets nobody in: {why}"));
     })?;
@@ -244,6 +346,44 @@ mod tests {
         // What all may read is no harm.
         set_permissions(&path, Permissions::from_mode(0o644)).unwrap();
         assert!(read(&path).is_ok());
+    }
+
+    const KEY: &str =
+        "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAILM+rvN+ot98qgEN796jTiQfZfG1KaT0PtFDJ/XFSqti";
+
+    /// The file after one more line, or why it is refused.
+    fn after(file: &str, line: &str) -> Result<String, String> {
+        let entry = authorized::parse_line(line).unwrap();
+        with_key(file, line, &entry)
+            .map(|(file, _)| file)
+            .map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn stricter_options_take_the_place_of_those_that_are_there() {
+        let plain = format!("# mine\n{KEY} ann\nnonsense\npty {KEY}\n");
+        let strict = format!("restrict,command=\"ls\" {KEY}");
+        let file = after(&plain, &strict).unwrap();
+        assert_eq!(file, format!("# mine\n{strict}\nnonsense\n"));
+        // What would loosen them is refused; what says the same changes nothing.
+        let refused = after(&file, KEY).unwrap_err();
+        assert!(refused.contains("would allow more"), "{refused}");
+        assert!(after(&file, &format!("restrict,command=\"id\" {KEY}")).is_err());
+        assert_eq!(after(&file, &format!("{strict} again")).unwrap(), file);
+        assert_eq!(
+            after("# no end", KEY).unwrap(),
+            format!("# no end\n{KEY}\n")
+        );
+    }
+
+    #[test]
+    fn a_key_is_named_by_itself_or_its_fingerprint() {
+        let print = fingerprint(&format!("restrict {KEY} ann")).unwrap();
+        assert!(print.starts_with("SHA256:"), "{print}");
+        assert_eq!(fingerprint(&print).unwrap(), print);
+        for bad in ["", "SHA256:", "ann", "MD5:00", "SHA256:short"] {
+            assert!(fingerprint(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -9,8 +9,8 @@ use std::net::IpAddr;
 use jiff::Timestamp;
 use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
-use russh::keys::PublicKey;
 use russh::keys::ssh_key::public::KeyData;
+use russh::keys::{Algorithm, PublicKey};
 
 /// What the owner of a key may do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,7 +28,7 @@ pub(crate) struct Grant {
     /// Variables (`NAME=value`) of all commands.
     pub(crate) environment: Vec<String>,
     /// Patterns of the addresses that they may come from.
-    from: Option<String>,
+    from: Option<Vec<SourcePattern>>,
     /// When the key stops to count.
     expires: Option<Timestamp>,
 }
@@ -87,6 +87,9 @@ pub(crate) enum Unusable {
     BadValue(String),
     /// A quote that is not closed.
     OpenQuote,
+    /// A FIDO key whose line does not renounce the touch: the library that checks signatures does not say whether the
+    /// authenticator was touched.
+    TouchNotChecked,
 }
 
 impl fmt::Display for Unusable {
@@ -98,6 +101,9 @@ impl fmt::Display for Unusable {
                 write!(f, "the value of its option '{name}' makes no sense")
             }
             Unusable::OpenQuote => f.write_str("a quote is not closed"),
+            Unusable::TouchNotChecked => f.write_str(
+                "msb cannot check that a FIDO key (sk-...) was touched; with the option 'no-touch-required' it is let in without",
+            ),
         }
     }
 }
@@ -112,22 +118,42 @@ pub(crate) fn parse(file: &str) -> impl Iterator<Item = (usize, Result<Entry, Un
 
 /// One line.
 pub(crate) fn parse_line(line: &str) -> Result<Entry, Unusable> {
-    // Without options first: a type of key is no option.
-    if let Some(key) = parse_key(line) {
-        return Ok(Entry {
-            key,
-            grant: Grant::default(),
-            options: String::new(),
-        });
+    let (options, key) = split_line(line)?;
+    let mut grant = Grant::default();
+    let mut needs_touch = matches!(
+        key.algorithm(),
+        Algorithm::SkEd25519 | Algorithm::SkEcdsaSha2NistP256
+    );
+    if !options.is_empty() {
+        for (name, value) in parse_options(options) {
+            needs_touch &= name != "no-touch-required";
+            apply(&mut grant, &name, value)?;
+        }
     }
-    let end = options_end(line)?;
-    let (options, rest) = line.split_at(end);
-    let key = parse_key(rest.trim_start()).ok_or(Unusable::NoKey)?;
+    if needs_touch {
+        return Err(Unusable::TouchNotChecked);
+    }
     Ok(Entry {
         key,
-        grant: parse_options(options)?,
+        grant,
         options: options.to_owned(),
     })
+}
+
+/// The key of a line, whether or not its options can be used.
+pub(crate) fn key_of(line: &str) -> Option<PublicKey> {
+    split_line(line.trim()).ok().map(|(_, key)| key)
+}
+
+/// Options, empty when there are none, and the key.
+fn split_line(line: &str) -> Result<(&str, PublicKey), Unusable> {
+    // Without options first: a type of key is no option.
+    if let Some(key) = parse_key(line) {
+        return Ok(("", key));
+    }
+    let (options, rest) = line.split_at(options_end(line)?);
+    let key = parse_key(rest.trim_start()).ok_or(Unusable::NoKey)?;
+    Ok((options, key))
 }
 
 fn parse_key(text: &str) -> Option<PublicKey> {
@@ -159,16 +185,14 @@ fn options_end(line: &str) -> Result<usize, Unusable> {
     }
 }
 
-fn parse_options(options: &str) -> Result<Grant, Unusable> {
-    let mut grant = Grant::default();
-    for option in split_options(options) {
-        let (name, value) = match option.split_once('=') {
-            Some((name, value)) => (name, Some(unquote(value))),
-            None => (option.as_str(), None),
-        };
-        apply(&mut grant, &name.to_ascii_lowercase(), value)?;
-    }
-    Ok(grant)
+/// Names in lower case, each with its value if there is one.
+fn parse_options(options: &str) -> impl Iterator<Item = (String, Option<String>)> {
+    split_options(options)
+        .into_iter()
+        .map(|option| match option.split_once('=') {
+            Some((name, value)) => (name.to_ascii_lowercase(), Some(unquote(value))),
+            None => (option.to_ascii_lowercase(), None),
+        })
 }
 
 /// Parts between commas that are not quoted.
@@ -219,7 +243,10 @@ fn apply(grant: &mut Grant, name: &str, value: Option<String>) -> Result<(), Unu
         ("environment", Some(variable)) if variable.contains('=') => {
             grant.environment.push(variable);
         }
-        ("from", Some(patterns)) if !patterns.is_empty() => grant.from = Some(patterns),
+        // A second list would take the place of the first, which may have been meant to count too.
+        ("from", Some(patterns)) if grant.from.is_none() => {
+            grant.from = Some(source_patterns(&patterns).ok_or_else(bad)?);
+        }
         ("permitopen", Some(place)) => {
             grant.permit_open.push(parse_place(&place).ok_or_else(bad)?);
         }
@@ -276,6 +303,30 @@ fn parse_time(text: &str) -> Option<Timestamp> {
 }
 
 impl Grant {
+    /// Whether it allows nothing that the other one does not.
+    pub(crate) fn is_as_strict_as(&self, other: &Grant) -> bool {
+        let no_more = |ours: bool, theirs: bool| !ours || theirs;
+        let places = other.permit_open.is_empty()
+            || (!self.permit_open.is_empty()
+                && self
+                    .permit_open
+                    .iter()
+                    .all(|place| other.permit_open.contains(place)));
+        let expires = match (self.expires, other.expires) {
+            (_, None) => true,
+            (Some(ours), Some(theirs)) => ours <= theirs,
+            (None, Some(_)) => false,
+        };
+        no_more(self.pty, other.pty)
+            && no_more(self.forwarding, other.forwarding)
+            && no_more(self.agent, other.agent)
+            && (places || !self.forwarding)
+            && (other.command.is_none() || self.command == other.command)
+            && (other.environment.is_empty() || self.environment == other.environment)
+            && (other.from.is_none() || self.from == other.from)
+            && expires
+    }
+
     /// Whether it counts for who comes from this address at this time. An address that is not known fits no pattern.
     pub(crate) fn counts(&self, source: Option<IpAddr>, now: Timestamp) -> bool {
         let in_time = self.expires.is_none_or(|expires| now < expires);
@@ -297,31 +348,95 @@ impl Grant {
     }
 }
 
-/// A list of patterns and networks; one that is negated and fits decides.
-fn matches_any(patterns: &str, source: IpAddr) -> bool {
-    let source = source.to_canonical();
-    let mut found = false;
-    for pattern in patterns.split(',').map(str::trim) {
-        let (negated, pattern) = match pattern.strip_prefix('!') {
-            Some(rest) => (true, rest),
-            None => (false, pattern),
-        };
-        let fits = match pattern.split_once('/') {
-            Some((network, bits)) => is_within(source, network, bits),
-            None => is_like(source.to_string().as_bytes(), pattern.as_bytes()),
-        };
-        if fits && negated {
-            return false;
-        }
-        found |= fits;
-    }
-    found
+/// One pattern of `from=`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct SourcePattern {
+    /// Who fits it is kept out.
+    negated: bool,
+    addresses: AddressPattern,
 }
 
-fn is_within(source: IpAddr, network: &str, bits: &str) -> bool {
-    let (Ok(network), Ok(bits)) = (network.parse::<IpAddr>(), bits.parse::<u32>()) else {
-        return false;
+/// The addresses that a pattern means.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum AddressPattern {
+    /// Those with these first bits.
+    Network(IpAddr, u32),
+    /// Those whose text is like this.
+    Text(String),
+}
+
+/// Reads a list of patterns between commas. None when one of them is malformed: a negated one that never fits would let
+/// in whom it should keep out.
+fn source_patterns(list: &str) -> Option<Vec<SourcePattern>> {
+    list.split(',').map(source_pattern).collect()
+}
+
+fn source_pattern(pattern: &str) -> Option<SourcePattern> {
+    let pattern = pattern.trim();
+    let (negated, pattern) = match pattern.strip_prefix('!') {
+        Some(rest) => (true, rest),
+        None => (false, pattern),
     };
+    let addresses = match pattern.split_once('/') {
+        Some((network, bits)) => network_pattern(network.parse().ok()?, bits)?,
+        None => match pattern.parse::<IpAddr>() {
+            Ok(address) => {
+                let address = address.to_canonical();
+                AddressPattern::Network(address, width(address))
+            }
+            Err(_) => text_pattern(pattern, negated)?,
+        },
+    };
+    Some(SourcePattern { negated, addresses })
+}
+
+/// A network, whose address has no bits beyond its prefix (as in sshd).
+fn network_pattern(network: IpAddr, bits: &str) -> Option<AddressPattern> {
+    if bits.is_empty() || !bits.bytes().all(|digit| digit.is_ascii_digit()) {
+        return None;
+    }
+    let mut bits: u32 = bits.parse().ok()?;
+    let canonical = network.to_canonical();
+    if canonical.is_ipv4() && network.is_ipv6() {
+        // Clients of IPv4 are known by their IPv4 address.
+        bits = bits.checked_sub(96)?;
+    }
+    let host_bits = width(canonical).checked_sub(bits)?;
+    let value = match canonical {
+        IpAddr::V4(address) => address.to_bits().into(),
+        IpAddr::V6(address) => address.to_bits(),
+    };
+    (value.trailing_zeros() >= host_bits).then_some(AddressPattern::Network(canonical, bits))
+}
+
+/// A pattern with `*` and `?`, or a host name. Names are not looked up, so a name never fits, and must not be negated.
+fn text_pattern(text: &str, negated: bool) -> Option<AddressPattern> {
+    let of_address = |byte: u8| byte.is_ascii_hexdigit() || b".:*?".contains(&byte);
+    let of_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:*?".contains(&byte);
+    let valid = if negated {
+        text.bytes().all(of_address)
+    } else {
+        text.bytes().all(of_name)
+    };
+    (valid && !text.is_empty()).then(|| AddressPattern::Text(text.to_owned()))
+}
+
+fn width(address: IpAddr) -> u32 {
+    if address.is_ipv4() { 32 } else { 128 }
+}
+
+/// Whether an address fits a pattern, and none that is negated.
+fn matches_any(patterns: &[SourcePattern], source: IpAddr) -> bool {
+    let source = source.to_canonical();
+    let fits = |pattern: &&SourcePattern| match &pattern.addresses {
+        AddressPattern::Network(network, bits) => is_within(source, *network, *bits),
+        AddressPattern::Text(text) => is_like(source.to_string().as_bytes(), text.as_bytes()),
+    };
+    let mut fitting = patterns.iter().filter(fits).peekable();
+    fitting.peek().is_some() && fitting.all(|pattern| !pattern.negated)
+}
+
+fn is_within(source: IpAddr, network: IpAddr, bits: u32) -> bool {
     let (a, b, width) = match (source, network) {
         (IpAddr::V4(a), IpAddr::V4(b)) => (u128::from(a.to_bits()), u128::from(b.to_bits()), 32),
         (IpAddr::V6(a), IpAddr::V6(b)) => (a.to_bits(), b.to_bits(), 128),
@@ -374,6 +489,12 @@ mod tests {
 
     const KEY: &str =
         "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAILM+rvN+ot98qgEN796jTiQfZfG1KaT0PtFDJ/XFSqti";
+
+    /// Keys of FIDO authenticators.
+    const SK_KEYS: [&str; 2] = [
+        "sk-ssh-ed25519@openssh.com AAAAGnNrLXNzaC1lZDI1NTE5QG9wZW5zc2guY29tAAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4fAAAABHNzaDo=",
+        "sk-ecdsa-sha2-nistp256@openssh.com AAAAInNrLWVjZHNhLXNoYTItbmlzdHAyNTZAb3BlbnNzaC5jb20AAAAIbmlzdHAyNTYAAABBBLfEdzMj3GqxvzZzMj6xHxoRd7iM+mpYeL0iati7Qgf3/ClBI/OH+iIe1Cpm9g6AOheLnUPLah1C/lhZ4T1T7KsAAAAEc3NoOg==",
+    ];
 
     fn grant(options: &str) -> Result<Grant, Unusable> {
         parse_line(&format!("{options} {KEY} ann@home of hers")).map(|entry| entry.grant)
@@ -435,8 +556,73 @@ mod tests {
         assert!(!from("10.0.0.0/8", "11.0.0.1"));
         assert!(from("fe80::/10", "fe80::1"));
         assert!(from("0.0.0.0/0", "1.2.3.4") && !from("0.0.0.0/0", "::1"));
-        assert!(!from("10.0.0.0/99", "10.0.0.1"));
+        assert!(from("2001:DB8::0001", "2001:db8::1") && !from("!2001:DB8::0001,*", "2001:db8::1"));
+        assert!(!from("!::ffff:10.0.0.0/104,*", "10.0.0.1"));
         assert!(!grant("from=\"*\"").unwrap().counts(None, now));
+    }
+
+    #[test]
+    fn a_malformed_pattern_makes_the_line_unusable() {
+        for patterns in [
+            "!127.0.0.0/99,*",
+            "10.0.0.0/99",
+            "10.0.0.0/x",
+            "10.0.0.0/",
+            "10.0.0.0/+8",
+            "10.0.0.1/8",
+            "!10.0.*/8,*",
+            "!::ffff:10.0.0.0/8,*",
+            "!gateway.example,*",
+            "!,*",
+            "10.0.0.1,,*",
+            "a b",
+            "",
+        ] {
+            let bad = Unusable::BadValue("from".to_owned());
+            assert_eq!(
+                grant(&format!("from=\"{patterns}\"")),
+                Err(bad),
+                "{patterns}"
+            );
+        }
+        assert!(grant("from=\"*\",from=\"!10.0.0.1,*\"").is_err());
+        // A name is never that of a client here, which keeps it out.
+        let name = grant("from=\"*.example.com\"").unwrap();
+        assert!(!name.counts(Some(ip("10.0.0.1")), Timestamp::UNIX_EPOCH));
+    }
+
+    #[test]
+    fn a_key_that_may_need_a_touch_is_let_in_only_if_its_line_renounces_it() {
+        for key in SK_KEYS {
+            assert_eq!(parse_line(key), Err(Unusable::TouchNotChecked));
+            let restricted = format!("restrict {key}");
+            assert_eq!(parse_line(&restricted), Err(Unusable::TouchNotChecked));
+            assert!(parse_line(&format!("restrict,no-touch-required {key}")).is_ok());
+            assert!(parse_line(&format!("No-Touch-Required {key}")).is_ok());
+            assert!(key_of(&restricted).is_some());
+        }
+        assert!(parse_line(KEY).is_ok());
+    }
+
+    #[test]
+    fn options_are_as_strict_as_others_or_not() {
+        let of = |options: &str| grant(options).unwrap();
+        for (strict, loose) in [
+            ("restrict", "pty"),
+            ("restrict,command=\"ls\"", "pty"),
+            ("restrict,command=\"ls\"", "command=\"ls\""),
+            ("from=\"10.0.0.1\"", "pty"),
+            (
+                "permitopen=\"a:1\"",
+                "permitopen=\"a:1\",permitopen=\"b:1\"",
+            ),
+            ("expiry-time=\"20200101Z\"", "expiry-time=\"20210101Z\""),
+        ] {
+            assert!(of(strict).is_as_strict_as(&of(loose)), "{strict}, {loose}");
+            assert!(!of(loose).is_as_strict_as(&of(strict)), "{strict}, {loose}");
+        }
+        assert!(!of("command=\"ls\"").is_as_strict_as(&of("command=\"id\"")));
+        assert!(!of("from=\"*\"").is_as_strict_as(&of("from=\"10.0.0.1\"")));
     }
 
     #[test]

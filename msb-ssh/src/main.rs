@@ -87,6 +87,6 @@ fn run(args: arguments::Args) -> anyhow::Result<()> {
         Some(Verb::Serve(serve)) => server::run(&serve),
         Some(Verb::Config(config)) => connect::print_config(&config),
         Some(Verb::Authorize(key)) => authorize::run(&key),
-        Some(Verb::Keys(keys)) => authorize::list(&keys),
+        Some(Verb::Keys(keys)) => authorize::keys(&keys),
     }
 }
