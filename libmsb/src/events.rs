@@ -11,6 +11,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::jsonl;
 use crate::state::lock::Lock;
 use crate::state::status::Reason;
 
@@ -107,8 +108,8 @@ impl Event {
     }
 
     fn append(&self, log: &Path) -> anyhow::Result<()> {
-        let mut line = serde_json::to_vec(self)?;
-        line.push(b'\n');
+        let mut line = Vec::new();
+        jsonl::write(&mut line, self)?;
         loop {
             let lock = Lock::exclusive(log)?;
             let mut file = File::options().write(true).mode(0o600).open(log)?;

@@ -1,18 +1,112 @@
-//! One JSON object a line, with a limit on the line's length.
+//! JSON output, and reading it: one object a line, with a limit on the line's length.
+//!
+//! Strings may come from a guest, an image or a registry, and the output may go to a terminal. JSON itself escapes only
+//! the C0 controls. So the C1 controls, DEL, and the characters that change the direction of text or are invisible are
+//! written as `\u` escapes here: the same data to a parser, and harmless on a screen.
 
+use std::borrow::Cow;
+use std::fmt::Write as _;
 use std::io::{self, BufRead, Write};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::ser::{CompactFormatter, Formatter, PrettyFormatter, Serializer};
+
+use crate::cli::escape::is_safe;
 
 /// Longest line, in bytes, its end included.
 pub const LINE_BYTES_MAX: u64 = 1024 * 1024;
 
 /// Writes a value as one line, in one write: lines of several processes that append to a file do not mix.
 pub fn write<T: Serialize>(out: &mut impl Write, value: &T) -> io::Result<()> {
-    let mut line = serde_json::to_vec(value)?;
+    let mut line = Vec::with_capacity(128);
+    stream(&mut line, value)?;
     line.push(b'\n');
     out.write_all(&line)
+}
+
+/// Writes a value without a line end, piece by piece: nothing of it is kept in memory.
+pub fn stream<T: Serialize + ?Sized>(out: &mut impl Write, value: &T) -> io::Result<()> {
+    Ok(value.serialize(&mut Serializer::with_formatter(out, Safe(CompactFormatter)))?)
+}
+
+/// Returns a value as text without line ends.
+pub fn to_string<T: Serialize + ?Sized>(value: &T) -> io::Result<String> {
+    let mut text = Vec::with_capacity(128);
+    stream(&mut text, value)?;
+    String::from_utf8(text).map_err(io::Error::other)
+}
+
+/// Returns a value as indented text.
+pub fn to_string_pretty<T: Serialize + ?Sized>(value: &T) -> io::Result<String> {
+    let mut text = Vec::with_capacity(128);
+    value.serialize(&mut Serializer::with_formatter(
+        &mut text,
+        Safe(PrettyFormatter::new()),
+    ))?;
+    String::from_utf8(text).map_err(io::Error::other)
+}
+
+/// Returns JSON text that others wrote, with the characters escaped that this module never writes. Outside of strings
+/// JSON has none of them.
+pub fn escape_text(json: &str) -> Cow<'_, str> {
+    // What lays out JSON is no part of a string.
+    let passes = |character: char| is_safe(character) || matches!(character, '\n' | '\r' | '\t');
+    if json.chars().all(passes) {
+        return Cow::Borrowed(json);
+    }
+    let mut safe = String::with_capacity(json.len() + 32);
+    for character in json.chars() {
+        if passes(character) {
+            safe.push(character);
+        } else {
+            escape_char(&mut safe, character);
+        }
+    }
+    Cow::Owned(safe)
+}
+
+/// Appends `\uXXXX`, or two of them for a character outside of the basic plane.
+fn escape_char(safe: &mut String, character: char) {
+    for unit in character.encode_utf16(&mut [0; 2]) {
+        // Writing to a string cannot fail.
+        let _ = write!(safe, "\\u{unit:04x}");
+    }
+}
+
+/// A formatter of serde_json whose strings are safe for a terminal.
+struct Safe<F>(F);
+
+/// Passes calls on to the inner formatter.
+macro_rules! pass_on {
+    ($($name:ident($($argument:ident: $kind:ty),*);)*) => {
+        $(fn $name<W: ?Sized + Write>(&mut self, writer: &mut W $(, $argument: $kind)*) -> io::Result<()> {
+            self.0.$name(writer $(, $argument)*)
+        })*
+    };
+}
+
+impl<F: Formatter> Formatter for Safe<F> {
+    fn write_string_fragment<W: ?Sized + Write>(
+        &mut self,
+        writer: &mut W,
+        fragment: &str,
+    ) -> io::Result<()> {
+        writer.write_all(escape_text(fragment).as_bytes())
+    }
+
+    pass_on! {
+        begin_array();
+        end_array();
+        begin_array_value(first: bool);
+        end_array_value();
+        begin_object();
+        end_object();
+        begin_object_key(first: bool);
+        end_object_key();
+        begin_object_value();
+        end_object_value();
+    }
 }
 
 /// Reads the next line; `None` at the end. A line that has no end, or is too long, or is not such a value, is an
@@ -57,6 +151,45 @@ mod tests {
         assert_eq!(read(&mut input, 1).unwrap(), Some(("a\nb".to_owned(), 1)));
         assert_eq!(read(&mut input, 2).unwrap(), Some(("c".to_owned(), 2)));
         assert_eq!(read::<(String, i32)>(&mut input, 3).unwrap(), None);
+    }
+
+    /// What a terminal acts upon, and does not escape by itself: CSI of C1, DEL, marks of direction, a tag.
+    const HOSTILE: &str = "a\u{9b}31m\u{7f}\u{80}\u{9f}\u{61c}\u{200e}\u{200f}\u{202a}\u{202e}\u{2066}\u{2069}\u{e0041}\u{1b}";
+
+    #[test]
+    fn what_a_terminal_acts_upon_is_escaped_and_stays_the_same_data() {
+        let value =
+            serde_json::json!({ HOSTILE: [HOSTILE, "gr\u{fc}n \u{65e5}\u{1f600}\n"], "n": 1.5 });
+        let mut line = Vec::new();
+        write(&mut line, &value).unwrap();
+        let raw = escape_text(&serde_json::to_string_pretty(&value).unwrap()).into_owned();
+        let pretty = to_string_pretty(&value).unwrap();
+        assert_eq!(raw, pretty);
+        for text in [
+            String::from_utf8(line).unwrap(),
+            pretty,
+            to_string(&value).unwrap(),
+        ] {
+            let unsafe_left = text
+                .chars()
+                .find(|character| !is_safe(*character) && *character != '\n');
+            assert_eq!(unsafe_left, None, "{text}");
+            assert!(
+                text.contains("\\u009b31m") && text.contains("\\u202e"),
+                "{text}"
+            );
+            assert!(text.contains("gr\u{fc}n \u{65e5}\u{1f600}\\n"), "{text}");
+            let read: serde_json::Value = serde_json::from_str(&text).unwrap();
+            assert_eq!(read, value);
+        }
+    }
+
+    #[test]
+    fn the_layout_is_that_of_serde_json() {
+        let value = serde_json::json!({ "a": [1, {"b": null}, []], "c": {}, "d": "x\"y" });
+        assert_eq!(to_string(&value).unwrap(), value.to_string());
+        let pretty = serde_json::to_string_pretty(&value).unwrap();
+        assert_eq!(to_string_pretty(&value).unwrap(), pretty);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use anyhow::{Context, Result, ensure};
 use libmsb::cli::error::Failure;
 use libmsb::cli::output;
 use libmsb::digest::Digest;
+use libmsb::jsonl;
 use libmsb::reference::Reference;
 use libmsb::state::Home;
 use libmsb::state::images::{RefRecord, Store};
@@ -159,7 +160,7 @@ pub(crate) fn check_pins(references: &[Reference], digest: &Digest) -> Result<()
 pub(crate) fn report(verb: &str, loaded: &[Loaded], options: Output) -> Result<()> {
     for image in loaded {
         if options.format == Some(Format::Json) {
-            output::print(&serde_json::to_string(image)?)?;
+            output::print(&jsonl::to_string(image)?)?;
         }
         if !options.quiet {
             note(&format!("{verb} {}", image.reference));

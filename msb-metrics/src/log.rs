@@ -6,6 +6,7 @@ use std::sync::OnceLock;
 use clap::ValueEnum;
 use libmsb::cli::error::Failure;
 use libmsb::cli::escape::escape;
+use libmsb::jsonl;
 use serde::Serialize;
 
 use crate::TOOL;
@@ -90,7 +91,7 @@ fn say(level: Level, message: &str) {
     }
     let line = match format {
         Format::Text => format!("{TOOL}: {}: {}", word(level), escape(message)),
-        Format::Json => serde_json::to_string(&Line {
+        Format::Json => jsonl::to_string(&Line {
             timestamp: jiff::Timestamp::now(),
             level,
             tool: TOOL,

@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
+use libmsb::jsonl;
 use libmsb::net::ports::Transport;
 use rustix::io::{Errno, write};
 use serde::Serialize;
@@ -127,9 +128,9 @@ impl Log {
     }
 
     fn append(&mut self, event: &impl Serialize) {
-        if let Ok(line) = serde_json::to_vec(event) {
+        let mut line = Vec::new();
+        if jsonl::write(&mut line, event).is_ok() {
             self.waiting.extend(line);
-            self.waiting.push_back(b'\n');
         }
     }
 

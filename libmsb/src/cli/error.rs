@@ -253,9 +253,7 @@ fn is_for_programs() -> bool {
 }
 
 fn print_json(line: &impl Serialize) {
-    let mut text = serde_json::to_vec(line).unwrap_or_default();
-    text.push(b'\n');
-    drop(io::stderr().write_all(&text));
+    drop(crate::jsonl::write(&mut io::stderr(), line));
 }
 
 /// The name of what is wrong.

@@ -27,7 +27,8 @@ pub fn escape<T: AsRef<[u8]> + ?Sized>(text: &T) -> Cow<'_, str> {
     Cow::Owned(safe)
 }
 
-fn is_safe(character: char) -> bool {
+/// Whether a terminal shows the character, and does nothing else.
+pub(crate) fn is_safe(character: char) -> bool {
     let directs_text = matches!(character,
         '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{61c}' | '\u{feff}'
         | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e0fff}');

@@ -61,8 +61,7 @@ pub fn print(line: &(impl fmt::Display + ?Sized)) -> io::Result<()> {
 
 /// Prints a value as JSON, indented, with a newline at the end.
 pub fn print_json<T: serde::Serialize + ?Sized>(value: &T) -> io::Result<()> {
-    let text = serde_json::to_string_pretty(value).map_err(io::Error::other)?;
-    print(&text)
+    print(&crate::jsonl::to_string_pretty(value)?)
 }
 
 /// Whether people look at standard output.

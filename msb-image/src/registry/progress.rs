@@ -8,6 +8,7 @@ use std::time::Duration;
 use libmsb::cli::error::message;
 use libmsb::cli::{output, style};
 use libmsb::digest::Digest;
+use libmsb::jsonl;
 use serde::Serialize;
 
 use super::download::Watch;
@@ -202,7 +203,7 @@ struct Retried<'a> {
 
 /// An event on standard output. When nobody reads it any more, the last one will say so.
 fn print_event<T: Serialize>(event: &T) {
-    if let Ok(line) = serde_json::to_string(event) {
+    if let Ok(line) = jsonl::to_string(event) {
         drop(output::print(&line));
     }
 }

@@ -15,7 +15,7 @@ use libmsb::cli::args::{SandboxName, parse_duration};
 use libmsb::cli::error::Failure;
 use libmsb::cli::output;
 use libmsb::events::{Event, set_aside};
-use libmsb::jsonl::LINE_BYTES_MAX;
+use libmsb::jsonl::{self, LINE_BYTES_MAX};
 use libmsb::state::Home;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify;
@@ -76,7 +76,7 @@ pub(crate) fn run(args: EventsArgs) -> anyhow::Result<()> {
                 return Ok(());
             }
             if is_wanted(&line, &args) {
-                output::print(line.trim_end())?;
+                output::print(&jsonl::escape_text(line.trim_end()))?;
             }
         }
         let Some(watch) = &watch else { return Ok(()) };

@@ -6,6 +6,7 @@ use clap::{Parser, ValueEnum};
 use libmsb::cli::args::{SandboxName, parse_duration};
 use libmsb::cli::error::Failure;
 use libmsb::cli::output;
+use libmsb::jsonl;
 use libmsb::state::Home;
 use msb_wire::client::Incoming;
 use msb_wire::sandbox::{PingEvent, Request};
@@ -56,7 +57,7 @@ pub(crate) fn run(args: PingArgs) -> anyhow::Result<()> {
         let milliseconds = ping(&home, name, args.timeout)?.as_secs_f64() * 1000.0;
         let name = name.as_str();
         if args.format == Some(Format::Json) {
-            output::print(&serde_json::to_string(&Answer { name, milliseconds })?)?;
+            output::print(&jsonl::to_string(&Answer { name, milliseconds })?)?;
         } else if !args.quiet {
             output::print(&format!("{name}: {milliseconds:.2} ms"))?;
         }

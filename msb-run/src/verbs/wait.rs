@@ -6,6 +6,7 @@ use libmsb::cli::args::SandboxName;
 use libmsb::cli::error::Failure;
 use libmsb::cli::output;
 use libmsb::cli::verbosity::{Verbosity, say};
+use libmsb::jsonl;
 use libmsb::state::Home;
 use libmsb::state::jobs::{Job, JobState, Jobs};
 use libmsb::state::status::{Reason, State, Status};
@@ -82,7 +83,7 @@ pub(crate) fn run(args: WaitArgs) -> anyhow::Result<()> {
         }
         let ended = wait(&home, &name)?;
         if args.format == Some(Format::Json) {
-            let line = serde_json::to_string(&ended).context("cannot write JSON")?;
+            let line = jsonl::to_string(&ended).context("cannot write JSON")?;
             output::print(&line)?;
         } else {
             let code = ended
@@ -127,7 +128,7 @@ fn tell_job(
     format: Option<Format>,
 ) -> anyhow::Result<()> {
     if format == Some(Format::Json) {
-        let line = serde_json::to_string(&EndedJob {
+        let line = jsonl::to_string(&EndedJob {
             name,
             job: jobs::Row::of(job, *state),
         })
