@@ -113,12 +113,60 @@ fn a_record_says_all_of_a_result() {
         (&row["timed_out"], &row["stdout"]),
         (&true.into(), &"a\n".into())
     );
+    assert_eq!(row["truncated"], false);
     let (code, row) = record(&["x", "--", "nothing-like-it"]);
     assert_eq!((code, &row["exit_code"]), (127, &127.into()));
     assert!(
         row["error"].as_str().unwrap().contains("nothing-like-it"),
         "{row}"
     );
+}
+
+/// Most memory of a client that keeps 8 MiB of either stream, in KiB.
+const CAPTURING_KIB_MAX: u64 = 48 * 1024;
+
+#[test]
+fn a_record_keeps_the_start_of_long_output_in_bounded_memory() {
+    let home = Guests::one();
+    let flood = "yes a | head -c 9000000; printf '\\377' >&2; yes a | head -c 9000000 >&2; exit 3";
+    let script = format!(
+        "/usr/bin/python3 -c 'import resource, subprocess, sys
+code = subprocess.run(sys.argv[1:]).returncode
+print(code, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)' msb exec --format json x -- sh -c \"{flood}\""
+    );
+    let outcome = home.shell(&script).done();
+    let (line, usage) = outcome.trim_end().rsplit_once('\n').unwrap();
+    let row: serde_json::Value = serde_json::from_str(line).unwrap();
+    assert_eq!(
+        (&row["truncated"], &row["exit_code"]),
+        (&true.into(), &3.into())
+    );
+    assert_eq!(row["stdout"].as_str().unwrap().len(), 8 << 20);
+    assert_eq!(
+        row["stderr_b64"].as_str().unwrap().len(),
+        (8_usize << 20).div_ceil(3) * 4
+    );
+    let (code, peak) = usage.split_once(' ').unwrap();
+    let peak: u64 = peak.parse().unwrap();
+    eprintln!("memory of a client that was flooded: at most {peak} KiB");
+    assert!(code == "3" && peak < CAPTURING_KIB_MAX, "{usage}");
+    let small = [
+        "exec",
+        "--format",
+        "json",
+        "--capture-max",
+        "1",
+        "x",
+        "--",
+        "sh",
+        "-c",
+    ];
+    let outcome = home.run([&small[..], &["yes a | head -c 1048577"]].concat());
+    let row: serde_json::Value = serde_json::from_slice(&outcome.stdout).unwrap();
+    assert_eq!(row["truncated"], true);
+    assert_eq!(row["stdout"].as_str().unwrap().len(), 1 << 20);
+    let refused = home.run(["exec", "--capture-max", "1", "x", "--", "true"]);
+    assert_eq!(refused.code, 125, "{refused:?}");
 }
 
 #[test]

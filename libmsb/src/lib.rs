@@ -1,6 +1,8 @@
 //! What more than one tool of msb needs: the state directory in code, one voice on the command line, and the way to
 //! the sibling tools. The front command `msb` is a program of this package. It knows nothing of any tool's inside.
 
+/// Output of a guest's command, kept with a limit.
+pub mod capture;
 /// One voice in every tool: errors, exit codes, arguments, tables, completions.
 pub mod cli;
 /// Digests of content: `sha256:…`.

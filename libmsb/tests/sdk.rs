@@ -141,8 +141,21 @@ fn a_sandbox_is_made_used_and_goes_with_its_maker() {
             code: 3,
             stdout: b"in1\n".to_vec(),
             stderr: b"alice\n".to_vec(),
+            truncated: false,
         };
         assert_eq!(output, expected);
+        // A guest does not fill this process's memory.
+        let options = ExecOptions {
+            capture_max: Some(1000),
+            ..ExecOptions::default()
+        };
+        let flood = "head -c 2000000 /dev/zero; echo short >&2; exit 4";
+        let output = sandbox.exec_with(["sh", "-c", flood], options).unwrap();
+        assert_eq!((output.code, output.truncated), (4, true));
+        assert_eq!(
+            (output.stdout.len(), &*output.stderr),
+            (1000, &b"short\n"[..])
+        );
         assert_eq!(code(sandbox.exec(["/nowhere"])), Code::NotFound);
         assert_eq!(
             code(sandbox.exec(Vec::<String>::new())),

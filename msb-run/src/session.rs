@@ -13,6 +13,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::Context;
+use libmsb::capture::CaptureBuffer;
 use libmsb::signals::{Signals, signal};
 use msb_wire::client::{Connection, Incoming, Reader, Sender};
 use msb_wire::exec::{ExecControl, ExecEvent, ExecRequest};
@@ -66,22 +67,31 @@ pub(crate) struct Streams {
 }
 
 /// What a command printed, kept in place of being passed on.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Captured {
     /// Standard output.
-    pub(crate) stdout: Mutex<Vec<u8>>,
+    pub(crate) stdout: Mutex<CaptureBuffer>,
     /// Standard error.
-    pub(crate) stderr: Mutex<Vec<u8>>,
+    pub(crate) stderr: Mutex<CaptureBuffer>,
 }
 
 impl Captured {
+    /// Keeps at most so many bytes of each stream.
+    pub(crate) fn new(bytes_max: u64) -> Captured {
+        let buffer = || Mutex::new(CaptureBuffer::new(bytes_max));
+        Captured {
+            stdout: buffer(),
+            stderr: buffer(),
+        }
+    }
+
     fn append(&self, channel: u8, bytes: &[u8]) {
         let kept = match channel {
             STDERR => &self.stderr,
             _ => &self.stdout,
         };
         let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.extend_from_slice(bytes);
+        kept.append(bytes);
     }
 }
 

@@ -9,6 +9,7 @@ use msb_wire::sandbox::Request;
 use msb_wire::text::Text;
 
 use super::error::Error;
+use crate::capture::{CAPTURE_BYTES, CaptureBuffer};
 use crate::cli::error::Code;
 
 /// As whom, where and with what a command runs.
@@ -22,6 +23,8 @@ pub struct ExecOptions {
     pub user: Option<OsString>,
     /// What the command reads. With [`Exec`], more may follow.
     pub stdin: Vec<u8>,
+    /// Bytes of each stream that [`Output`] keeps; by default 8 MiB. What is streamed has no limit.
+    pub capture_max: Option<u64>,
 }
 
 /// A command that has ended.
@@ -33,6 +36,8 @@ pub struct Output {
     pub stdout: Vec<u8>,
     /// What it wrote to its standard error.
     pub stderr: Vec<u8>,
+    /// Whether a stream was longer than what is kept of it.
+    pub truncated: bool,
 }
 
 /// A piece of what a running command has to say.
@@ -150,20 +155,22 @@ fn end(message: &[u8]) -> Result<i32, Error> {
 }
 
 /// Runs a command to its end. Its input was given; the rest is collected.
-pub(super) fn run(mut exec: Exec) -> Result<Output, Error> {
+pub(super) fn run(mut exec: Exec, capture_max: Option<u64>) -> Result<Output, Error> {
     // A command that has closed its input, or is gone, needs no end of it.
     let _ = exec.close_stdin();
-    let mut output = Output {
-        code: 0,
-        stdout: Vec::new(),
-        stderr: Vec::new(),
-    };
+    let buffer = || CaptureBuffer::new(capture_max.unwrap_or(CAPTURE_BYTES));
+    let (mut stdout, mut stderr, mut exit_code) = (buffer(), buffer(), 0);
     while let Some(piece) = exec.receive()? {
         match piece {
-            Streamed::Stdout(bytes) => output.stdout.extend(bytes),
-            Streamed::Stderr(bytes) => output.stderr.extend(bytes),
-            Streamed::Exited(code) => output.code = code,
+            Streamed::Stdout(bytes) => stdout.append(&bytes),
+            Streamed::Stderr(bytes) => stderr.append(&bytes),
+            Streamed::Exited(code) => exit_code = code,
         }
     }
-    Ok(output)
+    Ok(Output {
+        code: exit_code,
+        truncated: stdout.is_truncated() || stderr.is_truncated(),
+        stdout: stdout.into_bytes(),
+        stderr: stderr.into_bytes(),
+    })
 }

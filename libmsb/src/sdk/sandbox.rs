@@ -191,7 +191,8 @@ impl SandboxHandle {
         command: impl IntoIterator<Item = W>,
         options: ExecOptions,
     ) -> Result<Output, Error> {
-        run(self.exec_stream(command, options)?)
+        let capture_max = options.capture_max;
+        run(self.exec_stream(command, options)?, capture_max)
     }
 
     /// Starts a command whose output is read as it comes.

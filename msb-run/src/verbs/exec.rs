@@ -1,13 +1,15 @@
 //! `msb exec`: a command in a running sandbox.
 
 use std::ffi::OsString;
+use std::io::{BufWriter, Write};
 use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
-use base64::Engine as _;
+use base64::display::Base64Display;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use clap::{Parser, ValueEnum};
-use libmsb::cli::args::SandboxName;
+use libmsb::capture::{CAPTURE_BYTES, CaptureBuffer};
+use libmsb::cli::args::{SandboxName, parse_memory};
 use libmsb::cli::error::print_error;
 use libmsb::cli::output;
 use libmsb::jsonl;
@@ -17,7 +19,7 @@ use msb_wire::exec::{ExecEvent, ExecRequest};
 use msb_wire::job::JobEvent;
 use msb_wire::sandbox::Request;
 use msb_wire::text::Text;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use super::{CommandArgs, answer, connect, refusal, tell_end};
 use crate::plan;
@@ -50,6 +52,9 @@ pub(crate) struct ExecArgs {
     /// Print one record of the result in place of what the command prints
     #[arg(long, value_enum, conflicts_with = "tty")]
     format: Option<Format>,
+    /// Keep at most SIZE of each stream in the record, in MiB or with a unit (default: 8 MiB)
+    #[arg(long, value_name = "SIZE", requires = "format", value_parser = parse_memory)]
+    capture_max: Option<u32>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -72,14 +77,25 @@ struct Record<'a> {
     error: Option<String>,
     duration_ms: u128,
     timed_out: bool,
+    /// Whether a stream was longer than what is kept of it.
+    truncated: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     stdout: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    stdout_b64: Option<String>,
+    stdout_b64: Option<Encoded<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     stderr: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    stderr_b64: Option<String>,
+    stderr_b64: Option<Encoded<'a>>,
+}
+
+/// Bytes as base64, encoded while they are written.
+struct Encoded<'a>(&'a [u8]);
+
+impl Serialize for Encoded<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&Base64Display::new(self.0, &BASE64))
+    }
 }
 
 pub(crate) fn run(args: ExecArgs) -> anyhow::Result<u8> {
@@ -117,7 +133,12 @@ pub(crate) fn run(args: ExecArgs) -> anyhow::Result<u8> {
     }
     let streams = Streams::take(tty)?.with_timeout(args.connected.timeout());
     if args.format.is_some() {
-        return run_for_record(&args.name, connection, request, streams);
+        let bytes_max = match args.capture_max {
+            Some(mib) => u64::from(mib) << 20,
+            None => CAPTURE_BYTES,
+        };
+        let captured = Arc::new(Captured::new(bytes_max));
+        return run_for_record(&args.name, connection, request, streams, &captured);
     }
     let (outcome, _) = session::run(connection, request, streams)?;
     tell_end(TOOL, &outcome)
@@ -143,10 +164,10 @@ fn run_for_record(
     connection: Connection,
     request: ExecRequest,
     streams: Streams,
+    captured: &Arc<Captured>,
 ) -> anyhow::Result<u8> {
-    let captured = Arc::new(Captured::default());
     let begin = Instant::now();
-    let (outcome, _) = session::run(connection, request, streams.captured(Arc::clone(&captured)))?;
+    let (outcome, _) = session::run(connection, request, streams.captured(Arc::clone(captured)))?;
     let duration_ms = begin.elapsed().as_millis();
     let exit_code = tell_end(TOOL, &outcome)?;
     let (signal, error) = match outcome.event {
@@ -162,9 +183,12 @@ fn run_for_record(
         .stderr
         .lock()
         .unwrap_or_else(PoisonError::into_inner);
+    let truncated = stdout.is_truncated() || stderr.is_truncated();
     let ((stdout, stdout_b64), (stderr, stderr_b64)) = (text(&stdout), text(&stderr));
-    jsonl::write(
-        &mut output::stdout(),
+    // A line of many MiB is not made in memory once more.
+    let mut out = BufWriter::new(output::stdout());
+    jsonl::stream(
+        &mut out,
         &Record {
             r#type: "exec",
             sandbox,
@@ -173,19 +197,22 @@ fn run_for_record(
             error,
             duration_ms,
             timed_out: outcome.timed_out,
+            truncated,
             stdout,
             stdout_b64,
             stderr,
             stderr_b64,
         },
     )?;
+    writeln!(out)?;
+    out.flush()?;
     Ok(exit_code)
 }
 
 /// As text, or in base64.
-fn text(bytes: &[u8]) -> (Option<&str>, Option<String>) {
-    match std::str::from_utf8(bytes) {
-        Ok(text) => (Some(text), None),
-        Err(_) => (None, Some(BASE64.encode(bytes))),
+fn text(kept: &CaptureBuffer) -> (Option<&str>, Option<Encoded<'_>>) {
+    match kept.text() {
+        Some(text) => (Some(text), None),
+        None => (None, Some(Encoded(kept.bytes()))),
     }
 }
