@@ -437,6 +437,30 @@ fn a_full_disk_is_said_and_leaves_nothing_half_done() {
 }
 
 #[test]
+fn images_leave_a_reserve_of_the_disk() {
+    let home = Home::new();
+    let (_guard, full) = full_disk();
+    let state = full.join("state");
+    // 4 MiB, of which a twentieth stays free: what is left of it now is less.
+    fs::write(full.join("filler"), vec![1; 3_990_000]).unwrap();
+    home.shell("head -c 60000 /dev/urandom >f && tar -cf small.tar f")
+        .done();
+    let mut command = home.msb(["image", "import", "-q", "-i", "small.tar", "small"]);
+    let output = command.env("MSB_HOME", &state).output().unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(
+        text.contains("almost full") && text.contains("stay free"),
+        "{text}"
+    );
+    assert!(text.contains("msb-image: hint: remove images"), "{text}");
+    let layers = fs::read_dir(state.join("images/layers")).unwrap();
+    assert_eq!(layers.count(), 0);
+    fs::remove_file(full.join("filler")).unwrap();
+    fs::remove_dir_all(&state).unwrap();
+}
+
+#[test]
 fn sizes_and_counts_that_cannot_be_are_wrong_usage() {
     let home = Home::with(&["configured.docker.tar"]);
     let image = "localhost/msb-test/configured:v1";

@@ -6,6 +6,8 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use sha2::{Digest, Sha256};
+
 use crate::support::erofs::{self, Node};
 use crate::support::tar::{Tar, configuration, docker_archive, header, sha256};
 use crate::support::{Home, Outcome, Random, Running};
@@ -790,6 +792,45 @@ fn zeros_without_end_take_neither_memory_nor_room() {
         assert!(peak < MEMORY_BYTES, "{program}: {peak}");
         assert!(room(&home) < 1 << 20, "{program}: {}", room(&home));
     }
+}
+
+#[test]
+fn the_layers_of_an_image_expand_no_further_than_one_layer_may() {
+    const ZEROS: usize = 64 << 20;
+    const COUNT: usize = 11;
+    let home = home();
+    let zeros = vec![0; ZEROS];
+    let piece = packed(&home, "zstd", &zeros);
+    let end = packed(&home, "zstd", &[0; 1024]);
+    let mut first = Sha256::new();
+    first.update(header("a", b'0', "", (COUNT * ZEROS) as u64));
+    (0..COUNT).for_each(|_| first.update(&zeros));
+    first.update([0; 1024]);
+    let first: String = first
+        .finalize()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    // 704 MiB each: one would be let through, the two are not.
+    let layer = |name: &str| {
+        let start = header(name, b'0', "", (COUNT * ZEROS) as u64);
+        let start = packed(&home, "zstd", &start);
+        [start, piece.repeat(COUNT), end.clone()].concat()
+    };
+    let second = "0".repeat(64);
+    let config = format!(
+        "{{\"architecture\":\"amd64\",\"os\":\"linux\",\"rootfs\":{{\"type\":\"layers\",\"diff_ids\":[\"sha256:{first}\",\"sha256:{second}\"]}}}}"
+    );
+    let manifest =
+        "[{\"Config\":\"c.json\",\"RepoTags\":[\"bomb:1\"],\"Layers\":[\"0.tar\",\"1.tar\"]}]";
+    let archive = tar()
+        .file("manifest.json", manifest.as_bytes())
+        .file("c.json", config.as_bytes())
+        .file("0.tar", &layer("a"))
+        .file("1.tar", &layer("b"))
+        .end();
+    assert!(archive.len() < 1 << 20, "{}", archive.len());
+    is_refused(&home, &archive, "1100 times");
 }
 
 #[test]

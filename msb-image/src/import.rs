@@ -13,10 +13,11 @@ use libmsb::state::Home;
 use serde_json::json;
 
 use crate::arguments::Import;
+use crate::budget::Budget;
 use crate::disk::{self, merge};
 use crate::document::{Config, Platform, manifest_for};
 use crate::input::Input;
-use crate::layer::convert::{Converted, convert};
+use crate::layer::convert::{Converted, convert_within};
 use crate::load::{Loaded, check_pins, put_documents, put_references, report};
 use crate::store::{self, NewLayer};
 use crate::stream::digest_of;
@@ -40,7 +41,12 @@ fn import(
 ) -> Result<Vec<Loaded>> {
     let input = Input::open(args.input.as_deref(), !args.output.quiet)?;
     let (store, _lock) = store::open_for_adding(home)?;
-    let converted = convert(input.reader(), NewLayer::create(&store)?)?;
+    let budget = Budget::of(&store);
+    let converted = convert_within(
+        budget.reader(input.reader()),
+        NewLayer::create(&store)?,
+        &budget,
+    )?;
     check_whole(&converted)?;
     let layer = converted.summary;
     let merged = merge::merge(&[layer.diff_id], |_| converted.files.index().to_owned())?;

@@ -10,10 +10,15 @@ pub(crate) const LAYER_ENTRIES_MAX: u64 = 1_000_000;
 pub(crate) const LAYER_TAR_BYTES_MAX: u64 = 64 << 30;
 /// Bytes of the file contents of a layer, with the holes of sparse files (which take no room on the disk).
 pub(crate) const LAYER_DATA_BYTES_MAX: u64 = 1 << 40;
-/// Bytes of tar for each byte of a compressed layer. gzip cannot exceed 1032, zstd and bombs can.
+/// Bytes of tar for each byte that was read, over all layers of an image. gzip cannot exceed 1032, zstd and bombs can.
 pub(crate) const EXPANSION_RATIO_MAX: u64 = 1_100;
-/// Below this many bytes of tar the ratio is not looked at.
+/// The same for bytes that take room on the disk: what is compressed better is made for it, or zeros, which take none.
+pub(crate) const STORED_RATIO_MAX: u64 = 200;
+/// So many bytes more, once for an image, so that small ones are not looked at.
 pub(crate) const EXPANSION_FREE_BYTES: u64 = 1 << 30;
+/// Share of a file system that images leave free, one part in so many, and the most that they leave.
+pub(crate) const RESERVE_SHARE: u64 = 20;
+pub(crate) const RESERVE_BYTES_MAX: u64 = 1 << 30;
 /// Window of a zstd frame, as a power of two: what the zstd program accepts without being told more.
 pub(crate) const ZSTD_WINDOW_LOG_MAX: u32 = 27;
 /// Bytes behind the end mark of a tar.

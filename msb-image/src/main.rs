@@ -20,6 +20,8 @@ mod archive;
 /// The command line.
 #[path = "args.rs"]
 mod arguments;
+/// What all layers of an image may take on the disk.
+mod budget;
 /// `msb image check`.
 mod check;
 /// `msb image df`.

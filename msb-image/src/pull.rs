@@ -9,6 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use libmsb::cli::output;
 use libmsb::digest::Digest;
+use libmsb::jsonl;
 use libmsb::reference::Reference;
 use libmsb::state::Home;
 use libmsb::state::images::Store;
@@ -16,9 +17,10 @@ use serde::Serialize;
 
 use crate::archive::{self, Image, LayerSource};
 use crate::arguments::{Format, Output, Pull};
+use crate::budget::Budget;
 use crate::disk::{self, merge};
 use crate::document::{Config, Descriptor};
-use crate::layer::convert::{Converted, convert};
+use crate::layer::convert::{Converted, convert_within};
 use crate::layer::index::Summary;
 use crate::limits::INDEX_DEPTH_MAX;
 use crate::load::{Loaded, note, put_image, put_references};
@@ -91,6 +93,7 @@ fn pull(
         reference,
         force: args.force,
         keep_blobs: args.keep_blobs,
+        budget: Budget::of(&store),
         stop: AtomicBool::new(false),
     };
     let (image, is_new) = puller.bring(found, wanted, args.output())?;
@@ -197,6 +200,8 @@ struct Puller<'a> {
     force: bool,
     /// Blobs are kept as they came too.
     keep_blobs: bool,
+    /// What all layers together may become.
+    budget: Budget,
     /// One layer has failed: the others need not go on.
     stop: AtomicBool,
 }
@@ -393,9 +398,10 @@ impl Puller<'_> {
                 progress,
                 &self.stop,
                 |reader| {
-                    let converted = convert(
-                        reader,
+                    let converted = convert_within(
+                        self.budget.reader(reader),
                         NewLayer::create_keeping(self.store, self.keep_blobs)?,
+                        &self.budget,
                     )?;
                     archive::check(
                         source,
@@ -496,7 +502,7 @@ fn report(pulled: &Pulled, options: Output) -> Result<()> {
             image: &pulled.image,
             unchanged: pulled.unchanged,
         };
-        output::print(&serde_json::to_string(&event)?)?;
+        output::print(&jsonl::to_string(&event)?)?;
     }
     if !options.quiet {
         let name = &pulled.image.reference;

@@ -11,8 +11,8 @@ use std::fmt;
 use std::fs::File;
 use std::io::{self, Cursor, Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use libmsb::cli::error::Failure;
@@ -21,10 +21,11 @@ use libmsb::digest::Digest;
 use libmsb::reference::Reference;
 use libmsb::state::images::Store;
 
+use crate::budget::Budget;
 use crate::document::{Descriptor, digest_in_path};
 use crate::error::{ArchiveRead, is_fatal};
 use crate::input::{Input, Meter, decompressed};
-use crate::layer::convert::{Converted, convert};
+use crate::layer::convert::{Converted, convert_within};
 use crate::layer::index::Summary;
 use crate::layer::tar::{Entry, Kind, Raw, TarReader, looks_like_tar};
 use crate::limits::{
@@ -80,6 +81,8 @@ pub(crate) struct Archive<'a> {
     streamed_layers: usize,
     /// Whether compressed layers are kept as they came.
     keep_blobs: bool,
+    /// What all layers together may become.
+    budget: Arc<Budget>,
     /// Layers that images need and the store does not have yet.
     pub(crate) new_layers: NewLayers,
 }
@@ -112,6 +115,7 @@ impl<'a> Archive<'a> {
             names_bytes: 0,
             streamed_layers: 0,
             keep_blobs,
+            budget: Arc::new(Budget::of(store)),
             new_layers: NewLayers::default(),
         };
         let mut input = input;
@@ -128,7 +132,8 @@ impl<'a> Archive<'a> {
                 return Ok(archive);
             }
         }
-        let (reader, head) = decompressed(input.reader())?;
+        let budget = Arc::clone(&archive.budget);
+        let (reader, head) = decompressed(budget.reader(input.reader()))?;
         if !looks_like_tar(&head) {
             let reason = stream::describe_unknown(&head);
             let reason = if head.is_empty() {
@@ -280,7 +285,9 @@ impl<'a> Archive<'a> {
             while let Some(job) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
                 let member = shelf.member(job.offset, job.bytes);
                 let converted = NewLayer::create_keeping(self.store, self.keep_blobs)
-                    .and_then(|files| convert(member, files))
+                    .and_then(|files| {
+                        convert_within(self.budget.reader(member), files, &self.budget)
+                    })
                     .inspect_err(|_| next.store(jobs.len(), Ordering::Relaxed))
                     .with_context(|| job.label.clone())?;
                 done.push((job.path.clone(), converted));
@@ -490,7 +497,9 @@ impl<'a> Archive<'a> {
         );
         // What is plain is made again from its layer.
         let keep_blobs = self.keep_blobs && packing != Packing::Plain;
-        match convert(whole, NewLayer::create_keeping(self.store, keep_blobs)?) {
+        let files = NewLayer::create_keeping(self.store, keep_blobs)?;
+        // What it is read from was counted where the archive is read, which may be compressed as a whole.
+        match convert_within(whole, files, &self.budget) {
             Ok(converted) => Ok(Member::Converted(Box::new(converted))),
             Err(error) if is_fatal(&error) => Err(error),
             // Perhaps nobody asks for it.

@@ -10,6 +10,7 @@ use super::data::DataWriter;
 use super::index::{Content, IndexWriter, Summary};
 use super::sparse::Piece;
 use super::tar::{Entry, Raw, TarReader};
+use crate::budget::Budget;
 use crate::error::StoreWrite;
 use crate::limits::{LAYER_ENTRIES_MAX, TRAILER_BYTES_MAX};
 use crate::store::NewLayer;
@@ -26,15 +27,28 @@ pub(crate) struct Converted {
     pub(crate) files: NewLayer,
 }
 
-/// Converts a layer into files that go away unless they are committed.
-pub(crate) fn convert<R: Read + Send>(input: R, mut files: NewLayer) -> Result<Converted> {
+/// Converts a layer by itself.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn convert<R: Read + Send>(input: R, files: NewLayer) -> Result<Converted> {
+    let budget = Budget::default();
+    convert_within(budget.reader(input), files, &budget)
+}
+
+/// Converts a layer into files that go away unless they are committed. What is read is counted by its reader, what
+/// comes out of it here.
+pub(crate) fn convert_within<R: Read + Send>(
+    input: R,
+    mut files: NewLayer,
+    budget: &Budget,
+) -> Result<Converted> {
     let (index, data) = files.files()?;
     let input = Copying {
         inner: input,
         copy: files.blob_file()?,
     };
-    let (recorded, unpacked) = stream::unpack(input, |chunks| {
+    let (recorded, unpacked) = stream::unpack(input, budget, |chunks| {
         let recorder = Recorder {
+            budget,
             chunks,
             index: IndexWriter::new(index)?,
             data: DataWriter::new(data),
@@ -86,6 +100,7 @@ struct Recorded {
 
 /// Sends contents to the one file and all else to the other.
 struct Recorder<'a> {
+    budget: &'a Budget,
     chunks: &'a mut Chunks,
     index: IndexWriter,
     data: DataWriter,
@@ -154,7 +169,9 @@ impl Recorder<'_> {
             let count = available
                 .len()
                 .min(usize::try_from(left).unwrap_or(usize::MAX));
+            let before = self.data.stored_bytes();
             self.data.write(&available[..count])?;
+            self.budget.store(self.data.stored_bytes() - before)?;
             self.chunks.consume(count);
             left -= count as u64;
         }

@@ -21,6 +21,8 @@ pub(crate) struct DataWriter {
     buffer: Vec<u8>,
     /// Where the next byte goes, buffered ones counted.
     position: u64,
+    /// Bytes that are no holes.
+    stored: u64,
 }
 
 impl DataWriter {
@@ -29,7 +31,13 @@ impl DataWriter {
             file,
             buffer: Vec::with_capacity(BUFFER_BYTES),
             position: 0,
+            stored: 0,
         }
+    }
+
+    /// Bytes that take room on the disk, buffered ones counted.
+    pub(crate) fn stored_bytes(&self) -> u64 {
+        self.stored
     }
 
     /// Begins a file and gives its first block.
@@ -44,6 +52,7 @@ impl DataWriter {
             return self.hole(bytes.len() as u64);
         }
         self.advance(bytes.len() as u64)?;
+        self.stored += bytes.len() as u64;
         if self.buffer.len() + bytes.len() > BUFFER_BYTES {
             self.flush()?;
         }

@@ -20,9 +20,12 @@ use libmsb::state::lock::Lock;
 use super::client::BlobBody;
 use super::connection::broken;
 use super::retry::{Patience, Trouble};
+use crate::budget::check_disk;
 use crate::error::{StoreWrite, is_fatal};
 
 const BUFFER_BYTES: usize = 256 << 10;
+/// Bytes between two looks at the free space.
+const LOOK_BYTES: u64 = 16 << 20;
 /// An attempt that brought as much was worth it: patience begins anew. So a blob of 1 GiB over a connection that breaks
 /// every few megabytes arrives, and one that never moves ends.
 const PROGRESS_BYTES: u64 = 1 << 20;
@@ -194,6 +197,7 @@ impl Download {
             return Err(Trouble::passing(anyhow!("the connection ended early")));
         }
         let mut buffer = vec![0; BUFFER_BYTES];
+        let mut looked = at;
         while at < self.bytes && shared.is_wanted() {
             let wanted = buffer
                 .len()
@@ -201,6 +205,10 @@ impl Download {
             let count = body.read(&mut buffer[..wanted]).map_err(broken)?;
             if count == 0 {
                 return Err(Trouble::passing(anyhow!("the connection ended early")));
+            }
+            if at >= looked {
+                check_disk(&self.path).map_err(Trouble::Final)?;
+                looked = at + LOOK_BYTES;
             }
             self.file
                 .write_all_at(&buffer[..count], at)
