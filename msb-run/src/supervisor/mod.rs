@@ -7,6 +7,7 @@
 mod args;
 mod changes;
 mod clock;
+mod error_log;
 mod exec_log;
 mod last_line;
 mod life;
@@ -100,7 +101,11 @@ pub(crate) fn run(args: SupervisorArgs) -> anyhow::Result<()> {
         life::begin(setup, &mut starter)
     });
     match life {
-        Ok(life) => life.live(starter),
+        Ok(life) => {
+            let lived = life.live(starter);
+            error_log::copy();
+            lived
+        }
         Err((error, lock)) => {
             give_up(&sandbox, &error);
             drop(lock);
@@ -247,10 +252,8 @@ pub(crate) fn wanted(setup: &Setup) -> Wanted {
 
 /// What goes wrong from here on, in this process and in that of the machine, is told in a file.
 fn redirect_errors(sandbox: &Sandbox) {
-    let path = sandbox.path(layout::SUPERVISOR_LOG);
-    if let Ok(log) = OpenOptions::new().append(true).create(true).open(path) {
-        let _ = rustix::stdio::dup2_stderr(&log);
-    }
+    // Without a log it is said to whoever started us.
+    let _ = error_log::open(&sandbox.path(layout::SUPERVISOR_LOG));
 }
 
 /// Starts the machine; see [`machine::start`].
@@ -294,16 +297,8 @@ pub(crate) fn give_up(sandbox: &Sandbox, error: &anyhow::Error) {
 
 /// The last lines that the machine's program and the guest's kernel wrote: why it ended, in most cases.
 pub(crate) fn last_words(sandbox: &Sandbox) -> Option<String> {
-    let last_line = |file: &str| {
-        let text = std::fs::read(sandbox.path(file)).ok()?;
-        let text = String::from_utf8_lossy(&text).into_owned();
-        let line = text
-            .lines()
-            .rev()
-            .map(str::trim)
-            .find(|line| !line.is_empty())?;
-        Some(line.chars().take(400).collect::<String>())
-    };
+    error_log::copy();
+    let last_line = |file: &str| error_log::last_line(&sandbox.path(file));
     last_line(layout::SUPERVISOR_LOG).or_else(|| last_line(layout::CONSOLE_LOG))
 }
 

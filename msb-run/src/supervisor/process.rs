@@ -11,6 +11,8 @@ use libmsb::tools;
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
+use super::error_log;
+
 /// A process that was started.
 #[derive(Debug)]
 pub(crate) struct Process {
@@ -30,7 +32,8 @@ impl Process {
         command
             .args(args)
             .stdin(Stdio::null())
-            .stdout(Stdio::null());
+            .stdout(Stdio::null())
+            .stderr(error_log::stderr());
         let child = spawn_with(&mut command, inherited)
             .with_context(|| format!("cannot start {program}"))?;
         let pidfd = pidfd_open(Pid::from_child(&child), PidfdFlags::empty())

@@ -42,6 +42,7 @@ use self::renewal::Renewal;
 use self::start::Start;
 use super::clock::{HostClock, went_on};
 use super::exec_log::ExecLog;
+use super::error_log;
 use super::last_line::LastLine;
 use super::link::{Link, Received};
 use super::machine::Machine;
@@ -245,6 +246,7 @@ enum Source {
     Signals,
     Clock,
     Bond,
+    Errors,
     Changes,
     Ready,
     Monitor,
@@ -304,6 +306,9 @@ impl Life {
             (Source::Clock, self.clock.as_fd(), PollFlags::IN),
         ];
         if let Some(queue) = &self.queue {
+        if let Some(errors) = error_log::reader() {
+            sources.push((Source::Errors, errors, PollFlags::IN));
+        }
             sources.push((Source::Slot, queue.as_fd(), PollFlags::IN));
         }
         if self.console.is_some() {
@@ -395,6 +400,7 @@ impl Life {
                 }
             }
             Source::Clock => {
+            Source::Errors => error_log::copy(),
                 if self.clock.is_time().context("cannot read the clock")? {
                     self.tell_time();
                 }
