@@ -72,6 +72,66 @@ fn the_engine_it_names_is_the_one_that_a_sandbox_gets() {
 }
 
 #[test]
+fn emulation_is_said_to_be_no_security_boundary() {
+    let home = Home::new();
+    let (outcome, report) = examine(&home, |_| {});
+    is_consistent(&outcome, &report);
+    let checks = report["checks"].as_array().unwrap();
+    let said = checks.iter().any(|check| check["name"] == "isolation");
+    assert_eq!(said, report["accelerator"] == "tcg", "{report:#}");
+    if said {
+        let (status, found, mend) = look(&report, "isolation");
+        assert_eq!(status, "warning");
+        assert!(
+            found.contains("not treat as a security boundary"),
+            "{found}"
+        );
+        assert!(mend.contains("hardware virtualization"), "{mend}");
+    }
+}
+
+#[test]
+fn a_directory_of_others_is_refused_and_a_foreign_runtime_directory_is_not_used() {
+    let home = Home::new();
+    let open = home.folder.join("open");
+    fs::create_dir(&open).unwrap();
+    fs::set_permissions(&open, fs::Permissions::from_mode(0o1777)).unwrap();
+    let shown = open.display();
+    for command in [
+        "volume ls",
+        "ls",
+        "image ls",
+        "doctor",
+        "run busybox -- true",
+    ] {
+        let refused = home.shell(&format!("MSB_HOME={shown} msb {command}"));
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(matches!(refused.code, 1 | 125), "{command}: {refused:?}");
+        assert!(
+            said.contains(&format!("other users can write to '{shown}' (mode 1777)"))
+                && said.contains(&format!("chmod go-w '{shown}'")),
+            "{command}: {said}"
+        );
+    }
+    assert_eq!(fs::read_dir(&open).unwrap().count(), 0);
+    // Mended as it says, it serves.
+    home.shell(&format!(
+        "chmod go-w '{shown}' && MSB_HOME={shown} msb volume ls"
+    ))
+    .done();
+    // What su(1) has left of another user: here a directory that others can write to, and root's.
+    for foreign in [shown.to_string() + "/x", "/".to_owned()] {
+        let script = format!(
+            "mkdir -p {shown}/x; chmod 777 {shown}/x; unset MSB_HOME; export XDG_RUNTIME_DIR={foreign}
+            msb load -q -i {} && msb run -d --name x busybox:test && ls .msb/run/x && msb stop x",
+            crate::support::fixture("busybox.docker.tar").display()
+        );
+        let ran = home.shell(&script).done();
+        assert!(ran.contains("agent.sock"), "{ran}");
+    }
+}
+
+#[test]
 fn it_makes_and_changes_nothing() {
     let home = Home::new();
     let (outcome, report) = examine(&home, |_| {});

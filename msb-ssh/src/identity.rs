@@ -3,13 +3,14 @@
 //! A sandbox's host key lies in its folder, stays the same as long as the sandbox is there, and goes with it. The owner's
 //! key lies in the state directory: whoever can read it can run commands in every sandbox anyway, so it is always let in.
 
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use libmsb::cli::args::SandboxName;
 use libmsb::cli::error::Failure;
 use libmsb::state::lock::Lock;
+use libmsb::state::owner::is_trusted;
 use libmsb::state::{Home, layout, write};
 use russh::keys::ssh_key::LineEnding;
 use russh::keys::ssh_key::private::Ed25519Keypair;
@@ -81,6 +82,11 @@ fn load(path: &Path) -> anyhow::Result<Option<PrivateKey>> {
     };
     let metadata =
         std::fs::metadata(path).with_context(|| format!("cannot read '{}'", path.display()))?;
+    if !is_trusted(metadata.uid()) {
+        let message = format!("the key '{}' belongs to another user", path.display());
+        let hint = format!("remove it, and a new one is made: rm '{}'", path.display());
+        return Err(Failure::failed(message).hint(hint).into());
+    }
     if metadata.permissions().mode() & OTHERS != 0 {
         let message = format!("others can read the key '{}'", path.display());
         let hint = format!("if they have not: chmod 600 '{}'", path.display());

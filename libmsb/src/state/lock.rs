@@ -103,6 +103,7 @@ fn take(path: &Path, mode: Mode, wait: bool) -> anyhow::Result<Option<Lock>> {
             .create(true)
             .truncate(false)
             .mode(0o600)
+            .custom_flags(libc::O_NOFOLLOW)
             .open(path);
         let lock = Lock {
             file: file.with_context(|| cannot_lock(path))?,

@@ -21,6 +21,8 @@ pub mod layout;
 pub mod lock;
 /// What a sandbox mounts.
 pub mod mounts;
+/// Whose a directory is.
+pub mod owner;
 /// Sandboxes on disk: create, find, list, remove.
 pub mod sandboxes;
 /// What a sandbox should be.
@@ -41,7 +43,8 @@ pub struct Home {
 
 impl Home {
     /// `$MSB_HOME`, else `~/.msb`; sockets in `$XDG_RUNTIME_DIR/msb` when `MSB_HOME` is not set, else in `run` below the
-    /// state directory. Creates nothing.
+    /// state directory. A directory of another user, or one that others can write to, is refused; as `XDG_RUNTIME_DIR` it
+    /// counts as not set. Creates nothing.
     pub fn from_env() -> anyhow::Result<Home> {
         let variable = |name: &str| {
             std::env::var_os(name)
@@ -50,10 +53,11 @@ impl Home {
         };
         if let Some(root) = variable("MSB_HOME") {
             let root = std::path::absolute(&root)?;
-            return Ok(Home {
+            return Home {
                 runtime: root.join(layout::RUN),
                 root,
-            });
+            }
+            .checked();
         }
         let Some(user) = variable("HOME") else {
             return Err(Failure::usage("neither MSB_HOME nor HOME is set")
@@ -62,10 +66,19 @@ impl Home {
         };
         let root = std::path::absolute(user.join(layout::HOME))?;
         let runtime = match variable("XDG_RUNTIME_DIR") {
-            Some(folder) if folder.is_absolute() => folder.join(layout::RUNTIME),
+            Some(folder) if folder.is_absolute() && owner::is_own_dir(&folder) => {
+                folder.join(layout::RUNTIME)
+            }
             _ => root.join(layout::RUN),
         };
-        Ok(Home { root, runtime })
+        Home { root, runtime }.checked()
+    }
+
+    /// Itself, unless it could hold what others have put there.
+    fn checked(self) -> anyhow::Result<Home> {
+        owner::check_dir(&self.root)?;
+        owner::check_dir(&self.runtime)?;
+        Ok(self)
     }
 
     /// A state directory at a chosen place, its sockets inside.
@@ -141,6 +154,8 @@ impl Home {
             return Ok(());
         }
         write::create_dir(&self.root)?;
+        // Somebody else may have been faster.
+        owner::check_dir(&self.root)?;
         let version = self.root.join(layout::VERSION);
         write::replace(&version, format!("{}\n", layout::VERSION_NUMBER).as_bytes())
     }

@@ -1,4 +1,4 @@
-//! The host's side of a call, over a Unix socket; blocking, standard library only.
+//! The host's side of a call, over a Unix socket; blocking, without a runtime.
 //!
 //! A [`Connection`] is made and says hello; [`Connection::open`] turns it into one [`Call`]. The call has a reader, for
 //! one thread, and a [`Sender`], which any number of threads may share: sending data waits until the other side
@@ -48,7 +48,8 @@ impl ClientError {
     /// Whether nobody is there, or any more. What a peer said and cannot be read is another matter.
     pub fn is_gone(&self) -> bool {
         match self {
-            ClientError::Connect(_) => true,
+            // Somebody else is there, in the place of the supervisor.
+            ClientError::Connect(error) => error.get_ref().is_none(),
             ClientError::Io(error) => error.kind() != io::ErrorKind::InvalidData,
             _ => false,
         }
@@ -189,7 +190,28 @@ pub fn subscribe(
 
 /// A socket that is connected, before any hello. Its path may be longer than an address takes: then it goes through the
 /// folder's descriptor.
+///
+/// Who listens must be this user or root: another one could have taken the place of the sandbox.
 pub fn reach(path: &Path) -> io::Result<UnixStream> {
+    let socket = connect(path)?;
+    check_peer(&socket)?;
+    Ok(socket)
+}
+
+/// Checks that the process at the other end of a Unix socket is of this user or root.
+pub fn check_peer(socket: &UnixStream) -> io::Result<()> {
+    let uid = rustix::net::sockopt::socket_peercred(socket)?.uid;
+    if uid.is_root() || uid == rustix::process::geteuid() {
+        return Ok(());
+    }
+    let message = format!(
+        "the other end belongs to another user (uid {})",
+        uid.as_raw()
+    );
+    Err(io::Error::new(io::ErrorKind::PermissionDenied, message))
+}
+
+fn connect(path: &Path) -> io::Result<UnixStream> {
     if path.as_os_str().len() <= SOCKET_PATH_BYTES_MAX {
         return UnixStream::connect(path);
     }

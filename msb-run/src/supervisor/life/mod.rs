@@ -31,6 +31,7 @@ use libmsb::events::{Event, What};
 use libmsb::signals::{Signals, signal};
 use libmsb::state::lock::Lock;
 use libmsb::state::status::{Reason, State, Status};
+use msb_wire::client::check_peer;
 use msb_wire::frame::{Assembler, Kind};
 use msb_wire::handshake::operation;
 use msb_wire::samples::SamplesControl;
@@ -41,8 +42,8 @@ use self::parts::Parts;
 use self::renewal::Renewal;
 use self::start::Start;
 use super::clock::{HostClock, went_on};
-use super::exec_log::ExecLog;
 use super::error_log;
+use super::exec_log::ExecLog;
 use super::last_line::LastLine;
 use super::link::{Link, Received};
 use super::machine::Machine;
@@ -245,8 +246,8 @@ enum Source {
     Listener,
     Signals,
     Clock,
-    Bond,
     Errors,
+    Bond,
     Changes,
     Ready,
     Monitor,
@@ -305,10 +306,10 @@ impl Life {
             (Source::Signals, self.signals.as_fd(), PollFlags::IN),
             (Source::Clock, self.clock.as_fd(), PollFlags::IN),
         ];
-        if let Some(queue) = &self.queue {
         if let Some(errors) = error_log::reader() {
             sources.push((Source::Errors, errors, PollFlags::IN));
         }
+        if let Some(queue) = &self.queue {
             sources.push((Source::Slot, queue.as_fd(), PollFlags::IN));
         }
         if self.console.is_some() {
@@ -399,8 +400,8 @@ impl Life {
                     self.tell_time();
                 }
             }
-            Source::Clock => {
             Source::Errors => error_log::copy(),
+            Source::Clock => {
                 if self.clock.is_time().context("cannot read the clock")? {
                     self.tell_time();
                 }
@@ -443,6 +444,10 @@ impl Life {
 
     fn accept(&mut self) {
         while let Ok((socket, _)) = self.socket.listener.accept() {
+            if check_peer(&socket).is_err() {
+                // Another user's: its folder lets nobody in, but a descriptor can be handed over.
+                continue;
+            }
             if is_ours(&socket) {
                 self.relay.add_early_client(socket);
             } else {
