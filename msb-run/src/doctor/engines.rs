@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use libmsb::cli::error::message;
+use libmsb::cli::error::{Failure, message};
 use libmsb::machine::EngineChoice;
 
 use super::{Check, Status};
@@ -46,6 +46,7 @@ pub(super) fn checks(checkup: &Checkup) -> Vec<Check> {
         program.map(|qemu| with_version(&qemu.path, Some(&qemu.version))),
     ));
     checks.push(qemu("kernel", checkup.qemu_kernel.as_ref().map(found)));
+    checks.extend(isolation(checkup));
     if let Err(error) = &checkup.choice {
         checks.push(Check::failed(AREA, "choice", Status::Problem, error));
     }
@@ -79,6 +80,16 @@ fn virtualization(kvm: &Kvm) -> String {
         || "hardware virtualization works".to_owned(),
         |failure| failure.to_string(),
     )
+}
+
+/// What software emulation means for guests that are not trusted.
+fn isolation(checkup: &Checkup) -> Option<Check> {
+    let failure = Failure::failed(
+        "guests run in software emulation, which QEMU's project does not treat as a security boundary",
+    )
+    .hint("for guests that are not trusted, use a host with hardware virtualization: msb(7), Security");
+    let emulates = checkup.selected() == Some(Selected::QemuTcg);
+    emulates.then(|| Check::failure(AREA, "isolation", Status::Warning, failure))
 }
 
 fn system() -> Check {
