@@ -75,7 +75,7 @@ const CRATES_MAX: [(&str, usize, &str); 9] = [
 ];
 
 /// Packages that are there in several versions, and who brings the older one.
-const DUPLICATES: [(&str, &str); 12] = [
+const DUPLICATES: [(&str, &str); 22] = [
     ("base64", "tonic, until ureq's version"),
     ("bitflags", "libkrun and vmm-sys-util"),
     (
@@ -83,14 +83,24 @@ const DUPLICATES: [(&str, &str); 12] = [
         "itself: 0.14.9 is a shell around the newer one",
     ),
     ("getrandom", "ring, and rand 0.9 of libkrun"),
+    ("memoffset", "nix 0.24 of fuse-backend-rs"),
     ("miniz_oxide", "imago of libkrun"),
-    ("nix", "libkrun"),
+    ("mio", "fuse-backend-rs"),
+    ("nix", "libkrun and fuse-backend-rs"),
     ("r-efi", "getrandom, for UEFI only"),
     ("rand", "libkrun"),
     ("rand_core", "rand 0.9 of libkrun"),
     ("syn", "half of the derive macros; at build time only"),
     ("vmm-sys-util", "libkrun and kvm-ioctls"),
-    ("windows-sys", "ring, for Windows only"),
+    ("windows-sys", "ring and mio, for Windows only"),
+    ("windows-targets", "windows-sys of mio, for Windows only"),
+    ("windows_aarch64_gnullvm", "the same"),
+    ("windows_aarch64_msvc", "the same"),
+    ("windows_i686_gnu", "the same"),
+    ("windows_i686_msvc", "the same"),
+    ("windows_x86_64_gnu", "the same"),
+    ("windows_x86_64_gnullvm", "the same"),
+    ("windows_x86_64_msvc", "the same"),
 ];
 
 fn metadata() -> serde_json::Value {
