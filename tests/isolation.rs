@@ -44,11 +44,12 @@ fn machine_and_supervisor_are_confined_and_inspect_tells_it() {
         .iter()
         .map(|step| format!("{}:{}", step["process"], step["step"]).replace('"', ""))
         .collect();
-    let mut expected = vec![
+    let expected = [
         "vmm:network",
         "vmm:core",
         "vmm:privileges",
         "vmm:paths",
+        "vmm:capabilities",
         "vmm:calls",
         "net:privileges",
         "net:core",
@@ -60,11 +61,13 @@ fn machine_and_supervisor_are_confined_and_inspect_tells_it() {
         "supervisor:calls",
     ];
     let machine = home.machine();
-    if json["state"]["engine"] == "krun" {
-        // QEMU loses them by being executed.
-        expected.insert(4, "vmm:capabilities");
-        let none = "0000000000000000";
-        assert_eq!(status_line(machine.pid, "CapEff").as_deref(), Some(none));
+    let none = "0000000000000000";
+    for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+        assert_eq!(
+            status_line(machine.pid, set).as_deref(),
+            Some(none),
+            "{set}"
+        );
     }
     assert_eq!(names, expected);
     for step in steps {
@@ -114,6 +117,93 @@ fn a_program_in_the_machines_place_reaches_neither_files_nor_network() {
     // One device, the loopback of its own network, and no core dumps.
     assert_eq!(said, "began\n1\n0\ne", "{log}");
     assert_eq!(fs::read_to_string(canary).unwrap(), "secret");
+}
+
+/// Tries all that is promised to be refused to a machine's process, and says what of it could be done.
+const PROBE: &str = r#"#!/usr/bin/python3 -I
+import os, socket, sys
+sys.stdout = sys.stderr
+folder = '@FOLDER@'
+def attempt(what, act):
+    try:
+        act()
+        print('could', what, flush=True)
+    except (OSError, ImportError):
+        pass
+def connect(kind):
+    s = socket.socket(socket.AF_UNIX, kind)
+    s.connect(folder + '/socket')
+print('began', flush=True)
+attempt('read', lambda: open(folder + '/canary').read())
+attempt('write', lambda: open(folder + '/canary', 'a'))
+attempt('list', lambda: os.listdir(folder))
+attempt('chmod', lambda: os.chmod(folder + '/canary', 0o777))
+attempt('chown', lambda: os.chown(folder + '/canary', os.getuid(), os.getgid()))
+attempt('utime', lambda: os.utime(folder + '/canary', (1, 1)))
+attempt('setxattr', lambda: os.setxattr(folder + '/canary', 'user.x', b'x'))
+attempt('unlink', lambda: os.unlink(folder + '/canary'))
+attempt('unix stream', lambda: connect(socket.SOCK_STREAM))
+attempt('unix datagram', lambda: connect(socket.SOCK_DGRAM))
+for family in ('INET', 'INET6', 'PACKET', 'NETLINK', 'VSOCK', 'UNIX'):
+    attempt(family, lambda: socket.socket(getattr(socket, 'AF_' + family), socket.SOCK_STREAM if family != 'NETLINK' else socket.SOCK_RAW))
+attempt('signal', lambda: os.kill(os.getppid(), 0))
+attempt('environ', lambda: open('/proc/%d/environ' % os.getppid()).read())
+attempt('setuid', lambda: os.setuid(12345))
+attempt('chroot', lambda: os.chroot('/'))
+for line in open('/proc/self/status'):
+    if line.startswith('Cap') and line.split()[1].strip('0'):
+        print('could', line.strip(), flush=True)
+for name in sorted(os.environ):
+    if name in ('CANARY', 'AWS_SECRET_ACCESS_KEY'):
+        print('could see', name, flush=True)
+print('ended', flush=True)
+"#;
+
+#[test]
+fn a_probe_in_the_machines_place_can_do_nothing_that_is_promised_to_be_refused() {
+    let home = Home::with_busybox();
+    let folder = &home.folder;
+    fs::write(folder.join("canary"), "secret").unwrap();
+    let _listener = std::os::unix::net::UnixListener::bind(folder.join("socket")).unwrap();
+    let programs = folder.join("programs");
+    fs::create_dir(&programs).unwrap();
+    let probe = programs.join("qemu-system-x86_64");
+    fs::write(&probe, PROBE.replace("@FOLDER@", folder.to_str().unwrap())).unwrap();
+    fs::set_permissions(&probe, fs::Permissions::from_mode(0o755)).unwrap();
+    home.run(["create", "--no-start", "--name", "x", "busybox:test"])
+        .done();
+    let mut start = home.msb(["start", "x"]);
+    start.env("PATH", format!("{}:{}", programs.display(), home.path()));
+    start
+        .env("CANARY", "secret")
+        .env("AWS_SECRET_ACCESS_KEY", "secret");
+    let outcome = Running::start(start).finish();
+    assert_ne!(outcome.code, 0);
+    let log = fs::read_to_string(home.state().join("sandboxes/x/supervisor.log")).unwrap();
+    let said = &log[log.find("began").unwrap()..=log.find("ended").unwrap()];
+    assert_eq!(said, "began\ne", "{log}");
+}
+
+#[test]
+fn no_process_of_a_sandbox_has_the_callers_secrets_in_its_environment() {
+    let home = Home::with_busybox();
+    let shared = home.folder.join("shared");
+    fs::create_dir(&shared).unwrap();
+    let share = format!("{}:/shared", shared.display());
+    let mut run = home.msb(["run", "-d", "--name", "x", "-v", &share, "busybox:test"]);
+    run.env("CANARY", "c4n4ry");
+    Running::start(run).finish().is(0, "x\n", "");
+    let processes = home.processes();
+    assert!(
+        processes.len() >= 4 || home.machine().name == "msb-vmm",
+        "{processes:?}"
+    );
+    for process in processes {
+        let environment = fs::read(format!("/proc/{}/environ", process.pid)).unwrap_or_default();
+        let text = String::from_utf8_lossy(&environment).into_owned();
+        assert!(!text.contains("c4n4ry"), "{}: {text}", process.name);
+    }
+    home.run(["rm", "-f", "x"]).done();
 }
 
 /// What others could do as this user cannot be done in the network's process: see msb-net/src/isolate.rs for attempts.

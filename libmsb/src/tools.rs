@@ -61,6 +61,41 @@ pub fn command(name: &str) -> Result<Command, Missing> {
     Ok(command)
 }
 
+/// Variables that processes of a sandbox get, which live as long as it does; all others, secrets of the caller's among them,
+/// stay behind.
+const ENVIRONMENT: [&str; 15] = [
+    // Where programs, their libraries and the state directory are.
+    "PATH",
+    "LD_LIBRARY_PATH",
+    "HOME",
+    "XDG_RUNTIME_DIR",
+    "TMPDIR",
+    "MSB_HOME",
+    // What was chosen about the engine and its start.
+    "MSB_ENGINE",
+    "MSB_BOOT",
+    "MSB_KERNEL",
+    "MSB_KRUNFW",
+    // How errors are told.
+    "MSB_ERRORS",
+    "NO_COLOR",
+    "RUST_BACKTRACE",
+    // Times in logs.
+    "TZ",
+    "LANG",
+];
+
+/// Leaves a command only the variables that processes of a sandbox need.
+pub fn clean_environment(command: &mut Command) {
+    command.env_clear();
+    for name in ENVIRONMENT {
+        if let Some(value) = std::env::var_os(name) {
+            command.env(name, value);
+        }
+    }
+    hand_on(command);
+}
+
 /// Becomes a tool. Returns only when that fails.
 pub fn exec(name: &str, args: impl IntoIterator<Item = OsString>) -> io::Error {
     match find(name) {

@@ -171,7 +171,11 @@ fn filter() -> anyhow::Result<BpfProgram> {
     // A stream to ourselves: questions for names over TCP.
     rules.push((
         libc::SYS_socketpair,
-        vec![SeccompRule::new(vec![is(0, libc::AF_UNIX)?])?],
+        // No datagrams, which could be sent to a socket's path.
+        vec![SeccompRule::new(vec![
+            is(0, libc::AF_UNIX)?,
+            masked(1, KIND, libc::SOCK_STREAM)?,
+        ])?],
     ));
     // Memory that could be run is none that we need.
     for call in [libc::SYS_mmap, libc::SYS_mprotect] {

@@ -3,7 +3,7 @@
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 
-use libmsb::isolate::{self, Access, Place, Reach, Step};
+use libmsb::isolate::{self, Access, Needed, Place, Reach, Sockets, Step};
 use libmsb::state::Home;
 use libmsb::state::sandboxes::Sandbox;
 
@@ -37,7 +37,14 @@ pub(crate) fn while_serving(home: &Home, sandbox: &Sandbox, ephemeral: bool) -> 
             "paths",
             isolate::keep_paths(&rules, Reach::Ports),
         ),
-        Step::of(SUPERVISOR, "calls", isolate::refuse_calls(false)),
+        Step::of(
+            SUPERVISOR,
+            "calls",
+            isolate::refuse_calls(Needed {
+                sockets: Sockets::Accept,
+                ..Needed::NOTHING
+            }),
+        ),
     ]
 }
 
@@ -52,5 +59,8 @@ pub(crate) fn while_writing(folder: BorrowedFd<'_>) {
         (Place::from(Path::new("/proc/self/fd")), Access::Read),
     ];
     let _ = isolate::keep_paths(&rules, Reach::Alone);
-    let _ = isolate::refuse_calls(false);
+    let _ = isolate::refuse_calls(Needed {
+        metadata: true,
+        ..Needed::NOTHING
+    });
 }

@@ -9,8 +9,9 @@ use std::process::{Child, Command, Stdio};
 use anyhow::Context;
 use libmsb::cli::args::SandboxName;
 use libmsb::cli::error::{Code, Failure, Kind, print_note};
-use libmsb::cli::verbosity::{Verbosity, hand_on, say};
+use libmsb::cli::verbosity::{Verbosity, say};
 use libmsb::state::lock::Lock;
+use libmsb::tools;
 
 use crate::startup::{Stamps, Startup};
 use crate::supervisor::process::spawn_with;
@@ -71,7 +72,7 @@ pub(crate) fn launch(name: &SandboxName, lock: Lock, bond: Bond) -> anyhow::Resu
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null());
-    hand_on(&mut command);
+    tools::clean_environment(&mut command);
     let child = spawn_with(&mut command, &inherited).context("cannot start the supervisor")?;
     say(Verbosity::Debug, || {
         format!("started the supervisor of '{name}': process {}", child.id())

@@ -79,8 +79,98 @@ const REFUSED: [c_long; 53] = [
     libc::SYS_setdomainname,
 ];
 
-/// Refused to whoever starts no program any more.
+/// Refused to a process that starts no program any more.
 const PROGRAMS: [c_long; 2] = [libc::SYS_execve, libc::SYS_execveat];
+
+/// Refused to a process that opens no connection: new sockets, and addresses for them. Landlock knows no sockets with a path,
+/// so that without this a process reaches the sockets of all other programs of its user. Sockets that are open stay as
+/// they are, and descriptors are passed over them.
+const CONNECTIONS: [c_long; 4] = [
+    libc::SYS_socket,
+    libc::SYS_connect,
+    libc::SYS_bind,
+    libc::SYS_listen,
+];
+
+/// Refused besides to a process that takes no connection either.
+const ACCEPTED: [c_long; 2] = [libc::SYS_accept, libc::SYS_accept4];
+
+/// Refused to a process that changes no metadata of files: Landlock does not restrict these calls.
+const METADATA: [c_long; 19] = [
+    libc::SYS_chmod,
+    libc::SYS_fchmod,
+    libc::SYS_fchmodat,
+    SYS_FCHMODAT2,
+    libc::SYS_chown,
+    libc::SYS_fchown,
+    libc::SYS_lchown,
+    libc::SYS_fchownat,
+    libc::SYS_setxattr,
+    libc::SYS_lsetxattr,
+    libc::SYS_fsetxattr,
+    SYS_SETXATTRAT,
+    libc::SYS_removexattr,
+    libc::SYS_lremovexattr,
+    libc::SYS_fremovexattr,
+    SYS_REMOVEXATTRAT,
+    libc::SYS_utime,
+    libc::SYS_utimes,
+    libc::SYS_futimesat,
+];
+
+/// Numbers that this libc lacks (linux/arch/x86/entry/syscalls/syscall_64.tbl).
+const SYS_FCHMODAT2: c_long = 452;
+const SYS_SETXATTRAT: c_long = 463;
+const SYS_REMOVEXATTRAT: c_long = 466;
+
+/// Calls that a process may still need, beside the list of those that none does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Needed {
+    /// It starts a program.
+    pub programs: bool,
+    /// How far it uses sockets.
+    pub sockets: Sockets,
+    /// It changes modes, owners, times or attributes of files.
+    pub metadata: bool,
+}
+
+/// How far a process uses sockets, beside those that it has open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sockets {
+    /// Not at all.
+    Open,
+    /// It accepts connections on a socket that it has open.
+    Accept,
+    /// It opens, binds and connects sockets.
+    All,
+}
+
+impl Needed {
+    /// Nothing of all this.
+    pub const NOTHING: Needed = Needed {
+        programs: false,
+        sockets: Sockets::Open,
+        metadata: false,
+    };
+
+    fn refused(self) -> Vec<c_long> {
+        let mut refused = REFUSED.to_vec();
+        if !self.programs {
+            refused.extend(PROGRAMS);
+        }
+        if self.sockets != Sockets::All {
+            refused.extend(CONNECTIONS);
+        }
+        if self.sockets == Sockets::Open {
+            refused.extend(ACCEPTED);
+        }
+        if !self.metadata {
+            refused.extend(METADATA);
+            refused.push(libc::SYS_utimensat);
+        }
+        refused
+    }
+}
 
 /// Of clone(2): the namespaces that it can make.
 const NAMESPACES: [i32; 7] = [
@@ -100,9 +190,9 @@ const X32: u32 = 0x4000_0000;
 /// Where `struct seccomp_data` has the number of the call.
 const NUMBER_AT: u32 = 0;
 
-/// Refuses the calls from now on, those that start programs too unless one is to be `executed`. They fail with EPERM.
-pub fn refuse_calls(executes: bool) -> Taken {
-    match filter(executes) {
+/// Refuses the calls from now on, but for those that are `needed`. They fail with EPERM.
+pub fn refuse_calls(needed: Needed) -> Taken {
+    match filter(needed) {
         Ok(()) => Taken::Whole,
         Err(error) => Taken::Not(error.to_string()),
     }
@@ -122,13 +212,11 @@ pub fn refuse_second_numbers() -> Result<(), seccompiler::Error> {
     ])
 }
 
-fn filter(executes: bool) -> Result<(), seccompiler::Error> {
+fn filter(needed: Needed) -> Result<(), seccompiler::Error> {
     refuse_second_numbers()?;
+    let refused = needed.refused().into_iter();
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
-        REFUSED.iter().map(|call| (*call, Vec::new())).collect();
-    if !executes {
-        rules.extend(PROGRAMS.iter().map(|call| (*call, Vec::new())));
-    }
+        refused.map(|call| (call, Vec::new())).collect();
     let mut clones = Vec::new();
     for flag in NAMESPACES {
         clones.push(SeccompRule::new(vec![has_flag(flag)?])?);
@@ -167,9 +255,13 @@ mod tests {
     use super::*;
 
     /// In a thread of its own, which alone is filtered.
-    fn filtered<T: Send + 'static>(executes: bool, act: fn() -> T) -> T {
+    fn filtered<T: Send + 'static>(programs: bool, act: fn() -> T) -> T {
+        let needed = Needed {
+            programs,
+            ..Needed::NOTHING
+        };
         let thread = std::thread::spawn(move || {
-            assert_eq!(refuse_calls(executes), Taken::Whole);
+            assert_eq!(refuse_calls(needed), Taken::Whole);
             act()
         });
         thread.join().unwrap()
@@ -194,6 +286,64 @@ mod tests {
             std::io::Error::last_os_error().raw_os_error()
         });
         assert_eq!(error, Some(EPERM));
+    }
+
+    #[test]
+    fn sockets_are_used_as_far_as_is_needed() {
+        use std::os::unix::net::{UnixListener, UnixStream};
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let listener = UnixListener::bind(&path).unwrap();
+        for (sockets, connects, accepts) in [
+            (Sockets::Open, false, false),
+            (Sockets::Accept, false, true),
+            (Sockets::All, true, true),
+        ] {
+            let (path, ours) = (path.clone(), listener.try_clone().unwrap());
+            let _waits = UnixStream::connect(&path).unwrap();
+            let needed = Needed {
+                sockets,
+                ..Needed::NOTHING
+            };
+            let thread = std::thread::spawn(move || {
+                assert_eq!(refuse_calls(needed), Taken::Whole);
+                let accepted = ours.accept().is_ok();
+                // A pair reaches nobody else.
+                assert!(UnixStream::pair().is_ok());
+                (UnixStream::connect(&path).is_ok(), accepted)
+            });
+            assert_eq!(thread.join().unwrap(), (connects, accepts), "{sockets:?}");
+            listener.set_nonblocking(true).unwrap();
+            while listener.accept().is_ok() {}
+            listener.set_nonblocking(false).unwrap();
+        }
+    }
+
+    #[test]
+    fn metadata_is_changed_only_where_it_may_be() {
+        use std::fs::{File, Permissions};
+        use std::os::unix::fs::{PermissionsExt, chown};
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("file");
+        std::fs::write(&path, "x").unwrap();
+        for metadata in [false, true] {
+            let path = path.clone();
+            let needed = Needed {
+                metadata,
+                ..Needed::NOTHING
+            };
+            let thread = std::thread::spawn(move || {
+                assert_eq!(refuse_calls(needed), Taken::Whole);
+                let file = File::options().write(true).open(&path).unwrap();
+                [
+                    std::fs::set_permissions(&path, Permissions::from_mode(0o600)).is_ok(),
+                    file.set_permissions(Permissions::from_mode(0o600)).is_ok(),
+                    chown(&path, None, None).is_ok(),
+                    file.set_modified(std::time::SystemTime::now()).is_ok(),
+                ]
+            });
+            assert_eq!(thread.join().unwrap(), [metadata; 4]);
+        }
     }
 
     #[test]

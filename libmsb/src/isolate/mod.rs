@@ -13,7 +13,7 @@ mod paths;
 
 use serde::{Deserialize, Serialize};
 
-pub use calls::{refuse_calls, refuse_second_numbers};
+pub use calls::{Needed, Sockets, refuse_calls, refuse_second_numbers};
 pub use namespaces::leave_network;
 pub use paths::{Access, Place, Reach, keep_paths};
 

@@ -29,6 +29,7 @@ impl Process {
         inherited: &[BorrowedFd<'_>],
     ) -> anyhow::Result<Process> {
         let mut command = tools::command(program)?;
+        tools::clean_environment(&mut command);
         command
             .args(args)
             .stdin(Stdio::null())

@@ -12,7 +12,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use libmsb::isolate::{self, Access, Place, Reach, Step, Taken};
+use libmsb::isolate::{self, Access, Needed, Place, Reach, Sockets, Step, Taken};
 use libmsb::machine::{Disk, Engine, Format, Krun, KrunKernel, Plan};
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::{Resource, Rlimit, setrlimit};
@@ -84,15 +84,23 @@ pub(crate) fn before_guest(plan: &Plan) -> anyhow::Result<Vec<Step>> {
         // No file of a share becomes a program of this user.
         steps.push(needed(serves, "setid", share::refuse_setid())?);
     }
-    if !executes {
-        // Of what root of a namespace has, no more than files of its users need. QEMU loses all by being executed.
-        let capabilities = share::keep_capabilities(serves);
-        steps.push(needed(serves, "capabilities", capabilities)?);
-    }
+    // Of what root of a namespace has, no more than files of its users need. The bounding set keeps root's programs, QEMU
+    // among them, from getting any by being executed.
+    let capabilities = share::keep_capabilities(serves);
+    steps.push(needed(serves, "capabilities", capabilities)?);
     steps.push(
-        // No mounts, namespaces, modules, nor other processes; with libkrun no programs either, and QEMU, which is to be
-        // executed yet, then refuses them itself (-sandbox).
-        Step::of(PROCESS, "calls", isolate::refuse_calls(executes)),
+        // No mounts, namespaces, modules, nor other processes, no sockets but those of the plan, and no change of modes, owners
+        // and attributes; with libkrun no programs either, and QEMU, which is to be executed yet, then refuses them itself
+        // (-sandbox).
+        Step::of(
+            PROCESS,
+            "calls",
+            isolate::refuse_calls(Needed {
+                programs: executes,
+                sockets: Sockets::Open,
+                metadata: serves,
+            }),
+        ),
     );
     Ok(steps)
 }
