@@ -131,7 +131,7 @@ mod tests {
         let mut child = Command::new("sh")
             .args([
                 "-c",
-                "yes 'a line of many' | head -c 20000000 >&2; echo the last >&2",
+                "yes 'a line of many' | head -c 20000000 >&2; printf '\\nthe last\\n' >&2",
             ])
             .stderr(log.writer.try_clone().unwrap())
             .spawn()
