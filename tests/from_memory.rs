@@ -2,11 +2,11 @@
 
 use std::collections::HashSet;
 use std::fs;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::support::{Home, full_disk, open_files, wait_until};
+use crate::support::{Home, Running, full_disk, open_files, wait_until};
 
 /// A state directory without any state, with busybox.
 fn home() -> Home {
@@ -365,6 +365,31 @@ fn a_machine_that_dies_on_its_way_to_the_boot_is_replaced_by_one_that_boots() {
     let outcome = running.finish();
     assert_eq!(outcome.code, 0, "{outcome:?}");
     assert_eq!(outcome.stdout, b"up\n");
+}
+
+#[test]
+fn a_host_on_which_no_state_can_be_made_is_told_so_once() {
+    let home = home();
+    let programs = home.folder.join("programs");
+    fs::create_dir(&programs).unwrap();
+    let qemu = programs.join("qemu-system-x86_64");
+    // Only the machine whose state is taken has placeholders.
+    let script = "#!/bin/sh\ncase \"$*\" in *driver=null-co*) exit 1 ;; esac\nexec /usr/bin/qemu-system-x86_64 \"$@\"\n";
+    fs::write(&qemu, script).unwrap();
+    fs::set_permissions(&qemu, fs::Permissions::from_mode(0o755)).unwrap();
+    for notes in [1, 0, 0] {
+        let mut run = home.msb(["run", "busybox:test", "--", "echo", "up"]);
+        run.env("PATH", format!("{}:{}", programs.display(), home.path()));
+        let outcome = Running::start(run).finish();
+        assert_eq!(outcome.done(), "up\n");
+        let said = String::from_utf8_lossy(&outcome.stderr).into_owned();
+        assert_eq!(
+            said.matches("cannot start from memory").count(),
+            notes,
+            "{said}"
+        );
+    }
+    assert!(states(&home).is_empty());
 }
 
 #[test]

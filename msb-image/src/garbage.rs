@@ -119,6 +119,8 @@ impl<'a> Garbage<'a> {
         for name in names(directory)? {
             if name.ends_with(layout::BOOT_STATE) {
                 self.gone.boot_states += self.file(&directory.join(name))?;
+            } else if name.ends_with(layout::BOOT_STATE_FAILED) {
+                self.file(&directory.join(name))?;
             }
         }
         Ok(())

@@ -85,6 +85,8 @@ pub const BOOT: &str = "boot";
 
 /// Suffix of the state of a guest that later guests start from, in [`BOOT`], named by a digest of the machine's kind.
 pub const BOOT_STATE: &str = ".state";
+/// Suffix of the file that says why no such state could be made.
+pub const BOOT_STATE_FAILED: &str = ".failed";
 /// Held by who makes such a state.
 pub const BOOT_STATE_LOCK: &str = "state.lock";
 

@@ -7,7 +7,7 @@
 use std::fs::File;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, ensure};
 use libmsb::state::lock::Lock;
@@ -30,6 +30,9 @@ pub(crate) const DEVICES_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// Most files that are kept, and most bytes of them together. The one that was used the longest time ago goes first.
 const FILES_MAX: usize = 16;
 const BYTES_MAX: u64 = 4 * 1024 * 1024 * 1024;
+
+/// Time after which a state is tried to be made again where that failed.
+const GIVEN_UP_TIME: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// What is known of a state.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -123,6 +126,24 @@ impl Store {
         Ok(Some(BootState { file, header }))
     }
 
+    /// Notes that no state of a kind can be made here, and why. It is not tried again for a day.
+    pub(crate) fn give_up(&self, kind: &Kind, why: &str) {
+        let _ = write::create_dir(&self.directory);
+        // Without it each start tries again.
+        let _ = write::replace(&self.failed_path(kind), format!("{why}\n").as_bytes());
+    }
+
+    /// Returns whether that was noted within a day.
+    pub(crate) fn has_given_up(&self, kind: &Kind) -> bool {
+        let noted = std::fs::metadata(self.failed_path(kind)).and_then(|meta| meta.modified());
+        noted.is_ok_and(|at| at.elapsed().is_ok_and(|age| age < GIVEN_UP_TIME))
+    }
+
+    fn failed_path(&self, kind: &Kind) -> PathBuf {
+        let name = format!("{}{}", kind.as_str(), layout::BOOT_STATE_FAILED);
+        self.directory.join(name)
+    }
+
     /// Begins a file, unless another process makes one.
     pub(crate) fn begin(&self, kind: &Kind) -> anyhow::Result<Option<Recording>> {
         write::create_dir(&self.directory)?;
@@ -198,6 +219,7 @@ impl Recording {
     pub(crate) fn publish(self, kind: &Kind) -> anyhow::Result<()> {
         let path = self.store.path(kind);
         self.new.commit()?;
+        let _ = std::fs::remove_file(self.store.failed_path(kind));
         self.store.keep_bounds(&path);
         Ok(())
     }
@@ -355,6 +377,26 @@ mod tests {
         std::fs::write(&left, "half").unwrap();
         make(&store, &kind);
         assert!(!left.exists());
+    }
+
+    #[test]
+    fn what_failed_is_not_tried_again_for_a_day() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = store(directory.path());
+        let kind = Kind::named("a");
+        assert!(!store.has_given_up(&kind));
+        store.give_up(&kind, "no reason");
+        assert!(store.has_given_up(&kind) && !store.has_given_up(&Kind::named("b")));
+        let file = File::options()
+            .write(true)
+            .open(store.failed_path(&kind))
+            .unwrap();
+        file.set_modified(SystemTime::now() - GIVEN_UP_TIME)
+            .unwrap();
+        assert!(!store.has_given_up(&kind));
+        store.give_up(&kind, "no reason");
+        make(&store, &kind);
+        assert!(!store.has_given_up(&kind));
     }
 
     #[test]

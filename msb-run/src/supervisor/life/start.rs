@@ -122,6 +122,9 @@ impl Life {
             Ok(None) => {}
             Err(error) => self.start.note = Some(note(&message(&error))),
         }
+        if store.has_given_up(kind) {
+            return Ok(Way::Boot);
+        }
         self.start.recording = store.begin(kind)?;
         Ok(match self.start.recording {
             Some(_) => Way::Record,
@@ -262,11 +265,17 @@ impl Life {
         };
         let note = note(&why);
         print_warning(TOOL, &note);
+        // A fresh one is no better than what it was made of: then no other would be either.
+        let is_fresh = self.start.publishing.is_some();
+        self.start.finish_publishing();
         if let Some(kind) = &self.start.kind {
-            Store::of(&self.setup.home).remove(kind);
+            let store = Store::of(&self.setup.home);
+            store.remove(kind);
+            if is_fresh || self.start.from_ns.is_none() {
+                store.give_up(kind, &note);
+            }
         }
         self.start = Start {
-            publishing: self.start.publishing.take(),
             note: Some(note),
             ..Start::default()
         };
