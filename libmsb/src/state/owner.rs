@@ -23,8 +23,15 @@ pub fn check_dir(path: &Path) -> anyhow::Result<()> {
     let cannot = || format!("cannot look at '{}'", path.display());
     let link = match std::fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        // Whoever uses it says what it is instead.
-        Err(error) if error.kind() == io::ErrorKind::NotADirectory => return Ok(()),
+        // Using it tells what it is instead, or that it is out of reach.
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::NotADirectory | io::ErrorKind::PermissionDenied
+            ) =>
+        {
+            return Ok(());
+        }
         link => link.with_context(cannot)?,
     };
     check(path, &link)?;
