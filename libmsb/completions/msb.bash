@@ -9,7 +9,7 @@ _msb_images() {
 _msb_names() {
     # Names for the words after a command: sandboxes or images.
     case $2 in
-        msb-exec | msb-inspect | msb-logs | msb-modify | msb-ping | msb-ps | msb-restart | msb-rm | msb-start | msb-stop | msb-wait) "$1" list --quiet ;;
+        msb-exec | msb-inspect | msb-logs | msb-modify | msb-pause | msb-ping | msb-ps | msb-restart | msb-resume | msb-rm | msb-start | msb-stop | msb-wait) "$1" list --quiet ;;
         msb-cp) "$1" list --quiet | sed 's|$|:/|' ;;
         msb-run) _msb_images "$1" ;;
         msb-image) [[ $3 == inspect || $3 == remove || $3 == rm ]] && _msb_images "$1" ;;

@@ -14,7 +14,7 @@ end
 function __msb_names --argument-names msb tool verb
     # Names for the words after a command: sandboxes or images.
     switch "$tool $verb"
-        case 'msb-exec *' 'msb-inspect *' 'msb-logs *' 'msb-modify *' 'msb-ping *' 'msb-ps *' 'msb-restart *' 'msb-rm *' 'msb-start *' 'msb-stop *' 'msb-wait *'
+        case 'msb-exec *' 'msb-inspect *' 'msb-logs *' 'msb-modify *' 'msb-pause *' 'msb-ping *' 'msb-ps *' 'msb-restart *' 'msb-resume *' 'msb-rm *' 'msb-start *' 'msb-stop *' 'msb-wait *'
             $msb list --quiet 2>/dev/null
         case 'msb-cp *'
             $msb list --quiet 2>/dev/null | string replace --regex '$' ':/'

@@ -57,6 +57,10 @@ pub enum What {
     Starting,
     /// Its guest takes commands.
     Running,
+    /// Its guest's processors were stopped.
+    Paused,
+    /// Its guest's processors run again.
+    Resumed,
     /// Its guest is shutting down.
     Stopping,
     /// It ended in order, or was killed on demand.
@@ -78,6 +82,8 @@ impl What {
             What::Modified => "modified",
             What::Starting => "starting",
             What::Running => "running",
+            What::Paused => "paused",
+            What::Resumed => "resumed",
             What::Stopping => "stopping",
             What::Stopped => "stopped",
             What::Crashed => "crashed",

@@ -147,6 +147,7 @@ fn end(message: &[u8]) -> Result<i32, Error> {
         let code = match kind {
             FailureKind::UnsupportedOperation => Code::UnsupportedOperation,
             FailureKind::NotFound => Code::NotFound,
+            FailureKind::Paused => Code::WrongState,
             _ => Code::Failed,
         };
         return Err(Error::new(code, message));

@@ -150,6 +150,16 @@ impl SandboxHandle {
         self.verb("msb-start", &["--quiet"])
     }
 
+    /// Pauses it: stops the processors of its guest.
+    pub fn pause(&self) -> Result<(), Error> {
+        self.verb("msb-pause", &[])
+    }
+
+    /// Resumes it after a pause.
+    pub fn resume(&self) -> Result<(), Error> {
+        self.verb("msb-resume", &[])
+    }
+
     /// Stops it in order, and kills it when that takes more than ten seconds.
     pub fn stop(&self) -> Result<(), Error> {
         self.stop_with_timeout(Duration::from_secs(10))

@@ -19,6 +19,8 @@ pub enum State {
     Starting,
     /// The guest takes commands.
     Running,
+    /// The guest's processors were stopped on demand, and go on when the sandbox is resumed.
+    Paused,
     /// The guest is shutting down.
     Stopping,
     /// It ended in order, or was killed on demand.
@@ -31,7 +33,7 @@ impl State {
     /// The state, given whether the lock is held.
     pub fn seen(self, alive: bool) -> State {
         match (self, alive) {
-            (State::Starting | State::Running | State::Stopping, false) => State::Crashed,
+            (state, false) if state.is_active() => State::Crashed,
             // The lock is taken before the status is written.
             (State::Created | State::Stopped | State::Crashed, true) => State::Starting,
             (state, _) => state,
@@ -40,7 +42,10 @@ impl State {
 
     /// Whether the sandbox's virtual machine may be there.
     pub fn is_active(self) -> bool {
-        matches!(self, State::Starting | State::Running | State::Stopping)
+        matches!(
+            self,
+            State::Starting | State::Running | State::Paused | State::Stopping
+        )
     }
 
     /// The word for it, as in the file.
@@ -49,6 +54,7 @@ impl State {
             State::Created => "Created",
             State::Starting => "Starting",
             State::Running => "Running",
+            State::Paused => "Paused",
             State::Stopping => "Stopping",
             State::Stopped => "Stopped",
             State::Crashed => "Crashed",
@@ -226,6 +232,8 @@ mod tests {
         assert_eq!(State::Running.seen(true), State::Running);
         assert_eq!(State::Running.seen(false), State::Crashed);
         assert_eq!(State::Starting.seen(false), State::Crashed);
+        assert_eq!(State::Paused.seen(true), State::Paused);
+        assert_eq!(State::Paused.seen(false), State::Crashed);
         assert_eq!(State::Stopped.seen(false), State::Stopped);
         assert_eq!(State::Stopped.seen(true), State::Starting);
     }

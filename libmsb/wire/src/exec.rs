@@ -179,6 +179,8 @@ pub enum FailureKind {
     ResourceLimit,
     /// The agent does not serve this operation.
     UnsupportedOperation,
+    /// The sandbox is paused (from the supervisor).
+    Paused,
     /// Anything else, and kinds of later versions.
     #[serde(other)]
     Other,

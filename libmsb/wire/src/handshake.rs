@@ -49,6 +49,10 @@ pub mod operation {
     pub const KEY_AGENT: &str = "key_agent";
     /// Guest: mount what the boot request asks for; see [`crate::mount`].
     pub const MOUNTS: &str = "mounts";
+    /// Supervisor: stop the guest's processors; see [`crate::sandbox`].
+    pub const PAUSE: &str = "pause";
+    /// Supervisor: let the processors of a paused guest run again; see [`crate::sandbox`].
+    pub const RESUME: &str = "resume";
     /// Guest: answer, to show that it is alive; see [`crate::sandbox`].
     pub const PING: &str = "ping";
     /// Say again and again what the guest costs; see [`crate::samples`].

@@ -46,6 +46,11 @@ pub enum Request {
     Wait,
     /// Stop the sandbox (client to supervisor). Answered by [`StopEvent`] when it has stopped.
     Stop(StopRequest),
+    /// Stop the guest's processors (client to supervisor). Answered by [`PauseEvent`] when they have stopped.
+    Pause,
+    /// Let the processors of a paused guest run again (client to supervisor). Answered by [`PauseEvent`] when they run and
+    /// the guest's clock is set.
+    Resume,
     /// Send a signal to a job (client to supervisor). Answered by [`crate::job::JobEvent::Signalled`].
     Signal(SignalRequest),
     /// Be with a job until it ends (client to supervisor); see [`crate::job`].
@@ -93,7 +98,9 @@ impl Request {
             Request::Files(_) => operation::FILES,
             Request::Init(_) => operation::INIT,
             Request::KeyAgent(_) => operation::KEY_AGENT,
+            Request::Pause => operation::PAUSE,
             Request::Ping => operation::PING,
+            Request::Resume => operation::RESUME,
             Request::Samples(_) => operation::SAMPLES,
             Request::Wait => operation::WAIT,
             Request::Sftp(_) => operation::SFTP,
@@ -195,4 +202,37 @@ pub enum StopEvent {
         /// Why.
         message: String,
     },
+}
+
+/// The answer to a pause and to a resume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum PauseEvent {
+    /// The guest's processors have stopped.
+    Paused,
+    /// The guest's processors run, and its clock is set.
+    Resumed,
+    /// The sandbox is in the state that it was in.
+    Failed {
+        /// The kind of the failure.
+        kind: PauseFailure,
+        /// Why, for people.
+        message: String,
+        /// What can be done.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        hint: Option<String>,
+    },
+}
+
+/// Kinds of failures of a pause and of a resume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PauseFailure {
+    /// The state of the sandbox does not allow it: paused already, not paused, starting, stopping.
+    WrongState,
+    /// The engine cannot pause a machine.
+    UnsupportedOperation,
+    /// Anything else, and kinds of later versions.
+    #[serde(other)]
+    Other,
 }

@@ -61,7 +61,9 @@ impl Agent {
             Ok(Request::Shutdown(request)) => self.shut_down(stream, &request),
             Ok(Request::Ping) => self.put_last(stream, serde_json::to_vec(&PingEvent::Pong)),
             Ok(
-                request @ (Request::Stop(_)
+                request @ (Request::Pause
+                | Request::Resume
+                | Request::Stop(_)
                 | Request::Wait
                 | Request::Signal(_)
                 | Request::Attach(_)

@@ -105,7 +105,7 @@ pub(crate) fn run(args: AttachArgs) -> anyhow::Result<u8> {
             Ok(ExecEvent::Failed { .. }) if !runs(&sandbox, &args.job) => {
                 ended(&sandbox, &args.job)
             }
-            _ => Err(refusal(&message).into()),
+            _ => Err(refusal(&args.name, &message).into()),
         },
         End::Gone => Err(Failure::failed("the sandbox ended before the job did").into()),
     }

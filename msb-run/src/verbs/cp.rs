@@ -8,13 +8,14 @@ use clap::{Parser, ValueHint};
 use libmsb::cli::args::SandboxName;
 use libmsb::cli::error::{Failure, clean, print_error, print_hint, print_warning};
 use libmsb::state::Home;
+use libmsb::state::status::State;
 use msb_wire::file::receive::PrivilegedFiles;
 use msb_wire::file::record::Severity;
 use msb_wire::text::Text;
 use rustix::fs::Mode;
 use rustix::process::umask;
 
-use super::connect;
+use super::{connect, paused};
 use crate::copy::{End, Options, copy};
 
 const TOOL: &str = "msb-cp";
@@ -68,6 +69,7 @@ pub(crate) fn run(args: CpArgs) -> anyhow::Result<()> {
             .into());
     }
     let home = Home::from_env()?;
+    let names = [&source, &destination].map(guest);
     let (source, destination) = (open(&home, source)?, open(&home, destination)?);
     let options = Options {
         archive: args.archive,
@@ -83,7 +85,8 @@ pub(crate) fn run(args: CpArgs) -> anyhow::Result<()> {
             Severity::Skipped if args.quiet => {}
             Severity::Skipped => print_warning(TOOL, &format!("left out: {text}")),
         }
-    })?;
+    });
+    let received = received.map_err(|error| if_paused(&home, &names).unwrap_or(error))?;
     if let Some(files) = &received.privileged {
         warn_of_privileged(files);
     }
@@ -117,6 +120,27 @@ fn warn_of_privileged(files: &PrivilegedFiles) {
         TOOL,
         "if the guest is not trusted, copy without --archive, or to a file system mounted with nosuid",
     );
+}
+
+/// Returns the name of the sandbox that an end of the copy is in.
+fn guest(end: &Typed) -> Option<SandboxName> {
+    match end {
+        Typed::Guest(name, _) => Some(name.clone()),
+        Typed::Host(_) | Typed::Stream => None,
+    }
+}
+
+/// Returns the reason of a copy's failure, if that is a sandbox that is paused.
+fn if_paused(home: &Home, names: &[Option<SandboxName>]) -> Option<anyhow::Error> {
+    let is_paused = |name: &&SandboxName| {
+        let seen = home.sandboxes().named(name).look();
+        seen.is_ok_and(|seen| seen.state == State::Paused)
+    };
+    names
+        .iter()
+        .flatten()
+        .find(is_paused)
+        .map(|name| paused(name).into())
 }
 
 /// A colon behind a sandbox's name makes it a path in a guest; a path of the host with such a colon begins with `./`.

@@ -10,20 +10,20 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use clap::{Parser, ValueEnum};
 use libmsb::capture::{CAPTURE_BYTES, CaptureBuffer};
 use libmsb::cli::args::{SandboxName, parse_memory};
-use libmsb::cli::error::print_error;
+use libmsb::cli::error::{print_error, print_hint};
 use libmsb::cli::output;
 use libmsb::jsonl;
 use libmsb::state::Home;
 use msb_wire::client::Connection;
-use msb_wire::exec::{ExecEvent, ExecRequest};
+use msb_wire::exec::{ExecEvent, ExecRequest, FailureKind};
 use msb_wire::job::JobEvent;
 use msb_wire::sandbox::Request;
 use msb_wire::text::Text;
 use serde::{Serialize, Serializer};
 
-use super::{CommandArgs, answer, connect, refusal, tell_end};
+use super::{CommandArgs, answer, connect, paused, refusal, tell_end};
 use crate::plan;
-use crate::session::{self, Captured, Streams};
+use crate::session::{self, Captured, Outcome, Streams};
 
 const TOOL: &str = "msb-exec";
 
@@ -129,7 +129,7 @@ pub(crate) fn run(args: ExecArgs) -> anyhow::Result<u8> {
             timeout_ms: args.connected.timeout().map(plan::milliseconds),
             ..request
         };
-        return start_job(connection, request);
+        return start_job(&args.name, connection, request);
     }
     let streams = Streams::take(tty)?.with_timeout(args.connected.timeout());
     if args.format.is_some() {
@@ -141,11 +141,16 @@ pub(crate) fn run(args: ExecArgs) -> anyhow::Result<u8> {
         return run_for_record(&args.name, connection, request, streams, &captured);
     }
     let (outcome, _) = session::run(connection, request, streams)?;
+    require_started(&args.name, &outcome)?;
     tell_end(TOOL, &outcome)
 }
 
 /// Has the command started as a job, and prints the job's id.
-fn start_job(connection: Connection, request: ExecRequest) -> anyhow::Result<u8> {
+fn start_job(
+    name: &SandboxName,
+    connection: Connection,
+    request: ExecRequest,
+) -> anyhow::Result<u8> {
     let message = answer(connection, &Request::Exec(request))?;
     if let Ok(JobEvent::Started { job }) = serde_json::from_slice(&message) {
         output::print(&job)?;
@@ -153,10 +158,25 @@ fn start_job(connection: Connection, request: ExecRequest) -> anyhow::Result<u8>
     }
     let event = serde_json::from_slice::<ExecEvent>(&message).ok();
     if let Some(code) = event.as_ref().and_then(ExecEvent::exit_code) {
-        print_error(TOOL, &refusal(&message).to_string());
+        let refusal = refusal(name, &message);
+        print_error(TOOL, &refusal.to_string());
+        if let Some(hint) = refusal.hint_text() {
+            print_hint(TOOL, hint);
+        }
         return Ok(code as u8);
     }
-    Err(refusal(&message).into())
+    Err(refusal(name, &message).into())
+}
+
+/// Refuses the result of a command that was not started since the sandbox is paused.
+fn require_started(name: &SandboxName, outcome: &Outcome) -> anyhow::Result<()> {
+    match outcome.event {
+        Some(ExecEvent::Failed {
+            kind: FailureKind::Paused,
+            ..
+        }) => Err(paused(name).into()),
+        _ => Ok(()),
+    }
 }
 
 fn run_for_record(
@@ -169,6 +189,7 @@ fn run_for_record(
     let begin = Instant::now();
     let (outcome, _) = session::run(connection, request, streams.captured(Arc::clone(captured)))?;
     let duration_ms = begin.elapsed().as_millis();
+    require_started(sandbox, &outcome)?;
     let exit_code = tell_end(TOOL, &outcome)?;
     let (signal, error) = match outcome.event {
         Some(ExecEvent::Exited { signal, .. }) => (signal, None),

@@ -24,6 +24,8 @@ pub(crate) mod logs;
 pub(crate) mod ls;
 /// `msb modify`: what a sandbox should be from its next start on.
 pub(crate) mod modify;
+/// `msb pause` and `msb resume`: the processors of guests.
+pub(crate) mod pause;
 /// `msb ping`: whether guests are alive.
 pub(crate) mod ping;
 /// `msb ps`: the sandboxes that run, and what runs in them.
@@ -287,8 +289,12 @@ pub(crate) fn tell_end(tool: &str, outcome: &Outcome) -> anyhow::Result<u8> {
 }
 
 /// The answer of a peer that does not serve what it was asked for.
-pub(crate) fn refusal(message: &[u8]) -> Failure {
+pub(crate) fn refusal(name: &SandboxName, message: &[u8]) -> Failure {
     match serde_json::from_slice(message) {
+        Ok(ExecEvent::Failed {
+            kind: FailureKind::Paused,
+            ..
+        }) => paused(name),
         Ok(ExecEvent::Failed { kind, message }) => {
             let failure = Failure::failed(escape(&message).into_owned());
             if kind == FailureKind::UnsupportedOperation {
@@ -299,6 +305,12 @@ pub(crate) fn refusal(message: &[u8]) -> Failure {
         }
         _ => Failure::failed("the sandbox gave an answer that cannot be understood"),
     }
+}
+
+/// Returns the error of a request that a paused sandbox does not serve.
+pub(crate) fn paused(name: &SandboxName) -> Failure {
+    Failure::wrong_state(format!("the sandbox '{name}' is paused"))
+        .hint(format!("resume it: msb resume {name}"))
 }
 
 /// Makes a call whose one answer is its last event.

@@ -165,7 +165,7 @@ fn renew_net(home: &Home, sandbox: &Sandbox, had: &NetSpec, net: &NetSpec) -> an
             }
             .into())
         }
-        Err(_) => Err(refusal(&answered).into()),
+        Err(_) => Err(refusal(&sandbox.name, &answered).into()),
     }
 }
 

@@ -85,7 +85,7 @@ fn ping(home: &Home, name: &SandboxName, timeout: Duration) -> anyhow::Result<Du
         {
             return match serde_json::from_slice(&message) {
                 Ok(PingEvent::Pong) => Ok(begin.elapsed()),
-                Err(_) => Err(super::refusal(&message).into()),
+                Err(_) => Err(super::refusal(name, &message).into()),
             };
         }
     }

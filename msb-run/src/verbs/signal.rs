@@ -102,7 +102,7 @@ fn signal(home: &Home, name: &SandboxName, job: &str, signal: i32) -> anyhow::Re
             kind: FailureKind::NotFound,
             ..
         }) => Err(not_running(home, name, job)?.into()),
-        _ => Err(refusal(&message).into()),
+        _ => Err(refusal(name, &message).into()),
     }
 }
 

@@ -13,6 +13,7 @@ use libmsb::state::Home;
 use libmsb::state::sandboxes::Sandbox;
 use libmsb::state::status::State;
 
+use super::paused;
 use super::selection::{Selection, for_each};
 use crate::launch::{Bond, launch};
 
@@ -67,7 +68,13 @@ pub(crate) fn run(args: StartArgs) -> anyhow::Result<()> {
     let home = Home::from_env()?;
     let names = args.selection.names(TOOL, &home)?;
     for_each(TOOL, &names, |name| {
-        if !start(&home, name, args.bond.take()?)? && !args.quiet {
+        if start(&home, name, args.bond.take()?)? {
+            return Ok(());
+        }
+        if home.sandboxes().find(name)?.look()?.state == State::Paused {
+            return Err(paused(name).into());
+        }
+        if !args.quiet {
             print_warning(TOOL, &format!("the sandbox '{name}' is running already"));
         }
         Ok(())

@@ -153,6 +153,13 @@ pub(crate) const COMMANDS: &[Command] = &[
         "Print what happens to sandboxes, as JSON lines",
         "msb-events",
     ),
+    sandbox(
+        "pause",
+        None,
+        "Pause running sandboxes: stop their processors",
+        "msb-pause",
+    ),
+    sandbox("resume", None, "Resume paused sandboxes", "msb-resume"),
     sandbox("stop", None, "Stop running sandboxes", "msb-stop"),
     sandbox(
         "restart",

@@ -190,9 +190,17 @@ impl Life {
 
     /// Tells the guest the time, which it takes if it is off. One that cannot be told keeps the time that it has.
     pub(super) fn tell_time(&mut self) {
-        if !self.tells_time || !matches!(self.phase, Phase::Running) {
+        if matches!(self.phase, Phase::Running) && !self.pause.is_on() {
+            self.send_time();
+        }
+    }
+
+    /// Writes the time for the guest. One that is paused reads it when it runs.
+    pub(super) fn send_time(&mut self) {
+        if !self.tells_time {
             return;
         }
+        self.pause.expect_clock();
         let request = Request::Clock(ClockRequest {
             unix_ns: clock::unix_ns(),
         });

@@ -84,6 +84,7 @@ impl Life {
         }
         self.phase = Phase::Stopping { deadline };
         self.ending = Some(reason);
+        self.resume_to_stop();
         self.enter(State::Stopping, What::Stopping);
         let request = Request::Shutdown(ShutdownRequest {
             timeout_ms: timeout.as_millis().try_into().unwrap_or(u64::MAX),
@@ -130,6 +131,7 @@ impl Life {
     /// does for a halt. The agent knows better, if it is there.
     pub(super) fn ping_if_suspect(&mut self) {
         let suspect = self.phase == Phase::Running
+            && !self.pause.is_on()
             && self.pinged.is_none()
             && self.end.is_none()
             && self.last_line.farewell().is_some();

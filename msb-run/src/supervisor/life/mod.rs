@@ -12,6 +12,8 @@ mod net;
 mod outcome;
 /// What serves the sandbox.
 mod parts;
+/// Stopping the guest's processors, and letting them run again.
+mod pause;
 /// Between a guest that is set up and one that is open.
 mod prepare;
 mod renewal;
@@ -39,6 +41,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use self::net::NetLog;
 use self::parts::Parts;
+use self::pause::Pause;
 use self::renewal::Renewal;
 use self::start::Start;
 use super::clock::{HostClock, went_on};
@@ -70,7 +73,9 @@ const OPERATIONS: &[&str] = &[
     operation::JOBS,
     operation::KEY_AGENT,
     operation::NETWORK,
+    operation::PAUSE,
     operation::PING,
+    operation::RESUME,
     operation::SAMPLES,
     operation::SFTP,
     operation::STOP,
@@ -160,6 +165,8 @@ pub(crate) struct Life {
     console: Option<RotatedFile>,
     /// What the guest said last of itself.
     last_line: LastLine,
+    /// Whether the guest's processors run.
+    pause: Pause,
     /// The agent was asked whether it is there, and must answer until then.
     pinged: Option<Instant>,
     log: Option<ExecLog>,
@@ -214,6 +221,7 @@ pub(crate) fn begin(setup: Setup, starter: &mut Starter) -> Result<Life, Aborted
         assembler: Assembler::new(),
         console: Some(parts.console),
         last_line: LastLine::default(),
+        pause: Pause::default(),
         pinged: None,
         log: parts.log,
         net_log: parts.net_log,
@@ -251,6 +259,7 @@ enum Source {
     Changes,
     Ready,
     Monitor,
+    Command,
     Client(ClientId),
 }
 
@@ -332,6 +341,9 @@ impl Life {
         if let Some(ready) = self.start.ready_fd() {
             sources.push((Source::Ready, ready, PollFlags::IN));
         }
+        if let Some(ready) = self.pause.ready_fd() {
+            sources.push((Source::Command, ready, PollFlags::IN));
+        }
         if let Some(monitor) = self.machine.monitor.as_ref().filter(|it| it.is_open()) {
             sources.push((Source::Monitor, monitor.as_fd(), PollFlags::IN));
         }
@@ -339,7 +351,8 @@ impl Life {
             sources.push((
                 Source::Client(id),
                 link.as_fd(),
-                interest(readable && takes_more, link) | PollFlags::RDHUP,
+                interest(readable && (takes_more || self.relay.may_resume(id)), link)
+                    | PollFlags::RDHUP,
             ));
         }
         let mut fds: Vec<PollFd<'_>> = sources
@@ -366,7 +379,13 @@ impl Life {
                 .flatten()
                 .min(),
         };
-        let deadlines = [phase, self.pinged, self.jobs.deadline(), self.samples.due()];
+        let deadlines = [
+            phase,
+            self.pinged,
+            self.pause.deadline(),
+            self.jobs.deadline(),
+            self.samples.due(),
+        ];
         let deadline = deadlines.into_iter().flatten().min()?;
         let left = deadline.saturating_duration_since(Instant::now());
         Some(Timespec {
@@ -410,6 +429,7 @@ impl Life {
             Source::Changes => self.changes_made(starter)?,
             Source::Ready => self.readied()?,
             Source::Monitor => self.drain_monitor(),
+            Source::Command => self.command_done(),
             Source::Client(id) => {
                 let gone = flags.intersects(PollFlags::HUP | PollFlags::ERR | PollFlags::RDHUP);
                 if flags.contains(PollFlags::IN) || gone {
@@ -554,9 +574,9 @@ impl Life {
                 message,
             } => self.job_event(number, &message),
             Notice::Event {
-                own: Own::Main | Own::Clock,
-                ..
-            } => {}
+                own: Own::Clock, ..
+            } => self.clock_told(),
+            Notice::Event { own: Own::Main, .. } => {}
             Notice::Output {
                 session,
                 tty,
@@ -584,6 +604,8 @@ impl Life {
                 };
                 self.stop(reason, Duration::from_millis(timeout_ms), starter);
             }
+            Notice::Pause { asker } => self.pause(asker),
+            Notice::Resume { asker } => self.resume(asker),
             Notice::Wait { client, stream } => self.waiters.push((client, stream)),
             Notice::Watch {
                 client,
@@ -618,9 +640,12 @@ impl Life {
         Ok(())
     }
 
-    /// Samples at another interval. A guest that cannot be asked goes on as it did.
+    /// Samples at another interval. A guest that cannot be asked goes on as it did. One that is paused is asked later:
+    /// what waits for it must not grow.
     fn ask_for_samples(&mut self, interval_ms: Option<u64>) {
-        if let Some(interval_ms) = interval_ms {
+        if self.pause.is_on() {
+            self.pause.interval_ms = interval_ms.or(self.pause.interval_ms);
+        } else if let Some(interval_ms) = interval_ms {
             let control = SamplesControl::Interval { interval_ms };
             self.relay
                 .control(Own::Samples, &control, &mut self.machine.agent);
@@ -637,9 +662,10 @@ impl Life {
             .record(&Event::now(event, self.setup.sandbox.name.as_str()));
     }
 
-    /// When it will have been idle for too long, if nobody uses it until then.
+    /// When it will have been idle for too long, if nobody uses it until then. One that is paused is not idle.
     fn idle_deadline(&self) -> Option<Instant> {
-        self.limits.idle.map(|idle| self.used_at + idle)
+        let idle = self.limits.idle.filter(|_| !self.pause.is_on());
+        idle.map(|idle| self.used_at + idle)
     }
 
     /// The file informs others; a full disk must not end the sandbox.
@@ -653,6 +679,9 @@ impl Life {
         let now = Instant::now();
         if self.jobs.deadline().is_some_and(|end| end <= now) {
             self.end_late_commands();
+        }
+        if self.pause.deadline().is_some_and(|end| end <= now) {
+            self.answer_resume(true);
         }
         if self.idle_deadline().is_some_and(|end| end <= now) {
             self.note_published_use();

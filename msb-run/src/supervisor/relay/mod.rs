@@ -151,6 +151,16 @@ pub(crate) enum Notice {
         /// Time for the guest to shut down.
         timeout_ms: u64,
     },
+    /// A client wants the guest's processors to stop.
+    Pause {
+        /// The client's stream, on which the answer goes.
+        asker: ClientStream,
+    },
+    /// A client wants the guest's processors to run again.
+    Resume {
+        /// The client's stream, on which the answer goes.
+        asker: ClientStream,
+    },
     /// A client wants to know how the sandbox ends.
     Wait {
         /// The client.
@@ -218,6 +228,8 @@ pub(crate) struct Relay {
     attached: Option<ClientId>,
     log_main: bool,
     open: bool,
+    /// Why requests for the agent are refused, while the guest is paused.
+    paused: Option<String>,
     /// What the agent said of itself: nothing that it does not serve is asked of it.
     agent: Hello,
     /// Whether anything has passed since that was last asked.
@@ -246,6 +258,7 @@ impl Relay {
             attached: None,
             log_main,
             open: false,
+            paused: None,
             agent: Hello::of("msb-agent", &[]),
             active: false,
         })
@@ -317,6 +330,18 @@ impl Relay {
                 self.remove_client(id, agent, notices);
             }
         }
+    }
+
+    /// Refuses requests for the agent with a message, or passes them on again.
+    pub(crate) fn pause(&mut self, message: Option<String>) {
+        self.paused = message;
+    }
+
+    /// Returns whether a client is to be read although much waits for the agent. While the guest is paused, nothing of a
+    /// client without a call goes to the agent, and it may be the one that asks for the guest to go on.
+    pub(crate) fn may_resume(&self, id: ClientId) -> bool {
+        let is_idle = |client: &Client| client.streams.is_empty() && client.attached.is_empty();
+        self.paused.is_some() && self.clients.get(&id).is_some_and(is_idle)
     }
 
     /// Opens a stream of the supervisor's own.

@@ -513,3 +513,29 @@ fn liars_on_both_sides_end_their_own_connection_and_nothing_else() {
     }
     assert!(found_out > 100 && cut_off > 100, "{found_out} {cut_off}");
 }
+
+#[test]
+fn requests_are_refused_while_the_guest_is_paused_and_a_client_can_resume_it() {
+    let mut bench = Bench::new();
+    let (id, socket) = bench.client();
+    bench.open(id, &socket, 7);
+    let (other, other_socket) = bench.client();
+    bench.at_agent();
+    bench.at_client(other, &other_socket);
+    assert!(!bench.relay.may_resume(other));
+    bench
+        .relay
+        .pause(Some("the sandbox 'x' is paused".to_owned()));
+    bench.open(other, &other_socket, 9);
+    assert_eq!(bench.at_agent(), []);
+    let answers = bench.at_client(other, &other_socket);
+    assert_eq!((answers[0].kind, answers[0].stream), (Kind::Event, 9));
+    // A client with a call may fill what waits for the agent.
+    assert!(bench.relay.may_resume(other) && !bench.relay.may_resume(id));
+    bench.request(other, &other_socket, 11, &Request::Resume);
+    let asker = (other, 11);
+    assert_eq!(bench.notices, [Notice::Resume { asker }]);
+    bench.relay.pause(None);
+    bench.open(other, &other_socket, 13);
+    assert_eq!(bench.at_agent().len(), 1);
+}

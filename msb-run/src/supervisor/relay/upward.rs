@@ -131,15 +131,24 @@ impl Relay {
                 stream,
                 timeout_ms: stop.timeout_ms,
             }),
+            Request::Pause => notices.push(Notice::Pause {
+                asker: (client, stream),
+            }),
+            Request::Resume => notices.push(Notice::Resume {
+                asker: (client, stream),
+            }),
             Request::Wait => notices.push(Notice::Wait { client, stream }),
             Request::Samples(samples) => notices.push(Notice::Watch {
                 client,
                 interval_ms: samples.interval_ms,
             }),
-            Request::Signal(request) => notices.push(Notice::Signal {
-                asker: (client, stream),
-                request,
-            }),
+            Request::Signal(request) => match self.paused.clone() {
+                Some(message) => self.refuse(client, stream, FailureKind::Paused, message),
+                None => notices.push(Notice::Signal {
+                    asker: (client, stream),
+                    request,
+                }),
+            },
             Request::Attach(request) => {
                 let asker = (client, stream);
                 notices.push(Notice::Attach {
@@ -185,6 +194,8 @@ impl Relay {
         if client.streams.len() + client.waiting.len() >= CLIENT_STREAMS_MAX {
             let message = format!("{CLIENT_STREAMS_MAX} streams are open, and more are not served");
             self.refuse(id, stream, FailureKind::ResourceLimit, message);
+        } else if let Some(message) = self.paused.clone() {
+            self.refuse(id, stream, FailureKind::Paused, message);
         } else if self.open || client.early {
             self.forward(id, stream, request, agent, notices);
         } else {
