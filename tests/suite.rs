@@ -98,6 +98,8 @@ mod net_policy;
 mod net_programs;
 /// Policies as they are written.
 mod net_rules;
+/// Sandboxes that are paused and resumed.
+mod pause;
 /// Names, room on the disk, and what goes when nobody needs it.
 mod prune;
 /// Guests and machines that end without being asked to.
