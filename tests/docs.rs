@@ -72,7 +72,9 @@ fn every_program_has_a_page_and_every_page_a_program() {
         );
     }
     let pages = self::pages();
-    for program in names(&stage("prefix/lib/msb")) {
+    let plumbing = names(&stage("prefix/lib/msb"));
+    // The guest's kernel, where the installation has brought one.
+    for program in plumbing.iter().filter(|name| *name != "libkrunfw.so.5") {
         assert!(
             pages.contains(&format!("{program}.8")),
             "{program} has no page of section 8"

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use libmsb::cli::error::Failure;
+use libmsb::tools;
 
 use super::distribution::{self, Part};
 
@@ -38,7 +39,8 @@ const TYPE_LIBRARY: u16 = 3;
 const MACHINE_AT: usize = 18;
 const MACHINE_X86_64: u16 = 62;
 
-/// The library that [`VARIABLE`] names, else the one in `lib` of the state directory, else the system's.
+/// The library that [`VARIABLE`] names, else the one in `lib` of the state directory, else the system's, else the one that
+/// was installed with these programs.
 pub(crate) fn find(home: &Path) -> anyhow::Result<PathBuf> {
     if let Some(chosen) = std::env::var_os(VARIABLE).filter(|value| !value.is_empty()) {
         let path = std::path::absolute(chosen)?;
@@ -85,7 +87,17 @@ fn places(home: &Path) -> Vec<PathBuf> {
     let known = folders.into_iter().map(|folder| folder.join(NAME));
     known
         .chain(cached(&std::fs::read(CACHE).unwrap_or_default()))
+        .chain(installed(tools::home_folders()))
         .collect()
+}
+
+/// Returns where `libmsb/install` puts the library, of the folders of this installation.
+fn installed(folders: Vec<PathBuf>) -> Option<PathBuf> {
+    let folder = folders
+        .into_iter()
+        .find(|folder| folder.ends_with("lib/msb"))?;
+    // Messages name it without the way from one folder to the other.
+    Some(folder.canonicalize().unwrap_or(folder).join(NAME))
 }
 
 /// The paths that the dynamic linker knows. Its list is a table and behind it strings, of which paths are enough for us.
@@ -149,6 +161,20 @@ mod tests {
         }
         let ours = std::env::current_exe().unwrap();
         check(&File::open(&ours).unwrap(), &ours).unwrap();
+    }
+
+    #[test]
+    fn the_library_of_this_installation_is_beside_its_plumbing() {
+        let prefix = tempfile::tempdir().unwrap();
+        let plumbing = prefix.path().join("lib/msb");
+        std::fs::create_dir_all(&plumbing).unwrap();
+        std::fs::create_dir(prefix.path().join("bin")).unwrap();
+        let bin = prefix.path().join("bin");
+        let expected = plumbing.canonicalize().unwrap().join(NAME);
+        let beside = bin.join("../lib/msb");
+        assert_eq!(installed(vec![bin.clone(), beside]), Some(expected.clone()));
+        assert_eq!(installed(vec![plumbing, bin]), Some(expected));
+        assert_eq!(installed(vec!["/usr/bin".into()]), None);
     }
 
     #[test]
