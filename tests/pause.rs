@@ -225,6 +225,16 @@ fn a_paused_sandbox_that_is_killed_has_crashed() {
 }
 
 #[test]
+fn a_guest_that_has_booted_is_paused_as_one_from_memory_is() {
+    let home = Guests::with(&["--cold"]);
+    home.run(["pause", "x"]).is(0, "", "");
+    assert_eq!(state(&home), "Paused");
+    home.run(["resume", "x"]).is(0, "", "");
+    home.run(["exec", "x", "--", "echo", "up"])
+        .is(0, "up\n", "");
+}
+
+#[test]
 fn connections_through_a_published_port_outlive_a_pause() {
     let any = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = any.local_addr().unwrap().port();

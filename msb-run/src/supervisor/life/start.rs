@@ -163,11 +163,12 @@ impl Life {
         if let Some(recording) = self.start.recording.take() {
             return self.take_state(recording, hello);
         }
-        let (Some((socket, tag)), Some(mut monitor)) =
-            (self.machine.unplugged.take(), self.machine.monitor.take())
-        else {
+        // Without a share, the monitor stays for a pause.
+        let Some((socket, tag)) = self.machine.unplugged.take() else {
             return self.answer(hello);
         };
+        let monitor = self.machine.monitor.take();
+        let mut monitor = monitor.context("the machine has no monitor for its share")?;
         self.start.hello = Some(hello);
         self.start.task = Some(Task::begin("share", move || {
             plug_share(&mut monitor, &socket, &tag)?;
