@@ -105,6 +105,26 @@ fn the_first_start_leaves_a_state_and_every_later_one_goes_on_from_it() {
 }
 
 #[test]
+fn what_a_guest_prints_goes_to_its_log_and_never_waits() {
+    let home = home();
+    for name in ["first", "second"] {
+        assert_eq!(start(&home, name, &[]), "memory");
+        // More than all buffers on the way hold.
+        let print = "seq 100000 >/dev/console; echo printed >/dev/console";
+        home.run(["exec", name, "--", "sh", "-c", print]).done();
+        let log = home
+            .state()
+            .join("sandboxes")
+            .join(name)
+            .join("console.log");
+        wait_until("it is in the log", || {
+            String::from_utf8_lossy(&fs::read(&log).unwrap()).contains("printed")
+        });
+        home.run(["rm", "-f", name]).done();
+    }
+}
+
+#[test]
 fn every_kind_of_machine_starts_from_memory_with_all_that_it_has() {
     let home = home();
     let shared = home.folder.join("shared");
@@ -197,6 +217,9 @@ fn a_guest_from_an_old_state_has_the_time_of_now() {
     home.run(["rm", "-f", "x"]).done();
 }
 
+/// What becomes of the bytes of a file.
+type Damage = Box<dyn Fn(&mut Vec<u8>)>;
+
 #[test]
 fn a_state_that_is_damaged_costs_a_note_and_a_boot_and_is_made_again() {
     let home = home();
@@ -204,7 +227,7 @@ fn a_state_that_is_damaged_costs_a_note_and_a_boot_and_is_made_again() {
     let path = states(&home).remove(0);
     let whole = fs::read(&path).unwrap();
     let header_at = u64::from_le_bytes(whole[16..24].try_into().unwrap()) as usize;
-    let damages: [(&str, Box<dyn Fn(&mut Vec<u8>)>); 5] = [
+    let damages: [(&str, Damage); 5] = [
         ("cut", Box::new(|bytes| bytes.truncate(bytes.len() / 2))),
         ("empty", Box::new(Vec::clear)),
         ("another file", Box::new(|bytes| bytes[..16].fill(b'x'))),
@@ -406,7 +429,16 @@ fn states_are_counted_and_removed_with_images() {
     );
     home.run(["image", "prune", "--yes", "--quiet", "--dangling"])
         .done();
+    home.run(["image", "prune", "--yes", "--quiet"]).done();
     assert_eq!(states(&home).len(), 1);
+    // Which is the time when it was used last.
+    let file = fs::File::options()
+        .write(true)
+        .open(&states(&home)[0])
+        .unwrap();
+    let days = Duration::from_secs(2 * 24 * 60 * 60);
+    file.set_modified(std::time::SystemTime::now() - days)
+        .unwrap();
     let removed: serde_json::Value = serde_json::from_str(
         &home
             .run(["image", "prune", "--yes", "--format", "json"])

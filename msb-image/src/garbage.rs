@@ -6,6 +6,7 @@
 use std::collections::HashSet;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use libmsb::digest::Digest;
@@ -17,6 +18,9 @@ use crate::uses::Live;
 
 /// Bytes of a block as stat(2) counts them.
 const STAT_BLOCK_BYTES: u64 = 512;
+
+/// Time after which a state from which no guest has started is waste.
+const BOOT_STATE_UNUSED: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Whether files go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,13 +118,21 @@ impl<'a> Garbage<'a> {
         Ok(())
     }
 
-    /// Takes away the states of guests in this directory. The next start of a kind makes a new one.
+    /// Takes away the states of guests in this directory from which no guest has started for a day. A start makes a new one.
     pub(crate) fn boot_states(&mut self, directory: &Path) -> Result<()> {
         for name in names(directory)? {
+            let path = directory.join(&name);
+            // A start that uses one notes it so.
+            let used = std::fs::metadata(&path).and_then(|meta| meta.modified());
+            let is_old =
+                used.is_ok_and(|at| at.elapsed().is_ok_and(|age| age >= BOOT_STATE_UNUSED));
+            if !is_old {
+                continue;
+            }
             if name.ends_with(layout::BOOT_STATE) {
-                self.gone.boot_states += self.file(&directory.join(name))?;
+                self.gone.boot_states += self.file(&path)?;
             } else if name.ends_with(layout::BOOT_STATE_FAILED) {
-                self.file(&directory.join(name))?;
+                self.file(&path)?;
             }
         }
         Ok(())

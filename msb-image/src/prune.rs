@@ -1,5 +1,5 @@
-//! `msb image prune`: images that no sandbox was made from go, and all waste with them; and the states of guests that later
-//! guests start from, which the next start makes again.
+//! `msb image prune`: images that no sandbox was made from go, and all waste with them; and boot states that no guest has
+//! started from for a day.
 
 use std::collections::HashSet;
 use std::io::{self, BufRead, IsTerminal};
@@ -43,7 +43,7 @@ struct Report {
 struct Plan {
     going: Vec<RefRecord>,
     live: Live,
-    /// The directory of boot states, if they go.
+    /// The directory of boot states, if old ones go.
     boot: Option<PathBuf>,
 }
 
@@ -102,7 +102,7 @@ fn plan(home: &Home, store: &Store, args: &Prune, filters: &[Filter]) -> Result<
         }
     }
     let live = Live::of(store, &named, users.manifests())?;
-    // They serve all images, and are no waste.
+    // They serve all images.
     let boot = (!args.dangling && filters.is_empty()).then(|| home.boot_dir());
     Ok(Plan { going, live, boot })
 }

@@ -41,7 +41,7 @@ pub(crate) fn while_serving(home: &Home, sandbox: &Sandbox, ephemeral: bool) -> 
             SUPERVISOR,
             "calls",
             isolate::refuse_calls(Needed {
-                sockets: Sockets::Accept,
+                sockets: Sockets::Publish,
                 ..Needed::NOTHING
             }),
         ),

@@ -118,7 +118,7 @@ impl Machine {
             json!({ "name": number.to_string(), "path": entry.path, "file": meta.is_file(),
                     "read_only": entry.read_only, "device": meta.dev(), "inode": meta.ino() })
         });
-        let plan = json!({ "version": 1, "life_fd": life_theirs.as_raw_fd(), "share": {
+        let plan = json!({ "version": 2, "life_fd": life_theirs.as_raw_fd(), "share": {
             "tag": "t", "fd": theirs.as_raw_fd(), "entries": entries.collect::<Vec<_>>() } });
         let path = std::env::temp_dir().join(format!("plan-{}", theirs.as_raw_fd()));
         fs::write(&path, plan.to_string()).unwrap();

@@ -85,15 +85,19 @@ const PROGRAMS: [c_long; 2] = [libc::SYS_execve, libc::SYS_execveat];
 /// Refused to a process that opens no connection: new sockets, and addresses for them. Landlock knows no sockets with a path,
 /// so that without this a process reaches the sockets of all other programs of its user. Sockets that are open stay as
 /// they are, and descriptors are passed over them.
-const CONNECTIONS: [c_long; 4] = [
-    libc::SYS_socket,
-    libc::SYS_connect,
-    libc::SYS_bind,
-    libc::SYS_listen,
-];
+const CONNECTIONS: [c_long; 1] = [libc::SYS_connect];
 
 /// Refused besides to a process that takes no connection either.
-const ACCEPTED: [c_long; 2] = [libc::SYS_accept, libc::SYS_accept4];
+const ACCEPTED: [c_long; 5] = [
+    libc::SYS_socket,
+    libc::SYS_bind,
+    libc::SYS_listen,
+    libc::SYS_accept,
+    libc::SYS_accept4,
+];
+
+/// Families of sockets that a process makes which publishes ports.
+const PUBLISHED: [i32; 2] = [libc::AF_INET, libc::AF_INET6];
 
 /// Refused to a process that changes no metadata of files: Landlock does not restrict these calls.
 const METADATA: [c_long; 19] = [
@@ -139,8 +143,8 @@ pub struct Needed {
 pub enum Sockets {
     /// Not at all.
     Open,
-    /// It accepts connections on a socket that it has open.
-    Accept,
+    /// It publishes ports of the Internet, and accepts connections; it opens none.
+    Publish,
     /// It opens, binds and connects sockets.
     All,
 }
@@ -222,6 +226,18 @@ fn filter(needed: Needed) -> Result<(), seccompiler::Error> {
         clones.push(SeccompRule::new(vec![has_flag(flag)?])?);
     }
     rules.insert(libc::SYS_clone, clones);
+    if needed.sockets == Sockets::Publish {
+        let mut others = Vec::new();
+        for family in PUBLISHED {
+            others.push(SeccompCondition::new(
+                0,
+                SeccompCmpArgLen::Dword,
+                SeccompCmpOp::Ne,
+                family as u64,
+            )?);
+        }
+        rules.insert(libc::SYS_socket, vec![SeccompRule::new(others)?]);
+    }
     apply(rules, EPERM)?;
     // Its flags are in memory, where no filter can see them. The C library takes clone(2) for one that is not there.
     apply(
@@ -296,7 +312,7 @@ mod tests {
         let listener = UnixListener::bind(&path).unwrap();
         for (sockets, connects, accepts) in [
             (Sockets::Open, false, false),
-            (Sockets::Accept, false, true),
+            (Sockets::Publish, false, true),
             (Sockets::All, true, true),
         ] {
             let (path, ours) = (path.clone(), listener.try_clone().unwrap());
@@ -310,6 +326,8 @@ mod tests {
                 let accepted = ours.accept().is_ok();
                 // A pair reaches nobody else.
                 assert!(UnixStream::pair().is_ok());
+                let published = std::net::TcpListener::bind("127.0.0.1:0").is_ok();
+                assert_eq!(published, sockets != Sockets::Open);
                 (UnixStream::connect(&path).is_ok(), accepted)
             });
             assert_eq!(thread.join().unwrap(), (connects, accepts), "{sockets:?}");

@@ -150,7 +150,7 @@ impl Life {
             BootEvent::Ready { kernel, ready_ns } => {
                 // The next one may boot.
                 self.slot = None;
-                let from_ns = self.start.from_ns();
+                let from_ns = self.start.kept_ns();
                 self.stamps.from_memory = from_ns.is_some();
                 self.stamps.guest_ready_ns = ready_ns.saturating_sub(from_ns.unwrap_or(0));
                 if from_ns.is_some() {

@@ -3,6 +3,7 @@
 //! A boot of a kind of which no state is kept stops at the agent's hello for a moment, for its state to be taken. A start
 //! from memory that fails before the guest is set up is followed by a boot, whatever the reason.
 
+use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
@@ -50,7 +51,7 @@ enum Ready {
     /// For the boot request.
     Boot(Monitor),
     /// Its state was taken, and it is of no more use.
-    Taken(Recording, BootState),
+    Taken(Recording, Box<BootState>),
 }
 
 impl Start {
@@ -60,7 +61,7 @@ impl Start {
     }
 
     /// Returns the uptime of the guest in the state that it started from.
-    pub(super) fn from_ns(&self) -> Option<u64> {
+    pub(super) fn kept_ns(&self) -> Option<u64> {
         self.from_ns
     }
 
@@ -192,7 +193,7 @@ impl Life {
                 let (mut monitor, memory) = monitor.zip(memory).context("there is no monitor")?;
                 self.start.task = Some(Task::begin("state", move || {
                     let (recording, state) = take(&mut monitor, &memory, recording, subject)?;
-                    Ok(Ready::Taken(recording, state))
+                    Ok(Ready::Taken(recording, Box::new(state)))
                 })?);
                 Ok(())
             })
@@ -227,13 +228,13 @@ impl Life {
             }
             Ok(Ready::Taken(recording, state)) => {
                 self.machine.kill();
-                while self.console.is_some() && self.copy_console() {}
+                self.copy_last_of_console();
                 if let Some(kind) = self.start.kind.clone() {
                     let publish = move || recording.publish(&kind);
                     self.start.publishing = Some(Task::begin("publish", publish)?);
                 }
                 self.forget_machine();
-                self.start_with(Way::Memory(Box::new(state)))
+                self.start_with(Way::Memory(state))
             }
             Err(error) if self.start.hello.is_none() => {
                 self.boot_instead(&message(&error));
@@ -252,14 +253,14 @@ impl Life {
     /// or its state is to be taken.
     pub(super) fn is_replaceable(&self) -> bool {
         let records = self.start.recording.is_some()
-            || matches!(&self.start.task, Some(_) if self.start.hello.is_none());
+            || (self.start.task.is_some() && self.start.hello.is_none());
         (self.start.from_ns.is_some() || records) && matches!(self.phase, Phase::Booting { .. })
     }
 
     /// A start from memory failed, or the taking of a state: the guest boots.
     pub(super) fn boot_instead(&mut self, why: &str) {
         self.machine.kill();
-        while self.console.is_some() && self.copy_console() {}
+        self.copy_last_of_console();
         let why = match last_words(&self.setup.sandbox) {
             Some(words) => format!("{why} ({words})"),
             None => why.to_owned(),
@@ -283,6 +284,14 @@ impl Life {
         self.forget_machine();
         if let Err(error) = self.start_with(Way::Boot) {
             self.finish_unborn(&error);
+        }
+    }
+
+    /// Moves what is left of a machine that was killed to the log, which goes on with the next machine.
+    fn copy_last_of_console(&mut self) {
+        let mut bytes = [0; 4096];
+        while let Ok(count @ 1..) = (&self.machine.console).read(&mut bytes) {
+            let _ = self.console.as_mut().map(|log| log.append(&bytes[..count]));
         }
     }
 
