@@ -163,12 +163,13 @@ impl TscRate {
 
     /// Measures the rate against the monotonic clock.
     pub(crate) fn measure() -> TscRate {
-        let (start, count) = (Instant::now(), counter());
+        let (start, from) = reading();
         while start.elapsed() < TscRate::SPAN {
             std::hint::spin_loop();
         }
-        let (count, elapsed) = (counter() - count, start.elapsed());
-        TscRate((u128::from(count) * 1_000_000 / elapsed.as_nanos().max(1)) as u64)
+        let (end, to) = reading();
+        let elapsed = end.duration_since(start).as_nanos().max(1);
+        TscRate((u128::from(to.wrapping_sub(from)) * 1_000_000 / elapsed) as u64)
     }
 
     /// Returns whether a guest that was told this rate keeps time on a host where `other` was measured: both are within a
@@ -177,6 +178,23 @@ impl TscRate {
     pub(crate) fn agrees(self, other: TscRate) -> bool {
         self.0.abs_diff(other.0) * 500 <= self.0.max(other.0)
     }
+}
+
+/// Readings of the clock and the counter that are tried: this process may lose its processor between the two.
+const READINGS: usize = 8;
+
+/// Returns the time and the counter at that time: of some readings the one that took the least time.
+fn reading() -> (Instant, u64) {
+    let readings = (0..READINGS).map(|_| {
+        let before = Instant::now();
+        let count = counter();
+        (before.elapsed(), before, count)
+    });
+    let best = readings.min_by_key(|(took, ..)| *took);
+    best.map_or_else(
+        || (Instant::now(), counter()),
+        |(took, before, count)| (before + took / 2, count),
+    )
 }
 
 fn counter() -> u64 {
