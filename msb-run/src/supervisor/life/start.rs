@@ -60,6 +60,11 @@ impl Start {
         self.task.as_ref().map(AsFd::as_fd)
     }
 
+    /// Returns whether the machine boots for its state, and has not said hello yet.
+    pub(super) fn records(&self) -> bool {
+        self.recording.is_some()
+    }
+
     /// Returns the uptime of the guest in the state that it started from.
     pub(super) fn kept_ns(&self) -> Option<u64> {
         self.from_ns
@@ -285,6 +290,14 @@ impl Life {
         if let Err(error) = self.start_with(Way::Boot) {
             self.finish_unborn(&error);
         }
+    }
+
+    /// The boot for a state hung: the next start tries again to make one, and this guest boots without.
+    pub(super) fn boot_without_state(&mut self) -> anyhow::Result<()> {
+        self.machine.kill();
+        self.start = Start::default();
+        self.forget_machine();
+        self.start_with(Way::Boot)
     }
 
     /// Moves what is left of a machine that was killed to the log, which goes on with the next machine.
