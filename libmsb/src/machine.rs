@@ -145,7 +145,7 @@ pub struct Qemu {
     pub monitor_fd: i32,
     /// The guest's memory: a memfd of its size. Only this machine has it open for writing, besides the supervisor.
     pub memory_fd: i32,
-    /// Whether it waits for the state of a machine to go on from, of which it is told by its monitor, and does not boot.
+    /// Waits for an incoming state, which the monitor hands over, in place of a boot.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub incoming: bool,
 }

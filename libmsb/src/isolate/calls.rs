@@ -132,13 +132,13 @@ const SYS_REMOVEXATTRAT: c_long = 466;
 pub struct Needed {
     /// It starts a program.
     pub programs: bool,
-    /// How far it uses sockets.
+    /// Its use of sockets.
     pub sockets: Sockets,
     /// It changes modes, owners, times or attributes of files.
     pub metadata: bool,
 }
 
-/// How far a process uses sockets, beside those that it has open.
+/// Use of sockets, beside those that are already open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sockets {
     /// Not at all.
@@ -324,7 +324,7 @@ mod tests {
             let thread = std::thread::spawn(move || {
                 assert_eq!(refuse_calls(needed), Taken::Whole);
                 let accepted = ours.accept().is_ok();
-                // A pair reaches nobody else.
+                // A pair connects this process with itself only.
                 assert!(UnixStream::pair().is_ok());
                 let published = std::net::TcpListener::bind("127.0.0.1:0").is_ok();
                 assert_eq!(published, sockets != Sockets::Open);

@@ -1,4 +1,4 @@
-//! Whose a directory is: one that others own or may write to could hold anything.
+//! Ownership checks: a directory that another user owns or can write to is refused.
 
 use std::fs::Metadata;
 use std::io;
@@ -12,7 +12,7 @@ use crate::cli::error::Failure;
 /// Bits of a mode that let others write.
 const WRITABLE_BY_OTHERS: u32 = 0o022;
 
-/// Whether what a user owns may be trusted: it is this user, or root.
+/// Returns whether a user is trusted: this user, or root.
 pub fn is_trusted(uid: u32) -> bool {
     uid == 0 || uid == rustix::process::geteuid().as_raw()
 }
@@ -66,7 +66,7 @@ fn check(path: &Path, data: &Metadata) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Whether `$XDG_RUNTIME_DIR` is this user's own. After su(1) it may still be that of somebody else.
+/// Returns whether `$XDG_RUNTIME_DIR` belongs to this user. After su(1) it may still be that of another user.
 pub(super) fn is_own_dir(path: &Path) -> bool {
     let us = rustix::process::geteuid().as_raw();
     std::fs::metadata(path).is_ok_and(|data| {

@@ -1,11 +1,11 @@
 //! Start from memory: the state of a guest at its agent's hello, from which later guests of the same kind start.
 //!
-//! The first start of a kind ([`crate::engine::kind`]) boots. At the agent's hello the guest has loaded its kernel modules,
-//! and knows nothing yet of disks, network and shares. Its machine is stopped for a moment: QEMU writes the state of its
-//! devices into a pipe, the supervisor copies the guest's memory, and the machine goes on ([`take`]). The file that comes
-//! of it is flushed and gets its name while the guest runs ([`store`]).
+//! The first start of a kind ([`crate::engine::kind`]) boots a machine with placeholders in place of disks and network. At
+//! the agent's hello the guest has loaded its kernel modules, and no driver has a disk, a network or a share. Then QEMU
+//! writes the state of the devices into a pipe, the supervisor copies the guest's memory, and the machine is killed
+//! ([`take`]). The file is flushed and renamed while the sandbox's own machine runs ([`store`]).
 //!
-//! A later start of the kind gives a new machine a memory of its own, filled from that file, and the state of the devices
+//! Each start of the kind gives a new machine a memory of its own, filled from that file, and the state of the devices
 //! by a pipe ([`restore`]). The machine never has the file open, so that no guest can change what another starts from. What
 //! must differ between guests comes with the boot request: random numbers, host name, machine-id, clock, hardware
 //! address. msb-run(1) lists what does not.
