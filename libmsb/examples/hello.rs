@@ -1,10 +1,10 @@
-//! Runs a command in a sandbox of its own, and another one that is talked to.
+//! Runs a command in a new sandbox, and another one with streamed input and output.
 //!
 //! ```text
 //! cargo run --example hello -- alpine
 //! ```
 
-use libmsb::sdk::{Error, ExecOptions, Sandbox, Streamed};
+use libmsb::sdk::{Error, ExecOptions, Sandbox, StreamEvent};
 
 fn main() -> Result<(), Error> {
     let image = std::env::args().nth(1).unwrap_or("alpine".to_owned());
@@ -12,7 +12,8 @@ fn main() -> Result<(), Error> {
     Ok(())
 }
 
-/// The sandbox is stopped when this returns, whatever happens; with `detached(true)` it would stay.
+/// Runs the example. The sandbox is stopped when this function returns, in any case; with
+/// `detached(true)` it would stay.
 pub(crate) fn hello(image: &str) -> Result<String, Error> {
     let sandbox = Sandbox::builder("hello")
         .image(image)
@@ -22,16 +23,16 @@ pub(crate) fn hello(image: &str) -> Result<String, Error> {
     let output = sandbox.exec(["sh", "-c", "echo $GREETING from $(hostname)"])?;
     let mut said = String::from_utf8_lossy(&output.stdout).into_owned();
 
-    // One that runs along: what it says comes as it says it.
+    // A command that runs in parallel: its output is read as it comes.
     let mut cat = sandbox.exec_stream(["cat"], ExecOptions::default())?;
     cat.write(b"and back\n")?;
     cat.close_stdin()?;
     while let Some(piece) = cat.receive()? {
         match piece {
-            Streamed::Stdout(bytes) | Streamed::Stderr(bytes) => {
+            StreamEvent::Stdout(bytes) | StreamEvent::Stderr(bytes) => {
                 said.push_str(&String::from_utf8_lossy(&bytes));
             }
-            Streamed::Exited(code) => said.push_str(&format!("ended with {code}\n")),
+            StreamEvent::Exited(code) => said.push_str(&format!("ended with {code}\n")),
         }
     }
     sandbox.stop()?;

@@ -1,17 +1,14 @@
-//! Sample files of sandboxes that are not there, for tests/bench-metrics: made, kept and written by the real writer.
+//! Creates sample files of sandboxes that do not exist, for tests/bench/metrics, and updates them
+//! with the real writer.
 //!
 //! usage: sample-files HOME COUNT SECONDS
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "a program for one measurement"
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a program for one measurement")]
 
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use libmsb::samples::{Field, NetField, NetWriter, Slot, Writer, boot_ns, unix_ns};
+use libmsb::samples::{Field, FieldSlot, NetField, NetWriter, SampleWriter, boot_ns, unix_ns};
 use libmsb::state::Home;
 
 fn main() {
@@ -19,14 +16,12 @@ fn main() {
     let home = Home::at(Path::new(&args[1]));
     let count: u64 = args[2].parse().unwrap();
     let end = Instant::now() + Duration::from_secs(args[3].parse().unwrap());
-    let mut writers: Vec<(Writer, NetWriter)> = (0..count)
+    let mut writers: Vec<(SampleWriter, NetWriter)> = (0..count)
         .map(|number| {
             let name = format!("sandbox-{number:04}").parse().unwrap();
             let path = home.samples(&name);
-            let writer = Writer::create(&path, |values| {
-                Field::ALL[4..]
-                    .iter()
-                    .for_each(|field| values.set(*field, 1000));
+            let writer = SampleWriter::create(&path, |values| {
+                Field::ALL[4..].iter().for_each(|field| values.set(*field, 1000));
                 values.set(Field::StartedUnixNs, unix_ns());
                 values.set(Field::StartedBootNs, boot_ns());
                 values.set(Field::SandboxId, number);

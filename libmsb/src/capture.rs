@@ -1,9 +1,9 @@
-//! Output of a guest's command that is kept in memory, with a limit.
+//! Capture of a guest command's output in memory, with a limit.
 
-/// Bytes of one stream that are kept when no other limit is set.
+/// Default limit of captured bytes of one stream.
 pub const CAPTURE_BYTES: u64 = 8 << 20;
 
-/// The start of a stream, up to a limit.
+/// A capture buffer: holds the start of a stream, up to a limit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CaptureBuffer {
     bytes: Vec<u8>,
@@ -18,7 +18,7 @@ impl Default for CaptureBuffer {
 }
 
 impl CaptureBuffer {
-    /// Keeps at most so many bytes.
+    /// Returns an empty buffer with a limit in bytes.
     pub fn new(bytes_max: u64) -> CaptureBuffer {
         CaptureBuffer {
             bytes: Vec::new(),
@@ -27,13 +27,13 @@ impl CaptureBuffer {
         }
     }
 
-    /// Appends what fits and drops the rest.
+    /// Appends what fits and discards the rest.
     pub fn append(&mut self, bytes: &[u8]) {
         let room = self.bytes_max - self.bytes.len();
         let fits = &bytes[..bytes.len().min(room)];
         let wanted = self.bytes.len() + fits.len();
         if wanted > self.bytes.capacity() {
-            // Doubled as a vector does by itself, but never beyond the limit.
+            // The capacity doubles, as that of a vector, but never exceeds the limit.
             let capacity = wanted.max(self.bytes.capacity() * 2).min(self.bytes_max);
             self.bytes.reserve_exact(capacity - self.bytes.len());
         }
@@ -41,22 +41,23 @@ impl CaptureBuffer {
         self.truncated |= fits.len() < bytes.len();
     }
 
-    /// Whether something was dropped.
+    /// Returns whether bytes were discarded.
     pub fn is_truncated(&self) -> bool {
         self.truncated
     }
 
-    /// Returns what was kept.
+    /// Returns the captured bytes.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
     }
 
-    /// Returns what was kept.
+    /// Returns the captured bytes.
     pub fn into_bytes(self) -> Vec<u8> {
         self.bytes
     }
 
-    /// Returns what was kept as text, if it is UTF-8. A character that the limit has cut through does not count.
+    /// Returns the captured bytes as text, if they are UTF-8. A character that the limit cut is
+    /// ignored.
     pub fn text(&self) -> Option<&str> {
         match std::str::from_utf8(&self.bytes) {
             Ok(text) => Some(text),

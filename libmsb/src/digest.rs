@@ -1,6 +1,6 @@
 //! Digests: `sha256:` and 64 hexadecimal digits, and nothing else.
 //!
-//! They become file names, so the one door for them is strict.
+//! They become file names, so their parser is strict.
 
 use std::fmt;
 use std::str::FromStr;
@@ -12,17 +12,17 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 pub struct Digest([u8; 32]);
 
 impl Digest {
-    /// A digest that was computed here.
+    /// Returns a digest of computed bytes.
     pub fn of_bytes(bytes: [u8; 32]) -> Digest {
         Digest(bytes)
     }
 
-    /// The 64 digits without the algorithm: a file name.
+    /// Returns the 64 digits without the algorithm, as in file names.
     pub fn hex(&self) -> String {
         self.0.iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
-    /// Twelve digits, for people.
+    /// Returns the first twelve digits, for people.
     pub fn short(&self) -> String {
         self.hex().chars().take(12).collect()
     }
@@ -40,7 +40,7 @@ impl fmt::Debug for Digest {
     }
 }
 
-/// A string that is no digest.
+/// An error: a string is not a digest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InvalidDigest;
 
@@ -56,10 +56,7 @@ impl FromStr for Digest {
     type Err = InvalidDigest;
 
     fn from_str(text: &str) -> Result<Digest, InvalidDigest> {
-        let digits = text
-            .strip_prefix("sha256:")
-            .ok_or(InvalidDigest)?
-            .as_bytes();
+        let digits = text.strip_prefix("sha256:").ok_or(InvalidDigest)?.as_bytes();
         let mut bytes = [0; 32];
         if digits.len() != 2 * bytes.len() {
             return Err(InvalidDigest);
@@ -105,14 +102,8 @@ mod tests {
     #[test]
     fn anything_else_is_refused() {
         let upper = format!("sha256:{}", "A".repeat(64));
-        for text in [
-            "",
-            "sha256:",
-            "sha256:../../etc/passwd",
-            "sha512:00",
-            &upper,
-            &"a".repeat(64),
-        ] {
+        for text in ["", "sha256:", "sha256:../../etc/passwd", "sha512:00", &upper, &"a".repeat(64)]
+        {
             assert_eq!(text.parse::<Digest>(), Err(InvalidDigest), "{text}");
         }
     }

@@ -1,8 +1,9 @@
-//! JSON output, and reading it: one object a line, with a limit on the line's length.
+//! JSON Lines: output and input of one object per line, with a limit on the line's length.
 //!
-//! Strings may come from a guest, an image or a registry, and the output may go to a terminal. JSON itself escapes only
-//! the C0 controls. So the C1 controls, DEL, and the characters that change the direction of text or are invisible are
-//! written as `\u` escapes here: the same data to a parser, and harmless on a screen.
+//! Strings may come from a guest, an image or a registry, and the output may go to a terminal. JSON
+//! itself escapes only the C0 control characters. So the C1 control characters, DEL, and characters
+//! that change the direction of text or are invisible are written as `\u` escapes here: the same
+//! data to a parser, and harmless on a screen.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -14,10 +15,11 @@ use serde_json::ser::{CompactFormatter, Formatter, PrettyFormatter, Serializer};
 
 use crate::cli::escape::is_safe;
 
-/// Longest line, in bytes, its end included.
+/// Longest line, in bytes, the newline included.
 pub const LINE_BYTES_MAX: u64 = 1024 * 1024;
 
-/// Writes a value as one line, in one write: lines of several processes that append to a file do not mix.
+/// Writes a value as one line, in one write. So lines of several processes that append to a file do
+/// not mix.
 pub fn write<T: Serialize>(out: &mut impl Write, value: &T) -> io::Result<()> {
     let mut line = Vec::with_capacity(128);
     stream(&mut line, value)?;
@@ -25,12 +27,12 @@ pub fn write<T: Serialize>(out: &mut impl Write, value: &T) -> io::Result<()> {
     out.write_all(&line)
 }
 
-/// Writes a value without a line end, piece by piece: nothing of it is kept in memory.
+/// Writes a value without a newline, piece by piece, without buffering it in memory.
 pub fn stream<T: Serialize + ?Sized>(out: &mut impl Write, value: &T) -> io::Result<()> {
-    Ok(value.serialize(&mut Serializer::with_formatter(out, Safe(CompactFormatter)))?)
+    Ok(value.serialize(&mut Serializer::with_formatter(out, SafeFormatter(CompactFormatter)))?)
 }
 
-/// Returns a value as text without line ends.
+/// Returns a value as text without newlines.
 pub fn to_string<T: Serialize + ?Sized>(value: &T) -> io::Result<String> {
     let mut text = Vec::with_capacity(128);
     stream(&mut text, value)?;
@@ -42,15 +44,15 @@ pub fn to_string_pretty<T: Serialize + ?Sized>(value: &T) -> io::Result<String> 
     let mut text = Vec::with_capacity(128);
     value.serialize(&mut Serializer::with_formatter(
         &mut text,
-        Safe(PrettyFormatter::new()),
+        SafeFormatter(PrettyFormatter::new()),
     ))?;
     String::from_utf8(text).map_err(io::Error::other)
 }
 
-/// Returns JSON text that others wrote, with the characters escaped that this module never writes. Outside of strings
+/// Returns JSON text of another program with terminal-unsafe characters escaped. Outside of strings
 /// JSON has none of them.
 pub fn escape_text(json: &str) -> Cow<'_, str> {
-    // What lays out JSON is no part of a string.
+    // Whitespace between tokens is kept.
     let passes = |character: char| is_safe(character) || matches!(character, '\n' | '\r' | '\t');
     if json.chars().all(passes) {
         return Cow::Borrowed(json);
@@ -66,7 +68,7 @@ pub fn escape_text(json: &str) -> Cow<'_, str> {
     Cow::Owned(safe)
 }
 
-/// Appends `\uXXXX`, or two of them for a character outside of the basic plane.
+/// Appends `\uXXXX`, or two of them for a character outside the Basic Multilingual Plane.
 fn escape_char(safe: &mut String, character: char) {
     for unit in character.encode_utf16(&mut [0; 2]) {
         // Writing to a string cannot fail.
@@ -75,9 +77,9 @@ fn escape_char(safe: &mut String, character: char) {
 }
 
 /// A formatter of serde_json whose strings are safe for a terminal.
-struct Safe<F>(F);
+struct SafeFormatter<F>(F);
 
-/// Passes calls on to the inner formatter.
+/// Forwards calls to the inner formatter.
 macro_rules! pass_on {
     ($($name:ident($($argument:ident: $kind:ty),*);)*) => {
         $(fn $name<W: ?Sized + Write>(&mut self, writer: &mut W $(, $argument: $kind)*) -> io::Result<()> {
@@ -86,7 +88,7 @@ macro_rules! pass_on {
     };
 }
 
-impl<F: Formatter> Formatter for Safe<F> {
+impl<F: Formatter> Formatter for SafeFormatter<F> {
     fn write_string_fragment<W: ?Sized + Write>(
         &mut self,
         writer: &mut W,
@@ -109,19 +111,14 @@ impl<F: Formatter> Formatter for Safe<F> {
     }
 }
 
-/// Reads the next line; `None` at the end. A line that has no end, or is too long, or is not such a value, is an
-/// error that says which line it is.
+/// Reads the next line; `None` at the end. A line that has no newline, is too long, or is not such
+/// a value is an error with the line's number.
 pub fn read<T: DeserializeOwned>(input: &mut impl BufRead, number: u64) -> io::Result<Option<T>> {
     use std::io::Read;
     let wrong =
         |what: String| io::Error::new(io::ErrorKind::InvalidData, format!("line {number}: {what}"));
     let mut line = Vec::new();
-    if input
-        .by_ref()
-        .take(LINE_BYTES_MAX)
-        .read_until(b'\n', &mut line)?
-        == 0
-    {
+    if input.by_ref().take(LINE_BYTES_MAX).read_until(b'\n', &mut line)? == 0 {
         return Ok(None);
     }
     if line.last() != Some(&b'\n') {
@@ -132,9 +129,7 @@ pub fn read<T: DeserializeOwned>(input: &mut impl BufRead, number: u64) -> io::R
             "is cut off".to_owned()
         }));
     }
-    serde_json::from_slice(&line)
-        .map(Some)
-        .map_err(|error| wrong(error.to_string()))
+    serde_json::from_slice(&line).map(Some).map_err(|error| wrong(error.to_string()))
 }
 
 #[cfg(test)]
@@ -153,7 +148,8 @@ mod tests {
         assert_eq!(read::<(String, i32)>(&mut input, 3).unwrap(), None);
     }
 
-    /// What a terminal acts upon, and does not escape by itself: CSI of C1, DEL, marks of direction, a tag.
+    /// Characters that a terminal interprets and JSON does not escape: CSI of C1, DEL, direction
+    /// marks, a tag.
     const HOSTILE: &str = "a\u{9b}31m\u{7f}\u{80}\u{9f}\u{61c}\u{200e}\u{200f}\u{202a}\u{202e}\u{2066}\u{2069}\u{e0041}\u{1b}";
 
     #[test]
@@ -165,19 +161,11 @@ mod tests {
         let raw = escape_text(&serde_json::to_string_pretty(&value).unwrap()).into_owned();
         let pretty = to_string_pretty(&value).unwrap();
         assert_eq!(raw, pretty);
-        for text in [
-            String::from_utf8(line).unwrap(),
-            pretty,
-            to_string(&value).unwrap(),
-        ] {
-            let unsafe_left = text
-                .chars()
-                .find(|character| !is_safe(*character) && *character != '\n');
+        for text in [String::from_utf8(line).unwrap(), pretty, to_string(&value).unwrap()] {
+            let unsafe_left =
+                text.chars().find(|character| !is_safe(*character) && *character != '\n');
             assert_eq!(unsafe_left, None, "{text}");
-            assert!(
-                text.contains("\\u009b31m") && text.contains("\\u202e"),
-                "{text}"
-            );
+            assert!(text.contains("\\u009b31m") && text.contains("\\u202e"), "{text}");
             assert!(text.contains("gr\u{fc}n \u{65e5}\u{1f600}\\n"), "{text}");
             let read: serde_json::Value = serde_json::from_str(&text).unwrap();
             assert_eq!(read, value);

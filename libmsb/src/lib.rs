@@ -1,35 +1,43 @@
-//! What more than one tool of msb needs: the state directory in code, one voice on the command line, and the way to
-//! the sibling tools. The front command `msb` is a program of this package. It knows nothing of any tool's inside.
+//! Shared code of the msb tools: the state directory, the command line, sibling tools, and the Rust
+//! SDK. The front command `msb` is a program of this package. No module depends on a tool.
 
-/// Output of a guest's command, kept with a limit.
+/// Capture of a guest command's output, with a limit.
 pub mod capture;
-/// One voice in every tool: errors, exit codes, arguments, tables, completions.
+/// The command line: errors, exit codes, arguments, tables.
 pub mod cli;
-/// Digests of content: `sha256:…`.
+/// Completion of a command line in a shell.
+pub mod complete;
+/// Digests: `sha256:…`.
 pub mod digest;
-/// What happened to all sandboxes.
+/// The event log of all sandboxes.
 pub mod events;
-/// Giving up what a process does not need.
+/// Isolation of processes: seccomp, Landlock, namespaces.
 pub mod isolate;
-/// One JSON object a line.
+/// JSON Lines.
 pub mod jsonl;
-/// The logs of a sandbox, for reading.
+/// Readers of a sandbox's logs.
 pub mod logs;
 /// The plan of a virtual machine.
 pub mod machine;
 /// The network of a sandbox: policy, names, published ports.
 pub mod net;
-/// References to images.
+/// Platforms of images.
+pub mod platform;
+/// Image references.
 pub mod reference;
-/// The sample file of a sandbox: what it costs.
+/// The sample file of a sandbox: its resource use.
 pub mod samples;
-/// For programs that use sandboxes.
+/// The Rust SDK.
 pub mod sdk;
-/// Choosing sandboxes by their labels.
+/// Selection of sandboxes by labels.
 pub mod selector;
-/// Signals as something to wait for.
+/// Signal numbers of the guest, by name or number.
+pub mod signal_number;
+/// Signals, read from a descriptor.
 pub mod signals;
 /// The state directory.
 pub mod state;
-/// Finding a sibling tool: beside the running program, in its library folder, then in `PATH`.
+/// Times in JSON and in stored files.
+pub mod time;
+/// Sibling tools: beside the running program, in its library directory, then in `PATH`.
 pub mod tools;

@@ -1,13 +1,14 @@
-//! The plan of a virtual machine: what `msb-supervisor` hands to `msb-vmm`, as JSON on a descriptor.
+//! The plan of a virtual machine: `msb-supervisor` passes it to `msb-vmm`, as JSON on a descriptor.
 //!
-//! It says what the machine has, and by which engine it runs. Descriptors are numbers in the process of msb-vmm, which
-//! inherits them. Unknown fields are refused: a machine that lacks a part it was to have must not run.
+//! It lists the devices of the virtual machine, and the engine. Descriptors are numbers in the
+//! process of msb-vmm, which inherits them. Unknown fields are refused: a virtual machine must not
+//! run without a device that it should have.
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-/// The version of the plan's form.
+/// Version of the plan's format.
 pub const PLAN_VERSION: u32 = 2;
 /// Longest plan, in bytes.
 pub const PLAN_BYTES_MAX: u64 = 1024 * 1024;
@@ -16,87 +17,99 @@ pub const PLAN_BYTES_MAX: u64 = 1024 * 1024;
 pub const SERIAL_ROOT: &str = "msb-root";
 /// Serial number of the writable disk.
 pub const SERIAL_UPPER: &str = "msb-upper";
-/// Name of the console port over which the guest's agent speaks.
+/// Name of the console port of the guest's agent.
 pub const PORT_AGENT: &str = "msb.agent";
 
-/// Name of the bus of QEMU's machines that shares are plugged into.
+/// Name of QEMU's bus for shares that are hot-plugged.
 pub const SHARE_BUS: &str = "shares";
 
 /// Largest packet of a guest's network.
 pub const NET_MTU: u16 = crate::net::network::MTU_MAX;
 
-/// A virtual machine.
+/// A plan of a virtual machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Plan {
+pub struct VmPlan {
     /// [`PLAN_VERSION`].
     pub version: u32,
-    /// What runs it.
+    /// The engine.
     pub engine: Engine,
     /// Virtual processors.
     pub cpus: u32,
     /// Memory, in MiB.
     pub memory_mib: u32,
     /// Disks, found in the guest by their serial numbers.
-    pub disks: Vec<Disk>,
-    /// A connected stream socket: the other side of the port [`PORT_AGENT`].
+    pub disks: Vec<DiskDevice>,
+    /// A connected stream socket: the other end of the port [`PORT_AGENT`].
     pub agent_fd: i32,
-    /// Takes what the guest's kernel prints: for QEMU a connected stream socket, for libkrun the writing end of a pipe.
+    /// Descriptor for the console output of the guest's kernel: for QEMU a connected stream socket,
+    /// for libkrun the writing end of a pipe.
     pub console_fd: i32,
-    /// The reading end of a pipe whose writing end the supervisor holds: closed when it is gone.
+    /// The reading end of a pipe whose writing end the supervisor holds: end of file means that the
+    /// supervisor has ended.
     pub life_fd: i32,
-    /// The writing end of a pipe: takes one line of JSON that says what the machine's process has given up
+    /// The writing end of a pipe for one JSON line: the isolation steps of the VMM process
     /// ([`crate::isolate::Step`]).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub report_fd: Option<i32>,
-    /// The network, if the machine has one.
+    /// The network device, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub net: Option<Net>,
-    /// Folders of the host that the guest may mount.
+    pub net: Option<NetDevice>,
+    /// Shares: directories of the host that the guest may mount.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub shares: Vec<Share>,
+    pub shares: Vec<ShareDevice>,
 }
 
 /// A network device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Net {
-    /// A connected stream socket with Ethernet frames, each after its length: four bytes, big-endian.
+pub struct NetDevice {
+    /// A connected stream socket for Ethernet frames, each after its length: four bytes,
+    /// big-endian.
     pub fd: i32,
     /// The guest's hardware address.
     pub mac: [u8; 6],
 }
 
-/// Folders and files of the host, as one folder of which they are the entries. It exists only where they are shared: in a
-/// mount namespace of its own.
+/// A share: directories and files of the host as the entries of one directory. That directory
+/// exists only in a mount namespace of the server.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Share {
-    /// The tag by which the guest mounts it with virtiofs, at most 36 bytes.
+pub struct ShareDevice {
+    /// Tag for a virtiofs mount in the guest, at most 36 bytes.
     pub tag: String,
-    /// A connected stream socket that speaks vhost-user: in the plan of a share's server. None in that of a machine: QEMU gets
-    /// its side when the share is plugged in, and libkrun serves by itself.
+    /// A connected stream socket for vhost-user, in the plan of a share's server. Missing in the
+    /// plan of a virtual machine: QEMU gets its end when the share is plugged in, and libkrun
+    /// serves shares itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fd: Option<i32>,
-    /// What is in it.
+    /// Entries of the directory.
     pub entries: Vec<ShareEntry>,
+    /// True if file locks are taken on the files of the host, where they hold among all guests.
+    /// Otherwise they hold within the guest.
+    #[serde(default, skip_serializing_if = "is_off")]
+    pub host_locks: bool,
 }
 
-/// A folder or a file of the host.
+fn is_off(flag: &bool) -> bool {
+    !flag
+}
+
+/// A directory or a file of the host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ShareEntry {
-    /// Its name in the share, a plain one.
+    /// Name in the share: one plain name.
     pub name: String,
-    /// What it is on the host: an absolute path without symbolic links.
+    /// Path on the host, absolute and without symbolic links.
     pub path: PathBuf,
-    /// Whether it is a file.
+    /// True for a file.
     pub file: bool,
-    /// Whether the guest may only read.
+    /// True for read-only access.
     pub read_only: bool,
-    /// The device that it is on: with the inode, what was there when the plan was made.
+    /// Device number when the plan was made. With the inode it identifies the file.
     pub device: u64,
-    /// Its inode.
+    /// Inode number when the plan was made.
     pub inode: u64,
 }
 
@@ -106,63 +119,64 @@ pub struct ShareEntry {
 pub struct SharePlan {
     /// [`PLAN_VERSION`].
     pub version: u32,
-    /// As in [`Plan`].
+    /// As in [`VmPlan`].
     pub life_fd: i32,
-    /// As in [`Plan`], of what the server has given up.
+    /// As in [`VmPlan`], for the steps of the server.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub report_fd: Option<i32>,
-    /// What is shared.
-    pub share: Share,
+    /// The share.
+    pub share: ShareDevice,
 }
 
-/// What runs the machine.
+/// The engine, with its settings.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "name", rename_all = "snake_case")]
 pub enum Engine {
     /// QEMU, by exec.
-    Qemu(Qemu),
+    Qemu(QemuPlan),
     /// libkrun, in the process of msb-vmm itself.
-    Krun(Krun),
+    Krun(KrunPlan),
 }
 
-/// How QEMU runs the machine.
+/// Settings of QEMU.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Qemu {
-    /// The program.
+pub struct QemuPlan {
+    /// Path of the program.
     pub program: PathBuf,
-    /// The board.
+    /// The machine type.
     pub board: Board,
     /// Hardware virtualization or emulation.
     pub accelerator: Accelerator,
-    /// The guest's kernel.
+    /// Path of the guest's kernel.
     pub kernel: PathBuf,
-    /// The initial RAM disk.
+    /// Path of the initial RAM disk (initramfs).
     pub initrd: PathBuf,
     /// The kernel's command line.
     pub cmdline: String,
-    /// A connected stream socket for QEMU's machine protocol (QMP).
+    /// A connected stream socket for the QEMU machine protocol (QMP).
     pub monitor_fd: i32,
-    /// The guest's memory: a memfd of its size. Only this machine has it open for writing, besides the supervisor.
+    /// The guest's memory: a memfd of its size. Only this process and the supervisor have it open
+    /// for writing.
     pub memory_fd: i32,
-    /// Waits for an incoming state, which the monitor hands over, in place of a boot.
+    /// True to wait for an incoming boot state, sent over the monitor, instead of a boot.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub incoming: bool,
 }
 
-/// How libkrun runs the machine.
+/// Settings of libkrun.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Krun {
-    /// Where the guest's kernel comes from.
+pub struct KrunPlan {
+    /// Source of the guest's kernel.
     pub kernel: KrunKernel,
 }
 
-/// Which engine is wanted.
+/// The requested engine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum EngineChoice {
-    /// libkrun where it works, else QEMU.
+    /// libkrun if it works on this host, otherwise QEMU.
     #[default]
     Auto,
     /// libkrun.
@@ -177,67 +191,69 @@ pub enum EngineChoice {
 pub enum KrunKernel {
     /// libkrunfw: a kernel as a shared library. It takes no initial RAM disk.
     Library {
-        /// The library.
+        /// Path of the library.
         path: PathBuf,
-        /// The agent, which becomes the first process.
+        /// Path of the agent, which becomes the first process.
         agent: PathBuf,
     },
-    /// A file.
+    /// A kernel file.
     Image {
-        /// An uncompressed vmlinux.
+        /// Path of an uncompressed vmlinux.
         path: PathBuf,
-        /// The initial RAM disk.
+        /// Path of the initial RAM disk.
         initrd: PathBuf,
         /// The kernel's command line.
         cmdline: String,
     },
 }
 
-/// QEMU's boards.
+/// Machine type of QEMU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Board {
-    /// Few devices and no PCI: starts fastest.
+    /// `microvm`: few devices and no PCI; starts fastest.
     Microvm,
-    /// A whole PC.
+    /// `q35`: a complete PC.
     Q35,
 }
 
-/// How QEMU runs the guest's instructions.
+/// Accelerator of QEMU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Accelerator {
-    /// The processor's own virtualization.
+    /// KVM: hardware virtualization.
     Kvm,
-    /// In software.
+    /// TCG: emulation in software.
     Tcg,
 }
 
-/// A disk.
+/// A block device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Disk {
+pub struct DiskDevice {
     /// Serial number, at most 20 bytes.
     pub serial: String,
-    /// The file. Empty: a placeholder, in a machine that is only booted for its state to be taken.
+    /// Path of the file. Empty: a placeholder, in a virtual machine that is only booted to save its
+    /// state.
     pub path: PathBuf,
-    /// Its format, declared and never probed: a guest may write the header of any format.
-    pub format: Format,
-    /// Whether the guest may only read.
+    /// Format, declared and never probed: a guest can write the header of any format.
+    pub format: DiskImageFormat,
+    /// True for read-only access.
     pub read_only: bool,
-    /// Whether its contents go with the machine: then a flush of the guest need not reach the host's disk.
+    /// True if the contents are discarded with the virtual machine. Then a flush of the guest need
+    /// not reach the host's disk.
     pub volatile: bool,
 }
 
-/// Formats of disks.
+/// Format of a disk image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Format {
-    /// The bytes of the disk.
+pub enum DiskImageFormat {
+    /// Raw: the bytes of the disk.
     Raw,
-    /// A VMDK descriptor of flat extents.
+    /// VMDK: a descriptor of flat extents.
     Vmdk,
-    /// QEMU's own format, without a backing file.
+    /// QEMU's qcow2, without a backing file.
     Qcow2,
 }
 
@@ -260,19 +276,17 @@ mod tests {
         value["net"] = json!({ "fd": 6, "mac": [2, 0, 0, 0, 0, 1] });
         value["shares"] = json!([{ "tag": "t", "fd": 7, "entries":
             [{ "name": "0", "path": "/s", "file": false, "read_only": true, "device": 1, "inode": 2 }] }]);
-        let plan: Plan = serde_json::from_value(value.clone()).unwrap();
+        let plan: VmPlan = serde_json::from_value(value.clone()).unwrap();
         assert_eq!(serde_json::to_value(&plan).unwrap(), value);
     }
 
     #[test]
     fn a_part_that_is_not_known_is_refused_wherever_it_stands() {
-        serde_json::from_value::<Plan>(plan()).unwrap();
+        serde_json::from_value::<VmPlan>(plan()).unwrap();
         for place in ["", "/engine", "/engine/kernel"] {
             let mut value = plan();
             value.pointer_mut(place).unwrap()["more"] = json!(1);
-            let error = serde_json::from_value::<Plan>(value)
-                .unwrap_err()
-                .to_string();
+            let error = serde_json::from_value::<VmPlan>(value).unwrap_err().to_string();
             assert!(error.contains("more"), "{place}: {error}");
         }
     }

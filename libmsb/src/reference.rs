@@ -1,7 +1,7 @@
-//! References to images: what is typed, and the one form in which it is stored.
+//! Image references: their parser and their canonical form.
 //!
-//! `python`, `docker.io/python` and `docker.io/library/python:latest` are the same image. The grammar is that of
-//! the distribution project: `[registry[:port]/]path[:tag][@digest]`.
+//! `python`, `docker.io/python` and `docker.io/library/python:latest` are the same image. The
+//! grammar is that of the distribution project: `[registry[:port]/]path[:tag][@digest]`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -14,11 +14,11 @@ const DEFAULT_REGISTRY: &str = "docker.io";
 const DEFAULT_NAMESPACE: &str = "library";
 const DEFAULT_TAG: &str = "latest";
 
-/// Longest reference in its full form, in bytes: it must fit into a file name.
+/// Longest canonical reference, in bytes: it must fit into a file name.
 pub const REFERENCE_BYTES_MAX: usize = 240;
 const TAG_BYTES_MAX: usize = 128;
 
-/// A reference in its full form.
+/// An image reference in canonical form.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Reference {
     registry: String,
@@ -28,27 +28,32 @@ pub struct Reference {
 }
 
 impl Reference {
-    /// Host name of the registry, with its port if it has one.
+    /// Returns the host name of the registry, with its port if it has one.
     pub fn registry(&self) -> &str {
         &self.registry
     }
 
-    /// The repository within the registry.
+    /// Returns the repository within the registry.
     pub fn path(&self) -> &str {
         &self.path
     }
 
-    /// The tag; a reference without digest always has one.
+    /// Returns the tag. A reference without a digest always has one.
     pub fn tag(&self) -> Option<&str> {
         self.tag.as_deref()
     }
 
-    /// The digest that the manifest must have.
+    /// Returns the same name with a digest in place of its tag.
+    pub fn with_digest(&self, digest: Digest) -> Reference {
+        Reference { tag: None, digest: Some(digest), ..self.clone() }
+    }
+
+    /// Returns the digest that the manifest must have.
     pub fn digest(&self) -> Option<&Digest> {
         self.digest.as_ref()
     }
 
-    /// The short form that people know: without the default registry and namespace.
+    /// Returns the short form for people: without the default registry and namespace.
     pub fn familiar(&self) -> String {
         let full = self.to_string();
         let short = full.strip_prefix("docker.io/").unwrap_or(&full);
@@ -59,7 +64,8 @@ impl Reference {
             .to_owned()
     }
 
-    /// The full form as a file name: `/` cannot stand in one, and `+` cannot stand in a reference.
+    /// Returns the canonical form as a file name. It contains `+` for `/`, which a file name cannot
+    /// contain and no reference contains.
     pub fn file_name(&self) -> String {
         format!("{}.json", self.to_string().replace('/', "+"))
     }
@@ -83,28 +89,20 @@ impl FromStr for Reference {
 
     fn from_str(text: &str) -> Result<Reference, Failure> {
         parse(text).map_err(|reason| {
-            Failure::usage(format!(
-                "'{}' is no image reference: {reason}",
-                escape(text)
-            ))
-            .hint("write it as [registry/]name[:tag][@sha256:digest], in lower case")
+            Failure::usage(format!("'{}' is not an image reference: {reason}", escape(text)))
+                .hint("write it as [registry/]name[:tag][@sha256:digest], in lower case")
         })
     }
 }
 
 fn parse(text: &str) -> Result<Reference, String> {
     let (rest, digest) = match text.split_once('@') {
-        Some((rest, digest)) => (
-            rest,
-            Some(
-                digest
-                    .parse::<Digest>()
-                    .map_err(|error| error.to_string())?,
-            ),
-        ),
+        Some((rest, digest)) => {
+            (rest, Some(digest.parse::<Digest>().map_err(|error| error.to_string())?))
+        }
         None => (text, None),
     };
-    // A colon after the last slash begins the tag; one before it a port.
+    // A colon after the last slash starts the tag; one before it starts a port.
     let name_at = rest.rfind('/').map_or(0, |slash| slash + 1);
     let (name, tag) = match rest[name_at..].split_once(':') {
         Some((last, tag)) => (&rest[..name_at + last.len()], Some(tag)),
@@ -116,29 +114,22 @@ fn parse(text: &str) -> Result<Reference, String> {
     if let Some(tag) = tag {
         check_tag(tag)?;
     }
-    let tag = tag.or(if digest.is_none() {
-        Some(DEFAULT_TAG)
-    } else {
-        None
-    });
+    let tag = tag.or(if digest.is_none() { Some(DEFAULT_TAG) } else { None });
     let path = if registry == DEFAULT_REGISTRY && !path.contains('/') {
         format!("{DEFAULT_NAMESPACE}/{path}")
     } else {
         path.to_owned()
     };
-    let reference = Reference {
-        registry: registry.to_owned(),
-        path,
-        tag: tag.map(str::to_owned),
-        digest,
-    };
+    let reference =
+        Reference { registry: registry.to_owned(), path, tag: tag.map(str::to_owned), digest };
     if reference.to_string().len() > REFERENCE_BYTES_MAX {
         return Err(format!("it is longer than {REFERENCE_BYTES_MAX} bytes"));
     }
     Ok(reference)
 }
 
-/// The first part is a registry when it looks like a host: a dot, a port, or `localhost`.
+/// Splits off the registry. The first part is one if it looks like a host: with a dot, a port, or
+/// `localhost`.
 fn split_registry(name: &str) -> (&str, &str) {
     match name.split_once('/') {
         Some(("index.docker.io", path)) => (DEFAULT_REGISTRY, path),
@@ -148,23 +139,16 @@ fn split_registry(name: &str) -> (&str, &str) {
 }
 
 fn check_registry(registry: &str) -> Result<(), String> {
-    let (host, port) = registry
-        .rsplit_once(':')
-        .map_or((registry, None), |(host, port)| (host, Some(port)));
+    let (host, port) =
+        registry.rsplit_once(':').map_or((registry, None), |(host, port)| (host, Some(port)));
     let host_ok = host.split('.').all(|label| {
         !label.is_empty()
-            && label
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
             && !label.starts_with('-')
             && !label.ends_with('-')
     });
     let port_ok = port.is_none_or(|port| port.parse::<u16>().is_ok());
-    if host_ok && port_ok {
-        Ok(())
-    } else {
-        Err("its registry is no host name".to_owned())
-    }
+    if host_ok && port_ok { Ok(()) } else { Err("its registry is not a host name".to_owned()) }
 }
 
 fn check_path(path: &str) -> Result<(), String> {
@@ -177,24 +161,16 @@ fn check_path(path: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Lower-case letters and digits, joined by one `.`, one or two `_`, or any number of `-`.
+/// Checks a component of a path: lower-case letters and digits, joined by one `.`, one or two `_`,
+/// or any number of `-`.
 fn check_path_part(part: &str) -> Result<(), String> {
     let words = part.split(['.', '_', '-']);
-    let alphanumeric = |word: &str| {
-        word.bytes()
-            .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
-    };
-    let ends_ok = part
-        .bytes()
-        .next()
-        .is_some_and(|byte| byte.is_ascii_alphanumeric())
-        && part
-            .bytes()
-            .last()
-            .is_some_and(|byte| byte.is_ascii_alphanumeric());
-    let joined_ok = !["..", "___", "._", "_.", ".-", "-.", "_-", "-_"]
-        .iter()
-        .any(|joint| part.contains(joint));
+    let alphanumeric =
+        |word: &str| word.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
+    let ends_ok = part.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric())
+        && part.bytes().last().is_some_and(|byte| byte.is_ascii_alphanumeric());
+    let joined_ok =
+        !["..", "___", "._", "_.", ".-", "-.", "_-", "-_"].iter().any(|joint| part.contains(joint));
     if part.bytes().any(|byte| byte.is_ascii_uppercase()) {
         return Err("its name has upper-case letters".to_owned());
     }
@@ -205,17 +181,14 @@ fn check_path_part(part: &str) -> Result<(), String> {
 }
 
 fn check_tag(tag: &str) -> Result<(), String> {
-    let first_ok = tag
-        .bytes()
-        .next()
-        .is_some_and(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
-    let rest_ok = tag
-        .bytes()
-        .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-'));
+    let first_ok =
+        tag.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+    let rest_ok =
+        tag.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-'));
     if first_ok && rest_ok && tag.len() <= TAG_BYTES_MAX {
         Ok(())
     } else {
-        Err("its tag is not valid".to_owned())
+        Err("its tag is invalid".to_owned())
     }
 }
 
@@ -236,11 +209,7 @@ mod tests {
             "docker.io/python",
             "index.docker.io/library/python",
         ] {
-            assert_eq!(
-                full(spelling),
-                "docker.io/library/python:latest",
-                "{spelling}"
-            );
+            assert_eq!(full(spelling), "docker.io/library/python:latest", "{spelling}");
         }
         assert_eq!(full("localhost/deb:ess"), "localhost/deb:ess");
         assert_eq!(full("127.0.0.1:5000/a/b"), "127.0.0.1:5000/a/b:latest");

@@ -1,4 +1,4 @@
-//! Choosing sandboxes by their labels.
+//! Selection of sandboxes by labels.
 
 use std::collections::BTreeMap;
 use std::str::FromStr;
@@ -6,7 +6,8 @@ use std::str::FromStr;
 use crate::cli::args::parse_label;
 use crate::cli::error::Failure;
 
-/// One condition: `key=value` asks for that value, `key` alone for the key, whatever its value. The rule of docker.
+/// A condition: `key=value` requires that value, `key` alone any value of the key. The rule of
+/// docker.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Selector {
     key: String,
@@ -14,7 +15,7 @@ pub struct Selector {
 }
 
 impl Selector {
-    /// Whether the labels meet the condition.
+    /// Returns whether the labels meet the condition.
     pub fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
         match (&self.value, labels.get(&self.key)) {
             (_, None) => false,
@@ -23,7 +24,8 @@ impl Selector {
         }
     }
 
-    /// Whether the labels meet every condition. No condition: every sandbox is meant.
+    /// Returns whether the labels meet every condition. Without conditions every sandbox is
+    /// selected.
     pub fn all_match(selectors: &[Selector], labels: &BTreeMap<String, String>) -> bool {
         selectors.iter().all(|selector| selector.matches(labels))
     }
@@ -34,10 +36,7 @@ impl FromStr for Selector {
 
     fn from_str(text: &str) -> Result<Selector, Failure> {
         let (key, value) = parse_label(text)?;
-        Ok(Selector {
-            key,
-            value: text.contains('=').then_some(value),
-        })
+        Ok(Selector { key, value: text.contains('=').then_some(value) })
     }
 }
 
@@ -46,10 +45,8 @@ mod tests {
     use super::*;
 
     fn selects(selector: &str, labels: &[(&str, &str)]) -> bool {
-        let labels = labels
-            .iter()
-            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
-            .collect();
+        let labels =
+            labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
         selector.parse::<Selector>().unwrap().matches(&labels)
     }
 

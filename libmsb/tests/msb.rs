@@ -1,6 +1,7 @@
-//! The front command: what it shows, what it starts, what it says of mistakes, and its completion scripts.
+//! Tests of the front command: help, start of programs, errors, and completion scripts.
 //!
-//! Each test has an installation of its own, with stand-ins for the tools that tell how they were called.
+//! Each test has an installation of its own, with stand-ins for the tools that print how they were
+//! called.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -14,44 +15,34 @@ use std::process::{Command, Output, Stdio};
 
 use tempfile::TempDir;
 
-/// Tells its own name and its arguments, each in brackets.
+/// A stand-in: prints its own name and its arguments, each in brackets.
 const ECHO: &str = "#!/bin/sh\nprintf '%s' \"${0##*/}\"\nprintf ' [%s]' \"$@\"\necho\n";
-
-const BASH: &str = include_str!("../completions/msb.bash");
-const ZSH: &str = include_str!("../completions/_msb");
-const FISH: &str = include_str!("../completions/msb.fish");
 
 struct Installation {
     root: TempDir,
 }
 
-/// The program under test: the installed one, if the tests run against an installation.
+/// Returns the program under test: the installed one, if the tests run against an installation.
 fn program() -> PathBuf {
     match std::env::var_os("MSB_TEST_BIN") {
-        Some(folder) => Path::new(&folder).join("msb"),
+        Some(directory) => Path::new(&directory).join("msb"),
         None => PathBuf::from(env!("CARGO_BIN_EXE_msb")),
     }
 }
 
 impl Installation {
     fn new() -> Installation {
-        let root = tempfile::Builder::new()
-            .prefix("msb-front-")
-            .tempdir()
-            .unwrap();
-        for folder in ["bin", "lib/msb", "elsewhere", "share/man/man1"] {
-            fs::create_dir_all(root.path().join(folder)).unwrap();
+        let root = tempfile::Builder::new().prefix("msb-front-").tempdir().unwrap();
+        for directory in ["bin", "lib/msb", "elsewhere", "share/man/man1"] {
+            fs::create_dir_all(root.path().join(directory)).unwrap();
         }
-        let copied = Command::new("cp")
-            .arg(program())
-            .arg(root.path().join("bin/msb"))
-            .status()
-            .unwrap();
+        let copied =
+            Command::new("cp").arg(program()).arg(root.path().join("bin/msb")).status().unwrap();
         assert!(copied.success());
         Installation { root }
     }
 
-    /// With stand-ins for all tools.
+    /// Returns an installation with stand-ins for all tools.
     fn with_tools() -> Installation {
         let installation = Installation::new();
         for tool in ["run", "exec", "ls", "stop", "rm", "doctor", "image"] {
@@ -65,7 +56,8 @@ impl Installation {
         self.root.path().join(path)
     }
 
-    /// Written by another process: had this one the file open while another test forks, it could not be executed.
+    /// Writes a program, in another process. If this one had the file open while another test
+    /// forks, it could not be executed.
     fn write_program(&self, path: &str, text: &str) {
         let path = self.path(path);
         let mut cat = Command::new("sh")
@@ -74,11 +66,7 @@ impl Installation {
             .stdin(Stdio::piped())
             .spawn()
             .unwrap();
-        cat.stdin
-            .take()
-            .unwrap()
-            .write_all(text.as_bytes())
-            .unwrap();
+        cat.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
         assert!(cat.wait().unwrap().success());
         fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
     }
@@ -90,41 +78,33 @@ impl Installation {
         command
     }
 
-    fn run<S: AsRef<OsStr>>(&self, args: &[S]) -> Ran {
-        Ran::of(self.msb(args).output().unwrap())
+    fn run<S: AsRef<OsStr>>(&self, args: &[S]) -> RunResult {
+        RunResult::of(self.msb(args).output().unwrap())
     }
 }
 
 #[derive(Debug, PartialEq)]
-struct Ran {
+struct RunResult {
     code: i32,
     stdout: String,
     stderr: String,
 }
 
-impl Ran {
-    fn of(output: Output) -> Ran {
-        Ran {
+impl RunResult {
+    fn of(output: Output) -> RunResult {
+        RunResult {
             code: output.status.code().unwrap(),
             stdout: String::from_utf8(output.stdout).unwrap(),
             stderr: String::from_utf8(output.stderr).unwrap(),
         }
     }
 
-    fn done(stdout: &str) -> Ran {
-        Ran {
-            code: 0,
-            stdout: stdout.to_owned(),
-            stderr: String::new(),
-        }
+    fn done(stdout: &str) -> RunResult {
+        RunResult { code: 0, stdout: stdout.to_owned(), stderr: String::new() }
     }
 
-    fn failed(code: i32, stderr: &str) -> Ran {
-        Ran {
-            code,
-            stdout: String::new(),
-            stderr: stderr.to_owned(),
-        }
+    fn failed(code: i32, stderr: &str) -> RunResult {
+        RunResult { code, stdout: String::new(), stderr: stderr.to_owned() }
     }
 }
 
@@ -133,11 +113,8 @@ fn alone_it_shows_the_grouped_help_and_that_is_no_failure() {
     let msb = Installation::with_tools();
     let help = msb.run::<&str>(&[]);
     assert_eq!((help.code, help.stderr.as_str()), (0, ""));
-    let headings: Vec<&str> = help
-        .stdout
-        .lines()
-        .filter(|l| l.ends_with(':') && !l.starts_with(' '))
-        .collect();
+    let headings: Vec<&str> =
+        help.stdout.lines().filter(|l| l.ends_with(':') && !l.starts_with(' ')).collect();
     assert_eq!(
         headings,
         [
@@ -146,6 +123,7 @@ fn alone_it_shows_the_grouped_help_and_that_is_no_failure() {
             "Network and SSH:",
             "Storage:",
             "Metrics:",
+            "Installation:",
             "Other:",
             "Options:"
         ]
@@ -154,11 +132,7 @@ fn alone_it_shows_the_grouped_help_and_that_is_no_failure() {
         assert_eq!(msb.run(&spelling), help);
     }
     assert!(!help.stdout.contains("vmm"));
-    assert!(
-        msb.run(&["help", "--all"])
-            .stdout
-            .contains("Plumbing:\n  supervisor")
-    );
+    assert!(msb.run(&["help", "--all"]).stdout.contains("Plumbing:\n  supervisor"));
 }
 
 #[test]
@@ -166,26 +140,17 @@ fn help_and_the_list_for_completions_have_the_same_commands() {
     let msb = Installation::with_tools();
     let help = msb.run(&["help"]).stdout;
     let list = msb.run(&["--list-commands", "--long"]).stdout;
-    let listed: Vec<(&str, &str)> = list
-        .lines()
-        .map(|line| line.split_once('\t').unwrap())
-        .collect();
-    let shown = help
-        .lines()
-        .filter(|line| line.starts_with("  ") && !line.trim().starts_with('-'));
+    let listed: Vec<(&str, &str)> =
+        list.lines().map(|line| line.split_once('\t').unwrap()).collect();
+    let shown = help.lines().filter(|line| line.starts_with("  ") && !line.trim().starts_with('-'));
     let shown: Vec<(&str, &str)> = shown
         .map(|line| {
-            (
-                line.split([' ', ','])
-                    .find(|word| !word.is_empty())
-                    .unwrap(),
-                line[17..].trim(),
-            )
+            (line.split([' ', ',']).find(|word| !word.is_empty()).unwrap(), line[17..].trim())
         })
         .collect();
     assert_eq!(shown, listed);
     let mut names = msb.run(&["--list-commands"]).stdout;
-    for alias in ["cp", "ls", "ps", "rm", "vol"] {
+    for alias in ["cp", "ls", "ps", "rm", "snap", "vol"] {
         names = names.replace(&format!("\n{alias}\n"), "\n");
     }
     assert_eq!(
@@ -210,13 +175,9 @@ fn a_command_becomes_its_program_with_the_arguments_unchanged() {
         (&["images", "-q"], "msb-image [list] [-q]\n"),
         (&["rmi", "x"], "msb-image [remove] [x]\n"),
         (&["image", "--help"], "msb-image [--help]\n"),
-        (
-            &["load", "--generate", "tree"],
-            "msb-image [--generate] [tree]\n",
-        ),
         (&["vmm", "x"], "msb-vmm [x]\n"),
     ] {
-        assert_eq!(msb.run(typed), Ran::done(ran), "{typed:?}");
+        assert_eq!(msb.run(typed), RunResult::done(ran), "{typed:?}");
     }
     let bytes = OsStr::from_bytes(b"\xff\xfe");
     assert_eq!(
@@ -229,7 +190,7 @@ fn a_command_becomes_its_program_with_the_arguments_unchanged() {
 fn the_programs_exit_status_is_that_of_msb() {
     let msb = Installation::new();
     msb.write_program("bin/msb-run", "#!/bin/sh\nexit 42\n");
-    assert_eq!(msb.run(&["run"]), Ran::failed(42, ""));
+    assert_eq!(msb.run(&["run"]), RunResult::failed(42, ""));
 }
 
 #[test]
@@ -237,42 +198,25 @@ fn a_program_of_others_in_path_is_a_command_too() {
     let msb = Installation::with_tools();
     msb.write_program("elsewhere/msb-foo", ECHO);
     msb.write_program("elsewhere/msb-run", "#!/bin/sh\necho wrong\n");
-    assert_eq!(msb.run(&["foo", "a", "b"]), Ran::done("msb-foo [a] [b]\n"));
-    assert_eq!(msb.run(&["run", "a"]), Ran::done("msb-run [a]\n"));
-    assert!(
-        msb.run(&["help", "--all"])
-            .stdout
-            .contains("\nOther programs named msb-*:\n  foo\n")
-    );
+    assert_eq!(msb.run(&["foo", "a", "b"]), RunResult::done("msb-foo [a] [b]\n"));
+    assert_eq!(msb.run(&["run", "a"]), RunResult::done("msb-run [a]\n"));
+    assert!(msb.run(&["help", "--all"]).stdout.contains("\nOther programs named msb-*:\n  foo\n"));
     assert!(msb.run(&["--list-commands"]).stdout.ends_with("\nfoo\n"));
-    assert!(
-        msb.run(&["fooo"])
-            .stderr
-            .contains("did you mean 'msb foo'?")
-    );
+    assert!(msb.run(&["fooo"]).stderr.contains("did you mean 'msb foo'?"));
 }
 
 #[test]
 fn a_mistyped_command_is_a_usage_error_with_the_nearest_name() {
     let msb = Installation::with_tools();
     let said = |word: &str, hint: &str| {
-        Ran::failed(
+        RunResult::failed(
             2,
             &format!("msb: error: there is no command '{word}'\nmsb: hint: {hint}\n"),
         )
     };
-    assert_eq!(
-        msb.run(&["imgae", "ls"]),
-        said("imgae", "did you mean 'msb image'?")
-    );
-    assert_eq!(
-        msb.run(&["im"]),
-        said("im", "did you mean 'msb image' or 'msb images'?")
-    );
-    assert_eq!(
-        msb.run(&["frobnicate"]),
-        said("frobnicate", "'msb help' lists the commands")
-    );
+    assert_eq!(msb.run(&["imgae", "ls"]), said("imgae", "did you mean 'msb image'?"));
+    assert_eq!(msb.run(&["im"]), said("im", "did you mean 'msb image' or 'msb images'?"));
+    assert_eq!(msb.run(&["frobnicate"]), said("frobnicate", "'msb help' lists the commands"));
     assert_eq!(
         msb.run(&["help", "frobnicate"]),
         said("frobnicate", "'msb help' lists the commands")
@@ -288,12 +232,13 @@ fn a_missing_program_is_told_and_run_keeps_the_codes_of_its_own_failures() {
     let msb = Installation::new();
     let said = |program: &str| {
         format!(
-            "msb: error: cannot find the program '{program}'\nmsb: hint: it is installed beside 'msb', by libmsb/install\n"
+            "msb: error: cannot find the program '{program}'\n\
+             msb: hint: reinstall msb: libmsb/install puts it beside 'msb'\n"
         )
     };
-    assert_eq!(msb.run(&["images"]), Ran::failed(1, &said("msb-image")));
-    assert_eq!(msb.run(&["run", "x"]), Ran::failed(125, &said("msb-run")));
-    assert_eq!(msb.run(&["exec", "x"]), Ran::failed(125, &said("msb-exec")));
+    assert_eq!(msb.run(&["images"]), RunResult::failed(1, &said("msb-image")));
+    assert_eq!(msb.run(&["run", "x"]), RunResult::failed(125, &said("msb-run")));
+    assert_eq!(msb.run(&["exec", "x"]), RunResult::failed(125, &said("msb-exec")));
 }
 
 #[test]
@@ -303,19 +248,15 @@ fn help_on_a_command_opens_its_page_and_without_one_asks_the_program() {
         "elsewhere/man",
         "#!/bin/sh\n[ \"$1\" = -w ] && exit 16\necho \"page ${1##*/}\"\n",
     );
-    assert_eq!(msb.run(&["help", "stop"]), Ran::done("msb-stop [--help]\n"));
+    assert_eq!(msb.run(&["help", "stop"]), RunResult::done("msb-stop [--help]\n"));
     fs::write(msb.path("share/man/man1/msb-image.1"), "").unwrap();
-    assert_eq!(msb.run(&["help", "load"]), Ran::done("page msb-image.1\n"));
+    assert_eq!(msb.run(&["help", "load"]), RunResult::done("page msb-image.1\n"));
     fs::create_dir_all(msb.path("share/man/man5")).unwrap();
     fs::write(msb.path("share/man/man5/msb-state.5"), "").unwrap();
-    assert_eq!(msb.run(&["help", "state"]), Ran::done("page msb-state.5\n"));
+    assert_eq!(msb.run(&["help", "state"]), RunResult::done("page msb-state.5\n"));
 
-    let no_man = Ran::of(
-        msb.msb(&["help", "load"])
-            .env("PATH", "/nowhere:")
-            .output()
-            .unwrap(),
-    );
+    let no_man =
+        RunResult::of(msb.msb(&["help", "load"]).env("PATH", "/nowhere:").output().unwrap());
     assert_eq!(no_man.code, 0, "{no_man:?}");
     assert_eq!(no_man.stdout, "msb-image [load] [--help]\n");
 }
@@ -324,8 +265,8 @@ fn help_on_a_command_opens_its_page_and_without_one_asks_the_program() {
 fn the_version_is_one_line() {
     let version = concat!("msb ", env!("CARGO_PKG_VERSION"), "\n");
     let msb = Installation::new();
-    assert_eq!(msb.run(&["--version"]), Ran::done(version));
-    assert_eq!(msb.run(&["-V"]), Ran::done(version));
+    assert_eq!(msb.run(&["--version"]), RunResult::done(version));
+    assert_eq!(msb.run(&["-V"]), RunResult::done(version));
 }
 
 #[test]
@@ -337,23 +278,17 @@ fn the_tree_has_the_commands_below_each_command() {
     );
     msb.write_program("bin/msb-run", "#!/bin/sh\nexit 2\n");
     let tree = msb.run(&["--tree"]).stdout;
-    assert!(
-        tree.contains("check images\n    load             Load\n  pull "),
-        "{tree}"
-    );
+    assert!(tree.contains("check images\n    load             Load\n  pull "), "{tree}");
     assert_eq!(
         Installation::with_tools().run(&["image", "load", "--tree"]),
-        Ran::done("msb-image [load] [--tree]\n")
+        RunResult::done("msb-image [load] [--tree]\n")
     );
 }
 
 #[test]
 fn how_much_is_said_may_stand_before_the_command() {
     let msb = Installation::with_tools();
-    assert_eq!(
-        msb.run(&["--debug", "rm", "x"]),
-        Ran::done("msb-rm [--debug] [x]\n")
-    );
+    assert_eq!(msb.run(&["--debug", "rm", "x"]), RunResult::done("msb-rm [--debug] [x]\n"));
     assert_eq!(msb.run(&["--debug"]), msb.run::<&str>(&[]));
 }
 
@@ -361,10 +296,10 @@ fn how_much_is_said_may_stand_before_the_command() {
 fn a_full_disk_is_told_and_a_reader_that_has_gone_is_not() {
     let msb = Installation::with_tools();
     let full = fs::File::options().write(true).open("/dev/full").unwrap();
-    let ran = Ran::of(msb.msb(&["help"]).stdout(full).output().unwrap());
+    let ran = RunResult::of(msb.msb(&["help"]).stdout(full).output().unwrap());
     assert_eq!(
         ran,
-        Ran::failed(
+        RunResult::failed(
             1,
             "msb: error: cannot write to standard output: no space left on device\n"
         )
@@ -372,119 +307,27 @@ fn a_full_disk_is_told_and_a_reader_that_has_gone_is_not() {
 
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
-    let ran = Ran::of(msb.msb(&["help"]).stdout(writer).output().unwrap());
-    assert_eq!(ran, Ran::done(""));
+    let ran = RunResult::of(msb.msb(&["help"]).stdout(writer).output().unwrap());
+    assert_eq!(ran, RunResult::done(""));
 }
 
-/// With tools that complete the option `--input`, and know the image `alpine` and the sandbox `web`.
-fn with_completions(shell: &str, script: &str, of_tool: &str) -> Installation {
+#[test]
+fn a_line_is_completed_by_the_program_of_its_command() {
     let msb = Installation::with_tools();
-    fs::write(msb.path("script"), script).unwrap();
-    let tool = |name: &str, names: &str| {
-        let text = format!(
-            "#!/bin/sh\ncase \"$*\" in '--generate completions-{shell}') cat <<'END'\n{}\nEND\n;; *-*q*) echo {names};; esac\n",
-            of_tool.replace("TOOL", name)
-        );
-        msb.write_program(&format!("bin/{name}"), &text);
+    let complete = |words: &[&str]| msb.run(&[&["--complete"], words].concat()).stdout;
+    let names = |words: &[&str]| -> Vec<String> {
+        let lines = complete(words);
+        lines.lines().map(|line| line.split('\t').next().unwrap().to_owned()).collect()
     };
-    tool("msb-image", "docker.io/library/alpine:latest");
-    tool("msb-stop", "none");
-    tool("msb-ls", "web");
-    msb
-}
-
-#[test]
-fn bash_completes_commands_options_and_names() {
-    let function = "_its_own() { COMPREPLY=($(compgen -W \"<X> ${COMP_WORDS[*]/#/--} --$COMP_CWORD-$1-$2-$3\" -- \"$2\")); }\ncomplete -F _its_own -o default TOOL";
-    let msb = with_completions("bash", BASH, function);
-    let complete = |words: &[&str]| {
-        let script = "source \"$0\"; COMP_WORDS=(\"$@\"); COMP_CWORD=$(($# - 1)); _msb; printf '%s\\n' \"${COMPREPLY[@]}\"";
-        let mut bash = Command::new("bash");
-        bash.args(["--norc", "-c", script])
-            .arg(msb.path("script"))
-            .arg(msb.path("bin/msb"));
-        Ran::of(
-            bash.args(words)
-                .env("PATH", "/usr/bin:/bin")
-                .output()
-                .unwrap(),
-        )
-    };
-    assert_eq!(complete(&["ima"]), Ran::done("image\nimages\n"));
-    assert_eq!(
-        complete(&["help", "st"]),
-        Ran::done("start\nstatus\nstop\n")
-    );
-    assert_eq!(complete(&["--v"]), Ran::done("--version\n"));
-    assert_eq!(
-        complete(&["load", "--"]),
-        Ran::done("--msb-image\n--load\n----\n--2-msb-image----load\n")
-    );
-    assert_eq!(complete(&["image", "rm", "a"]), Ran::done("alpine\n"));
-    assert_eq!(complete(&["stop", ""]).stdout.lines().last(), Some("web"));
-    assert_eq!(complete(&["nonsense", ""]), Ran::done("\n"));
-}
-
-#[test]
-fn fish_completes_commands_options_and_names() {
-    let msb = with_completions("fish", FISH, "complete -c TOOL -l input -d 'Read this'");
-    let complete = |line: &str| {
-        let mut fish = Command::new("fish");
-        let script = "source $argv[1]; set -x PATH $argv[2] $PATH; complete --do-complete $argv[3]";
-        fish.args(["--no-config", "-c", script])
-            .arg(msb.path("script"))
-            .arg(msb.path("bin"));
-        Ran::of(
-            fish.arg(line)
-                .env("HOME", msb.root.path())
-                .output()
-                .unwrap(),
-        )
-    };
-    let images = complete("msb ima").stdout;
-    assert_eq!(
-        images
-            .lines()
-            .map(|l| l.split('\t').next().unwrap())
-            .collect::<Vec<_>>(),
-        ["image", "images"]
-    );
-    assert_eq!(complete("msb load --in").stdout, "--input\tRead this\n");
-    assert!(complete("msb image rm al").stdout.starts_with("alpine"));
-    assert!(complete("msb stop w").stdout.starts_with("web"));
-}
-
-#[test]
-fn zsh_completes_commands_options_and_names() {
-    let function = "_TOOL() { _arguments '--input[Read this]' '*:word:_files' }\n\
-                    if [ \"$funcstack[1]\" = _TOOL ]; then _TOOL \"$@\"; else compdef _TOOL TOOL; fi";
-    let msb = with_completions("zsh", ZSH, function);
-    // A shell on a terminal of its own; after the line and a tab, the line as it then stands is written to a file.
-    let complete = |line: &str| {
-        let script = r#"
-zmodload zsh/zpty
-zpty shell "PS1= zsh -f -i"
-zpty -w shell "autoload -Uz compinit && compinit -u -D; source $1; PATH=$2:\$PATH; setopt no_beep
-show() { print -r -- \"\$BUFFER\" > $3; exit }; zle -N show; bindkey '^X' show; print -r rea''dy"
-while zpty -r shell seen; do [[ $seen == ready* ]] && break; done
-zpty -w -n shell "$4"$'\t\x18'
-while zpty -r shell seen; do :; done
-"#;
-        let answer = msb.path("answer");
-        let mut zsh = Command::new("zsh");
-        zsh.args(["-f", "-c", script, "zsh"])
-            .arg(msb.path("script"))
-            .arg(msb.path("bin"));
-        zsh.arg(&answer)
-            .arg(line)
-            .env("HOME", msb.root.path())
-            .env("TERM", "dumb");
-        let ran = zsh.output().unwrap();
-        fs::read_to_string(&answer).unwrap_or_else(|_| panic!("{ran:?}"))
-    };
-    assert_eq!(complete("msb sto"), "msb stop \n");
-    assert_eq!(complete("msb help sto"), "msb help stop \n");
-    assert_eq!(complete("msb load --in"), "msb load --input \n");
-    assert_eq!(complete("msb image rm al"), "msb image rm alpine \n");
-    assert_eq!(complete("msb stop w"), "msb stop web \n");
+    assert_eq!(names(&["ima"]), ["image", "images"]);
+    assert_eq!(names(&["help", "st"]), ["start", "status", "stop"]);
+    assert_eq!(names(&["--v"]), ["--version"]);
+    assert_eq!(names(&["completion", ""]), ["bash", "fish", "zsh"]);
+    assert!(complete(&["sto"]).starts_with("stop\t"), "{}", complete(&["sto"]));
+    // The tools of this installation print their arguments.
+    assert_eq!(complete(&["load", "-i", ""]), "msb-image [--complete] [load] [-i] []\n");
+    assert_eq!(complete(&["kill", "w"]), "msb-stop [--complete] [--force] [w]\n");
+    assert_eq!(complete(&["nonsense", ""]), "");
+    assert_eq!(complete(&["help", "stop", ""]), "");
+    assert_eq!(complete(&[]), "");
 }

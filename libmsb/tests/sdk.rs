@@ -1,4 +1,4 @@
-//! The SDK, as a program uses it: with the built programs and real sandboxes.
+//! Tests of the SDK, with the built programs and real sandboxes.
 //!
 //! Each test runs in a process of its own, which has its own state directory in its environment.
 
@@ -19,18 +19,21 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use libmsb::sdk::{Code, Error, ExecOptions, Image, Output, Pull, Sandbox, State, Streamed};
+use libmsb::sdk::{
+    Code, Error, ExecOptions, ExecOutput, FailureKind, Image, PullPolicy, Sandbox, Snapshot,
+    SnapshotOptions, State, StreamEvent,
+};
 use libmsb::state::Home;
 use libmsb::state::lock::Lock;
-use msb_wire::frame::{CONNECTION, Kind, put_message};
+use msb_wire::frame::{CONNECTION, FrameKind, put_message};
 use msb_wire::handshake::{Hello, operation};
 
-/// Marks the process in which a test's work is done.
+/// Environment variable that marks the process of a test.
 const CHILD: &str = "MSB_TEST_SDK_CHILD";
 
 const IMAGE: &str = "busybox:test";
 
-/// Runs a test in a process of its own. `name` is the test's.
+/// Runs the test `name` in a process of its own.
 #[track_caller]
 fn in_process(name: &str, test: fn()) {
     if std::env::var_os(CHILD).is_some() {
@@ -39,10 +42,8 @@ fn in_process(name: &str, test: fn()) {
     let home = tempfile::tempdir().unwrap();
     let mut path = std::env::var_os("PATH").unwrap_or_default();
     if let Some(bin) = std::env::var_os("MSB_TEST_BIN") {
-        let folders = [PathBuf::from(bin)]
-            .into_iter()
-            .chain(std::env::split_paths(&path));
-        path = std::env::join_paths(folders.collect::<Vec<_>>()).unwrap();
+        let directories = [PathBuf::from(bin)].into_iter().chain(std::env::split_paths(&path));
+        path = std::env::join_paths(directories.collect::<Vec<_>>()).unwrap();
     }
     let output = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", name, "--nocapture"])
@@ -57,16 +58,9 @@ fn in_process(name: &str, test: fn()) {
         String::from_utf8_lossy(&output.stdout),
         String::from_utf8_lossy(&output.stderr)
     );
-    let left = Home::at(&home.path().join("state"))
-        .sandboxes()
-        .list()
-        .unwrap();
+    let left = Home::at(&home.path().join("state")).sandboxes().list().unwrap();
     for entry in left {
-        assert!(
-            !entry.seen.unwrap().state.is_active(),
-            "{} runs on",
-            entry.name
-        );
+        assert!(!entry.seen.unwrap().state.is_active(), "{} runs on", entry.name);
     }
 }
 
@@ -74,10 +68,8 @@ fn load() {
     let stage = std::env::var_os("MSB_TEST_STAGE")
         .expect("MSB_TEST_STAGE is not set: run the tests with tests/run");
     let archive = Path::new(&stage).join("fixtures/busybox.docker.tar");
-    let status = Command::new("msb")
-        .args(["image", "load", "--quiet", "--input"])
-        .arg(archive)
-        .status();
+    let status =
+        Command::new("msb").args(["image", "load", "--quiet", "--input"]).arg(archive).status();
     assert!(status.unwrap().success());
 }
 
@@ -98,26 +90,20 @@ fn the_example_does_what_it_says() {
 
 #[test]
 fn what_cannot_be_is_refused_before_anything_is_touched() {
-    in_process(
-        "what_cannot_be_is_refused_before_anything_is_touched",
-        || {
-            let builder = || Sandbox::builder("x").image(IMAGE);
-            assert_eq!(code(builder().cpus(0).create()), Code::InvalidConfig);
-            assert_eq!(code(builder().memory_mib(0).create()), Code::InvalidConfig);
-            assert_eq!(code(Sandbox::builder("x").create()), Code::InvalidConfig);
-            for name in ["", "../x", "a b", &"x".repeat(129)] {
-                let named = Sandbox::builder(name).image(IMAGE);
-                assert_eq!(code(named.create()), Code::InvalidConfig, "{name}");
-            }
-            assert!(!Home::from_env().unwrap().root().exists());
-            assert_eq!(
-                code(builder().pull(Pull::Never).create()),
-                Code::ImageNotFound
-            );
-            assert_eq!(code(Sandbox::get("x")), Code::SandboxNotFound);
-            assert_eq!(code(Image::get(IMAGE)), Code::ImageNotFound);
-        },
-    );
+    in_process("what_cannot_be_is_refused_before_anything_is_touched", || {
+        let builder = || Sandbox::builder("x").image(IMAGE);
+        assert_eq!(code(builder().cpus(0).create()), Code::InvalidConfig);
+        assert_eq!(code(builder().memory_mib(0).create()), Code::InvalidConfig);
+        assert_eq!(code(Sandbox::builder("x").create()), Code::InvalidConfig);
+        for name in ["", "../x", "a b", &"x".repeat(129)] {
+            let named = Sandbox::builder(name).image(IMAGE);
+            assert_eq!(code(named.create()), Code::InvalidConfig, "{name}");
+        }
+        assert!(!Home::from_env().unwrap().root().exists());
+        assert_eq!(code(builder().pull(PullPolicy::Never).create()), Code::ImageNotFound);
+        assert_eq!(code(Sandbox::get("x")), Code::SandboxNotFound);
+        assert_eq!(code(Image::get(IMAGE)), Code::ImageNotFound);
+    });
 }
 
 #[test]
@@ -137,37 +123,30 @@ fn a_sandbox_is_made_used_and_goes_with_its_maker() {
         };
         let script = "cat; echo $A; id -un >&2; exit 3";
         let output = sandbox.exec_with(["sh", "-c", script], options).unwrap();
-        let expected = Output {
+        let expected = ExecOutput {
             code: 3,
             stdout: b"in1\n".to_vec(),
             stderr: b"alice\n".to_vec(),
             truncated: false,
         };
         assert_eq!(output, expected);
-        // A guest does not fill this process's memory.
-        let options = ExecOptions {
-            capture_max: Some(1000),
-            ..ExecOptions::default()
-        };
+        // The output of a guest does not fill this process's memory.
+        let options = ExecOptions { capture_max: Some(1000), ..ExecOptions::default() };
         let flood = "head -c 2000000 /dev/zero; echo short >&2; exit 4";
         let output = sandbox.exec_with(["sh", "-c", flood], options).unwrap();
         assert_eq!((output.code, output.truncated), (4, true));
+        assert_eq!((output.stdout.len(), &*output.stderr), (1000, &b"short\n"[..]));
+        let error = sandbox.exec(["/nowhere"]).unwrap_err();
         assert_eq!(
-            (output.stdout.len(), &*output.stderr),
-            (1000, &b"short\n"[..])
+            (error.code, error.exec_failure),
+            (Code::ExecFailed, Some(FailureKind::NotFound))
         );
-        assert_eq!(code(sandbox.exec(["/nowhere"])), Code::NotFound);
-        assert_eq!(
-            code(sandbox.exec(Vec::<String>::new())),
-            Code::InvalidConfig
-        );
-        let mut sleep = sandbox
-            .exec_stream(["sleep", "1000"], ExecOptions::default())
-            .unwrap();
+        assert_eq!(code(sandbox.exec(Vec::<String>::new())), Code::InvalidConfig);
+        let mut sleep = sandbox.exec_stream(["sleep", "1000"], ExecOptions::default()).unwrap();
         sleep.signal(15).unwrap();
-        assert_eq!(sleep.receive().unwrap(), Some(Streamed::Exited(143)));
+        assert_eq!(sleep.receive().unwrap(), Some(StreamEvent::Exited(143)));
         assert_eq!(sleep.receive().unwrap(), None);
-        // The image cannot go while a sandbox is made of it, whether that runs or not.
+        // The image cannot be removed while a sandbox of it exists, running or not.
         assert_eq!(code(Image::remove(IMAGE, false)), Code::ImageInUse);
         assert_eq!(code(sandbox.remove()), Code::SandboxStillRunning);
         assert_eq!(Sandbox::list_with(&["team=ml"]).unwrap().len(), 1);
@@ -184,20 +163,45 @@ fn a_sandbox_is_made_used_and_goes_with_its_maker() {
 }
 
 #[test]
+fn a_snapshot_is_made_found_and_started_from() {
+    in_process("a_snapshot_is_made_found_and_started_from", || {
+        load();
+        let sandbox = Sandbox::builder("x").image(IMAGE).create().unwrap();
+        sandbox.exec(["sh", "-c", "echo kept > /note"]).unwrap();
+        let options = SnapshotOptions { integrity: true, ..SnapshotOptions::default() };
+        let snapshot = Snapshot::create("x", "one", &options).unwrap();
+        assert_eq!(code(Snapshot::create("x", "one", &options)), Code::SnapshotAlreadyExists);
+        assert_eq!(Snapshot::list().unwrap(), std::slice::from_ref(&snapshot));
+        assert_eq!(Snapshot::get(&snapshot.digest).unwrap(), snapshot);
+        snapshot.verify().unwrap();
+        let copy = Sandbox::builder("y").from_snapshot("one").create().unwrap();
+        assert_eq!(copy.exec(["cat", "/note"]).unwrap().stdout, b"kept\n");
+        assert_eq!(
+            code(Sandbox::builder("z").from_snapshot("none").create()),
+            Code::SnapshotNotFound
+        );
+        let archive = Home::from_env().unwrap().root().join("one.tar.zst");
+        snapshot.export(&archive).unwrap();
+        snapshot.remove(false).unwrap();
+        assert_eq!(code(Snapshot::get("one")), Code::SnapshotNotFound);
+        assert_eq!(Snapshot::import(&archive).unwrap(), snapshot);
+        drop((sandbox, copy));
+        wait_for_the_end("x");
+        wait_for_the_end("y");
+    });
+}
+
+#[test]
 fn a_detached_sandbox_stays_and_is_found_again() {
     in_process("a_detached_sandbox_stays_and_is_found_again", || {
         load();
-        let sandbox = Sandbox::builder("x")
-            .image(IMAGE)
-            .detached(true)
-            .create()
-            .unwrap();
+        let sandbox = Sandbox::builder("x").image(IMAGE).detached(true).create().unwrap();
         drop(sandbox);
         let handle = Sandbox::get("x").unwrap();
         assert_eq!(handle.exec(["echo", "hi"]).unwrap().stdout, b"hi\n");
         handle.kill().unwrap();
         assert_eq!(handle.state().unwrap(), State::Stopped);
-        // Stopped already: as good.
+        // A sandbox that has stopped already is no error.
         handle.stop().unwrap();
         handle.start().unwrap();
         handle.stop().unwrap();
@@ -226,22 +230,19 @@ fn a_sandbox_that_is_detached_outlives_its_maker_and_images_that_nobody_uses_are
             let sandbox = Sandbox::builder("x").image(IMAGE).create().unwrap();
             let handle = sandbox.detach().unwrap();
             assert_eq!(handle.exec(["echo", "hi"]).unwrap().stdout, b"hi\n");
-            // It is in use.
+            // The image is in use.
             assert_eq!(Image::prune().unwrap().image_refs_removed, 0);
             handle.kill().unwrap();
             handle.remove().unwrap();
             let report = Image::prune().unwrap();
-            assert_eq!(
-                (report.image_refs_removed, report.manifests_removed),
-                (1, 1)
-            );
+            assert_eq!((report.image_refs_removed, report.manifests_removed), (1, 1));
             assert!(report.layers_removed > 0 && report.bytes_reclaimed > Some(0));
             assert_eq!(Image::list().unwrap(), []);
         },
     );
 }
 
-/// Makes the process of a test the one that makes a sandbox and waits to be killed.
+/// Environment variable that marks the process that creates a sandbox and waits to be killed.
 const MAKER: &str = "MSB_TEST_SDK_MAKER";
 
 #[test]
@@ -250,7 +251,7 @@ fn a_maker_that_is_killed_takes_its_sandbox_down() {
     in_process(NAME, || {
         if std::env::var_os(MAKER).is_some() {
             let sandbox = Sandbox::builder("x").image(IMAGE).create().unwrap();
-            // Standard output is the test's: it reads to this line.
+            // Standard output is shared with the test harness: the test reads up to this line.
             println!("made {:?}", sandbox.state().unwrap());
             loop {
                 std::thread::park();
@@ -273,19 +274,17 @@ fn a_maker_that_is_killed_takes_its_sandbox_down() {
     });
 }
 
-/// A supervisor of another release, which serves nothing but stops.
+/// A supervisor of another release, which serves only stop requests.
 #[test]
 fn a_peer_that_lacks_an_operation_is_an_error_by_name() {
     in_process("a_peer_that_lacks_an_operation_is_an_error_by_name", || {
         let home = Home::from_env().unwrap();
         let name = "x".parse().unwrap();
         load();
-        let made = Command::new("msb-create")
-            .args(["--no-start", "--name", "x", IMAGE])
-            .status();
+        let made = Command::new("msb-create").args(["--no-start", "--name", "x", IMAGE]).status();
         assert!(made.unwrap().success());
-        let folder = home.sandboxes().named(&name).dir;
-        let _alive = Lock::exclusive(&folder.join("lock")).unwrap();
+        let directory = home.sandboxes().named(&name).dir;
+        let _alive = Lock::exclusive(&directory.join("lock")).unwrap();
         let socket = home.agent_socket(&name);
         std::fs::create_dir_all(socket.parent().unwrap()).unwrap();
         let listener = UnixListener::bind(&socket).unwrap();
@@ -294,16 +293,13 @@ fn a_peer_that_lacks_an_operation_is_an_error_by_name() {
             let mut out = Vec::new();
             let hello = Hello::of("msb-supervisor 0.0.1", &[operation::STOP]);
             let hello = serde_json::to_vec(&hello).unwrap();
-            put_message(&mut out, CONNECTION, Kind::Hello, 0, &hello);
+            put_message(&mut out, CONNECTION, FrameKind::Hello, 0, &hello);
             peer.write_all(&out).unwrap();
-            // Open until the other side has read it.
+            // Stays open until the other side has read it.
             let _ = std::io::Read::read_to_end(&mut peer, &mut Vec::new());
         });
         let error = Sandbox::get("x").unwrap().exec(["true"]).unwrap_err();
         assert_eq!(error.code, Code::UnsupportedOperation);
-        assert_eq!(
-            error.message,
-            "\"msb-supervisor 0.0.1\" does not know the operation 'exec'"
-        );
+        assert_eq!(error.message, "\"msb-supervisor 0.0.1\" does not know the operation 'exec'");
     });
 }

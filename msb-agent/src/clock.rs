@@ -1,25 +1,21 @@
-//! The kernel's clocks.
+//! Clocks of the kernel.
 
 use rustix::io::Errno;
 use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
 
 const NANOSECONDS: i64 = 1_000_000_000;
 
-/// Nanoseconds since the kernel started.
+/// Returns the nanoseconds since the kernel started.
 pub(crate) fn boottime_ns() -> u64 {
     let now = clock_gettime(ClockId::Boottime);
-    u64::try_from(
-        now.tv_sec
-            .saturating_mul(NANOSECONDS)
-            .saturating_add(now.tv_nsec),
-    )
-    .unwrap_or(0)
+    u64::try_from(now.tv_sec.saturating_mul(NANOSECONDS).saturating_add(now.tv_nsec)).unwrap_or(0)
 }
 
-/// How far the clock may be off before it is set: programs do not like jumps.
+/// Tolerated error of the clock: programs do not expect jumps.
 const TOLERANCE_MS: i64 = 100;
 
-/// Sets the time of day if it is off. Gives how far it was behind, in milliseconds, and whether it was set.
+/// Sets the time of day if it is off by more than the tolerance. Returns by how many milliseconds
+/// it was behind, and whether it was set.
 pub(crate) fn correct(unix_ns: u64) -> Result<(i64, bool), Errno> {
     let now = clock_gettime(ClockId::Realtime);
     let now_ns = i128::from(now.tv_sec) * i128::from(NANOSECONDS) + i128::from(now.tv_nsec);
@@ -32,7 +28,7 @@ pub(crate) fn correct(unix_ns: u64) -> Result<(i64, bool), Errno> {
     Ok((behind_ms, is_off))
 }
 
-/// Sets the time of day. 0 means that the host did not say.
+/// Sets the time of day. 0 means that the host sent no time.
 pub(crate) fn set(unix_ns: u64) -> Result<(), Errno> {
     let Ok(ns) = i64::try_from(unix_ns) else {
         return Err(Errno::INVAL);
@@ -42,9 +38,6 @@ pub(crate) fn set(unix_ns: u64) -> Result<(), Errno> {
     }
     clock_settime(
         ClockId::Realtime,
-        Timespec {
-            tv_sec: ns / NANOSECONDS,
-            tv_nsec: ns % NANOSECONDS,
-        },
+        Timespec { tv_sec: ns / NANOSECONDS, tv_nsec: ns % NANOSECONDS },
     )
 }

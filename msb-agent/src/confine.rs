@@ -1,8 +1,9 @@
-//! Rights that commands of a restricted guest do not get.
+//! Capabilities that commands of a restricted guest do not get.
 //!
-//! It is called between fork and exec, so it makes system calls and nothing else. After it, and after the exec that
-//! follows, a command cannot gain privileges from set-user-id programs or file capabilities, and `CAP_SYS_ADMIN` (mounts,
-//! namespaces, most of what turns root of a guest against its kernel) is gone for good from it and all that it starts.
+//! It runs between fork and exec, so it makes system calls only. After it, and after the exec that
+//! follows, a command cannot gain privileges from set-user-ID programs or file capabilities.
+//! `CAP_SYS_ADMIN` (mounts, namespaces, most ways for root to attack the guest's kernel) is dropped
+//! for the command and all of its descendants.
 
 use std::ffi::c_int;
 
@@ -11,12 +12,12 @@ use rustix::io::Errno;
 /// `CAP_SYS_ADMIN` of capabilities(7).
 const CAP_SYS_ADMIN: u32 = 21;
 
-/// `_LINUX_CAPABILITY_VERSION_3`: sets of 64 bits, as two halves.
-const VERSION: u32 = 0x2008_0522;
+/// `_LINUX_CAPABILITY_VERSION_3`: sets of 64 bits, in two halves.
+const LINUX_CAPABILITY_VERSION_3: u32 = 0x2008_0522;
 
 /// `cap_user_header_t` of capset(2).
 #[repr(C)]
-struct Header {
+struct CapUserHeader {
     version: u32,
     pid: c_int,
 }
@@ -24,21 +25,18 @@ struct Header {
 /// `cap_user_data_t` of capset(2): one half of the sets.
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
-struct Half {
+struct CapUserData {
     effective: u32,
     permitted: u32,
     inheritable: u32,
 }
 
-/// Takes the rights away from this process. It needs `CAP_SETPCAP`, so it comes before root is given up.
+/// Drops the capabilities of this process. Needs `CAP_SETPCAP`, so it runs before root is given up.
 pub(crate) fn confine() -> Result<(), Errno> {
     prctl(libc::PR_SET_NO_NEW_PRIVS, 1)?;
-    prctl(
-        libc::PR_CAP_AMBIENT,
-        libc::PR_CAP_AMBIENT_CLEAR_ALL as libc::c_ulong,
-    )?;
+    prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL as libc::c_ulong)?;
     prctl(libc::PR_CAPBSET_DROP, CAP_SYS_ADMIN.into())?;
-    drop_held()
+    drop_cap_sys_admin()
 }
 
 fn prctl(option: c_int, value: libc::c_ulong) -> Result<(), Errno> {
@@ -47,13 +45,10 @@ fn prctl(option: c_int, value: libc::c_ulong) -> Result<(), Errno> {
     check(unsafe { libc::prctl(option, value, nothing, nothing, nothing) }.into())
 }
 
-/// Takes the capability out of the sets of this process.
-fn drop_held() -> Result<(), Errno> {
-    let mut header = Header {
-        version: VERSION,
-        pid: 0,
-    };
-    let mut sets = [Half::default(); 2];
+/// Removes the capability from the sets of this process.
+fn drop_cap_sys_admin() -> Result<(), Errno> {
+    let mut header = CapUserHeader { version: LINUX_CAPABILITY_VERSION_3, pid: 0 };
+    let mut sets = [CapUserData::default(); 2];
     // SAFETY: with version 3 the kernel writes two halves, which is what `sets` is.
     check(unsafe { libc::syscall(libc::SYS_capget, &raw mut header, sets.as_mut_ptr()) })?;
     let bit = 1_u32 << CAP_SYS_ADMIN;
@@ -66,10 +61,9 @@ fn drop_held() -> Result<(), Errno> {
 
 fn check(answer: libc::c_long) -> Result<(), Errno> {
     if answer < 0 {
-        // SAFETY: the location of errno is valid; that of the agent is borrowed while the agent waits.
-        Err(Errno::from_raw_os_error(unsafe {
-            *libc::__errno_location()
-        }))
+        // SAFETY: the location of errno is valid; that of the agent is borrowed while the agent
+        // waits.
+        Err(Errno::from_raw_os_error(unsafe { *libc::__errno_location() }))
     } else {
         Ok(())
     }

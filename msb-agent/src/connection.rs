@@ -1,8 +1,8 @@
-//! TCP connections from inside the guest, for a client on the host.
+//! TCP connections from inside the guest, for port forwarding from the host.
 //!
-//! A connection is one socket of the agent's own loop, no process: it is looked up, connected, and then moves bytes as a
-//! command does, each direction under credit and each ended for itself. It is over when both directions have ended, when
-//! it breaks, or when the client closes it.
+//! A connection is a socket in the agent's event loop, without a process. It is resolved and
+//! connected, and then moves bytes like a command: each direction has its own flow control and its
+//! own end. It is over when both directions have ended, on an error, or when the client closes it.
 
 use std::collections::VecDeque;
 use std::io;
@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 
 use msb_wire::connect::{ConnectEvent, ConnectFailure, ConnectRequest, TIMEOUT_MS_MAX};
 use msb_wire::credit::{ReceiveCredit, SendCredit};
-use msb_wire::frame::{Kind, STDIN, STDOUT, flags, put_credit, put_data, put_frame, put_message};
+use msb_wire::frame::{
+    FrameKind, STDIN, STDOUT, flags, put_credit, put_data, put_frame, put_message,
+};
 use rustix::event::PollFlags;
 use rustix::io::Errno;
 use rustix::net::{
@@ -21,38 +23,38 @@ use rustix::net::{
 };
 
 use crate::console::reason;
-use crate::resolve::{self, Found, Lookup};
+use crate::resolve::{self, Lookup, LookupResult};
 use crate::session::CreditViolation;
 
-/// Connections at a time.
+/// Maximum number of connections.
 pub(crate) const CONNECTIONS_MAX: usize = 1024;
 
 /// One connection.
-pub(crate) struct Connection {
+pub(crate) struct TcpConnection {
     stream: u32,
     port: u16,
-    /// Until when it must stand.
+    /// Deadline of the connection attempt.
     deadline: Instant,
-    state: State,
-    /// Bytes for the peer.
+    state: ConnectionState,
+    /// Bytes to the peer.
     queue: VecDeque<u8>,
     window: SendCredit,
     used: ReceiveCredit,
-    /// The client said that nothing follows.
+    /// Set when the client has sent its last data.
     input_ended: bool,
-    /// The peer was told so.
+    /// Set when the write side of the socket is shut down.
     input_shut: bool,
     credit: SendCredit,
-    /// The peer said that nothing follows.
+    /// Set when the peer has closed its write side.
     output_ended: bool,
 }
 
-enum State {
+enum ConnectionState {
     Resolving(Lookup),
     Connecting {
         socket: OwnedFd,
         address: SocketAddr,
-        /// When the next address has its turn.
+        /// Deadline of this address; then the next one is tried.
         until: Instant,
         rest: Vec<IpAddr>,
     },
@@ -60,15 +62,15 @@ enum State {
     Over(ConnectEvent),
 }
 
-impl Connection {
-    /// Begins to connect.
-    pub(crate) fn start(stream: u32, request: &ConnectRequest) -> Connection {
+impl TcpConnection {
+    /// Starts to connect.
+    pub(crate) fn start(stream: u32, request: &ConnectRequest) -> TcpConnection {
         let timeout = request.timeout_ms.min(TIMEOUT_MS_MAX);
-        let mut connection = Connection {
+        let mut connection = TcpConnection {
             stream,
             port: request.port,
             deadline: Instant::now() + Duration::from_millis(timeout.into()),
-            state: State::Over(ConnectEvent::Ended { error: None }),
+            state: ConnectionState::Over(ConnectEvent::Ended { error: None }),
             queue: VecDeque::new(),
             window: SendCredit::default(),
             used: ReceiveCredit::default(),
@@ -78,49 +80,50 @@ impl Connection {
             output_ended: false,
         };
         match resolve::find(&request.host) {
-            Ok(Found::Addresses(addresses)) => connection.try_addresses(addresses),
-            Ok(Found::Asking(lookup)) => connection.state = State::Resolving(lookup),
+            Ok(LookupResult::Addresses(addresses)) => connection.try_addresses(addresses),
+            Ok(LookupResult::Pending(lookup)) => {
+                connection.state = ConnectionState::Resolving(lookup)
+            }
             Err(error) => connection.fail_lookup(&error),
         }
         connection
     }
 
-    /// A connection that is refused from the start.
+    /// Returns the event for a connection that is refused immediately.
     pub(crate) fn refused(kind: ConnectFailure, message: impl Into<String>) -> ConnectEvent {
-        ConnectEvent::Failed {
-            kind,
-            message: message.into(),
-        }
+        ConnectEvent::Failed { kind, message: message.into() }
     }
 
-    /// What to watch. Nothing while there is nothing to be done: the end of both directions would be told without end.
+    /// Returns the socket and the events to poll. Returns `None` while there is nothing to do,
+    /// since poll(2) would report the end of both directions again and again.
     pub(crate) fn watch(&self, port_has_room: bool) -> Option<(BorrowedFd<'_>, PollFlags)> {
         match &self.state {
-            State::Resolving(lookup) => Some((lookup.fd(), PollFlags::IN)),
-            State::Connecting { socket, .. } => Some((socket.as_fd(), PollFlags::OUT)),
-            State::Open(socket) => {
+            ConnectionState::Resolving(lookup) => Some((lookup.fd(), PollFlags::IN)),
+            ConnectionState::Connecting { socket, .. } => Some((socket.as_fd(), PollFlags::OUT)),
+            ConnectionState::Open(socket) => {
                 let mut events = PollFlags::empty();
                 events.set(PollFlags::OUT, !self.queue.is_empty());
                 let reads = !self.output_ended && port_has_room && self.credit.available() > 0;
                 events.set(PollFlags::IN, reads);
-                // A peer that has said its last may still break off, which needs no asking.
+                // A peer that has closed its write side may still reset the connection, which
+                // poll(2) reports anyway.
                 let listens = self.output_ended && !self.input_shut;
                 (listens || !events.is_empty()).then_some((socket.as_fd(), events))
             }
-            State::Over(_) => None,
+            ConnectionState::Over(_) => None,
         }
     }
 
-    /// When it must be looked at, whatever happens until then.
+    /// Returns the time of the next timeout.
     pub(crate) fn wake_at(&self) -> Option<Instant> {
         match &self.state {
-            State::Resolving(lookup) => Some(lookup.deadline().min(self.deadline)),
-            State::Connecting { until, .. } => Some(*until),
-            State::Open(_) | State::Over(_) => None,
+            ConnectionState::Resolving(lookup) => Some(lookup.deadline().min(self.deadline)),
+            ConnectionState::Connecting { until, .. } => Some(*until),
+            ConnectionState::Open(_) | ConnectionState::Over(_) => None,
         }
     }
 
-    /// Bytes for the peer.
+    /// Queues bytes for the peer.
     pub(crate) fn take_input(
         &mut self,
         data: &[u8],
@@ -130,8 +133,8 @@ impl Connection {
         if !self.window.spend(data.len()) {
             return Err(CreditViolation);
         }
-        if self.input_ended || matches!(self.state, State::Over(_)) {
-            self.use_up(data.len(), out);
+        if self.input_ended || matches!(self.state, ConnectionState::Over(_)) {
+            self.return_credit(data.len(), out);
         } else {
             self.queue.extend(data);
         }
@@ -140,35 +143,31 @@ impl Connection {
         Ok(())
     }
 
-    /// More credit for the peer's bytes.
+    /// Adds credit for data from the peer.
     pub(crate) fn take_credit(&mut self, channel: u8, bytes: u32) -> Result<(), CreditViolation> {
-        if channel != STDOUT || self.credit.grant(bytes) {
-            Ok(())
-        } else {
-            Err(CreditViolation)
-        }
+        if channel != STDOUT || self.credit.grant(bytes) { Ok(()) } else { Err(CreditViolation) }
     }
 
-    /// The client has lost interest.
+    /// Closes the connection for the client.
     pub(crate) fn close(&mut self) {
         self.end(None);
     }
 
-    /// Breaks it off, and says why.
+    /// Ends the connection, with an error if there was one.
     pub(crate) fn end(&mut self, error: Option<String>) {
         self.queue.clear();
-        self.state = State::Over(ConnectEvent::Ended { error });
+        self.state = ConnectionState::Over(ConnectEvent::Ended { error });
     }
 
-    /// The last event, once there is one.
+    /// Returns the last event once the connection is over.
     pub(crate) fn last_event(&self) -> Option<&ConnectEvent> {
         match &self.state {
-            State::Over(event) => Some(event),
+            ConnectionState::Over(event) => Some(event),
             _ => None,
         }
     }
 
-    /// Goes on with whatever is ready or due. `scratch` holds one payload.
+    /// Continues with all that is ready or timed out. `scratch` holds one payload.
     pub(crate) fn advance(
         &mut self,
         events: PollFlags,
@@ -177,7 +176,7 @@ impl Connection {
         scratch: &mut [u8],
     ) {
         match &mut self.state {
-            State::Resolving(lookup) => match lookup.advance() {
+            ConnectionState::Resolving(lookup) => match lookup.advance() {
                 Some(Ok(addresses)) => self.try_addresses(addresses),
                 Some(Err(error)) => self.fail_lookup(&error),
                 None if Instant::now() >= self.deadline => {
@@ -185,44 +184,44 @@ impl Connection {
                 }
                 None => {}
             },
-            State::Connecting { .. } => self.advance_connecting(events, out),
-            State::Open(_) => {
+            ConnectionState::Connecting { .. } => self.advance_connecting(events, out),
+            ConnectionState::Open(_) => {
                 if events.contains(PollFlags::ERR) || events.contains(PollFlags::HUP) {
-                    self.check_broken();
+                    self.check_socket_error();
                 }
                 self.write(out);
                 if port_has_room {
                     self.read(out, scratch);
                 }
             }
-            State::Over(_) => {}
+            ConnectionState::Over(_) => {}
         }
     }
 
     fn fail(&mut self, kind: ConnectFailure, message: impl Into<String>) {
-        self.state = State::Over(Connection::refused(kind, message));
+        self.state = ConnectionState::Over(TcpConnection::refused(kind, message));
     }
 
     fn fail_lookup(&mut self, error: &io::Error) {
         let (kind, message) = match error.kind() {
-            io::ErrorKind::NotFound => (ConnectFailure::NameNotFound, "there is no such host"),
-            io::ErrorKind::TimedOut => (ConnectFailure::TimedOut, "no resolver answered in time"),
-            _ => (ConnectFailure::Unreachable, "no resolver can be asked"),
+            io::ErrorKind::NotFound => (ConnectFailure::NameNotFound, "host not found"),
+            io::ErrorKind::TimedOut => (ConnectFailure::TimedOut, "DNS query timed out"),
+            _ => (ConnectFailure::Unreachable, "no DNS resolver is reachable"),
         };
         self.fail(kind, message);
     }
 
-    /// Tries the first address; the others when it fails.
+    /// Tries the first address, and the next ones if it fails immediately.
     fn try_addresses(&mut self, mut addresses: Vec<IpAddr>) {
         let mut last = Errno::ADDRNOTAVAIL;
         while !addresses.is_empty() {
             let address = SocketAddr::new(addresses.remove(0), self.port);
-            match begin(address) {
+            match start_connect(address) {
                 Ok(socket) => {
                     let now = Instant::now();
                     let left = self.deadline.saturating_duration_since(now);
                     let share = left / u32::try_from(addresses.len() + 1).unwrap_or(u32::MAX);
-                    self.state = State::Connecting {
+                    self.state = ConnectionState::Connecting {
                         socket,
                         address,
                         until: now + share,
@@ -237,13 +236,7 @@ impl Connection {
     }
 
     fn advance_connecting(&mut self, events: PollFlags, out: &mut Vec<u8>) {
-        let State::Connecting {
-            socket,
-            address,
-            until,
-            rest,
-        } = &mut self.state
-        else {
+        let ConnectionState::Connecting { socket, address, until, rest } = &mut self.state else {
             return;
         };
         let result = if events.is_empty() {
@@ -254,18 +247,19 @@ impl Connection {
         } else {
             sockopt::socket_error(&*socket).unwrap_or_else(Err)
         };
-        // poll(2) may have told of a socket that does not stand yet.
+        // poll(2) may have reported a socket that is not connected yet.
         if result.is_ok() && getpeername(&*socket).is_err() {
             return;
         }
         match result {
             Ok(()) => {
                 let peer = address.to_string();
-                let ended = State::Over(ConnectEvent::Ended { error: None });
-                if let State::Connecting { socket, .. } = std::mem::replace(&mut self.state, ended)
+                let ended = ConnectionState::Over(ConnectEvent::Ended { error: None });
+                if let ConnectionState::Connecting { socket, .. } =
+                    std::mem::replace(&mut self.state, ended)
                 {
                     let _ = sockopt::set_tcp_nodelay(&socket, true);
-                    self.state = State::Open(socket);
+                    self.state = ConnectionState::Open(socket);
                 }
                 put_connect_event(out, self.stream, 0, &ConnectEvent::Connected { peer });
                 self.write(out);
@@ -278,8 +272,8 @@ impl Connection {
         }
     }
 
-    fn check_broken(&mut self) {
-        let State::Open(socket) = &self.state else {
+    fn check_socket_error(&mut self) {
+        let ConnectionState::Open(socket) = &self.state else {
             return;
         };
         if let Ok(Err(error)) = sockopt::socket_error(socket) {
@@ -290,7 +284,7 @@ impl Connection {
     fn write(&mut self, out: &mut Vec<u8>) {
         let mut sent = 0;
         let mut broken = None;
-        if let State::Open(socket) = &self.state {
+        if let ConnectionState::Open(socket) = &self.state {
             while !self.queue.is_empty() {
                 match send(socket, self.queue.as_slices().0, SendFlags::NOSIGNAL) {
                     Ok(count) => {
@@ -310,7 +304,7 @@ impl Connection {
                 let _ = shutdown(socket, Shutdown::Write);
             }
         }
-        self.use_up(sent, out);
+        self.return_credit(sent, out);
         match broken {
             Some(error) => self.end(Some(reason(error))),
             None => self.end_if_done(),
@@ -318,17 +312,17 @@ impl Connection {
     }
 
     fn read(&mut self, out: &mut Vec<u8>, scratch: &mut [u8]) {
-        let State::Open(socket) = &self.state else {
+        let ConnectionState::Open(socket) = &self.state else {
             return;
         };
-        let most = scratch.len().min(self.credit.available());
-        if most == 0 || self.output_ended {
+        let max = scratch.len().min(self.credit.available());
+        if max == 0 || self.output_ended {
             return;
         }
-        match recv(socket, &mut scratch[..most], RecvFlags::DONTWAIT) {
+        match recv(socket, &mut scratch[..max], RecvFlags::DONTWAIT) {
             Ok((0, _)) => {
                 self.output_ended = true;
-                put_frame(out, self.stream, Kind::Data, STDOUT, flags::END, &[]);
+                put_frame(out, self.stream, FrameKind::Data, STDOUT, flags::END, &[]);
             }
             Ok((count, _)) => {
                 let within = self.credit.spend(count);
@@ -347,7 +341,7 @@ impl Connection {
         }
     }
 
-    fn use_up(&mut self, count: usize, out: &mut Vec<u8>) {
+    fn return_credit(&mut self, count: usize, out: &mut Vec<u8>) {
         if let Some(grant) = self.used.used(count) {
             let _ = self.window.grant(grant);
             put_credit(out, self.stream, STDIN, grant);
@@ -355,15 +349,15 @@ impl Connection {
     }
 }
 
-/// Appends an event about a connection.
+/// Appends a connection event.
 pub(crate) fn put_connect_event(out: &mut Vec<u8>, stream: u32, last: u16, event: &ConnectEvent) {
     if let Ok(json) = serde_json::to_vec(event) {
-        put_message(out, stream, Kind::Event, last, &json);
+        put_message(out, stream, FrameKind::Event, last, &json);
     }
 }
 
-/// A socket on its way to an address.
-fn begin(address: SocketAddr) -> Result<OwnedFd, Errno> {
+/// Opens a socket and starts to connect it.
+fn start_connect(address: SocketAddr) -> Result<OwnedFd, Errno> {
     let family = match address {
         SocketAddr::V4(_) => AddressFamily::INET,
         SocketAddr::V6(_) => AddressFamily::INET6,
@@ -399,56 +393,48 @@ mod tests {
     use std::io::{Read, Write};
     use std::net::TcpListener;
 
-    struct Bench {
-        connection: Connection,
+    struct TestClient {
+        connection: TcpConnection,
         out: Vec<u8>,
         scratch: Box<[u8]>,
     }
 
-    impl Bench {
-        fn to(host: &str, port: u16) -> Bench {
-            let request = ConnectRequest {
-                host: host.into(),
-                port,
-                timeout_ms: 5_000,
-            };
-            Bench {
-                connection: Connection::start(9, &request),
+    impl TestClient {
+        fn to(host: &str, port: u16) -> TestClient {
+            let request = ConnectRequest { host: host.into(), port, timeout_ms: 5_000 };
+            TestClient {
+                connection: TcpConnection::start(9, &request),
                 out: Vec::new(),
                 scratch: scratch(),
             }
         }
 
-        /// One turn of the loop.
+        /// Runs one iteration of the event loop.
         fn turn(&mut self) {
             let mut events = PollFlags::empty();
             if let Some((fd, wanted)) = self.connection.watch(true) {
                 let mut fds = [PollFd::from_borrowed_fd(fd, wanted)];
-                let patience = Timespec {
-                    tv_sec: 5,
-                    tv_nsec: 0,
-                };
+                let patience = Timespec { tv_sec: 5, tv_nsec: 0 };
                 poll(&mut fds, Some(&patience)).unwrap();
                 events = fds[0].revents();
             }
-            self.connection
-                .advance(events, true, &mut self.out, &mut self.scratch);
+            self.connection.advance(events, true, &mut self.out, &mut self.scratch);
         }
 
-        fn until(&mut self, done: impl Fn(&Bench) -> bool) {
+        fn until(&mut self, done: impl Fn(&TestClient) -> bool) {
             while !done(self) {
                 self.turn();
             }
         }
 
-        /// Data that came from the peer, and whether its end did.
+        /// Returns the data from the peer, and whether its end was received.
         fn received(&self) -> (Vec<u8>, bool) {
             let mut decoder = Decoder::new();
             let mut source = self.out.as_slice();
             let (mut data, mut ended) = (Vec::new(), false);
             while decoder.fill(&mut source).unwrap() > 0 {
                 while let Some(frame) = decoder.next_frame().unwrap() {
-                    if frame.header.kind == Kind::Data {
+                    if frame.header.kind == FrameKind::Data {
                         data.extend_from_slice(frame.payload());
                         ended |= frame.header.ends();
                     }
@@ -459,16 +445,13 @@ mod tests {
     }
 
     #[test]
-    fn each_direction_ends_for_itself() {
+    fn each_direction_ends_separately() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let mut bench = Bench::to("127.0.0.1", listener.local_addr().unwrap().port());
+        let mut bench = TestClient::to("127.0.0.1", listener.local_addr().unwrap().port());
         bench.until(|bench| !bench.out.is_empty());
         let (mut peer, _) = listener.accept().unwrap();
         let mut out = Vec::new();
-        bench
-            .connection
-            .take_input(b"question", true, &mut out)
-            .unwrap();
+        bench.connection.take_input(b"question", true, &mut out).unwrap();
         let mut question = String::new();
         peer.read_to_string(&mut question).unwrap();
         assert_eq!(question, "question");
@@ -482,26 +465,20 @@ mod tests {
     }
 
     #[test]
-    fn nobody_at_the_port_is_a_refusal() {
-        let port = TcpListener::bind("127.0.0.1:0")
-            .unwrap()
-            .local_addr()
-            .unwrap()
-            .port();
-        let mut bench = Bench::to("127.0.0.1", port);
+    fn a_closed_port_refuses_the_connection() {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let mut bench = TestClient::to("127.0.0.1", port);
         bench.until(|bench| bench.connection.last_event().is_some());
         let event = bench.connection.last_event();
-        let Some(ConnectEvent::Failed { kind, message }) = event else {
-            panic!("{event:?}")
-        };
+        let Some(ConnectEvent::Failed { kind, message }) = event else { panic!("{event:?}") };
         assert_eq!(*kind, ConnectFailure::Refused);
         assert_eq!(message, "connection refused");
     }
 
     #[test]
-    fn a_peer_is_read_only_as_far_as_there_is_credit() {
+    fn a_peer_is_read_only_within_the_credit() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let mut bench = Bench::to("127.0.0.1", listener.local_addr().unwrap().port());
+        let mut bench = TestClient::to("127.0.0.1", listener.local_addr().unwrap().port());
         bench.until(|bench| !bench.out.is_empty());
         let (mut peer, _) = listener.accept().unwrap();
         let window = msb_wire::limits::WINDOW_BYTES as usize;
@@ -519,18 +496,15 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_that_is_broken_off_says_why() {
+    fn a_reset_connection_reports_the_error() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let mut bench = Bench::to("localhost", listener.local_addr().unwrap().port());
+        let mut bench = TestClient::to("localhost", listener.local_addr().unwrap().port());
         bench.until(|bench| !bench.out.is_empty());
         let (peer, _) = listener.accept().unwrap();
         sockopt::set_socket_linger(&peer, Some(Duration::ZERO)).unwrap();
         drop(peer);
         bench.until(|bench| bench.connection.last_event().is_some());
         let error = Some("connection reset by peer".to_owned());
-        assert_eq!(
-            bench.connection.last_event(),
-            Some(&ConnectEvent::Ended { error })
-        );
+        assert_eq!(bench.connection.last_event(), Some(&ConnectEvent::Ended { error }));
     }
 }

@@ -1,7 +1,7 @@
-//! A command's environment.
+//! Environment of a command.
 //!
-//! That of the sandbox may be a megabyte and is the same for every command: it is put in order once, and a command
-//! borrows it.
+//! The sandbox's own environment may be a megabyte and is the same for every command: it is
+//! prepared once, and commands borrow it.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -10,27 +10,28 @@ use std::ffi::{CStr, CString};
 use msb_wire::guest::SCRIPTS;
 use msb_wire::text::Text;
 
-/// Where programs are looked for when nobody says.
+/// Default search path for programs.
 pub(crate) const DEFAULT_PATH: &str =
     "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// The variables of every command, in the order in which they were first set; each name once.
+/// Variables of every command, in the order in which they were first set; each name once.
 #[derive(Debug, Default)]
-pub(crate) struct Base {
+pub(crate) struct BaseEnvironment {
     entries: Vec<Option<CString>>,
-    places: HashMap<Vec<u8>, usize>,
+    indices: HashMap<Vec<u8>, usize>,
 }
 
-/// The variables of one command.
+/// Variables of one command.
 #[derive(Debug)]
 pub(crate) struct Environment<'a> {
-    base: &'a Base,
+    base: &'a BaseEnvironment,
     entries: Vec<Option<Cow<'a, CStr>>>,
     /// Names that are not in the base.
-    places: HashMap<Vec<u8>, usize>,
+    indices: HashMap<Vec<u8>, usize>,
 }
 
-/// Splits `NAME=value`; a name alone (as with docker) takes the variable away. `None` without a name, or with a NUL byte.
+/// Splits `NAME=value`. A name alone removes the variable, as with docker. Returns `None` without a
+/// name or with a NUL byte.
 fn split(entry: &[u8]) -> Option<(&[u8], Option<CString>)> {
     let equals = entry.iter().position(|byte| *byte == b'=');
     let name = &entry[..equals.unwrap_or(entry.len())];
@@ -40,11 +41,11 @@ fn split(entry: &[u8]) -> Option<(&[u8], Option<CString>)> {
     Some((name, equals.and_then(|_| CString::new(entry).ok())))
 }
 
-impl Base {
-    /// A path and the host's name, as docker gives them to every command, then the variables of the sandbox. Programs are
-    /// looked for among the sandbox's scripts first, if it has some.
-    pub(crate) fn new(hostname: &str, entries: &[Text], scripts: bool) -> Base {
-        let mut base = Base::default();
+impl BaseEnvironment {
+    /// Returns PATH and HOSTNAME, which docker also sets for every command, and the variables of
+    /// the sandbox. If the sandbox has scripts, their directory comes first in PATH.
+    pub(crate) fn new(hostname: &str, entries: &[Text], scripts: bool) -> BaseEnvironment {
+        let mut base = BaseEnvironment::default();
         base.set(format!("PATH={DEFAULT_PATH}").as_bytes());
         base.set(format!("HOSTNAME={hostname}").as_bytes());
         for entry in entries {
@@ -57,8 +58,8 @@ impl Base {
     }
 
     fn put_scripts_first(&mut self) {
-        let path = self.places.get(&b"PATH"[..]);
-        let path = path.and_then(|place| self.entries.get(*place)?.as_deref());
+        let path = self.indices.get(&b"PATH"[..]);
+        let path = path.and_then(|index| self.entries.get(*index)?.as_deref());
         let path = path.and_then(|entry| entry.to_bytes().strip_prefix(b"PATH="));
         let path = path.filter(|path| !path.is_empty());
         let path = path.unwrap_or(DEFAULT_PATH.as_bytes());
@@ -70,28 +71,21 @@ impl Base {
         let Some((name, value)) = split(entry) else {
             return;
         };
-        match self.places.get(name) {
-            Some(place) => self.entries[*place] = value,
+        match self.indices.get(name) {
+            Some(index) => self.entries[*index] = value,
             None => {
-                self.places.insert(name.to_vec(), self.entries.len());
+                self.indices.insert(name.to_vec(), self.entries.len());
                 self.entries.push(value);
             }
         }
     }
 
-    /// The environment of a command on a terminal or not.
+    /// Returns the environment of a command, with or without a terminal.
     pub(crate) fn environment(&self, terminal: bool) -> Environment<'_> {
-        let entries = self
-            .entries
-            .iter()
-            .map(|entry| entry.as_deref().map(Cow::Borrowed))
-            .collect();
-        let mut environment = Environment {
-            base: self,
-            entries,
-            places: HashMap::new(),
-        };
-        if terminal && !self.places.contains_key(&b"TERM"[..]) {
+        let entries =
+            self.entries.iter().map(|entry| entry.as_deref().map(Cow::Borrowed)).collect();
+        let mut environment = Environment { base: self, entries, indices: HashMap::new() };
+        if terminal && !self.indices.contains_key(&b"TERM"[..]) {
             environment.set(b"TERM=xterm");
         }
         environment
@@ -99,32 +93,28 @@ impl Base {
 }
 
 impl<'a> Environment<'a> {
-    fn place(&self, name: &[u8]) -> Option<usize> {
-        self.base
-            .places
-            .get(name)
-            .or_else(|| self.places.get(name))
-            .copied()
+    fn index(&self, name: &[u8]) -> Option<usize> {
+        self.base.indices.get(name).or_else(|| self.indices.get(name)).copied()
     }
 
-    /// Sets a variable (`NAME=value`), or takes it away (`NAME`).
+    /// Sets a variable (`NAME=value`) or removes it (`NAME`).
     pub(crate) fn set(&mut self, entry: &[u8]) {
         let Some((name, value)) = split(entry) else {
             return;
         };
         let value = value.map(Cow::Owned);
-        match self.place(name) {
-            Some(place) => self.entries[place] = value,
+        match self.index(name) {
+            Some(index) => self.entries[index] = value,
             None => {
-                self.places.insert(name.to_vec(), self.entries.len());
+                self.indices.insert(name.to_vec(), self.entries.len());
                 self.entries.push(value);
             }
         }
     }
 
-    /// The value of a variable.
+    /// Returns the value of a variable.
     pub(crate) fn get(&self, name: &str) -> Option<&[u8]> {
-        let entry = self.entries.get(self.place(name.as_bytes())?)?.as_deref()?;
+        let entry = self.entries.get(self.index(name.as_bytes())?)?.as_deref()?;
         entry.to_bytes().get(name.len() + 1..)
     }
 
@@ -135,7 +125,7 @@ impl<'a> Environment<'a> {
         }
     }
 
-    /// For execve(2).
+    /// Returns the strings for execve(2).
     pub(crate) fn into_strings(self) -> Vec<Cow<'a, CStr>> {
         self.entries.into_iter().flatten().collect()
     }
@@ -155,14 +145,9 @@ mod tests {
 
     #[test]
     fn a_later_layer_overrides_an_earlier_one_by_name() {
-        let base = Base::new(
+        let base = BaseEnvironment::new(
             "box",
-            &[
-                "A=image".into(),
-                "B=image".into(),
-                "AB=x".into(),
-                "PATH=/bin".into(),
-            ],
+            &["A=image".into(), "B=image".into(), "AB=x".into(), "PATH=/bin".into()],
             false,
         );
         let mut environment = base.environment(false);
@@ -171,24 +156,14 @@ mod tests {
         }
         assert_eq!(
             joined(environment),
-            [
-                "PATH=/bin",
-                "HOSTNAME=box",
-                "A=last",
-                "B=image",
-                "AB=x",
-                "C=d"
-            ]
+            ["PATH=/bin", "HOSTNAME=box", "A=last", "B=image", "AB=x", "C=d"]
         );
     }
 
     #[test]
-    fn a_name_alone_takes_a_variable_away() {
-        let base = Base::new(
-            "box",
-            &["HOSTNAME".into(), "=strange".into(), "".into()],
-            false,
-        );
+    fn a_name_alone_removes_a_variable() {
+        let base =
+            BaseEnvironment::new("box", &["HOSTNAME".into(), "=strange".into(), "".into()], false);
         let mut environment = base.environment(true);
         assert_eq!(environment.get("TERM"), Some(&b"xterm"[..]));
         environment.set(b"TERM");
@@ -198,17 +173,14 @@ mod tests {
 
     #[test]
     fn a_terminal_of_the_sandbox_is_kept() {
-        let base = Base::new("box", &["TERM=vt100".into()], false);
+        let base = BaseEnvironment::new("box", &["TERM=vt100".into()], false);
         assert_eq!(base.environment(true).get("TERM"), Some(&b"vt100"[..]));
-        assert_eq!(
-            Base::new("box", &[], false).environment(false).get("TERM"),
-            None
-        );
+        assert_eq!(BaseEnvironment::new("box", &[], false).environment(false).get("TERM"), None);
     }
 
     #[test]
-    fn defaults_fill_what_is_missing_or_empty_only() {
-        let base = Base::new("box", &["HOME=".into(), "X=1".into()], false);
+    fn defaults_fill_missing_or_empty_variables_only() {
+        let base = BaseEnvironment::new("box", &["HOME=".into(), "X=1".into()], false);
         let mut environment = base.environment(false);
         environment.set_missing("HOME", b"/root");
         environment.set_missing("X", b"2");
@@ -219,13 +191,13 @@ mod tests {
     }
 
     #[test]
-    fn scripts_are_found_before_other_programs_whatever_the_path_is() {
+    fn scripts_come_first_in_any_path() {
         for (entries, path) in [
             (vec![], DEFAULT_PATH),
             (vec!["PATH=/bin".into()], "/bin"),
             (vec!["PATH=".into()], DEFAULT_PATH),
         ] {
-            let base = Base::new("box", &entries, true);
+            let base = BaseEnvironment::new("box", &entries, true);
             let expected = format!("{SCRIPTS}:{path}");
             let environment = base.environment(false);
             assert_eq!(environment.get("PATH"), Some(expected.as_bytes()));

@@ -1,4 +1,4 @@
-//! From a request to a running command.
+//! Start of a command from an exec request.
 
 use std::borrow::Cow;
 use std::ffi::{CStr, CString};
@@ -15,35 +15,32 @@ use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::Pid;
 
-use crate::boot::Guest;
+use crate::boot::GuestState;
 use crate::console::reason;
 use crate::env::DEFAULT_PATH;
 use crate::pty::{self, modes};
-use crate::session::Session;
-use crate::spawn::{Plan, Refused, Spawner, Step};
-use crate::users::{self, Account, Unknown};
+use crate::session::CommandSession;
+use crate::spawn::{SpawnError, SpawnPlan, SpawnStep, Spawner};
+use crate::users::{self, Account, UnknownAccount};
 
-/// Why a command was not started.
+/// Reason why a command was not started.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Refusal {
-    /// The sort of failure.
+pub(crate) struct StartRefusal {
+    /// Kind of failure.
     pub(crate) kind: FailureKind,
-    /// For people.
+    /// Message for the user.
     pub(crate) message: String,
 }
 
-impl Refusal {
-    /// A refusal of this kind.
-    pub(crate) fn new(kind: FailureKind, message: impl Into<String>) -> Refusal {
-        Refusal {
-            kind,
-            message: message.into(),
-        }
+impl StartRefusal {
+    /// Returns a refusal of this kind.
+    pub(crate) fn new(kind: FailureKind, message: impl Into<String>) -> StartRefusal {
+        StartRefusal { kind, message: message.into() }
     }
 }
 
-/// A command, ready to be started but for its descriptors.
-struct Command<'a> {
+/// A command, complete except for its descriptors.
+struct PreparedCommand<'a> {
     programs: Vec<CString>,
     argv: Vec<CString>,
     env: Vec<Cow<'a, CStr>>,
@@ -55,11 +52,11 @@ struct Command<'a> {
 
 /// Starts a command.
 pub(crate) fn start(
-    guest: &Guest,
+    guest: &GuestState,
     stream: u32,
     request: &ExecRequest,
     spawner: &mut Spawner,
-) -> Result<(Session, Pid), Refusal> {
+) -> Result<(CommandSession, Pid), StartRefusal> {
     let command = prepare(guest, request)?;
     match request.tty {
         Some(size) => start_on_terminal(&command, stream, size, request, spawner),
@@ -67,14 +64,13 @@ pub(crate) fn start(
     }
 }
 
-fn prepare<'a>(guest: &'a Guest, request: &ExecRequest) -> Result<Command<'a>, Refusal> {
-    let spec = request
-        .user
-        .as_ref()
-        .or(guest.user.as_ref())
-        .map(Text::as_bytes)
-        .unwrap_or_default();
-    let account = users::find(spec).map_err(unknown)?;
+fn prepare<'a>(
+    guest: &'a GuestState,
+    request: &ExecRequest,
+) -> Result<PreparedCommand<'a>, StartRefusal> {
+    let spec =
+        request.user.as_ref().or(guest.user.as_ref()).map(Text::as_bytes).unwrap_or_default();
+    let account = users::find(spec).map_err(unknown_account)?;
     if request.login {
         return prepare_login(guest, request, account);
     }
@@ -83,11 +79,8 @@ fn prepare<'a>(guest: &'a Guest, request: &ExecRequest) -> Result<Command<'a>, R
         env.set(entry.as_bytes());
     }
     env.set_missing("HOME", &account.home);
-    let name = request
-        .argv
-        .first()
-        .filter(|name| !name.as_bytes().is_empty());
-    let name = name.ok_or_else(|| Refusal::new(FailureKind::BadArgs, "no command was given"))?;
+    let name = request.argv.first().filter(|name| !name.as_bytes().is_empty());
+    let name = name.ok_or_else(|| StartRefusal::new(FailureKind::BadArgs, "missing command"))?;
     let programs = candidates(name.as_bytes(), env.get("PATH").unwrap_or_default());
     let cwd = request
         .cwd
@@ -97,28 +90,25 @@ fn prepare<'a>(guest: &'a Guest, request: &ExecRequest) -> Result<Command<'a>, R
         .filter(|cwd| !cwd.is_empty());
     let terminated = |bytes: Vec<u8>| CString::new(bytes).ok();
     let all = |list: Vec<Vec<u8>>| list.into_iter().map(terminated).collect::<Option<Vec<_>>>();
-    let nul = || Refusal::new(FailureKind::BadArgs, "a string holds a NUL byte");
-    Ok(Command {
+    let nul = || StartRefusal::new(FailureKind::BadArgs, "a string contains a NUL byte");
+    Ok(PreparedCommand {
         programs: all(programs).ok_or_else(nul)?,
         argv: all(request.argv.iter().map(|text| text.0.clone()).collect()).ok_or_else(nul)?,
         env: env.into_strings(),
         cwd: terminated(cwd.unwrap_or(b"/").to_vec()).ok_or_else(nul)?,
-        limits: request
-            .rlimits
-            .iter()
-            .map(limit)
-            .collect::<Result<_, _>>()?,
+        limits: limits(guest, &request.rlimits)?,
         account,
         security: guest.security,
     })
 }
 
-/// What sshd(8) does at a login: the user's shell, home and names, whatever the sandbox has for commands.
+/// Prepares a login as sshd(8) does: with the user's shell, home and name, regardless of the
+/// sandbox's settings for commands.
 fn prepare_login<'a>(
-    guest: &'a Guest,
+    guest: &'a GuestState,
     request: &ExecRequest,
     account: Account,
-) -> Result<Command<'a>, Refusal> {
+) -> Result<PreparedCommand<'a>, StartRefusal> {
     let mut env = guest.env.environment(request.tty.is_some());
     for (name, value) in [
         ("USER", &account.name),
@@ -134,50 +124,43 @@ fn prepare_login<'a>(
     let name = account.shell.rsplit(|byte| *byte == b'/').next();
     let name = name.unwrap_or_default();
     let argv = match request.argv.as_slice() {
-        // By this dash a shell knows that it is a login shell.
+        // The leading dash tells a shell that it is a login shell.
         [] => vec![[b"-", name].concat()],
         [line] => vec![name.to_vec(), b"-c".to_vec(), line.0.clone()],
         _ => {
-            return Err(Refusal::new(
-                FailureKind::BadArgs,
-                "a login takes one command line",
-            ));
+            return Err(StartRefusal::new(FailureKind::BadArgs, "a login takes one command line"));
         }
     };
-    let nul = || Refusal::new(FailureKind::BadArgs, "a string holds a NUL byte");
+    let nul = || StartRefusal::new(FailureKind::BadArgs, "a string contains a NUL byte");
     let terminated = |bytes: Vec<u8>| CString::new(bytes).map_err(|_| nul());
-    // A user whose home is not there logs in at the root.
-    let home = Some(&account.home).filter(|home| is_folder(home));
-    Ok(Command {
+    // Without a home directory the session starts in the root directory.
+    let home = Some(&account.home).filter(|home| is_directory(home));
+    Ok(PreparedCommand {
         programs: vec![terminated(account.shell.clone())?],
         argv: argv.into_iter().map(terminated).collect::<Result<_, _>>()?,
         env: env.into_strings(),
         cwd: terminated(home.map_or(b"/".to_vec(), Clone::clone))?,
-        limits: request
-            .rlimits
-            .iter()
-            .map(limit)
-            .collect::<Result<_, _>>()?,
+        limits: limits(guest, &request.rlimits)?,
         account,
         security: guest.security,
     })
 }
 
-/// Whether a path leads to a folder.
-pub(crate) fn is_folder(path: &[u8]) -> bool {
+/// Returns whether a path is a directory.
+pub(crate) fn is_directory(path: &[u8]) -> bool {
     Path::new(std::ffi::OsStr::from_bytes(path)).is_dir()
 }
 
-/// The refusal of a user that is not there.
-pub(crate) fn unknown(unknown: Unknown) -> Refusal {
+/// Returns the refusal for an unknown user or group.
+pub(crate) fn unknown_account(unknown: UnknownAccount) -> StartRefusal {
     let message = match unknown {
-        Unknown::User(name) => format!("no user '{name}' in the guest's /etc/passwd"),
-        Unknown::Group(name) => format!("no group '{name}' in the guest's /etc/group"),
+        UnknownAccount::User(name) => format!("no user '{name}' in the guest's /etc/passwd"),
+        UnknownAccount::Group(name) => format!("no group '{name}' in the guest's /etc/group"),
     };
-    Refusal::new(FailureKind::UserNotFound, message)
+    StartRefusal::new(FailureKind::UserNotFound, message)
 }
 
-/// Resources by name, and their numbers.
+/// Names and numbers of resource limits.
 const RESOURCE_NUMBERS: [(&str, u32); 16] = [
     ("as", libc::RLIMIT_AS),
     ("core", libc::RLIMIT_CORE),
@@ -197,32 +180,36 @@ const RESOURCE_NUMBERS: [(&str, u32); 16] = [
     ("stack", libc::RLIMIT_STACK),
 ];
 
-fn limit(wanted: &Rlimit) -> Result<(u32, libc::rlimit64), Refusal> {
-    let known = RESOURCE_NUMBERS
-        .iter()
-        .find(|(name, _)| *name == wanted.resource);
+/// Returns the limits of a command: those of the request, and those of the guest for other
+/// resources.
+pub(crate) fn limits(
+    guest: &GuestState,
+    requested: &[Rlimit],
+) -> Result<Vec<(u32, libc::rlimit64)>, StartRefusal> {
+    let is_requested =
+        |limit: &Rlimit| requested.iter().any(|other| other.resource == limit.resource);
+    let common = guest.rlimits.iter().filter(|limit| !is_requested(limit));
+    common.chain(requested).map(parse_limit).collect()
+}
+
+fn parse_limit(wanted: &Rlimit) -> Result<(u32, libc::rlimit64), StartRefusal> {
+    let known = RESOURCE_NUMBERS.iter().find(|(name, _)| *name == wanted.resource);
     let (_, number) = known.ok_or_else(|| {
-        let message = format!("there is no limit '{}'", wanted.resource);
-        Refusal::new(FailureKind::BadArgs, message)
+        let message = format!("unknown resource limit '{}'", wanted.resource);
+        StartRefusal::new(FailureKind::BadArgs, message)
     })?;
     let value = |limit: Option<u64>| limit.unwrap_or(libc::RLIM64_INFINITY);
-    let limit = libc::rlimit64 {
-        rlim_cur: value(wanted.soft),
-        rlim_max: value(wanted.hard),
-    };
+    let limit = libc::rlimit64 { rlim_cur: value(wanted.soft), rlim_max: value(wanted.hard) };
     Ok((*number, limit))
 }
 
-/// The paths that a name may mean. An empty part of a search path is the current directory.
+/// Returns the candidate paths of a program name. An empty element of PATH is the current
+/// directory.
 fn candidates(name: &[u8], path: &[u8]) -> Vec<Vec<u8>> {
     if name.contains(&b'/') {
         return vec![name.to_vec()];
     }
-    let path = if path.is_empty() {
-        DEFAULT_PATH.as_bytes()
-    } else {
-        path
-    };
+    let path = if path.is_empty() { DEFAULT_PATH.as_bytes() } else { path };
     let join = |directory: &[u8]| match directory {
         [] => [b"./", name].concat(),
         _ => [directory, b"/", name].concat(),
@@ -231,39 +218,34 @@ fn candidates(name: &[u8], path: &[u8]) -> Vec<Vec<u8>> {
 }
 
 fn start_on_terminal(
-    command: &Command<'_>,
+    command: &PreparedCommand<'_>,
     stream: u32,
     size: WindowSize,
     request: &ExecRequest,
     spawner: &mut Spawner,
-) -> Result<(Session, Pid), Refusal> {
-    let (ours, theirs) = pty::open(size, command.account.uid)
-        .map_err(|error| no_descriptors("a terminal", error))?;
-    // A terminal without them is better than none.
+) -> Result<(CommandSession, Pid), StartRefusal> {
+    let (ours, theirs) =
+        pty::open(size, command.account.uid).map_err(|error| open_failed("a terminal", error))?;
+    // A terminal with default modes is better than none.
     let _ = modes::set(&theirs, &request.tty_modes);
     let pid = spawn(command, [&theirs, &theirs, &theirs], true, spawner)?;
-    Ok((Session::on_terminal(stream, pid, ours, request.stdin), pid))
+    Ok((CommandSession::on_terminal(stream, pid, ours, request.stdin), pid))
 }
 
 fn start_on_pipes(
-    command: &Command<'_>,
+    command: &PreparedCommand<'_>,
     stream: u32,
     stdin: bool,
     spawner: &mut Spawner,
-) -> Result<(Session, Pid), Refusal> {
+) -> Result<(CommandSession, Pid), StartRefusal> {
     let uid = command.account.uid;
     let (theirs_in, ours_in) =
-        input(stdin, uid).map_err(|error| no_descriptors("standard input", error))?;
-    let (ours_out, theirs_out) = output(uid).map_err(|error| no_descriptors("a pipe", error))?;
-    let (ours_err, theirs_err) = output(uid).map_err(|error| no_descriptors("a pipe", error))?;
-    let pid = spawn(
-        command,
-        [&theirs_in, &theirs_out, &theirs_err],
-        false,
-        spawner,
-    )?;
+        open_input(stdin, uid).map_err(|error| open_failed("standard input", error))?;
+    let (ours_out, theirs_out) = open_output(uid).map_err(|error| open_failed("a pipe", error))?;
+    let (ours_err, theirs_err) = open_output(uid).map_err(|error| open_failed("a pipe", error))?;
+    let pid = spawn(command, [&theirs_in, &theirs_out, &theirs_err], false, spawner)?;
     Ok((
-        Session::on_pipes(
+        CommandSession::on_pipes(
             stream,
             pid,
             ours_in,
@@ -273,50 +255,44 @@ fn start_on_pipes(
     ))
 }
 
-/// A command's standard input: its end and ours.
-pub(crate) fn input(wanted: bool, owner: u32) -> Result<(OwnedFd, Option<OwnedFd>), Errno> {
+/// Opens a command's standard input: the command's end and the agent's end.
+pub(crate) fn open_input(wanted: bool, owner: u32) -> Result<(OwnedFd, Option<OwnedFd>), Errno> {
     if !wanted {
-        return Ok((
-            open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?,
-            None,
-        ));
+        return Ok((open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?, None));
     }
     let (theirs, ours) = pipe_with(PipeFlags::CLOEXEC)?;
-    own(&theirs, owner);
+    chown_pipe(&theirs, owner);
     fcntl_setfl(&ours, OFlags::WRONLY | OFlags::NONBLOCK)?;
     Ok((theirs, Some(ours)))
 }
 
-/// A pipe for output: our end and the command's.
-pub(crate) fn output(owner: u32) -> Result<(OwnedFd, OwnedFd), Errno> {
+/// Opens a pipe for output: the agent's end and the command's end.
+pub(crate) fn open_output(owner: u32) -> Result<(OwnedFd, OwnedFd), Errno> {
     let (ours, theirs) = pipe_with(PipeFlags::CLOEXEC)?;
-    own(&theirs, owner);
+    chown_pipe(&theirs, owner);
     fcntl_setfl(&ours, OFlags::RDONLY | OFlags::NONBLOCK)?;
     Ok((ours, theirs))
 }
 
-/// So that a command which is not root can open `/dev/stdout`.
-fn own(pipe: impl AsFd, owner: u32) {
+/// Changes the owner of a pipe, so that a command that is not root can open `/dev/stdout`.
+fn chown_pipe(pipe: impl AsFd, owner: u32) {
     if owner != 0 {
         let _ = fchown(pipe, Some(Uid::from_raw(owner)), None);
     }
 }
 
-/// A refusal, as there are too many open files.
-pub(crate) fn no_descriptors(what: &str, error: Errno) -> Refusal {
-    Refusal::new(
-        FailureKind::ResourceLimit,
-        format!("cannot open {what}: {}", reason(error)),
-    )
+/// Returns the refusal for a lack of descriptors.
+pub(crate) fn open_failed(what: &str, error: Errno) -> StartRefusal {
+    StartRefusal::new(FailureKind::ResourceLimit, format!("cannot open {what}: {}", reason(error)))
 }
 
 fn spawn(
-    command: &Command<'_>,
+    command: &PreparedCommand<'_>,
     stdio: [&OwnedFd; 3],
     terminal: bool,
     spawner: &mut Spawner,
-) -> Result<Pid, Refusal> {
-    let plan = Plan {
+) -> Result<Pid, StartRefusal> {
+    let plan = SpawnPlan {
         programs: &command.programs,
         argv: &command.argv,
         env: &command.env,
@@ -330,78 +306,67 @@ fn spawn(
         security: command.security,
         init: false,
     };
-    spawner
-        .start(&plan)
-        .map_err(|refused| explain(command, refused))
+    spawner.start(&plan).map_err(|spawn_error| refusal_of(command, spawn_error))
 }
 
-fn explain(command: &Command<'_>, refused: Refused) -> Refusal {
-    let why = reason(refused.error);
-    match refused.step {
-        Step::Fork => Refusal::new(
-            kind_of(refused.error),
+fn refusal_of(command: &PreparedCommand<'_>, spawn_error: SpawnError) -> StartRefusal {
+    let why = reason(spawn_error.error);
+    match spawn_error.step {
+        SpawnStep::Fork => StartRefusal::new(
+            failure_kind(spawn_error.error),
             format!("cannot start a process: {why}"),
         ),
-        Step::Prepare => Refusal::new(
-            kind_of(refused.error),
+        SpawnStep::Prepare => StartRefusal::new(
+            failure_kind(spawn_error.error),
             format!("cannot prepare a process: {why}"),
         ),
-        Step::Limits => Refusal::new(
-            FailureKind::BadArgs,
-            format!("cannot set a limit of resources: {why}"),
+        SpawnStep::Limits => {
+            StartRefusal::new(FailureKind::BadArgs, format!("cannot set a resource limit: {why}"))
+        }
+        SpawnStep::Confine => StartRefusal::new(
+            failure_kind(spawn_error.error),
+            format!("cannot drop capabilities: {why}"),
         ),
-        Step::Confine => Refusal::new(
-            kind_of(refused.error),
-            format!("cannot take rights away: {why}"),
-        ),
-        Step::User => {
+        SpawnStep::User => {
             let Account { uid, gid, .. } = command.account;
-            Refusal::new(
-                kind_of(refused.error),
+            StartRefusal::new(
+                failure_kind(spawn_error.error),
                 format!("cannot become user {uid}, group {gid}: {why}"),
             )
         }
-        Step::Cwd => {
+        SpawnStep::Cwd => {
             let cwd = command.cwd.to_string_lossy();
-            Refusal::new(
+            StartRefusal::new(
                 FailureKind::BadCwd,
                 format!("cannot enter the working directory '{cwd}': {why}"),
             )
         }
-        Step::Execute => explain_execute(command, refused),
+        SpawnStep::Execute => refusal_of_execve(command, spawn_error),
     }
 }
 
-fn explain_execute(command: &Command<'_>, refused: Refused) -> Refusal {
-    let name = command
-        .argv
-        .first()
-        .map(|name| name.to_string_lossy().into_owned())
-        .unwrap_or_default();
-    let program = command
-        .programs
-        .get(refused.program)
-        .map(|path| path.as_bytes())
-        .unwrap_or_default();
+fn refusal_of_execve(command: &PreparedCommand<'_>, spawn_error: SpawnError) -> StartRefusal {
+    let name =
+        command.argv.first().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let program =
+        command.programs.get(spawn_error.program).map(|path| path.as_bytes()).unwrap_or_default();
     let path = Path::new(std::ffi::OsStr::from_bytes(program));
-    let (kind, why) = match refused.error {
-        Errno::NOENT if name.contains('/') && path.is_absolute() && path.exists() => (
-            FailureKind::NotFound,
-            "the interpreter that the file names does not exist".to_owned(),
-        ),
-        Errno::NOENT if !name.contains('/') => (
-            FailureKind::NotFound,
-            "no such program in the PATH".to_owned(),
-        ),
+    let (kind, why) = match spawn_error.error {
+        Errno::NOENT if name.contains('/') && path.is_absolute() && path.exists() => {
+            (FailureKind::NotFound, "its interpreter does not exist".to_owned())
+        }
+        Errno::NOENT if !name.contains('/') => {
+            (FailureKind::NotFound, "not found in PATH".to_owned())
+        }
         Errno::ACCESS if path.is_absolute() && path.is_dir() => {
             (FailureKind::NotExecutable, reason(Errno::ISDIR))
         }
-        error => (kind_of(error), reason(error)),
+        error => (failure_kind(error), reason(error)),
     };
-    Refusal::new(kind, format!("cannot execute '{name}': {why}"))
+    StartRefusal::new(kind, format!("cannot execute '{name}': {why}"))
 }
 
-fn kind_of(error: Errno) -> FailureKind {
+fn failure_kind(error: Errno) -> FailureKind {
     match error {
         Errno::NOENT => FailureKind::NotFound,
         Errno::ACCESS | Errno::PERM => FailureKind::PermissionDenied,
@@ -421,14 +386,11 @@ mod tests {
 
     fn paths(name: &str, path: &str) -> Vec<String> {
         let found = candidates(name.as_bytes(), path.as_bytes());
-        found
-            .into_iter()
-            .map(|path| String::from_utf8(path).unwrap())
-            .collect()
+        found.into_iter().map(|path| String::from_utf8(path).unwrap()).collect()
     }
 
     #[test]
-    fn a_name_is_looked_for_along_the_path_and_a_path_is_not() {
+    fn names_are_searched_in_path_and_paths_are_not() {
         assert_eq!(paths("sh", "/usr/bin:/bin"), ["/usr/bin/sh", "/bin/sh"]);
         assert_eq!(paths("sh", "/bin::x"), ["/bin/sh", "./sh", "x/sh"]);
         assert_eq!(paths("./sh", "/bin"), ["./sh"]);
@@ -436,8 +398,8 @@ mod tests {
     }
 
     #[test]
-    fn the_exit_code_of_a_failed_execve_is_that_of_a_shell() {
-        let code = |error| kind_of(error).exit_code();
+    fn exit_codes_of_a_failed_execve_are_those_of_a_shell() {
+        let code = |error| failure_kind(error).exit_code();
         assert_eq!(code(Errno::NOENT), 127);
         assert_eq!(code(Errno::NOTDIR), 127);
         assert_eq!(code(Errno::ACCESS), 126);

@@ -1,10 +1,10 @@
-//! The image's own init.
+//! Handover to the image's own init.
 //!
-//! It becomes the first process of a PID namespace in which every later command runs too: for all that looks at
-//! `/proc/1`, and for itself, it is the first process. The agent stays the kernel's, outside and unseen. So nothing that an
-//! init does to the processes around it (systemd kills them all when it shuts down) ends the agent or the machine before
-//! the disk is flushed, and the kernel tells by a signal how the init wanted the machine to end
-//! (pid_namespaces(7): `reboot(2)` in such a namespace).
+//! The init becomes PID 1 of a PID namespace in which all later commands run too, so it is PID 1
+//! for all programs that read `/proc/1`, and for itself. The agent stays PID 1 of the kernel,
+//! outside and invisible. So an init that kills all processes when it shuts down (systemd does)
+//! cannot end the agent or the VM before the disk is flushed, and the kernel reports by a signal
+//! how the init wanted to end the system (pid_namespaces(7): `reboot(2)` in such a namespace).
 
 use std::ffi::{CString, c_int};
 use std::fs;
@@ -18,21 +18,21 @@ use rustix::fs::{Mode, OFlags, open};
 use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::{Pid, PidfdFlags, WaitStatus, pidfd_open};
 
-use crate::boot::Guest;
+use crate::boot::GuestState;
 use crate::console::reason;
-use crate::spawn::{Plan, Spawner, Step};
-use crate::{shutdown, sys};
+use crate::spawn::{SpawnPlan, SpawnStep, Spawner};
+use crate::{exec, shutdown, sys};
 
-/// `SIGRTMIN+4` of the C library: it asks systemd to power off (systemd(1)).
-const POWER_OFF: c_int = 38;
+/// `SIGRTMIN+4` of the C library: asks systemd to power off (systemd(1)).
+const SIGRTMIN_PLUS_4: c_int = 38;
 
-/// How an init is told that devices, modules and clock are somebody else's: else it waits for a device manager that
-/// images seldom have (systemd: container interface).
-const IN_CONTAINER: &[u8] = b"container=msb";
+/// Tells an init that devices, modules and clock are managed outside. Otherwise it waits for a
+/// device manager that images seldom have (systemd: container interface).
+const CONTAINER_VARIABLE: &[u8] = b"container=msb";
 
-/// Starts the init, and gives its process and its path.
+/// Starts the init. Returns its process and its path.
 pub(crate) fn start(
-    guest: &Guest,
+    guest: &GuestState,
     request: &InitRequest,
     spawner: &mut Spawner,
 ) -> Result<(Pid, Text), String> {
@@ -40,7 +40,7 @@ pub(crate) fn start(
         Some(path) => path.clone(),
         None => find()?,
     };
-    let nul = || "a string holds a NUL byte".to_owned();
+    let nul = || "a string contains a NUL byte".to_owned();
     let terminated = |text: &Text| CString::new(text.as_bytes()).map_err(|_| nul());
     let program = terminated(&path)?;
     let mut argv = vec![program.clone()];
@@ -48,17 +48,18 @@ pub(crate) fn start(
         argv.push(terminated(arg)?);
     }
     let mut env = guest.env.environment(false);
-    env.set(IN_CONTAINER);
+    env.set(CONTAINER_VARIABLE);
     for entry in &request.env {
         env.set(entry.as_bytes());
     }
-    let pid = spawn(&[program], &argv, &env.into_strings(), spawner)
+    let limits = exec::limits(guest, &[]).map_err(|refused| refused.message)?;
+    let pid = spawn(&[program], &argv, &env.into_strings(), &limits, spawner)
         .map_err(|why| format!("cannot execute '{}': {why}", path.to_lossy()))?;
-    follow(pid)?;
+    enter_namespace_of(pid)?;
     Ok((pid, path))
 }
 
-/// The first init of the image.
+/// Finds the first init of the image.
 fn find() -> Result<Text, String> {
     let is_program = |path: &str| {
         fs::metadata(path)
@@ -67,7 +68,7 @@ fn find() -> Result<Text, String> {
     let found = INIT_PATHS.into_iter().find(|path| is_program(path));
     found.map(Text::from).ok_or_else(|| {
         let paths = INIT_PATHS.join("', '");
-        format!("the image has no init: none of '{paths}' is a program")
+        format!("the image has no init: none of '{paths}' is an executable file")
     })
 }
 
@@ -75,6 +76,7 @@ fn spawn(
     programs: &[CString],
     argv: &[CString],
     env: &[std::borrow::Cow<'_, std::ffi::CStr>],
+    limits: &[(u32, libc::rlimit64)],
     spawner: &mut Spawner,
 ) -> Result<Pid, String> {
     let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
@@ -82,48 +84,49 @@ fn spawn(
     let console = open("/dev/console", flags, Mode::empty());
     let console = console.or_else(|_| nothing.try_clone().map_err(|_| rustix::io::Errno::MFILE));
     let console = console.map_err(reason)?;
-    let plan = Plan {
+    let plan = SpawnPlan {
         programs,
         argv,
         env,
         cwd: c"/",
         stdio: [nothing.as_fd(), console.as_fd(), console.as_fd()],
         terminal: false,
-        limits: &[],
+        limits,
         uid: 0,
         gid: 0,
         groups: &[],
-        // An init without its rights would be none.
+        // An init needs its capabilities.
         security: Security::Default,
         init: true,
     };
-    spawner.start(&plan).map_err(|refused| match refused.step {
-        Step::Fork => format!("no PID namespace: {}", reason(refused.error)),
-        _ => reason(refused.error),
+    spawner.start(&plan).map_err(|failed| match failed.step {
+        SpawnStep::Fork => format!("cannot create a PID namespace: {}", reason(failed.error)),
+        _ => reason(failed.error),
     })
 }
 
-/// From now on our children are born into the init's namespace.
-fn follow(init: Pid) -> Result<(), String> {
+/// Makes later children start in the PID namespace of the init.
+fn enter_namespace_of(init: Pid) -> Result<(), String> {
     let entered = pidfd_open(init, PidfdFlags::empty())
         .map_err(std::io::Error::from)
         .and_then(|init| sys::enter_pid_namespace(init.as_fd()));
     entered.map_err(|error| format!("cannot enter the namespace of the init: {}", reason(error)))
 }
 
-/// Asks the init to shut down: in the way of systemd if it listens to that, else by SIGTERM.
-pub(crate) fn ask_to_end(init: Pid) {
-    // Of the PID namespace's /proc, which lies over ours: there the init is number 1.
+/// Asks the init to shut down: with the stop signal of the image if it handles that, else with
+/// systemd's signal if it handles that, else with SIGTERM.
+pub(crate) fn request_shutdown(init: Pid, stop_signal: Option<c_int>) {
+    // This reads the /proc of the PID namespace, which is mounted over the agent's: the init is PID
+    // 1 there.
     let status = fs::read_to_string("/proc/1/status").unwrap_or_default();
-    let signal = if listens(&status, POWER_OFF) {
-        POWER_OFF
-    } else {
-        libc::SIGTERM
-    };
+    let signals = [stop_signal, Some(SIGRTMIN_PLUS_4)].into_iter().flatten();
+    let signal = signals.into_iter().find(|signal| listens(&status, *signal));
+    let signal = signal.unwrap_or(libc::SIGTERM);
     sys::kill_process(init.as_raw_pid(), signal);
 }
 
-/// Whether a process catches a signal, or blocks it to read it from a descriptor (proc_pid_status(5)).
+/// Returns whether a process catches a signal, or blocks it to read it from a signalfd
+/// (proc_pid_status(5)).
 fn listens(status: &str, signal: c_int) -> bool {
     let has = |name: &str| {
         let mask = status.lines().find_map(|line| line.strip_prefix(name));
@@ -133,26 +136,28 @@ fn listens(status: &str, signal: c_int) -> bool {
     has("SigCgt:") || has("SigBlk:")
 }
 
-/// Puts the kernel's own view of processes back, for the end: that of a namespace without processes shows nothing.
+/// Unmounts the /proc of a namespace without processes, which is empty, so that the agent's own is
+/// visible again.
 pub(crate) fn uncover_proc() {
     if !Path::new("/proc/self").exists() {
         let _ = unmount("/proc", UnmountFlags::DETACH);
     }
 }
 
-/// The init has ended, and nobody had asked us for it: the machine ends in the way that it wanted, its disk flushed.
+/// Ends the VM in the way that the init asked for, with its disks flushed. Called when the init
+/// ended without a shutdown request.
 pub(crate) fn end_machine(status: WaitStatus) -> ! {
     match status.terminating_signal() {
-        Some(libc::SIGHUP) => shutdown::end(),
+        Some(libc::SIGHUP) => shutdown::end_vm(),
         Some(libc::SIGINT) => shutdown::power_off(),
         _ => {
             let how = match (status.exit_status(), status.terminating_signal()) {
                 (Some(code), _) => format!("with exit status {code}"),
                 (_, Some(signal)) => format!("by signal {signal}"),
-                _ => "somehow".to_owned(),
+                _ => "for an unknown reason".to_owned(),
             };
             crate::console::log(&format!("error: the init ended {how}"));
-            // With us the kernel's first process ends, as it would with an init that is not ours to watch.
+            // With the agent PID 1 exits, as it would with an init that is PID 1 itself.
             std::process::exit(1)
         }
     }
@@ -163,12 +168,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_init_that_catches_or_blocks_a_signal_listens_to_it() {
+    fn an_init_handles_signals_that_it_catches_or_blocks() {
         let status = "Name:\tx\nSigBlk:\t0000000000000000\nSigIgn:\t0000002000000000\nSigCgt:\t0000000000004000\n";
         assert!(listens(status, libc::SIGTERM));
-        assert!(!listens(status, POWER_OFF));
+        assert!(!listens(status, SIGRTMIN_PLUS_4));
         let blocks = "SigBlk:\t0000002000000000\nSigCgt:\t0000000000000000\n";
-        assert!(listens(blocks, POWER_OFF));
-        assert!(!listens("", POWER_OFF));
+        assert!(listens(blocks, SIGRTMIN_PLUS_4));
+        assert!(!listens("", SIGRTMIN_PLUS_4));
     }
 }

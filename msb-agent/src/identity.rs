@@ -1,132 +1,119 @@
-//! Host name, `/etc/hosts`, loopback, limits: who the guest is.
+//! Identity of the guest: host name, loopback, limits, directories.
 
-use std::fs::{self, DirBuilder, OpenOptions};
-use std::io::{self, Write};
+use std::fs::{self, DirBuilder};
+use std::io;
 use std::net::IpAddr;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::Path;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
 
-use rustix::fs::stat;
+use msb_wire::text::Text;
 use rustix::process::{Resource, Rlimit, setrlimit};
 use rustix::system::sethostname;
 
 use crate::console::{log, reason};
-use crate::mount::restore_times;
-use crate::sys;
+use crate::{names, sys};
 
-/// Open files of a process: what docker gives.
+/// Limit of open files of a process: same as docker.
 const OPEN_FILES: u64 = 1_048_576;
 
-/// Sets everything that makes this guest itself. Nothing of it stops a boot but the name.
-pub(crate) fn assume(hostname: &str, others: &[(IpAddr, String)]) -> Result<(), String> {
+/// Maximum number of symbolic links in a path, same as Linux.
+const LINKS_MAX: usize = 40;
+
+/// Sets the host name and `/etc/hosts`. Only a failure of the host name stops the boot.
+pub(crate) fn set(hostname: &str, others: &[(IpAddr, String)]) -> Result<(), String> {
     sethostname(hostname.as_bytes())
         .map_err(|error| format!("cannot set '{hostname}': {}", reason(error)))?;
-    write_files(hostname, others);
+    names::write_files(hostname, others);
     Ok(())
 }
 
-/// Sets what all guests have in common.
-pub(crate) fn assume_common() {
-    tell("bring loopback up", sys::loopback_up());
-    let limit = Rlimit {
-        current: Some(OPEN_FILES),
-        maximum: Some(OPEN_FILES),
-    };
-    tell(
+/// Sets what all guests have in common: loopback and limits.
+pub(crate) fn set_common() {
+    log_failure("bring loopback up", sys::loopback_up());
+    let limit = Rlimit { current: Some(OPEN_FILES), maximum: Some(OPEN_FILES) };
+    log_failure(
         "set the limit of open files",
         setrlimit(Resource::Nofile, limit).map_err(io::Error::from),
     );
-    allow_small_ports();
+    allow_privileged_ports();
 }
 
-fn tell(what: &str, result: io::Result<()>) {
+fn log_failure(what: &str, result: io::Result<()>) {
     if let Err(error) = result {
         log(&format!("cannot {what}: {}", reason(error)));
     }
 }
 
-/// As in docker's containers, a command that is not root may ping and listen on any port: the machine is its own.
-fn allow_small_ports() {
+/// Allows every user to ping and to listen on any port, as in docker's containers: the guest's
+/// ports belong to it alone.
+fn allow_privileged_ports() {
     let _ = fs::write("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0");
     let _ = fs::write("/proc/sys/net/ipv4/ping_group_range", "0 2147483647");
 }
 
-/// Only where the image has nothing (or the empty files that container builds leave): what a user wrote stays.
-fn write_files(hostname: &str, others: &[(IpAddr, String)]) {
-    let before = stat("/etc");
-    if before.is_err() {
-        let root = stat("/");
-        let _ = DirBuilder::new().mode(0o755).create("/etc");
-        if let Ok(root) = root {
-            restore_times("/", &root);
+/// Creates the working directory of commands, as docker does.
+pub(crate) fn create_cwd(path: &Path) {
+    if path.is_absolute() {
+        let created = create_directory(path, LINKS_MAX);
+        log_failure(&format!("create the working directory '{}'", path.display()), created);
+    }
+}
+
+/// Creates the volumes of the image, as docker does: builders leave them out of the layers.
+pub(crate) fn create_directories(paths: &[Text]) {
+    for path in paths {
+        let path = Path::new(path.as_os_str());
+        if path.is_absolute() {
+            let created = create_directory(path, LINKS_MAX);
+            log_failure(&format!("create the volume '{}'", path.display()), created);
         }
     }
-    write_unless_there("/etc/hostname", &format!("{hostname}\n"));
-    write_unless_there("/etc/hosts", &hosts(hostname, others));
-    if let Ok(before) = before {
-        restore_times("/etc", &before);
+}
+
+/// Creates a directory with its parents, mode 0755, unless it exists. The target of a symbolic link
+/// to nothing is created; all links stay within the guest's root.
+fn create_directory(path: &Path, links_left: usize) -> io::Result<()> {
+    let mut at = PathBuf::new();
+    for component in path.components() {
+        at.push(component);
+        if at.is_dir() {
+            continue;
+        }
+        match fs::read_link(&at) {
+            Ok(_) if links_left == 0 => return Err(io::Error::from_raw_os_error(libc::ELOOP)),
+            Ok(target) => {
+                let parent = at.parent().unwrap_or(Path::new("/"));
+                create_directory(&parent.join(target), links_left - 1)?;
+            }
+            Err(_) => DirBuilder::new().mode(0o755).create(&at)?,
+        }
     }
-}
-
-fn hosts(hostname: &str, others: &[(IpAddr, String)]) -> String {
-    let short = hostname.split('.').next().unwrap_or(hostname);
-    let names = if short == hostname {
-        hostname.to_owned()
-    } else {
-        format!("{hostname} {short}")
-    };
-    let others: String = others
-        .iter()
-        .map(|(address, name)| format!("{address}\t{name}\n"))
-        .collect();
-    format!(
-        "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n\
-         127.0.1.1\t{names}\n{others}"
-    )
-}
-
-fn write_unless_there(path: &str, content: &str) {
-    let mut options = OpenOptions::new();
-    // Neither a symbolic link nor a fifo of the image leads anywhere or blocks.
-    options
-        .write(true)
-        .mode(0o644)
-        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY);
-    let file = match fs::symlink_metadata(path) {
-        Ok(metadata) if metadata.is_file() && metadata.len() == 0 => options.open(path),
-        Ok(_) => return,
-        Err(_) => options.create_new(true).open(path),
-    };
-    tell(
-        &format!("write '{path}'"),
-        file.and_then(|mut file| file.write_all(content.as_bytes())),
-    );
-}
-
-/// Creates the directory that commands start in, as docker does.
-pub(crate) fn create_cwd(path: &Path) {
-    if path.is_absolute() && !path.exists() {
-        let created = DirBuilder::new().recursive(true).mode(0o755).create(path);
-        tell(
-            &format!("create the working directory '{}'", path.display()),
-            created,
-        );
-    }
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
     use super::*;
 
     #[test]
-    fn a_full_name_is_known_by_its_first_part_as_well() {
-        assert!(hosts("box", &[]).ends_with("127.0.1.1\tbox\n"));
-        assert!(hosts("box.example", &[]).ends_with("127.0.1.1\tbox.example box\n"));
-    }
-
-    #[test]
-    fn other_hosts_follow() {
-        let gateway = ("172.16.0.1".parse().unwrap(), "host.test".to_owned());
-        assert!(hosts("box", &[gateway]).ends_with("\tbox\n172.16.0.1\thost.test\n"));
+    fn directories_are_created_through_links_to_nothing() {
+        let top = std::env::temp_dir().join(format!("msb-agent-{}", std::process::id()));
+        fs::create_dir(&top).unwrap();
+        let link = |target: &Path, name: &str| symlink(target, top.join(name)).unwrap();
+        link(&top.join("a/b"), "absolute");
+        link(Path::new("loop"), "loop");
+        link(Path::new("x/../y"), "relative");
+        create_directory(&top.join("absolute/c"), LINKS_MAX).unwrap();
+        create_directory(&top.join("relative/c"), LINKS_MAX).unwrap();
+        let mode = fs::metadata(top.join("a/b/c")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o7700, 0o700);
+        assert!(top.join("y/c").is_dir());
+        assert!(create_directory(&top.join("loop"), LINKS_MAX).is_err());
+        fs::write(top.join("file"), "").unwrap();
+        assert!(create_directory(&top.join("file/x"), LINKS_MAX).is_err());
+        create_directory(&top, LINKS_MAX).unwrap();
+        fs::remove_dir_all(top).unwrap();
     }
 }

@@ -1,33 +1,34 @@
-//! From the first instruction to the loop.
+//! Start of the agent: console, modules, port, handshake, event loop.
 
 use std::fs::File;
 use std::os::fd::{IntoRawFd, RawFd};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use msb_wire::frame::{CONNECTION, Kind, put_message};
+use msb_wire::frame::{CONNECTION, FrameKind, put_message};
 use msb_wire::handshake::{Hello, operation};
 use rustix::io::fcntl_getfd;
 
 use crate::console::{self, log, reason};
-use crate::modules::Modules;
-use crate::port::{self, Port};
+use crate::modules::KernelModules;
+use crate::port::{self, AgentPort};
 use crate::serve::Agent;
-use crate::{clock, devices, identity, mount, shutdown};
+use crate::{clock, devices, free_memory, identity, kernel_mounts, shutdown};
 
 /// Name of the console port.
-const PORT: &str = "msb.agent";
+const PORT_NAME: &str = "msb.agent";
 
 /// Descriptor of standard error.
 const STDERR: RawFd = 2;
 
-/// Time for the port to appear.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Timeout for the port to appear.
+const PORT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Operations of this agent.
+/// Operations that this agent supports.
 pub(crate) const OPERATIONS: &[&str] = &[
     operation::BOOT,
     operation::BOOT_ROOT,
+    operation::BOOT_RLIMIT,
     operation::CLOCK,
     operation::CONNECT,
     operation::EXEC,
@@ -36,6 +37,8 @@ pub(crate) const OPERATIONS: &[&str] = &[
     operation::FILES,
     operation::NET,
     operation::FILES_CHANGE,
+    operation::FILES_PATCH,
+    operation::FREEZE,
     operation::INIT,
     operation::KEY_AGENT,
     operation::MOUNTS,
@@ -46,32 +49,30 @@ pub(crate) const OPERATIONS: &[&str] = &[
     operation::SHUTDOWN,
 ];
 
-/// The life of the first process.
+/// Runs PID 1.
 pub(crate) fn run(start_ns: u64) -> ! {
-    mount::early();
+    kernel_mounts::early();
     open_console();
-    let mut modules = Modules::listed();
+    let mut modules = KernelModules::listed();
     let Some(mut port) = find_port(&mut modules) else {
-        log(&format!(
-            "error: no console port '{PORT}' appeared{}",
-            modules.failures()
-        ));
-        shutdown::end();
+        log(&format!("error: no console port '{PORT_NAME}' appeared{}", modules.failures()));
+        shutdown::end_vm();
     };
     let held = modules.holds_devices() && hold_devices(&mut modules);
-    say_hello(&mut port, start_ns, held);
+    send_hello(&mut port, start_ns, held);
     while modules.load_next() {}
     console::show_notices();
     match Agent::new(port, modules) {
         Ok(agent) => agent.serve(),
         Err(error) => {
             log(&format!("error: {error}"));
-            shutdown::end();
+            shutdown::end_vm();
         }
     }
 }
 
-/// A root without `/dev/console` starts us with nothing open: what is opened first becomes descriptor 0, and so on.
+/// Opens the console if needed. With a root that has no `/dev/console` the kernel starts PID 1
+/// without open descriptors, and the first files that are opened become descriptors 0 to 2.
 fn open_console() {
     if fcntl_getfd(std::io::stderr()).is_ok() {
         return;
@@ -83,12 +84,12 @@ fn open_console() {
     }
 }
 
-/// Loads modules until the port is there.
-fn find_port(modules: &mut Modules) -> Option<Port> {
-    let end = Instant::now() + PATIENCE;
+/// Loads modules until the port exists.
+fn find_port(modules: &mut KernelModules) -> Option<AgentPort> {
+    let end = Instant::now() + PORT_TIMEOUT;
     let mut pause = Duration::from_millis(1);
     loop {
-        if let Some(port) = port::find(PORT) {
+        if let Some(port) = port::find(PORT_NAME) {
             return Some(port);
         }
         if modules.load_next() {
@@ -102,41 +103,44 @@ fn find_port(modules: &mut Modules) -> Option<Port> {
     }
 }
 
-/// Loads all other modules, so that their devices stay without a driver. Returns whether the memory of the guest can be kept
-/// from now on: it knows nothing yet of disks, network and shares.
-fn hold_devices(modules: &mut Modules) -> bool {
-    mount::early_proc();
-    let held = devices::hold();
+/// Loads all other modules and keeps their devices without a driver. Returns whether the guest's
+/// memory can be saved from now on as boot state: the kernel does not know any disk, network or
+/// share yet.
+fn hold_devices(modules: &mut KernelModules) -> bool {
+    kernel_mounts::early_proc();
+    let held = devices::disable_autoprobe();
     while modules.load_next() {}
     modules.load_held();
-    let settled = held
+    let unbound = held
         .map_err(|error| format!("cannot turn automatic probing off: {}", reason(error)))
-        .and_then(|()| devices::settle());
-    if let Err(error) = &settled {
-        log(&format!("the guest's memory cannot be kept: {error}"));
+        .and_then(|()| devices::unbind_devices());
+    if let Err(error) = &unbound {
+        log(&format!("cannot save the guest's memory: {error}"));
     }
-    identity::assume_common();
-    // Files of the initramfs that were read once would be kept with it.
+    identity::set_common();
+    // The page cache of the initramfs would be saved as well.
     let _ = std::fs::write("/proc/sys/vm/drop_caches", "3");
-    settled.is_ok()
+    // Set by the host, through the kernel command line, for a VM whose state is saved. In all others
+    // this would only take memory from the host.
+    if unbound.is_ok() && std::env::var_os("msb_record").is_some() {
+        free_memory::clear();
+    }
+    unbound.is_ok()
 }
 
-/// Says hello as soon as the port is there, so that the host answers while the rest of the modules is loaded; or when all
-/// are loaded, if devices are held.
-fn say_hello(port: &mut Port, start_ns: u64, held: bool) {
+/// Sends the Hello as soon as the port exists, so that the host answers while the remaining modules
+/// are loaded; or after all modules are loaded if devices are held.
+fn send_hello(port: &mut AgentPort, start_ns: u64, held: bool) {
     let mut operations = OPERATIONS.to_vec();
     if held {
         operations.push(operation::BOOT_MEMORY);
     }
-    let mut hello = Hello::of(
-        concat!("msb-agent ", env!("CARGO_PKG_VERSION")),
-        &operations,
-    );
+    let mut hello = Hello::of(concat!("msb-agent ", env!("CARGO_PKG_VERSION")), &operations);
     hello.agent_start_ns = Some(start_ns);
     hello.hello_ns = held.then(clock::boottime_ns);
     if let Ok(json) = serde_json::to_vec(&hello) {
-        put_message(&mut port.outgoing, CONNECTION, Kind::Hello, 0, &json);
+        put_message(&mut port.outgoing, CONNECTION, FrameKind::Hello, 0, &json);
     }
-    // What cannot be written yet is written by the loop.
+    // The event loop writes the rest.
     let _ = port.write();
 }

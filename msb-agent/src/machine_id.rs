@@ -1,7 +1,8 @@
-//! machine-id(5): by what this guest differs from all others, also from those with the same image.
+//! machine-id(5): the id that distinguishes this guest from all others, including those with the
+//! same image.
 //!
-//! The id lies in a file of a file system in memory that is mounted over the image's empty file. So it is not on the
-//! disk: a copy of that, under another sandbox, gets the id of that sandbox.
+//! The id is in a file on a tmpfs that is mounted over the image's empty file. It is not on the
+//! disk, so a copy of the disk gets the id of its own sandbox.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
@@ -11,36 +12,35 @@ use rustix::fs::stat;
 use rustix::mount::mount_bind;
 
 use crate::console::{log, reason};
-use crate::mount::restore_times;
+use crate::kernel_mounts::restore_times;
 
 const PATH: &str = "/etc/machine-id";
 
-/// In memory; it has this name only for a moment.
+/// Temporary name of the file, in memory.
 const SOURCE: &str = "/dev/shm/.machine-id";
 
-/// Digits of an id.
+/// Number of digits of an id.
 const DIGITS: usize = 32;
 
-/// What installers of distributions write where the first boot is to put an id.
+/// Content that distributions write to have the id set on first boot.
 const UNINITIALIZED: &str = "uninitialized";
 
-/// Gives the guest its id, unless the image or a user has given it one. Nothing of it stops a boot.
-pub(crate) fn assume(id: &str) {
-    let valid = id.len() == DIGITS
-        && id
-            .bytes()
-            .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+/// Sets the machine id, unless the image or a user has set one. A failure does not stop the boot.
+pub(crate) fn set(id: &str) {
+    let valid =
+        id.len() == DIGITS && id.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
     if !valid {
-        return log("the machine-id that the host sent is none");
+        return log("invalid machine-id from the host");
     }
-    match is_wanted().and_then(|wanted| if wanted { put(id) } else { Ok(()) }) {
+    match is_unset().and_then(|wanted| if wanted { put(id) } else { Ok(()) }) {
         Ok(()) => {}
         Err(error) => log(&format!("cannot set '{PATH}': {}", reason(error))),
     }
 }
 
-/// Whether the file is empty; made if it is missing. What is no plain file is the image's own affair.
-fn is_wanted() -> io::Result<bool> {
+/// Returns whether the file is empty, and creates it if it is missing. A file that is not a regular
+/// one is left alone.
+fn is_unset() -> io::Result<bool> {
     let metadata = match fs::symlink_metadata(PATH) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let before = stat("/etc")?;

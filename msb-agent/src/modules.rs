@@ -1,14 +1,15 @@
 //! Kernel modules of the initramfs.
 //!
-//! `/modules/load` names one file of `/modules` a line, in the order of loading. A kernel with everything built in comes
-//! without it. A module that fails may not be needed at all, so that is told on the console and remembered for the
-//! message of whatever fails later.
+//! `/modules/load` lists the files of `/modules` to load, one a line, in order. It is missing with
+//! a kernel that has everything built in. A module that cannot be loaded may not be needed, so the
+//! failure is logged and appended to the message of a later failure.
 //!
-//! `/modules/held` names those whose devices stay without a driver until the boot request ([`crate::devices`]). With this
-//! list the memory of the guest can be kept at its hello.
+//! `/modules/held` lists modules whose devices get no driver before the boot request
+//! ([`crate::devices`]). With this list the guest's memory can be saved after its Hello.
 //!
-//! `/modules/later` names those that the guest does well without for a while: they are loaded when it is up, so that no
-//! boot waits for them. By then the initramfs is out of reach, so they are opened before.
+//! `/modules/later` lists modules that are not needed at first: they are loaded once the guest is
+//! up, so that they do not delay the boot. The initramfs is not reachable by then, so their files
+//! are opened early.
 
 use std::fs::{self, File};
 use std::io;
@@ -21,9 +22,9 @@ use crate::console::{log, reason};
 
 const DIRECTORY: &str = "/modules";
 
-/// The modules still to be loaded, and those that could not be.
+/// Modules to load, and failures.
 #[derive(Debug, Default)]
-pub(crate) struct Modules {
+pub(crate) struct KernelModules {
     names: Vec<String>,
     next: usize,
     held: Option<Vec<String>>,
@@ -32,10 +33,10 @@ pub(crate) struct Modules {
     failures: Vec<String>,
 }
 
-impl Modules {
-    /// Reads the list.
-    pub(crate) fn listed() -> Modules {
-        let mut modules = Modules::default();
+impl KernelModules {
+    /// Reads the lists.
+    pub(crate) fn listed() -> KernelModules {
+        let mut modules = KernelModules::default();
         modules.names = modules.list("load");
         if Path::new(DIRECTORY).join("held").exists() {
             modules.held = Some(modules.list("held"));
@@ -46,7 +47,7 @@ impl Modules {
                 Ok(file) => modules.later.push((name, file)),
                 Err(error) => modules.note(format!("cannot open '{path}': {}", reason(error))),
             }
-            // The initramfs is memory, and this frees it when the file is closed.
+            // The initramfs is in memory, which is freed when the file is closed.
             let _ = fs::remove_file(&path);
         }
         modules
@@ -62,7 +63,7 @@ impl Modules {
         Vec::new()
     }
 
-    /// Loads the next one. `false` when there is none.
+    /// Loads the next module. Returns `false` when there is none.
     pub(crate) fn load_next(&mut self) -> bool {
         let Some(name) = self.names.get(self.next) else {
             return false;
@@ -82,7 +83,7 @@ impl Modules {
         self.held_devices
     }
 
-    /// Loads those whose devices are held.
+    /// Loads the modules whose devices are held.
     pub(crate) fn load_held(&mut self) {
         self.held_devices = true;
         for name in self.held.take().unwrap_or_default() {
@@ -94,16 +95,13 @@ impl Modules {
         let path = format!("{DIRECTORY}/{name}");
         let loaded = File::open(&path).and_then(|file| load(&file));
         if let Err(error) = loaded {
-            self.note(format!(
-                "cannot load the kernel module '{name}': {}",
-                reason(error)
-            ));
+            self.note(format!("cannot load the kernel module '{name}': {}", reason(error)));
         }
-        // The initramfs is memory, and the file is of no more use.
+        // The initramfs is in memory, and the file is not needed any more.
         let _ = fs::remove_file(&path);
     }
 
-    /// Loads those that can wait.
+    /// Loads the modules that are not needed at first.
     pub(crate) fn load_later(&mut self) {
         for (name, file) in std::mem::take(&mut self.later) {
             if let Err(error) = load(&file) {
@@ -113,7 +111,7 @@ impl Modules {
         }
     }
 
-    /// What failed, to be put behind another message; empty when nothing did.
+    /// Returns the failures, to be appended to another message; empty if there are none.
     pub(crate) fn failures(&self) -> String {
         if self.failures.is_empty() {
             String::new()
@@ -137,10 +135,7 @@ fn load(file: &File) -> io::Result<()> {
 
 fn names(list: &str) -> Vec<String> {
     let lines = list.lines().map(str::trim);
-    lines
-        .filter(|line| !line.is_empty() && !line.contains('/'))
-        .map(str::to_owned)
-        .collect()
+    lines.filter(|line| !line.is_empty() && !line.contains('/')).map(str::to_owned).collect()
 }
 
 #[cfg(test)]
@@ -148,10 +143,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_list_keeps_its_order_and_names_no_other_folder() {
-        assert_eq!(
-            names("virtio.ko\n\n ../x.ko\nerofs.ko"),
-            ["virtio.ko", "erofs.ko"]
-        );
+    fn the_list_keeps_its_order_and_rejects_paths() {
+        assert_eq!(names("virtio.ko\n\n ../x.ko\nerofs.ko"), ["virtio.ko", "erofs.ko"]);
     }
 }

@@ -1,4 +1,4 @@
-//! The guest's network: its interface as the host wants it, and the files by which programs find names.
+//! The guest's network: the interface, and resolv.conf.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
@@ -8,13 +8,13 @@ use msb_wire::boot::BootNet;
 use rustix::fs::stat;
 
 use crate::console::{log, reason};
-use crate::mount::restore_times;
+use crate::kernel_mounts::restore_times;
 use crate::netlink::Netlink;
 
 const INTERFACES: &str = "/sys/class/net";
 const RESOLVERS: &str = "/etc/resolv.conf";
 
-/// Sets the network up. What stands in files is told on the console where it cannot be written, and stops nothing.
+/// Sets the network up. Failures to write files are logged on the console and do not stop the boot.
 pub(crate) fn set_up(net: &BootNet) -> Result<(), String> {
     let interface = find(net.mac)?;
     let name = &interface.name;
@@ -23,28 +23,27 @@ pub(crate) fn set_up(net: &BootNet) -> Result<(), String> {
     let number = fs::read_to_string(format!("{INTERFACES}/{name}/ifindex"))
         .ok()
         .and_then(|text| text.trim().parse().ok())
-        .ok_or_else(|| format!("'{name}' has no number"))?;
-    // Addresses are told, not found. A kernel without IPv6 has no such file.
+        .ok_or_else(|| format!("'{name}' has no interface index"))?;
+    // Addresses are configured statically, not by router advertisements. A kernel without IPv6 has
+    // no such file.
     let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{name}/accept_ra"), "0");
-    let netlink = Netlink::open().map_err(|error| failed("ask the kernel about", error))?;
+    let netlink = Netlink::open().map_err(|error| failed("open a netlink socket for", error))?;
     if !interface.has_address {
         netlink
             .set_hardware_address(number, net.mac)
-            .map_err(|error| failed("change the hardware address of", error))?;
+            .map_err(|error| failed("set the hardware address of", error))?;
     }
-    netlink
-        .bring_up(number, net.mtu)
-        .map_err(|error| failed("bring up", error))?;
+    netlink.bring_up(number, net.mtu).map_err(|error| failed("bring up", error))?;
     for entry in &net.addresses {
         let added = netlink
             .add_address(number, entry.address, entry.prefix)
             .and_then(|()| netlink.add_default_route(number, entry.gateway));
         match added {
             Err(error) if entry.address.is_ipv4() => {
-                return Err(failed("give an address to", error));
+                return Err(failed("add an address to", error));
             }
-            // A kernel without IPv6 has a network nevertheless.
-            Err(error) => log(&failed("give an address of IPv6 to", error)),
+            // A kernel without IPv6 still has an IPv4 network.
+            Err(error) => log(&failed("add an IPv6 address to", error)),
             Ok(()) => {}
         }
     }
@@ -53,24 +52,24 @@ pub(crate) fn set_up(net: &BootNet) -> Result<(), String> {
 }
 
 /// A network interface.
-struct Interface {
+struct NetworkInterface {
     name: String,
-    /// Whether it has the hardware address that it is to have.
+    /// Set if it has the requested hardware address.
     has_address: bool,
 }
 
-/// Finds the interface with a hardware address; without one, the only virtio interface: a machine that was started from
-/// memory has the address of the machine whose memory that was.
-fn find(mac: [u8; 6]) -> Result<Interface, String> {
+/// Finds the interface with a hardware address, else the only virtio interface: a VM that was
+/// started from memory has the address of the VM whose memory was saved.
+fn find(mac: [u8; 6]) -> Result<NetworkInterface, String> {
     let wanted = mac.map(|byte| format!("{byte:02x}")).join(":");
     let entries = fs::read_dir(INTERFACES)
         .map_err(|error| format!("cannot list '{INTERFACES}': {}", reason(error)))?;
-    let mut devices: Vec<Interface> = entries
+    let mut devices: Vec<NetworkInterface> = entries
         .flatten()
         .filter(|entry| entry.path().join("device/driver").exists())
         .filter_map(|entry| {
             let address = fs::read_to_string(entry.path().join("address")).unwrap_or_default();
-            Some(Interface {
+            Some(NetworkInterface {
                 name: entry.file_name().into_string().ok()?,
                 has_address: address.trim() == wanted,
             })
@@ -81,18 +80,15 @@ fn find(mac: [u8; 6]) -> Result<Interface, String> {
     }
     match devices.pop() {
         Some(only) if devices.is_empty() => Ok(only),
-        _ => Err(format!("there is no interface with the address {wanted}")),
+        _ => Err(format!("no network interface has the address {wanted}")),
     }
 }
 
-/// The name servers are the host's to say, as docker has it: what an image brings is of the machine that it was made on,
-/// or a link to where a service that does not run here would write. It is replaced, not written through.
+/// Writes the name servers of the host's configuration, as docker does. The file of an image
+/// describes the host it was built on, or is a link to the file of a service that does not run
+/// here, so it is replaced, not written through.
 fn write_resolvers(net: &BootNet) {
-    let text: String = net
-        .nameservers
-        .iter()
-        .map(|server| format!("nameserver {server}\n"))
-        .collect();
+    let text = resolv_conf(net);
     if fs::read_to_string(RESOLVERS).is_ok_and(|there| there == text) {
         return;
     }
@@ -112,4 +108,14 @@ fn write_resolvers(net: &BootNet) {
     if let Ok(before) = before {
         restore_times("/etc", &before);
     }
+}
+
+/// Returns the lines of resolv.conf(5).
+fn resolv_conf(net: &BootNet) -> String {
+    let mut text: String =
+        net.nameservers.iter().map(|server| format!("nameserver {server}\n")).collect();
+    if !net.search.is_empty() {
+        text.push_str(&format!("search {}\n", net.search.join(" ")));
+    }
+    text
 }

@@ -1,6 +1,6 @@
-//! Messages to the kernel about interfaces, addresses and routes: rtnetlink(7).
+//! Netlink requests for interfaces, addresses and routes: rtnetlink(7).
 //!
-//! Each is sent by itself and waited for: the kernel answers at once.
+//! Requests are sent one at a time, and the kernel answers each at once.
 
 use std::io;
 use std::net::IpAddr;
@@ -10,29 +10,33 @@ use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socket_with,
 };
 
-/// Kinds of messages (linux/rtnetlink.h).
-mod kind {
-    pub(super) const ERROR: u16 = 2;
-    pub(super) const NEW_LINK: u16 = 16;
-    pub(super) const NEW_ADDRESS: u16 = 20;
-    pub(super) const NEW_ROUTE: u16 = 24;
-}
+// Message types and flags (linux/netlink.h, linux/rtnetlink.h).
+const NLMSG_ERROR: u16 = 2;
+const RTM_NEWLINK: u16 = 16;
+const RTM_NEWADDR: u16 = 20;
+const RTM_NEWROUTE: u16 = 24;
 
-/// Do it, and say how it went (linux/netlink.h).
-const DO: u16 = 0x1 | 0x4;
-/// Make it, or replace what is there. Of an interface, which is there, this is refused.
-const MAKE: u16 = DO | 0x100 | 0x400;
-/// Bytes of a message's header.
-const HEADER: usize = 16;
-/// Bytes of the longest answer: it quotes the message.
-const ANSWER: usize = 1024;
+const NLM_F_REQUEST: u16 = 0x1;
+const NLM_F_ACK: u16 = 0x4;
+const NLM_F_REPLACE: u16 = 0x100;
+const NLM_F_CREATE: u16 = 0x400;
+
+/// Flags of a request with acknowledgement.
+const REQUEST_FLAGS: u16 = NLM_F_REQUEST | NLM_F_ACK;
+/// Flags to create an object or replace it. For an interface, which exists already, the kernel
+/// refuses them.
+const CREATE_FLAGS: u16 = REQUEST_FLAGS | NLM_F_REPLACE | NLM_F_CREATE;
+/// Size of `struct nlmsghdr` in bytes.
+const NLMSG_HDRLEN: usize = 16;
+/// Maximum size of a response in bytes: it quotes the request.
+const RESPONSE_BYTES_MAX: usize = 1024;
 
 const IFF_UP: u32 = 1;
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_MTU: u16 = 4;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
-/// The address may be used at once: there is nobody else on the wire who could have it.
+/// Use the address without duplicate address detection: no other host on the link can have it.
 const IFA_F_NODAD: u8 = 2;
 const RTA_OIF: u16 = 4;
 const RTA_GATEWAY: u16 = 5;
@@ -40,41 +44,37 @@ const RT_TABLE_MAIN: u8 = 254;
 const RTPROT_BOOT: u8 = 3;
 const RTN_UNICAST: u8 = 1;
 
-/// A way to the kernel.
+/// A netlink socket.
 pub(crate) struct Netlink(OwnedFd);
 
 impl Netlink {
     pub(crate) fn open() -> io::Result<Netlink> {
         // Protocol 0 is NETLINK_ROUTE.
-        let socket = socket_with(
-            AddressFamily::NETLINK,
-            SocketType::RAW,
-            SocketFlags::CLOEXEC,
-            None,
-        )?;
+        let socket =
+            socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
         Ok(Netlink(socket))
     }
 
-    /// Changes the hardware address of an interface.
+    /// Sets the hardware address of an interface.
     pub(crate) fn set_hardware_address(&self, interface: u32, mac: [u8; 6]) -> io::Result<()> {
         let mut body = vec![0; 4];
         body.extend_from_slice(&interface.to_ne_bytes());
         body.extend_from_slice(&[0; 8]);
-        put(&mut body, IFLA_ADDRESS, &mac);
-        self.ask(kind::NEW_LINK, DO, &body)
+        put_attribute(&mut body, IFLA_ADDRESS, &mac);
+        self.request(RTM_NEWLINK, REQUEST_FLAGS, &body)
     }
 
-    /// Brings an interface up.
+    /// Sets the MTU of an interface and brings it up.
     pub(crate) fn bring_up(&self, interface: u32, mtu: u32) -> io::Result<()> {
         let mut body = vec![0; 4];
         body.extend_from_slice(&interface.to_ne_bytes());
         body.extend_from_slice(&IFF_UP.to_ne_bytes());
         body.extend_from_slice(&IFF_UP.to_ne_bytes());
-        put(&mut body, IFLA_MTU, &mtu.to_ne_bytes());
-        self.ask(kind::NEW_LINK, DO, &body)
+        put_attribute(&mut body, IFLA_MTU, &mtu.to_ne_bytes());
+        self.request(RTM_NEWLINK, REQUEST_FLAGS, &body)
     }
 
-    /// Gives an interface an address.
+    /// Adds an address to an interface.
     pub(crate) fn add_address(
         &self,
         interface: u32,
@@ -83,66 +83,54 @@ impl Netlink {
     ) -> io::Result<()> {
         let mut body = vec![family(address), prefix, IFA_F_NODAD, 0];
         body.extend_from_slice(&interface.to_ne_bytes());
-        put(&mut body, IFA_LOCAL, &bytes(address));
-        put(&mut body, IFA_ADDRESS, &bytes(address));
-        self.ask(kind::NEW_ADDRESS, MAKE, &body)
+        put_attribute(&mut body, IFA_LOCAL, &bytes(address));
+        put_attribute(&mut body, IFA_ADDRESS, &bytes(address));
+        self.request(RTM_NEWADDR, CREATE_FLAGS, &body)
     }
 
-    /// Leads everything that no other route leads anywhere to a gateway.
+    /// Adds the default route.
     pub(crate) fn add_default_route(&self, interface: u32, gateway: IpAddr) -> io::Result<()> {
-        let mut body = vec![
-            family(gateway),
-            0,
-            0,
-            0,
-            RT_TABLE_MAIN,
-            RTPROT_BOOT,
-            0,
-            RTN_UNICAST,
-        ];
+        let mut body = vec![family(gateway), 0, 0, 0, RT_TABLE_MAIN, RTPROT_BOOT, 0, RTN_UNICAST];
         body.extend_from_slice(&[0; 4]);
-        put(&mut body, RTA_GATEWAY, &bytes(gateway));
-        put(&mut body, RTA_OIF, &interface.to_ne_bytes());
-        self.ask(kind::NEW_ROUTE, MAKE, &body)
+        put_attribute(&mut body, RTA_GATEWAY, &bytes(gateway));
+        put_attribute(&mut body, RTA_OIF, &interface.to_ne_bytes());
+        self.request(RTM_NEWROUTE, CREATE_FLAGS, &body)
     }
 
-    fn ask(&self, kind: u16, flags: u16, body: &[u8]) -> io::Result<()> {
+    fn request(&self, kind: u16, flags: u16, body: &[u8]) -> io::Result<()> {
         send(&self.0, &message(kind, flags, body), SendFlags::empty())?;
-        let mut answer = [0; ANSWER];
+        let mut answer = [0; RESPONSE_BYTES_MAX];
         let (count, _) = recv(&self.0, &mut answer, RecvFlags::empty())?;
-        result(&answer[..count])
+        parse_response(&answer[..count])
     }
 }
 
 fn message(kind: u16, flags: u16, body: &[u8]) -> Vec<u8> {
-    let length = (HEADER + body.len()) as u32;
-    let mut message = Vec::with_capacity(HEADER + body.len());
+    let length = (NLMSG_HDRLEN + body.len()) as u32;
+    let mut message = Vec::with_capacity(NLMSG_HDRLEN + body.len());
     message.extend_from_slice(&length.to_ne_bytes());
     message.extend_from_slice(&kind.to_ne_bytes());
     message.extend_from_slice(&flags.to_ne_bytes());
-    // Neither number nor sender: one question is open at a time.
+    // Sequence number and port id stay 0: there is one request at a time.
     message.extend_from_slice(&[0; 8]);
     message.extend_from_slice(body);
     message
 }
 
-/// The answer to a message: a negative number of an error, or 0.
-fn result(answer: &[u8]) -> io::Result<()> {
-    let wrong = || io::Error::other("the kernel's answer cannot be understood");
+/// Parses the response: a negative errno, or 0.
+fn parse_response(answer: &[u8]) -> io::Result<()> {
+    let wrong = || io::Error::other("invalid netlink response");
     let kind = answer.get(4..6).and_then(|bytes| bytes.first_chunk());
-    let error = answer.get(HEADER..).and_then(|bytes| bytes.first_chunk());
-    match (
-        kind.copied().map(u16::from_ne_bytes),
-        error.copied().map(i32::from_ne_bytes),
-    ) {
-        (Some(kind::ERROR), Some(0)) => Ok(()),
-        (Some(kind::ERROR), Some(error)) => Err(io::Error::from_raw_os_error(error.wrapping_neg())),
+    let error = answer.get(NLMSG_HDRLEN..).and_then(|bytes| bytes.first_chunk());
+    match (kind.copied().map(u16::from_ne_bytes), error.copied().map(i32::from_ne_bytes)) {
+        (Some(NLMSG_ERROR), Some(0)) => Ok(()),
+        (Some(NLMSG_ERROR), Some(error)) => Err(io::Error::from_raw_os_error(error.wrapping_neg())),
         _ => Err(wrong()),
     }
 }
 
-/// Appends an attribute: length, kind, value, padded to four bytes.
-fn put(body: &mut Vec<u8>, kind: u16, value: &[u8]) {
+/// Appends an attribute: length, type, value, padding to four bytes.
+fn put_attribute(body: &mut Vec<u8>, kind: u16, value: &[u8]) {
     let length = (4 + value.len()) as u16;
     body.extend_from_slice(&length.to_ne_bytes());
     body.extend_from_slice(&kind.to_ne_bytes());
@@ -169,18 +157,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_is_an_error_or_none() {
-        let answer = |error: i32| message(kind::ERROR, 0, &error.to_ne_bytes());
-        assert!(result(&answer(0)).is_ok());
-        assert_eq!(result(&answer(-17)).unwrap_err().raw_os_error(), Some(17));
-        assert!(result(&answer(0)[..HEADER + 3]).is_err());
-        assert!(result(&message(3, 0, &[0; 4])).is_err() && result(&[]).is_err());
+    fn a_response_is_an_error_or_success() {
+        let answer = |error: i32| message(NLMSG_ERROR, 0, &error.to_ne_bytes());
+        assert!(parse_response(&answer(0)).is_ok());
+        assert_eq!(parse_response(&answer(-17)).unwrap_err().raw_os_error(), Some(17));
+        assert!(parse_response(&answer(0)[..NLMSG_HDRLEN + 3]).is_err());
+        assert!(parse_response(&message(3, 0, &[0; 4])).is_err() && parse_response(&[]).is_err());
     }
 
     #[test]
-    fn attributes_begin_at_multiples_of_four() {
+    fn attributes_are_padded_to_four_bytes() {
         let mut body = Vec::new();
-        put(&mut body, 1, &[7]);
+        put_attribute(&mut body, 1, &[7]);
         assert_eq!(body, [5, 0, 1, 0, 7, 0, 0, 0]);
     }
 }

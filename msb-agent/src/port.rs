@@ -1,7 +1,7 @@
-//! The console port to the supervisor.
+//! Console port to the supervisor.
 //!
-//! It is opened once and never closed: libkrun's device does not survive a second opening. A read gives 4096 bytes at
-//! the most and a write may take less than it is given; neither blocks.
+//! It is opened once and never closed: libkrun's device does not survive a second open. A read
+//! returns at most 4096 bytes, and a write may be partial; neither blocks.
 
 use std::fs;
 use std::io;
@@ -12,78 +12,71 @@ use msb_wire::frame::Decoder;
 use rustix::fs::{Mode, OFlags, open};
 use rustix::io::Errno;
 
-/// Bytes waiting to be written beyond which no output of commands is read.
+/// Number of unwritten bytes from which no output of commands is read.
 const BACKLOG_BYTES: usize = 256 * 1024;
 
-/// Bytes waiting to be written beyond which no frame is read either: the host does not read what it asked for.
+/// Number of unwritten bytes from which no frames are read either: the host does not read the
+/// answers to its requests.
 const BACKLOG_BYTES_MAX: usize = 1024 * 1024;
 
-/// Bytes that one turn of the loop reads before the commands have theirs.
-const READ_BYTES_PER_TURN: usize = 256 * 1024;
+/// Maximum number of bytes to read in one iteration of the event loop, so that commands get their
+/// turn.
+const READ_BYTES_MAX: usize = 256 * 1024;
 
-/// The port, what came in and is not decoded, and what is to go out.
-pub(crate) struct Port {
+/// The port with its receive decoder and its send buffer.
+pub(crate) struct AgentPort {
     fd: OwnedFd,
-    /// Frames of the host.
+    /// Decoder for frames from the host.
     pub(crate) incoming: Decoder,
-    /// Frames for the host; appended by whoever has something to say.
+    /// Frames to the host.
     pub(crate) outgoing: Vec<u8>,
     written: usize,
 }
 
-/// Looks once for the port of this name.
-pub(crate) fn find(name: &str) -> Option<Port> {
+/// Looks for the port with this name once.
+pub(crate) fn find(name: &str) -> Option<AgentPort> {
     let entries = fs::read_dir("/sys/class/virtio-ports").ok()?;
     let entry = entries.flatten().find(|entry| {
         fs::read_to_string(entry.path().join("name"))
             .is_ok_and(|content| content.trim_end() == name)
     })?;
     let node = std::path::Path::new("/dev").join(entry.file_name());
-    let fd = open(
-        &node,
-        OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC,
-        Mode::empty(),
-    )
-    .ok()?;
-    // Nobody else in the guest shall open it: that kills a machine under libkrun.
+    let fd = open(&node, OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty()).ok()?;
+    // No other process of the guest may open it: that ends a VM under libkrun.
     let _ = fs::remove_file(&node);
-    Some(Port::new(fd))
+    Some(AgentPort::new(fd))
 }
 
-impl Port {
-    fn new(fd: OwnedFd) -> Port {
-        Port {
-            fd,
-            incoming: Decoder::new(),
-            outgoing: Vec::new(),
-            written: 0,
-        }
+impl AgentPort {
+    fn new(fd: OwnedFd) -> AgentPort {
+        AgentPort { fd, incoming: Decoder::new(), outgoing: Vec::new(), written: 0 }
     }
 
-    /// For poll(2).
+    /// Returns the descriptor for poll(2).
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
 
-    /// Bytes that wait to be written.
+    /// Returns the number of bytes that are not written yet.
     pub(crate) fn backlog(&self) -> usize {
         self.outgoing.len() - self.written
     }
 
-    /// Whether output of commands may be added.
+    /// Returns whether output of commands may be added.
     pub(crate) fn has_room(&self) -> bool {
         self.backlog() < BACKLOG_BYTES
     }
 
-    /// Whether frames may be read.
+    /// Returns whether frames may be read.
     pub(crate) fn takes_frames(&self) -> bool {
         self.backlog() < BACKLOG_BYTES_MAX
     }
 
-    /// Reads what is there, up to one turn's share. Gives the number of bytes, and whether the host is gone.
+    /// Reads available data, up to the limit of one iteration. Returns the number of bytes, and
+    /// whether the host has closed its end.
     pub(crate) fn read(&mut self) -> io::Result<(usize, bool)> {
         let mut total = 0;
-        while total < READ_BYTES_PER_TURN {
+        while total < READ_BYTES_MAX {
             match rustix::io::read(&self.fd, self.incoming.room()) {
                 Ok(0) => return Ok((total, true)),
                 Ok(count) => {
@@ -98,7 +91,7 @@ impl Port {
         Ok((total, false))
     }
 
-    /// Writes as much as the port takes now.
+    /// Writes as much as the port accepts.
     pub(crate) fn write(&mut self) -> io::Result<()> {
         while self.backlog() > 0 {
             match rustix::io::write(&self.fd, &self.outgoing[self.written..]) {
@@ -108,11 +101,11 @@ impl Port {
                 Err(error) => return Err(error.into()),
             }
         }
-        self.forget_written();
+        self.drop_written();
         Ok(())
     }
 
-    fn forget_written(&mut self) {
+    fn drop_written(&mut self) {
         if self.backlog() == 0 {
             self.outgoing.clear();
             self.outgoing.shrink_to(2 * BACKLOG_BYTES);
@@ -123,9 +116,9 @@ impl Port {
         }
     }
 
-    /// Writes everything, for as long as `patience` lasts. `false` when something is left.
-    pub(crate) fn flush(&mut self, patience: Duration) -> bool {
-        let end = Instant::now() + patience;
+    /// Writes everything within the timeout. Returns `false` if some bytes are left.
+    pub(crate) fn flush(&mut self, timeout: Duration) -> bool {
+        let end = Instant::now() + timeout;
         while self.write().is_ok() && self.backlog() > 0 && Instant::now() < end {
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -140,10 +133,10 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     #[test]
-    fn what_the_port_does_not_take_waits_in_order() {
+    fn unwritten_bytes_wait_in_order() {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
-        let mut port = Port::new(ours.into());
+        let mut port = AgentPort::new(ours.into());
         let sent: Vec<u8> = (0..3_000_000_u32).map(|number| number as u8).collect();
         port.outgoing.extend_from_slice(&sent);
         let mut got = vec![0; sent.len()];
@@ -158,11 +151,11 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_the_host_is_told_after_its_last_bytes() {
+    fn the_end_is_reported_after_the_last_bytes() {
         use std::io::Write;
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
-        let mut port = Port::new(ours.into());
+        let mut port = AgentPort::new(ours.into());
         theirs.write_all(b"abc").unwrap();
         assert_eq!(port.read().unwrap(), (3, false));
         theirs.write_all(b"d").unwrap();

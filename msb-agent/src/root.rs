@@ -1,8 +1,9 @@
-//! The root file system: EROFS below, ext4 (or memory) above, an overlay of both; or a folder of the host or a disk as it
-//! is.
+//! The root file system: an overlayfs of EROFS (lower) and ext4 or tmpfs (upper); or a share of the
+//! host, or a single disk.
 //!
-//! The overlay's options are those of docker's overlay2 (no index, no metacopy, so every kernel and every disk fits),
-//! but for `redirect_dir`: a directory of the image can be renamed, as on any other file system.
+//! The options of overlayfs are those of docker's overlay2 (no index, no metacopy, so every kernel
+//! and every disk fits), except for `redirect_dir`: a directory of the image can be renamed, as on
+//! any other file system.
 
 use std::ffi::CString;
 use std::os::fd::OwnedFd;
@@ -19,49 +20,40 @@ use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount, mount_bind, mount_move};
 use rustix::process::{chdir, chroot};
 
-use crate::attach;
 use crate::console::{log, reason};
 use crate::devices;
 use crate::disk::{self, Disk};
+use crate::filesystem::{self, BLOCK_BYTES, MountedShare, check_entry};
 
-const STAGE: &str = "/msb";
+const STAGING: &str = "/msb";
 const LOWER: &str = "/msb/lower";
 const UPPER: &str = "/msb/upper";
 const MERGED: &str = "/msb/root";
-/// What the guest has changed.
-const CHANGES: &str = "/msb/upper/root";
-/// The same while it is being made, so that a half-made one is never used.
-const CHANGES_NEW: &str = "/msb/upper/root.new";
-const WORK: &str = "/msb/upper/work";
+/// Upper directory: changes of the guest. microsandbox has the same names on its disk.
+const UPPERDIR: &str = "/msb/upper/upper";
+/// Upper directory while it is being created, so that an incomplete one is never used.
+const UPPERDIR_NEW: &str = "/msb/upper/upper.new";
+/// Upper directory on disks of earlier releases.
+const UPPERDIR_EARLIER: &str = "/msb/upper/root";
+const WORKDIR: &str = "/msb/upper/work";
 
-/// Block size of the ext4 file system, in bytes.
-pub(crate) const BLOCK_BYTES: u64 = 4096;
+/// Maximum size in bytes of one extended attribute of the image's root.
+const XATTR_VALUE_BYTES_MAX: usize = 64 * 1024;
 
-/// Bytes of names and of one value of the image's root's extended attributes.
-const XATTR_BYTES_MAX: usize = 64 * 1024;
-
-/// A root that was entered.
-pub(crate) struct Entered {
-    /// Top of the file system that is written to.
+/// The root file system after it was entered.
+pub(crate) struct MountedRoot {
+    /// Top directory of the writable file system.
     pub(crate) top: OwnedFd,
-    /// Whether that is on a disk, which must be clean at the end.
+    /// Set if that file system is on a disk, which must be clean at the end.
     pub(crate) on_disk: bool,
-    /// The share that the root is an entry of: it is mounted, and cannot be found by a path.
-    pub(crate) share: Option<Share>,
+    /// Share that contains the root as an entry. It is mounted but has no path.
+    pub(crate) share: Option<MountedShare>,
 }
 
-/// A share that is mounted.
-pub(crate) struct Share {
-    /// The tag of the virtiofs device.
-    pub(crate) tag: String,
-    /// Its top.
-    pub(crate) top: OwnedFd,
-}
-
-/// Mounts the root file system, and makes it the root.
-pub(crate) fn enter(root: &Root) -> Result<Entered, String> {
+/// Mounts the root file system and changes the root to it.
+pub(crate) fn enter(root: &Root) -> Result<MountedRoot, String> {
     prepare_stage()?;
-    let entered = match root {
+    let root = match root {
         Root::Overlay { lower, upper } => {
             let [lower, upper] = disk::find([lower, upper])?;
             mount_lower(&lower)?;
@@ -76,58 +68,42 @@ pub(crate) fn enter(root: &Root) -> Result<Entered, String> {
         Root::Disk { serial, fstype } => mount_whole(serial, fstype.as_deref())?,
     };
     become_root().map_err(|error| failed("enter", MERGED, error))?;
-    Ok(entered)
+    Ok(root)
 }
 
-fn overlay(top: OwnedFd, on_disk: bool) -> Result<Entered, String> {
-    prepare_changes()?;
+fn overlay(top: OwnedFd, on_disk: bool) -> Result<MountedRoot, String> {
+    prepare_upperdir()?;
     mount_overlay()?;
-    Ok(Entered {
-        top,
-        on_disk,
-        share: None,
-    })
+    Ok(MountedRoot { top, on_disk, share: None })
 }
 
-/// An entry of a share as the root. The share stays mounted in the first root: a second mount of its device would find a
-/// connection that is in use, and others of its entries may be asked for.
-fn mount_share(tag: &str, entry: &str) -> Result<Entered, String> {
-    attach::check_entry(entry)?;
-    devices::wait_for_share()?;
-    mount(tag, UPPER, c"virtiofs", MountFlags::empty(), c"")
-        .map_err(|error| failed("mount the share", tag, error))?;
+/// Mounts an entry of a share as the root. The share stays mounted in the first root: a second
+/// mount of its device would find its connection in use, and other entries may be needed.
+fn mount_share(tag: &str, entry: &str) -> Result<MountedRoot, String> {
+    check_entry(entry)?;
+    devices::mount_share(tag, UPPER)
+        .map_err(|why| format!("cannot mount the share '{tag}': {why}"))?;
     mount_bind(format!("{UPPER}/{entry}"), MERGED)
         .map_err(|error| failed("mount the entry", entry, error))?;
-    let share = Share {
-        tag: tag.to_owned(),
-        top: open_top(UPPER)?,
-    };
-    Ok(Entered {
-        top: open_top(MERGED)?,
-        on_disk: false,
-        share: Some(share),
-    })
+    let share = MountedShare { tag: tag.to_owned(), top: open_top(UPPER)? };
+    Ok(MountedRoot { top: open_top(MERGED)?, on_disk: false, share: Some(share) })
 }
 
-/// The file system of a disk as the root.
-fn mount_whole(serial: &str, fstype: Option<&str>) -> Result<Entered, String> {
+/// Mounts the file system of a disk as the root.
+fn mount_whole(serial: &str, fstype: Option<&str>) -> Result<MountedRoot, String> {
     let [disk] = disk::find([serial])?;
-    attach::mount_disk(&disk, fstype, Path::new(MERGED), MountFlags::empty())?;
-    Ok(Entered {
-        top: open_top(MERGED)?,
-        on_disk: true,
-        share: None,
-    })
+    filesystem::mount_disk(&disk, fstype, Path::new(MERGED), MountFlags::empty())?;
+    Ok(MountedRoot { top: open_top(MERGED)?, on_disk: true, share: None })
 }
 
 fn mount_lower(disk: &Disk) -> Result<(), String> {
     mount_disk(disk, LOWER, c"erofs", MountFlags::RDONLY, c"")
 }
 
-/// Mounts the disk that is written to, and gives its top.
+/// Mounts the upper disk and returns its top directory.
 fn mount_upper(disk: &Disk) -> Result<OwnedFd, String> {
-    // Nothing is to run behind the guest's back: inode tables need no zeroing, since the disk is sparse, and bitmaps are
-    // read when they are needed. Freed blocks go back to the host.
+    // No background work in the guest: inode tables need no zeroing because the disk is sparse, and
+    // bitmaps are read on demand. Freed blocks are returned to the host.
     mount_disk(
         disk,
         UPPER,
@@ -140,10 +116,10 @@ fn mount_upper(disk: &Disk) -> Result<OwnedFd, String> {
     Ok(top)
 }
 
-/// Makes the file system in memory that is written to, and gives its top.
+/// Mounts a tmpfs as the upper file system and returns its top directory.
 fn mount_memory(size_mib: u64) -> Result<OwnedFd, String> {
     let options = CString::new(format!("size={size_mib}m,mode=755"));
-    let options = options.map_err(|_| "a path holds a NUL byte".to_owned())?;
+    let options = options.map_err(|_| "a path contains a NUL byte".to_owned())?;
     let flags = MountFlags::NOATIME;
     mount(c"tmpfs", UPPER, c"tmpfs", flags, options.as_c_str())
         .map_err(|error| failed("mount", "tmpfs", error))?;
@@ -157,32 +133,26 @@ fn open_top(path: &str) -> Result<OwnedFd, String> {
 
 fn mount_overlay() -> Result<(), String> {
     let options = CString::new(format!(
-        "lowerdir={LOWER},upperdir={CHANGES},workdir={WORK},redirect_dir=on,index=off,metacopy=off"
+        "lowerdir={LOWER},upperdir={UPPERDIR},workdir={WORKDIR},redirect_dir=on,index=off,metacopy=off"
     ));
-    let options = options.map_err(|_| "a path holds a NUL byte".to_owned())?;
-    mount(
-        c"overlay",
-        MERGED,
-        c"overlay",
-        MountFlags::empty(),
-        options.as_c_str(),
-    )
-    .map_err(|error| failed("mount", "overlay", error))
+    let options = options.map_err(|_| "a path contains a NUL byte".to_owned())?;
+    mount(c"overlay", MERGED, c"overlay", MountFlags::empty(), options.as_c_str())
+        .map_err(|error| failed("mount", "overlay", error))
 }
 
 fn failed(verb: &str, what: &str, error: Errno) -> String {
     format!("cannot {verb} '{what}': {}", reason(error))
 }
 
-/// Makes the mount points: in the initramfs, or in memory when the first root cannot be written.
+/// Creates the mount points: in the initramfs, or in a tmpfs if the first root is not writable.
 fn prepare_stage() -> Result<(), String> {
     let directory = Mode::from_raw_mode(0o755);
-    let _ = mkdir(STAGE, directory);
+    let _ = mkdir(STAGING, directory);
     if let Err(error) = mkdir(LOWER, directory)
         && error != Errno::EXIST
     {
-        mount(c"tmpfs", STAGE, c"tmpfs", MountFlags::empty(), c"size=64k")
-            .map_err(|error| failed("mount", STAGE, error))?;
+        mount(c"tmpfs", STAGING, c"tmpfs", MountFlags::empty(), c"size=64k")
+            .map_err(|error| failed("mount", STAGING, error))?;
         mkdir(LOWER, directory).map_err(|error| failed("create", LOWER, error))?;
     }
     for path in [UPPER, MERGED] {
@@ -215,7 +185,8 @@ fn mount_disk(
     })
 }
 
-/// Grows the file system to its disk. One that does not grow is still a file system.
+/// Grows the file system to the size of its disk. A failure is only logged: the file system works
+/// without it.
 fn grow(top: &OwnedFd, disk: &Disk) {
     if let Err(error) = ext4_ioc_resize_fs(top, disk.bytes / BLOCK_BYTES) {
         log(&format!(
@@ -226,31 +197,30 @@ fn grow(top: &OwnedFd, disk: &Disk) {
     }
 }
 
-/// The first time: the top of the changes is what everybody sees of `/` itself, so it starts as the image's.
-fn prepare_changes() -> Result<(), String> {
-    make(WORK)?;
-    if stat(CHANGES).is_ok() {
+/// Creates the upper directory on first use. Its attributes are those of `/` in the guest, so they
+/// are copied from the image.
+fn prepare_upperdir() -> Result<(), String> {
+    make(WORKDIR)?;
+    if stat(UPPERDIR).is_ok() {
         return Ok(());
     }
-    make(CHANGES_NEW)?;
-    copy_attributes(LOWER, CHANGES_NEW)
-        .map_err(|error| failed("copy the image's attributes to", CHANGES_NEW, error))?;
-    rename(CHANGES_NEW, CHANGES).map_err(|error| failed("create", CHANGES, error))
+    if stat(UPPERDIR_EARLIER).is_ok() {
+        return rename(UPPERDIR_EARLIER, UPPERDIR)
+            .map_err(|error| failed("rename", UPPERDIR_EARLIER, error));
+    }
+    make(UPPERDIR_NEW)?;
+    copy_attributes(LOWER, UPPERDIR_NEW)
+        .map_err(|error| failed("copy the image's attributes to", UPPERDIR_NEW, error))?;
+    rename(UPPERDIR_NEW, UPPERDIR).map_err(|error| failed("create", UPPERDIR, error))
 }
 
 fn copy_attributes(from: &str, to: &str) -> Result<(), Errno> {
     let stat = stat(from)?;
-    chown(
-        to,
-        Some(Uid::from_raw(stat.st_uid)),
-        Some(Gid::from_raw(stat.st_gid)),
-    )?;
+    chown(to, Some(Uid::from_raw(stat.st_uid)), Some(Gid::from_raw(stat.st_gid)))?;
     chmod(to, Mode::from_raw_mode(stat.st_mode))?;
     copy_xattrs(from, to);
-    let time = |seconds: i64, nanoseconds: u64| Timespec {
-        tv_sec: seconds,
-        tv_nsec: nanoseconds as i64,
-    };
+    let time =
+        |seconds: i64, nanoseconds: u64| Timespec { tv_sec: seconds, tv_nsec: nanoseconds as i64 };
     let times = Timestamps {
         last_access: time(stat.st_atime, stat.st_atime_nsec),
         last_modification: time(stat.st_mtime, stat.st_mtime_nsec),
@@ -258,7 +228,8 @@ fn copy_attributes(from: &str, to: &str) -> Result<(), Errno> {
     utimensat(CWD, to, &times, AtFlags::empty())
 }
 
-/// Those of the overlay itself (`trusted.overlay.…`) mean something else on the upper side.
+/// Copies extended attributes, except those of overlayfs itself (`trusted.overlay.…`), which have
+/// another meaning on the upper.
 fn copy_xattrs(from: &str, to: &str) {
     let mut names = [0; 4096];
     let Ok(length) = llistxattr(from, &mut names) else {
@@ -268,7 +239,7 @@ fn copy_xattrs(from: &str, to: &str) {
         if name.is_empty() || name.starts_with(b"trusted.overlay.") {
             continue;
         }
-        let mut value = vec![0; XATTR_BYTES_MAX];
+        let mut value = vec![0; XATTR_VALUE_BYTES_MAX];
         let copied = lgetxattr(from, name, &mut value[..])
             .and_then(|length| lsetxattr(to, name, &value[..length], XattrFlags::empty()));
         if let Err(error) = copied {

@@ -1,4 +1,4 @@
-//! Samples for the host, at an interval: one stream, opened by the supervisor.
+//! Samples for the host, at an interval, on one stream that the supervisor opens.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -6,57 +6,59 @@ use std::time::{Duration, Instant};
 
 use msb_wire::samples::{GuestSample, SamplesControl, SamplesRequest, interval};
 
-use crate::gauges::Gauges;
+use crate::statistics::KernelStatistics;
 
-/// The open stream.
-pub(crate) struct Samples {
+/// The stream of samples.
+pub(crate) struct SampleStream {
     stream: u32,
     interval: Duration,
     due: Instant,
-    gauges: Gauges,
+    statistics: KernelStatistics,
 }
 
-impl Samples {
-    /// The first sample is due at once. `upper` is the file system that is written to.
+impl SampleStream {
+    /// Starts the stream. The first sample is due at once. `upper` is the writable file system.
     pub(crate) fn start(
         stream: u32,
         request: SamplesRequest,
         upper: &OwnedFd,
-    ) -> io::Result<Samples> {
-        Ok(Samples {
+    ) -> io::Result<SampleStream> {
+        Ok(SampleStream {
             stream,
             interval: interval(request.interval_ms),
             due: Instant::now(),
-            gauges: Gauges::open(upper)?,
+            statistics: KernelStatistics::open(upper)?,
         })
     }
 
-    /// The samples, if they go over this stream.
-    pub(crate) fn on(samples: &mut Option<Samples>, stream: u32) -> Option<&mut Samples> {
+    /// Returns the samples if they use this stream.
+    pub(crate) fn on(samples: &mut Option<SampleStream>, stream: u32) -> Option<&mut SampleStream> {
         samples.as_mut().filter(|samples| samples.stream == stream)
     }
 
-    /// The number of the stream.
+    /// Returns the stream id.
     pub(crate) fn stream(&self) -> u32 {
         self.stream
     }
 
-    /// When the next sample is to be taken.
+    /// Returns the time of the next sample.
     pub(crate) fn due(&self) -> Instant {
         self.due
     }
 
-    /// The next sample, when it is time. Those that were missed, when the machine was stopped, are not made up for.
+    /// Returns the next sample if it is due. Samples that were missed while the VM was paused are
+    /// skipped.
     pub(crate) fn next(&mut self) -> Option<GuestSample> {
         let now = Instant::now();
         if now < self.due {
             return None;
         }
         self.due = (self.due + self.interval).max(now);
-        Some(self.gauges.look())
+        Some(self.statistics.take_sample())
     }
 
-    /// The host wants another interval: the next sample is due at once. What a later version says means nothing.
+    /// Changes the interval; the next sample is due at once. Controls of a later version are
+    /// ignored.
     pub(crate) fn control(&mut self, message: &[u8]) {
         if let Ok(SamplesControl::Interval { interval_ms }) = serde_json::from_slice(message) {
             self.interval = interval(interval_ms);

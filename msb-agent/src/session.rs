@@ -1,8 +1,9 @@
 //! One running command and its streams.
 //!
-//! Output is read from the command only as far as the host has granted credit and the port has room, input is kept
-//! only as far as we granted it; so a session holds a window of each channel and no more. When the command has ended,
-//! what it wrote before is still sent, but its background children are not waited for.
+//! Flow control: output is read from the command only while the host has granted credit and the
+//! port has room, and input is kept only within the window granted to the host. So a session
+//! buffers at most one window per channel. After the command has ended, its remaining output is
+//! still sent, but its background processes are not waited for.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -10,7 +11,9 @@ use std::rc::Rc;
 
 use msb_wire::credit::{ReceiveCredit, SendCredit};
 use msb_wire::exec::{ExecControl, ExecEvent};
-use msb_wire::frame::{Kind, STDIN, STDOUT, flags, put_credit, put_data, put_frame, put_message};
+use msb_wire::frame::{
+    FrameKind, STDIN, STDOUT, flags, put_credit, put_data, put_frame, put_message,
+};
 use msb_wire::limits::DATA_BYTES;
 use rustix::event::PollFlags;
 use rustix::io::Errno;
@@ -19,122 +22,122 @@ use rustix::process::{Pid, WaitStatus};
 
 use crate::{clock, oom, pty, sys};
 
-/// After the end of a command: bytes that are still read from its terminal. More than a terminal can hold.
+/// Bytes that are still read from a terminal after the end of the command; more than a terminal can
+/// buffer.
 const TERMINAL_REST_BYTES: usize = 1024 * 1024;
 
-/// Size of the pipes of a command that moves much.
+/// Pipe size for commands with much data.
 const PIPE_BYTES: usize = 1024 * 1024;
 
-/// Bytes on a channel after which its pipe grows: a command with little to say is not to pay for it.
+/// Bytes on a channel after which its pipe grows, so that other commands do not pay for it.
 const PIPE_GROWS_AFTER_BYTES: usize = 128 * 1024;
 
-/// The exit status by which a command passes on that its own was killed: 128 + SIGKILL.
+/// Exit status of a shell whose command was killed: 128 + SIGKILL.
 const KILLED: i32 = 137;
 
-/// The host broke the protocol on this stream.
+/// Error: the host violated flow control on this stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct CreditViolation;
 
 /// A running command.
-pub(crate) struct Session {
+pub(crate) struct CommandSession {
     stream: u32,
     pid: Pid,
-    /// When it was started, since the kernel's start.
+    /// Start time, since the start of the kernel.
     started_ns: u64,
     status: Option<WaitStatus>,
     oom_killed: bool,
-    /// It is a process of our own, which tidies up and ends when its pipes are closed.
-    ends_by_itself: bool,
+    /// Set for a helper process of the agent, which cleans up and ends when its pipes are closed.
+    is_helper: bool,
     terminal: Option<Rc<OwnedFd>>,
-    input: Input,
-    outputs: Vec<Output>,
+    input: CommandInput,
+    outputs: Vec<CommandOutput>,
 }
 
-/// A descriptor that poll(2) shall watch, and whose it is.
-pub(crate) struct Watch<'a> {
-    /// The descriptor.
+/// A descriptor for poll(2).
+pub(crate) struct WatchedFd<'a> {
+    /// Descriptor.
     pub(crate) fd: BorrowedFd<'a>,
-    /// What for; errors and hang-ups are told anyway.
+    /// Events to wait for; errors and hang-ups are always reported.
     pub(crate) events: PollFlags,
-    /// Whether it is the command's input.
+    /// Set if it is the command's standard input.
     pub(crate) is_input: bool,
 }
 
-impl Session {
-    /// A command that has just been started. Our ends do not block.
+impl CommandSession {
+    /// Returns the session of a command on pipes. The agent's ends do not block.
     pub(crate) fn on_pipes(
         stream: u32,
         pid: Pid,
         input: Option<OwnedFd>,
         outputs: Vec<(u8, OwnedFd)>,
-    ) -> Session {
+    ) -> CommandSession {
         let outputs = outputs
             .into_iter()
-            .map(|(channel, fd)| Output::new(channel, Rc::new(fd)))
+            .map(|(channel, fd)| CommandOutput::new(channel, Rc::new(fd)))
             .collect();
-        let input = Input::new(input.map(Rc::new), false);
-        Session {
+        let input = CommandInput::new(input.map(Rc::new), false);
+        CommandSession {
             stream,
             pid,
             started_ns: clock::boottime_ns(),
             status: None,
             oom_killed: false,
-            ends_by_itself: false,
+            is_helper: false,
             terminal: None,
             input,
             outputs,
         }
     }
 
-    /// The same for a process of our own, which tidies up when its pipes are closed and so is not to be killed.
-    pub(crate) fn that_ends_by_itself(self) -> Session {
-        Session {
-            ends_by_itself: true,
-            ..self
-        }
+    /// Marks the process as a helper of the agent, which is not killed because it cleans up when
+    /// its pipes are closed.
+    pub(crate) fn into_helper(self) -> CommandSession {
+        CommandSession { is_helper: true, ..self }
     }
 
-    /// The same on a terminal.
+    /// Returns the session of a command on a pseudo-terminal.
     pub(crate) fn on_terminal(
         stream: u32,
         pid: Pid,
         terminal: OwnedFd,
         has_input: bool,
-    ) -> Session {
+    ) -> CommandSession {
         let terminal = Rc::new(terminal);
-        let outputs = vec![Output::new(STDOUT, Rc::clone(&terminal))];
-        let input = Input::new(has_input.then(|| Rc::clone(&terminal)), true);
-        Session {
+        let outputs = vec![CommandOutput::new(STDOUT, Rc::clone(&terminal))];
+        let input = CommandInput::new(has_input.then(|| Rc::clone(&terminal)), true);
+        CommandSession {
             stream,
             pid,
             started_ns: clock::boottime_ns(),
             status: None,
             oom_killed: false,
-            ends_by_itself: false,
+            is_helper: false,
             terminal: Some(terminal),
             input,
             outputs,
         }
     }
 
-    /// The command's process.
+    /// Returns the command's process.
     pub(crate) fn pid(&self) -> Pid {
         self.pid
     }
 
-    /// Whether it is on a terminal and running.
+    /// Returns whether the command has a terminal and is running.
     pub(crate) fn holds_terminal(&self) -> bool {
         self.terminal.is_some() && self.status.is_none()
     }
 
-    /// What to watch: output while it may be sent, input while there is some, and the closing of input.
-    pub(crate) fn watches(&self, port_has_room: bool) -> impl Iterator<Item = Watch<'_>> {
+    /// Returns the descriptors to poll: output while it may be sent, input while some is queued,
+    /// and the read end of input for hang-ups.
+    pub(crate) fn watches(&self, port_has_room: bool) -> impl Iterator<Item = WatchedFd<'_>> {
         let outputs = self
             .outputs
             .iter()
             .filter(move |output| port_has_room && output.credit.available() > 0);
         let output = outputs.filter_map(|output| {
-            Some(Watch {
+            Some(WatchedFd {
                 fd: output.fd.as_ref()?.as_fd(),
                 events: PollFlags::IN,
                 is_input: false,
@@ -143,7 +146,7 @@ impl Session {
         output.chain(self.input.watch())
     }
 
-    /// Bytes for the command's standard input.
+    /// Takes data for the command's standard input.
     pub(crate) fn take_input(
         &mut self,
         data: &[u8],
@@ -156,24 +159,21 @@ impl Session {
         }
         let unread = input.fd.is_none() && !input.ended && !data.is_empty();
         if input.fd.is_none() || input.ended {
-            input.use_up(data.len(), self.stream, out);
+            input.return_credit(data.len(), self.stream, out);
         } else {
             input.queue.extend(data);
         }
         input.ended |= ends;
         if unread {
-            self.tell_unread(out);
+            self.report_unread(out);
         }
         self.pump_input(out);
         Ok(())
     }
 
-    /// More credit for a channel.
+    /// Adds credit for a channel.
     pub(crate) fn take_credit(&mut self, channel: u8, bytes: u32) -> Result<(), CreditViolation> {
-        let output = self
-            .outputs
-            .iter_mut()
-            .find(|output| output.channel == channel);
+        let output = self.outputs.iter_mut().find(|output| output.channel == channel);
         if output.is_none_or(|output| output.credit.grant(bytes)) {
             Ok(())
         } else {
@@ -181,7 +181,7 @@ impl Session {
         }
     }
 
-    /// Resize or signal.
+    /// Handles a resize or a signal.
     pub(crate) fn control(&mut self, control: &ExecControl) {
         match control {
             ExecControl::Resize(size) => {
@@ -197,22 +197,21 @@ impl Session {
         }
     }
 
-    /// The client is gone: the command is killed, and what it has to say is not read any more.
+    /// Closes the session for the client: kills the command and drops its output.
     pub(crate) fn close(&mut self) {
         self.hang_up();
-        self.input = Input::new(None, false);
-        self.input.told = true;
+        self.input = CommandInput::new(None, false);
+        self.input.reported_unread = true;
         self.outputs.clear();
         self.terminal = None;
     }
 
-    /// Ends the process group at once.
+    /// Kills the process group.
     pub(crate) fn hang_up(&self) {
-        if self.status.is_none() && !self.ends_by_itself {
-            for group in [
-                self.terminal.as_ref().and_then(pty::foreground),
-                Some(self.pid.as_raw_pid()),
-            ] {
+        if self.status.is_none() && !self.is_helper {
+            for group in
+                [self.terminal.as_ref().and_then(pty::foreground), Some(self.pid.as_raw_pid())]
+            {
                 let Some(group) = group else { continue };
                 sys::kill_group(group, libc::SIGHUP);
                 sys::kill_group(group, libc::SIGKILL);
@@ -220,21 +219,20 @@ impl Session {
         }
     }
 
-    /// The command has ended. What lies in its pipes now is all that it wrote.
+    /// Records the end of the command. The data in its pipes at this time is all that it wrote.
     pub(crate) fn ended(&mut self, status: WaitStatus) {
         self.status = Some(status);
         self.oom_killed = match (status.terminating_signal(), status.exit_status()) {
-            (Some(libc::SIGKILL), _) => oom::took(Some(self.pid), self.started_ns),
-            // A shell says so of a command that it ran.
-            (_, Some(KILLED)) => oom::took(None, self.started_ns),
+            (Some(libc::SIGKILL), _) => oom::was_killed_since(Some(self.pid), self.started_ns),
+            // A shell returns this status for a command that it ran.
+            (_, Some(KILLED)) => oom::was_killed_since(None, self.started_ns),
             _ => false,
         };
         self.input.fd = None;
         for output in &mut self.outputs {
             let Some(fd) = &output.fd else { continue };
-            let waiting = rustix::io::ioctl_fionread(fd)
-                .ok()
-                .and_then(|bytes| usize::try_from(bytes).ok());
+            let waiting =
+                rustix::io::ioctl_fionread(fd).ok().and_then(|bytes| usize::try_from(bytes).ok());
             output.left = Some(if self.terminal.is_some() {
                 TERMINAL_REST_BYTES
             } else {
@@ -243,16 +241,17 @@ impl Session {
         }
     }
 
-    /// The input's pipe has no reader any more.
-    pub(crate) fn lost_reader(&mut self, out: &mut Vec<u8>) {
+    /// Handles the loss of the input pipe's last reader.
+    pub(crate) fn input_lost_reader(&mut self, out: &mut Vec<u8>) {
         if self.input.fd.is_some() && self.terminal.is_none() {
             self.input.fd = None;
             self.input.discard(self.stream, out);
-            self.tell_unread(out);
+            self.report_unread(out);
         }
     }
 
-    /// Moves what can be moved, each channel once; output only if the port has room. `scratch` holds one payload.
+    /// Moves available data, each channel once; output only if the port has room. `scratch` holds
+    /// one payload.
     pub(crate) fn pump(&mut self, port_has_room: bool, out: &mut Vec<u8>, scratch: &mut [u8]) {
         self.pump_input(out);
         if !port_has_room {
@@ -265,24 +264,24 @@ impl Session {
 
     fn pump_input(&mut self, out: &mut Vec<u8>) {
         if self.input.pump(self.stream, out) {
-            self.tell_unread(out);
+            self.report_unread(out);
         }
     }
 
-    /// Tells once that nobody reads the input.
-    fn tell_unread(&mut self, out: &mut Vec<u8>) {
-        if !self.input.told && self.status.is_none() {
-            self.input.told = true;
+    /// Reports once that the input has no reader.
+    fn report_unread(&mut self, out: &mut Vec<u8>) {
+        if !self.input.reported_unread && self.status.is_none() {
+            self.input.reported_unread = true;
             put_event(out, self.stream, 0, &ExecEvent::StdinClosed);
         }
     }
 
-    /// Whether it must be pumped though nothing is heard of its descriptors.
+    /// Returns whether the session must be pumped without an event on its descriptors.
     pub(crate) fn is_draining(&self) -> bool {
         self.status.is_some()
     }
 
-    /// The last event, once all output is sent.
+    /// Returns the last event once all output is sent.
     pub(crate) fn last_event(&self) -> Option<ExecEvent> {
         let status = self.status?;
         if self.outputs.iter().any(|output| output.fd.is_some()) {
@@ -296,37 +295,37 @@ impl Session {
     }
 }
 
-/// Appends an event about a command.
+/// Appends a command event.
 pub(crate) fn put_event(out: &mut Vec<u8>, stream: u32, last: u16, event: &ExecEvent) {
     if let Ok(json) = serde_json::to_vec(event) {
-        put_message(out, stream, Kind::Event, last, &json);
+        put_message(out, stream, FrameKind::Event, last, &json);
     }
 }
 
-/// Standard input.
-struct Input {
+/// Standard input of a command.
+struct CommandInput {
     fd: Option<Rc<OwnedFd>>,
     is_terminal: bool,
     queue: VecDeque<u8>,
-    /// The client said that nothing follows.
+    /// Set when the client has sent its last data.
     ended: bool,
-    /// The client was told that nobody reads.
-    told: bool,
-    /// Whether the last byte that was written ended a line.
+    /// Set when the client was told that the input has no reader.
+    reported_unread: bool,
+    /// Set if the last written byte ended a line.
     at_line_start: bool,
     moved: usize,
     window: SendCredit,
     used: ReceiveCredit,
 }
 
-impl Input {
-    fn new(fd: Option<Rc<OwnedFd>>, is_terminal: bool) -> Input {
-        Input {
+impl CommandInput {
+    fn new(fd: Option<Rc<OwnedFd>>, is_terminal: bool) -> CommandInput {
+        CommandInput {
             fd,
             is_terminal,
             queue: VecDeque::new(),
             ended: false,
-            told: false,
+            reported_unread: false,
             at_line_start: true,
             moved: 0,
             window: SendCredit::default(),
@@ -334,25 +333,17 @@ impl Input {
         }
     }
 
-    fn watch(&self) -> Option<Watch<'_>> {
+    fn watch(&self) -> Option<WatchedFd<'_>> {
         let fd = self.fd.as_ref()?.as_fd();
         match (self.queue.is_empty(), self.is_terminal) {
-            (false, _) => Some(Watch {
-                fd,
-                events: PollFlags::OUT,
-                is_input: true,
-            }),
-            // A pipe without a reader is told as an error, which needs no asking.
-            (true, false) => Some(Watch {
-                fd,
-                events: PollFlags::empty(),
-                is_input: true,
-            }),
+            (false, _) => Some(WatchedFd { fd, events: PollFlags::OUT, is_input: true }),
+            // poll(2) reports a pipe without a reader as an error even without requested events.
+            (true, false) => Some(WatchedFd { fd, events: PollFlags::empty(), is_input: true }),
             (true, true) => None,
         }
     }
 
-    /// Writes what waits. Gives whether it was just found that nobody reads it.
+    /// Writes queued data. Returns true if the input has just lost its reader.
     fn pump(&mut self, stream: u32, out: &mut Vec<u8>) -> bool {
         let Some(fd) = self.fd.clone() else {
             self.discard(stream, out);
@@ -388,20 +379,16 @@ impl Input {
         {
             let _ = fcntl_setpipe_size(fd, PIPE_BYTES);
         }
-        self.use_up(count, stream, out);
+        self.return_credit(count, stream, out);
     }
 
-    /// Everything is written and nothing follows.
+    /// Closes the input after all data is written.
     fn finish(&mut self, fd: &OwnedFd) {
         if self.is_terminal
             && let Some(code) = pty::end_of_input(fd)
         {
-            // The first one only hands over an unfinished line.
-            let codes = if self.at_line_start {
-                &[code][..]
-            } else {
-                &[code, code][..]
-            };
+            // The first VEOF only flushes an incomplete line.
+            let codes = if self.at_line_start { &[code][..] } else { &[code, code][..] };
             let _ = rustix::io::write(fd, codes);
         }
         self.fd = None;
@@ -410,10 +397,10 @@ impl Input {
     fn discard(&mut self, stream: u32, out: &mut Vec<u8>) {
         let count = self.queue.len();
         self.queue.clear();
-        self.use_up(count, stream, out);
+        self.return_credit(count, stream, out);
     }
 
-    fn use_up(&mut self, count: usize, stream: u32, out: &mut Vec<u8>) {
+    fn return_credit(&mut self, count: usize, stream: u32, out: &mut Vec<u8>) {
         if let Some(grant) = self.used.used(count) {
             let _ = self.window.grant(grant);
             put_credit(out, stream, STDIN, grant);
@@ -421,25 +408,19 @@ impl Input {
     }
 }
 
-/// Standard output or error.
-struct Output {
+/// Standard output or standard error of a command.
+struct CommandOutput {
     channel: u8,
     fd: Option<Rc<OwnedFd>>,
     credit: SendCredit,
-    /// After the end of the command: bytes that are still to be read.
+    /// Bytes that are still to be read after the end of the command.
     left: Option<usize>,
     moved: usize,
 }
 
-impl Output {
-    fn new(channel: u8, fd: Rc<OwnedFd>) -> Output {
-        Output {
-            channel,
-            fd: Some(fd),
-            credit: SendCredit::default(),
-            left: None,
-            moved: 0,
-        }
+impl CommandOutput {
+    fn new(channel: u8, fd: Rc<OwnedFd>) -> CommandOutput {
+        CommandOutput { channel, fd: Some(fd), credit: SendCredit::default(), left: None, moved: 0 }
     }
 
     fn pump(&mut self, stream: u32, out: &mut Vec<u8>, scratch: &mut [u8]) {
@@ -447,19 +428,16 @@ impl Output {
         if self.left == Some(0) {
             return self.finish(stream, out);
         }
-        let most = scratch
-            .len()
-            .min(self.credit.available())
-            .min(self.left.unwrap_or(usize::MAX));
-        if most == 0 {
+        let max = scratch.len().min(self.credit.available()).min(self.left.unwrap_or(usize::MAX));
+        if max == 0 {
             return;
         }
-        match rustix::io::read(fd, &mut scratch[..most]) {
+        match rustix::io::read(fd, &mut scratch[..max]) {
             Ok(0) => self.finish(stream, out),
             Ok(count) => self.send(&scratch[..count], stream, out),
             Err(Errno::AGAIN) if self.left.is_none() => {}
             Err(Errno::INTR) => {}
-            // EIO is how a terminal ends.
+            // A terminal reports its end as EIO.
             Err(_) => self.finish(stream, out),
         }
     }
@@ -486,11 +464,11 @@ impl Output {
 
     fn finish(&mut self, stream: u32, out: &mut Vec<u8>) {
         self.fd = None;
-        put_frame(out, stream, Kind::Data, self.channel, flags::END, &[]);
+        put_frame(out, stream, FrameKind::Data, self.channel, flags::END, &[]);
     }
 }
 
-/// Room for the data of one frame.
+/// Allocates a buffer for the payload of one frame.
 pub(crate) fn scratch() -> Box<[u8]> {
     vec![0; DATA_BYTES].into_boxed_slice()
 }

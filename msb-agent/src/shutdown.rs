@@ -1,6 +1,6 @@
-//! The end of the machine.
+//! End of the VM.
 //!
-//! Always by a restart: libkrun never ends after a power-off, and QEMU is told not to start again (`-no-reboot`).
+//! Always by a restart: libkrun does not end after a power-off, and QEMU runs with `-no-reboot`.
 
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
@@ -13,11 +13,11 @@ use rustix::system::{RebootCommand, reboot};
 use crate::console::{log, reason};
 use crate::sys;
 
-/// Makes the file systems of disks that are written to clean. `false` when it could not be done for all, and a journal
-/// will have to be replayed.
+/// Makes the file systems of writable disks clean. Returns `false` if that failed for one of them,
+/// so that its journal must be replayed.
 pub(crate) fn flush_disks(disks: &[OwnedFd]) -> bool {
     sync();
-    // All of them, whatever becomes of the first.
+    // Flush all of them, even if the first fails.
     let cleaned: Vec<bool> = disks.iter().map(flush_disk).collect();
     cleaned.into_iter().all(|clean| clean)
 }
@@ -30,8 +30,8 @@ fn flush_disk(top: &OwnedFd) -> bool {
     if make_read_only(top) {
         return true;
     }
-    // Something in the kernel still holds a file open for writing (a loop device, swap). The journal can be flushed
-    // all the same, and nothing is written after that.
+    // The kernel still has a file open for writing (a loop device, swap). The journal can be
+    // flushed anyway, and nothing is written after that.
     match sys::freeze(top.as_fd()) {
         Ok(()) => true,
         Err(error) => {
@@ -41,7 +41,7 @@ fn flush_disk(top: &OwnedFd) -> bool {
     }
 }
 
-/// By its directory, since the file system has no path in the guest's root.
+/// Remounts a file system read-only by its directory, since it has no path in the guest's root.
 fn make_read_only(top: &OwnedFd) -> bool {
     let done = fchdir(top)
         .and_then(|()| mount_remount(".", MountFlags::RDONLY | MountFlags::NOATIME, c""));
@@ -49,37 +49,30 @@ fn make_read_only(top: &OwnedFd) -> bool {
     done.is_ok()
 }
 
-/// Lets go of what the guest mounted itself, last first.
+/// Unmounts the guest's own mounts, last first.
 fn unmount_others() {
     let Ok(table) = fs::read_to_string("/proc/self/mounts") else {
         return;
     };
-    let places: Vec<&str> = table
-        .lines()
-        .filter_map(|line| line.split(' ').nth(1))
-        .collect();
-    for place in places
-        .iter()
-        .rev()
-        .filter(|place| **place != "/" && !place.starts_with("/proc"))
-    {
+    let places: Vec<&str> = table.lines().filter_map(|line| line.split(' ').nth(1)).collect();
+    for place in places.iter().rev().filter(|place| **place != "/" && !place.starts_with("/proc")) {
         let _ = unmount(*place, UnmountFlags::NOFOLLOW);
     }
     sync();
 }
 
-/// Ends the machine as its own init wanted it. An engine that does not end for that is ended by the supervisor, who reads
-/// it on the console.
+/// Powers the VM off, as its own init asked for. If the engine does not end, the supervisor ends it
+/// when it reads the kernel's message on the console.
 pub(crate) fn power_off() -> ! {
     let error = reboot(RebootCommand::PowerOff);
     log(&format!("cannot power off: {error:?}"));
-    end()
+    end_vm()
 }
 
-/// Ends the machine.
-pub(crate) fn end() -> ! {
+/// Ends the VM.
+pub(crate) fn end_vm() -> ! {
     let error = reboot(RebootCommand::Restart);
     log(&format!("cannot restart: {error:?}"));
-    // The kernel panics when its first process ends, and restarts for that (`panic=-1`).
+    // The kernel panics when PID 1 exits, and restarts then (`panic=-1`).
     std::process::exit(1)
 }

@@ -1,11 +1,12 @@
-//! fork and exec.
+//! Process creation: fork and exec.
 //!
-//! The child shares the agent's memory until it executes (as with vfork), and the agent waits so long: no page
-//! tables are copied, which is most of what a fork costs, and a failure is simply written where the agent reads it. So
-//! a command that "was started" has in fact been executed, with no pipe and no race. The price is that an execve from
-//! a file system which does not answer holds up the agent; there is none such unless the guest's root makes one.
+//! The child shares the agent's memory until it executes (like vfork), and the agent waits for
+//! that. No page tables are copied, which is most of the cost of a fork, and the child reports a
+//! failure by writing to memory. So a command that is reported as started has been executed,
+//! without a pipe and without a race. The disadvantage: an execve from a file system that does not
+//! respond blocks the agent; there is none unless root in the guest creates one.
 //!
-//! The child may only make system calls: everything it needs is prepared before.
+//! The child may make system calls only; everything else is prepared before.
 
 use std::borrow::Cow;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
@@ -18,44 +19,45 @@ use rustix::process::{Pid, WaitOptions, waitpid};
 
 use crate::confine::confine;
 
-/// What a child needs.
-pub(crate) struct Plan<'a> {
+/// Parameters of a child process.
+pub(crate) struct SpawnPlan<'a> {
     /// Paths to try, in this order.
     pub(crate) programs: &'a [CString],
-    /// Arguments, the name of the program among them.
+    /// Arguments, starting with the program name.
     pub(crate) argv: &'a [CString],
     /// Environment.
     pub(crate) env: &'a [Cow<'a, CStr>],
-    /// Directory to start in.
+    /// Working directory.
     pub(crate) cwd: &'a CStr,
-    /// What becomes descriptors 0, 1 and 2. All above 2.
+    /// Descriptors that become 0, 1 and 2. They must be above 2.
     pub(crate) stdio: [BorrowedFd<'a>; 3],
-    /// Whether descriptor 0 is to be the controlling terminal.
+    /// Makes descriptor 0 the controlling terminal.
     pub(crate) terminal: bool,
-    /// Limits, by resource.
+    /// Resource limits.
     pub(crate) limits: &'a [(u32, libc::rlimit64)],
-    /// User number.
+    /// User id.
     pub(crate) uid: u32,
-    /// Group number.
+    /// Group id.
     pub(crate) gid: u32,
     /// Supplementary groups.
     pub(crate) groups: &'a [u32],
-    /// What it may do.
+    /// Restrictions.
     pub(crate) security: Security,
-    /// Whether it is the first process of a PID namespace, whose `/proc` is mounted over the one that is there.
+    /// Makes the child PID 1 of a new PID namespace and mounts that namespace's `/proc` over the
+    /// existing one.
     pub(crate) init: bool,
 }
 
-/// What a child does, in this order.
+/// Steps of a child, in this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Step {
-    /// Comes to life at all.
+pub(crate) enum SpawnStep {
+    /// Process creation.
     Fork,
     /// Session, terminal, descriptors.
     Prepare,
-    /// Limits of resources.
+    /// Resource limits.
     Limits,
-    /// Rights that it does not get.
+    /// Capabilities.
     Confine,
     /// User and groups.
     User,
@@ -65,18 +67,18 @@ pub(crate) enum Step {
     Execute,
 }
 
-/// Why there is no new program.
+/// Error of a child that did not execute its program.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Refused {
-    /// What was being done.
-    pub(crate) step: Step,
-    /// Why it failed.
+pub(crate) struct SpawnError {
+    /// Failed step.
+    pub(crate) step: SpawnStep,
+    /// Error of that step.
     pub(crate) error: Errno,
-    /// For [`Step::Execute`]: the place of the program in [`Plan::programs`].
+    /// Index in [`SpawnPlan::programs`], for [`SpawnStep::Execute`].
     pub(crate) program: usize,
 }
 
-/// The stack of the child before it executes: it holds two frames and those of a few system calls.
+/// Stack size of the child before it executes: enough for two frames and a few system calls.
 const STACK_BYTES: usize = 64 * 1024;
 
 /// Starts programs, one at a time.
@@ -84,134 +86,123 @@ pub(crate) struct Spawner {
     stack: Box<[u8]>,
 }
 
-/// Everything the child reads and the one thing it writes.
-struct Child<'a> {
-    plan: &'a Plan<'a>,
+/// Data that the child reads, and the error that it writes.
+struct ChildContext<'a> {
+    plan: &'a SpawnPlan<'a>,
     stdio: [RawFd; 3],
     programs: Vec<*const c_char>,
     argv: Vec<*const c_char>,
     env: Vec<*const c_char>,
-    refused: Option<Refused>,
+    failed: Option<SpawnError>,
 }
 
 impl Spawner {
-    /// With a stack of its own.
+    /// Allocates the child's stack.
     pub(crate) fn new() -> Spawner {
-        Spawner {
-            stack: vec![0; STACK_BYTES].into_boxed_slice(),
-        }
+        Spawner { stack: vec![0; STACK_BYTES].into_boxed_slice() }
     }
 
-    /// Starts a program in a session of its own. It returns when the program has been executed, or has not.
-    pub(crate) fn start(&mut self, plan: &Plan<'_>) -> Result<Pid, Refused> {
-        let mut child = Child {
+    /// Starts a program in a new session. Returns when it has been executed or has failed.
+    pub(crate) fn start(&mut self, plan: &SpawnPlan<'_>) -> Result<Pid, SpawnError> {
+        let mut child = ChildContext {
             plan,
             stdio: plan.stdio.map(|fd| fd.as_raw_fd()),
             programs: pointers(plan.programs),
             argv: pointers(plan.argv),
             env: pointers(plan.env),
-            refused: None,
+            failed: None,
         };
         let context = ptr::from_mut(&mut child);
-        let pid = self
-            .clone_child(context, plan.init)
-            .map_err(|error| Refused {
-                step: Step::Fork,
-                error,
-                program: 0,
-            })?;
-        // SAFETY: `context` points to `child`, which is alive; the child process, the only other one that writes there,
-        // has executed or ended, as CLONE_VFORK promises. Volatile, since the compiler cannot know of that write.
-        let refused = unsafe { ptr::read_volatile(&raw const (*context).refused) };
-        match refused {
+        let pid = self.clone_child(context, plan.init).map_err(|error| SpawnError {
+            step: SpawnStep::Fork,
+            error,
+            program: 0,
+        })?;
+        // SAFETY: `context` points to `child`, which is alive; the child process, the only other
+        // one that writes there, has executed or ended, as CLONE_VFORK guarantees. Volatile,
+        // because the compiler does not know of that write.
+        let failed = unsafe { ptr::read_volatile(&raw const (*context).failed) };
+        match failed {
             None => Ok(pid),
-            Some(refused) => {
+            Some(failed) => {
                 let _ = waitpid(Some(pid), WaitOptions::empty());
-                Err(refused)
+                Err(failed)
             }
         }
     }
 
-    fn clone_child(&mut self, context: *mut Child<'_>, init: bool) -> Result<Pid, Errno> {
+    fn clone_child(&mut self, context: *mut ChildContext<'_>, init: bool) -> Result<Pid, Errno> {
         let mut flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
         if init {
             flags |= libc::CLONE_NEWPID;
         }
-        // SAFETY: one past the end of the stack, moved down to the alignment that the ABI asks for, is within the stack's
-        // allocation. The stack and `context` outlive the child's use of them, since CLONE_VFORK suspends this thread
-        // until the child has executed or ended. `run_child` takes the pointer as what it is and makes system calls only.
+        // SAFETY: one past the end of the stack, moved down to the alignment that the ABI asks for,
+        // is within the stack's allocation. The stack and `context` outlive the child's use of
+        // them, since CLONE_VFORK suspends this thread until the child has executed or ended.
+        // `run_child` takes the pointer as what it is and makes system calls only.
         let pid = unsafe {
             let end = self.stack.as_mut_ptr().add(STACK_BYTES);
             let top = end.sub(end as usize % 16);
             libc::clone(run_child, top.cast(), flags, context.cast())
         };
         if pid < 0 {
-            let code = std::io::Error::last_os_error()
-                .raw_os_error()
-                .unwrap_or(libc::EAGAIN);
+            let code = std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EAGAIN);
             return Err(Errno::from_raw_os_error(code));
         }
         Pid::from_raw(pid).ok_or(Errno::AGAIN)
     }
 }
 
-/// A null-terminated array for execve(2).
+/// Returns a null-terminated array for execve(2).
 fn pointers<S: AsRef<CStr>>(strings: &[S]) -> Vec<*const c_char> {
     let pointers = strings.iter().map(|string| string.as_ref().as_ptr());
     pointers.chain([ptr::null()]).collect()
 }
 
 extern "C" fn run_child(context: *mut c_void) -> c_int {
-    // SAFETY: `clone_child` passes a pointer to a live `Child` which nobody else touches while this runs.
-    let child = unsafe { &mut *context.cast::<Child<'_>>() };
-    child.refused = Some(become_program(child));
+    // SAFETY: `clone_child` passes a pointer to a live `ChildContext` that nothing else accesses
+    // while this runs.
+    let child = unsafe { &mut *context.cast::<ChildContext<'_>>() };
+    child.failed = Some(exec_program(child));
     // SAFETY: _exit ends this process alone and runs no destructors, which belong to the agent.
     unsafe { libc::_exit(127) }
 }
 
-/// Comes back only when it failed.
-fn become_program(child: &Child<'_>) -> Refused {
-    let refused = |step, error| Refused {
-        step,
-        error,
-        program: 0,
-    };
+/// Executes the program; returns only on failure.
+fn exec_program(child: &ChildContext<'_>) -> SpawnError {
+    let failed = |step, error| SpawnError { step, error, program: 0 };
     if child.plan.init
         && let Err(error) = mount_proc()
     {
-        return refused(Step::Prepare, error);
+        return failed(SpawnStep::Prepare, error);
     }
     if let Err(error) = prepare(child) {
-        return refused(Step::Prepare, error);
+        return failed(SpawnStep::Prepare, error);
     }
-    // As root first, since a directory may be closed to the user that the image starts its command in, as docker does;
-    // then as the user, for directories that are closed to root (on network file systems).
+    // As root first, because the user may have no access to the working directory, as with docker;
+    // then as the user, for directories that root cannot access (on network file systems).
     let entered = enter(child.plan.cwd);
-    // As root still, who may raise them.
+    // Still as root, which may raise limits.
     if let Err(error) = set_limits(child.plan) {
-        return refused(Step::Limits, error);
+        return failed(SpawnStep::Limits, error);
     }
     if child.plan.security.is_restricted()
         && let Err(error) = confine()
     {
-        return refused(Step::Confine, error);
+        return failed(SpawnStep::Confine, error);
     }
     if let Err(error) = change_user(child.plan) {
-        return refused(Step::User, error);
+        return failed(SpawnStep::User, error);
     }
-    if let Err(error) = entered.or_else(|error| {
-        if error == Errno::ACCESS {
-            enter(child.plan.cwd)
-        } else {
-            Err(error)
-        }
-    }) {
-        return refused(Step::Cwd, error);
+    if let Err(error) = entered
+        .or_else(|error| if error == Errno::ACCESS { enter(child.plan.cwd) } else { Err(error) })
+    {
+        return failed(SpawnStep::Cwd, error);
     }
     execute(child)
 }
 
-/// errno of the call that just failed.
+/// Returns errno of the call that just failed.
 fn errno() -> Errno {
     // SAFETY: the location of errno is valid; that of the agent is borrowed while the agent waits.
     Errno::from_raw_os_error(unsafe { *libc::__errno_location() })
@@ -221,9 +212,10 @@ fn check(answer: c_int) -> Result<(), Errno> {
     if answer < 0 { Err(errno()) } else { Ok(()) }
 }
 
-fn prepare(child: &Child<'_>) -> Result<(), Errno> {
-    // SAFETY: all are system calls on plain numbers, or on values of this stack frame that outlive them. They change this
-    // process only: neither descriptors nor signal actions nor the umask are shared (no CLONE_FILES, _SIGHAND, _FS).
+fn prepare(child: &ChildContext<'_>) -> Result<(), Errno> {
+    // SAFETY: all are system calls on plain numbers, or on values of this stack frame that outlive
+    // them. They change this process only: neither descriptors nor signal actions nor the umask are
+    // shared (no CLONE_FILES, _SIGHAND, _FS).
     unsafe {
         check(libc::setsid())?;
         for (place, fd) in (0..).zip(child.stdio) {
@@ -232,10 +224,10 @@ fn prepare(child: &Child<'_>) -> Result<(), Errno> {
         if child.plan.terminal {
             check(libc::ioctl(0, libc::TIOCSCTTY as _, 0))?;
         }
-        // Every descriptor of the agent closes on execve by itself; this is for one that was forgotten.
+        // All descriptors of the agent are close-on-exec; this is a second safeguard.
         libc::syscall(libc::SYS_close_range, 3_u32, u32::MAX, 0_u32);
         libc::umask(0o022);
-        // The language's runtime ignores SIGPIPE, and what is ignored stays so across execve.
+        // Rust's runtime ignores SIGPIPE, and ignored signals stay ignored across execve.
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = libc::SIG_DFL;
         check(libc::sigaction(libc::SIGPIPE, &action, ptr::null_mut()))?;
@@ -244,7 +236,8 @@ fn prepare(child: &Child<'_>) -> Result<(), Errno> {
     }
 }
 
-/// The view of processes that the new namespace has. Over the old one: who looks there later belongs to the new.
+/// Mounts the proc file system of the new PID namespace over the old one, so that all later readers
+/// see the new namespace.
 fn mount_proc() -> Result<(), Errno> {
     let (kind, at) = (c"proc".as_ptr(), c"/proc".as_ptr());
     let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
@@ -257,76 +250,61 @@ fn enter(cwd: &CStr) -> Result<(), Errno> {
     check(unsafe { libc::chdir(cwd.as_ptr()) })
 }
 
-fn set_limits(plan: &Plan<'_>) -> Result<(), Errno> {
+fn set_limits(plan: &SpawnPlan<'_>) -> Result<(), Errno> {
     let ours: libc::pid_t = 0;
     let nothing = ptr::null_mut::<libc::rlimit64>();
     for (resource, limit) in plan.limits {
-        // SAFETY: prlimit64 reads one whole rlimit64, which lives in the agent; 0 is this process; nothing is asked back.
+        // SAFETY: prlimit64 reads one whole rlimit64, which lives in the agent; 0 is this process;
+        // no old limit is requested.
         check(unsafe {
-            libc::syscall(
-                libc::SYS_prlimit64,
-                ours,
-                *resource,
-                ptr::from_ref(limit),
-                nothing,
-            )
+            libc::syscall(libc::SYS_prlimit64, ours, *resource, ptr::from_ref(limit), nothing)
         } as c_int)?;
     }
     Ok(())
 }
 
-/// By bare system calls: those of the C library would try to change the agent's threads as well.
-fn change_user(plan: &Plan<'_>) -> Result<(), Errno> {
+/// Changes user and groups by raw system calls: the functions of the C library would change the
+/// agent's threads as well.
+fn change_user(plan: &SpawnPlan<'_>) -> Result<(), Errno> {
     let (uid, gid) = (plan.uid, plan.gid);
     // SAFETY: setgroups reads `len` numbers from the slice; the others take plain numbers.
     unsafe {
-        check(
-            libc::syscall(libc::SYS_setgroups, plan.groups.len(), plan.groups.as_ptr()) as c_int,
-        )?;
+        check(libc::syscall(libc::SYS_setgroups, plan.groups.len(), plan.groups.as_ptr()) as c_int)?;
         check(libc::syscall(libc::SYS_setresgid, gid, gid, gid) as c_int)?;
         check(libc::syscall(libc::SYS_setresuid, uid, uid, uid) as c_int)
     }
 }
 
-/// Tries each path as execvp(3) does: on, when there is no such file or it may not be executed.
-fn execute(child: &Child<'_>) -> Refused {
-    let mut refused = Refused {
-        step: Step::Execute,
-        error: Errno::NOENT,
-        program: 0,
-    };
+/// Tries each path as execvp(3) does, and continues if a file does not exist or may not be
+/// executed.
+fn execute(child: &ChildContext<'_>) -> SpawnError {
+    let mut failed = SpawnError { step: SpawnStep::Execute, error: Errno::NOENT, program: 0 };
     for (place, program) in child.programs.iter().enumerate() {
         if program.is_null() {
             break;
         }
-        // execve copies the whole environment before it looks for the file, which a long search path pays for each time.
+        // execve copies the whole environment before it opens the file, which is costly with a long
+        // search path.
         // SAFETY: access gets a terminated string.
         let there = check(unsafe { libc::access(*program, libc::F_OK) });
         if let Err(Errno::NOENT | Errno::NOTDIR) = there {
             continue;
         }
-        // SAFETY: a terminated string and two arrays of such, each ended by a null pointer, all alive in the agent.
+        // SAFETY: a terminated string and two arrays of such, each ended by a null pointer, all
+        // alive in the agent.
         unsafe { libc::execve(*program, child.argv.as_ptr(), child.env.as_ptr()) };
         let error = errno();
         match error {
             Errno::NOENT | Errno::NOTDIR => {}
             Errno::ACCESS => {
-                refused = Refused {
-                    step: Step::Execute,
-                    error,
-                    program: place,
-                }
+                failed = SpawnError { step: SpawnStep::Execute, error, program: place }
             }
             _ => {
-                return Refused {
-                    step: Step::Execute,
-                    error,
-                    program: place,
-                };
+                return SpawnError { step: SpawnStep::Execute, error, program: place };
             }
         }
     }
-    refused
+    failed
 }
 
 #[cfg(test)]
@@ -344,16 +322,13 @@ mod tests {
         programs: &[&str],
         argv: &[&str],
         cwd: &CStr,
-    ) -> Result<(String, i32), Refused> {
+    ) -> Result<(String, i32), SpawnError> {
         let (mut output, input) = std::io::pipe().unwrap();
         let null = File::open("/dev/null").unwrap();
         let (programs, argv, env) = (strings(programs), strings(argv), [Cow::Borrowed(c"A=b")]);
-        let user = (
-            rustix::process::getuid().as_raw(),
-            rustix::process::getgid().as_raw(),
-        );
+        let user = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
         let stdio = [null.as_fd(), input.as_fd(), input.as_fd()];
-        let plan = Plan {
+        let plan = SpawnPlan {
             programs: &programs,
             argv: &argv,
             env: &env,
@@ -375,7 +350,7 @@ mod tests {
         Ok((text, status.exit_status().unwrap_or(-1)))
     }
 
-    /// Changing groups is for root alone.
+    /// Only root may change groups.
     fn is_root() -> bool {
         rustix::process::getuid().is_root()
     }
@@ -391,17 +366,17 @@ mod tests {
     }
 
     #[test]
-    fn what_fails_in_the_child_is_told_by_step_and_error() {
+    fn failures_in_the_child_are_reported_with_step_and_error() {
         if is_root() {
             let missing = try_to_start(&["/nowhere"], &["x"], c"/").unwrap_err();
-            assert_eq!((missing.step, missing.error), (Step::Execute, Errno::NOENT));
+            assert_eq!((missing.step, missing.error), (SpawnStep::Execute, Errno::NOENT));
             let directory = try_to_start(&["/nowhere", "/usr"], &["x"], c"/").unwrap_err();
             assert_eq!(
                 (directory.step, directory.error, directory.program),
-                (Step::Execute, Errno::ACCESS, 1)
+                (SpawnStep::Execute, Errno::ACCESS, 1)
             );
             let cwd = try_to_start(&["/bin/sh"], &["x"], c"/nowhere").unwrap_err();
-            assert_eq!((cwd.step, cwd.error), (Step::Cwd, Errno::NOENT));
+            assert_eq!((cwd.step, cwd.error), (SpawnStep::Cwd, Errno::NOENT));
         }
     }
 }

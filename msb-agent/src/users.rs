@@ -1,63 +1,64 @@
 //! Users and groups of the guest.
 //!
-//! `/etc/passwd` and `/etc/group` come from an image and are read as far as they make sense: a line that does not is
-//! skipped. The rules are those of docker: digits are a number even when a user is named so; a number without an entry
-//! is taken as it is, with group 0; supplementary groups are those that list the user's name, unless a group is named.
+//! `/etc/passwd` and `/etc/group` come from an image; malformed lines are skipped. The rules are
+//! those of docker: digits are a numeric id even if a user has that name; an id without an entry is
+//! used as it is, with group 0; the supplementary groups are those that list the user's name,
+//! unless a group is given. `root` is id 0 even without an entry of that name: images without
+//! `/etc/passwd` are common, and clients name root.
 
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
 
-/// Who a command runs as.
+/// User and groups of a command.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Account {
-    /// User number.
+    /// User id.
     pub(crate) uid: u32,
-    /// Group number.
+    /// Group id.
     pub(crate) gid: u32,
     /// All groups, `gid` first.
     pub(crate) groups: Vec<u32>,
     /// Home directory.
     pub(crate) home: Vec<u8>,
-    /// Name; the number in digits when there is no entry.
+    /// User name, or the id in digits without an entry.
     pub(crate) name: Vec<u8>,
-    /// The program of a login.
+    /// Login shell.
     pub(crate) shell: Vec<u8>,
 }
 
-/// A name without an entry, or a number out of range.
+/// Error: a name without an entry, or an id out of range.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Unknown {
-    /// No such user.
+pub(crate) enum UnknownAccount {
+    /// Unknown user.
     User(String),
-    /// No such group.
+    /// Unknown group.
     Group(String),
 }
 
-/// The shell of who has none in `/etc/passwd`: login(1) takes this one too.
+/// Shell of a user without one in `/etc/passwd`: same as login(1).
 const DEFAULT_SHELL: &[u8] = b"/bin/sh";
 
-/// Bytes of `/etc/passwd` and `/etc/group` that are read.
+/// Maximum number of bytes to read from `/etc/passwd` and `/etc/group`.
 const FILE_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
-/// Groups that a command may be in: what Linux takes.
+/// Maximum number of groups of a process on Linux.
 const GROUPS_MAX: usize = 65_536;
 
-/// Highest number of a user or group: above it tools disagree about signs.
+/// Maximum user or group id: above it, programs disagree on the sign.
 const ID_MAX: u32 = i32::MAX as u32;
 
-/// Finds who `USER|UID[:GROUP|GID]` is in the guest's files. An empty user is root.
-pub(crate) fn find(spec: &[u8]) -> Result<Account, Unknown> {
+/// Looks up `USER|UID[:GROUP|GID]` in the guest's files. An empty user is root.
+pub(crate) fn find(spec: &[u8]) -> Result<Account, UnknownAccount> {
     resolve(spec, &read("/etc/passwd"), &read("/etc/group"))
 }
 
-/// A file that is missing or strange has no entries. Not blocking, as an image may have a fifo at the place.
+/// Reads a file; one that is missing or not a regular file has no entries. Opens without blocking,
+/// because an image may have a fifo there.
 fn read(path: &str) -> Vec<u8> {
     let mut content = Vec::new();
-    let file = File::options()
-        .read(true)
-        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
-        .open(path);
+    let file =
+        File::options().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path);
     if let Ok(file) = file
         && file.metadata().is_ok_and(|metadata| metadata.is_file())
     {
@@ -66,22 +67,19 @@ fn read(path: &str) -> Vec<u8> {
     content
 }
 
-fn resolve(spec: &[u8], passwd: &[u8], group: &[u8]) -> Result<Account, Unknown> {
+fn resolve(spec: &[u8], passwd: &[u8], group: &[u8]) -> Result<Account, UnknownAccount> {
     let (user_part, group_part) = match spec.iter().position(|byte| *byte == b':') {
         Some(colon) => (&spec[..colon], &spec[colon + 1..]),
         None => (spec, &[][..]),
     };
-    let user_part = if user_part.is_empty() {
-        b"0"
-    } else {
-        user_part
-    };
-    let user = find_user(user_part, passwd).ok_or_else(|| Unknown::User(lossy(user_part)))?;
+    let user_part = if user_part.is_empty() { b"0" } else { user_part };
+    let user =
+        find_user(user_part, passwd).ok_or_else(|| UnknownAccount::User(lossy(user_part)))?;
     let (gid, groups) = if group_part.is_empty() {
         (user.gid, with_first(user.gid, groups_of(user.name, group)))
     } else {
         let gid = find_group(group_part, group);
-        let gid = gid.ok_or_else(|| Unknown::Group(lossy(group_part)))?;
+        let gid = gid.ok_or_else(|| UnknownAccount::Group(lossy(group_part)))?;
         (gid, vec![gid])
     };
     let digits = || user.uid.to_string().into_bytes();
@@ -95,7 +93,7 @@ fn resolve(spec: &[u8], passwd: &[u8], group: &[u8]) -> Result<Account, Unknown>
     })
 }
 
-struct User<'a> {
+struct PasswdEntry<'a> {
     name: Option<&'a [u8]>,
     uid: u32,
     gid: u32,
@@ -103,25 +101,28 @@ struct User<'a> {
     shell: Vec<u8>,
 }
 
-fn find_user<'a>(wanted: &[u8], passwd: &'a [u8]) -> Option<User<'a>> {
+/// Name of user and group 0.
+const ROOT: &[u8] = b"root";
+
+fn find_user<'a>(wanted: &[u8], passwd: &'a [u8]) -> Option<PasswdEntry<'a>> {
+    let found = find_entry(wanted, passwd);
+    if found.is_some() || wanted != ROOT {
+        return found;
+    }
+    find_entry(b"0", passwd).map(|entry| PasswdEntry { name: entry.name.or(Some(ROOT)), ..entry })
+}
+
+fn find_entry<'a>(wanted: &[u8], passwd: &'a [u8]) -> Option<PasswdEntry<'a>> {
     let number = is_number(wanted).then(|| parse_id(wanted));
     let found = entries(passwd).find_map(|fields| {
         let [name, _, uid, gid, _, home, shell @ ..] = fields.as_slice() else {
             return None;
         };
         let (uid, gid) = (parse_id(uid)?, parse_id(gid)?);
-        let matches = if number.is_some() {
-            number == Some(Some(uid))
-        } else {
-            *name == wanted
-        };
-        let home = if home.is_empty() {
-            b"/".to_vec()
-        } else {
-            home.to_vec()
-        };
+        let matches = if number.is_some() { number == Some(Some(uid)) } else { *name == wanted };
+        let home = if home.is_empty() { b"/".to_vec() } else { home.to_vec() };
         let shell = shell.first().filter(|shell| !shell.is_empty());
-        matches.then_some(User {
+        matches.then_some(PasswdEntry {
             name: Some(name),
             uid,
             gid,
@@ -130,7 +131,7 @@ fn find_user<'a>(wanted: &[u8], passwd: &'a [u8]) -> Option<User<'a>> {
         })
     });
     found.or_else(|| {
-        Some(User {
+        Some(PasswdEntry {
             name: None,
             uid: number??,
             gid: 0,
@@ -144,10 +145,11 @@ fn find_group(wanted: &[u8], group: &[u8]) -> Option<u32> {
     if is_number(wanted) {
         return parse_id(wanted);
     }
-    entries(group).find_map(|fields| match fields.as_slice() {
+    let found = entries(group).find_map(|fields| match fields.as_slice() {
         [name, _, gid, ..] if *name == wanted => parse_id(gid),
         _ => None,
-    })
+    });
+    found.or((wanted == ROOT).then_some(0))
 }
 
 fn groups_of(name: Option<&[u8]>, group: &[u8]) -> Vec<u32> {
@@ -156,9 +158,8 @@ fn groups_of(name: Option<&[u8]>, group: &[u8]) -> Vec<u32> {
         let [_, _, gid, members] = fields.as_slice() else {
             return None;
         };
-        let is_member = members
-            .split(|byte| *byte == b',')
-            .any(|member| member.trim_ascii() == name);
+        let is_member =
+            members.split(|byte| *byte == b',').any(|member| member.trim_ascii() == name);
         is_member.then(|| parse_id(gid)).flatten()
     });
     listed.take(GROUPS_MAX - 1).collect()
@@ -170,7 +171,7 @@ fn with_first(gid: u32, others: Vec<u32>) -> Vec<u32> {
     groups
 }
 
-/// Lines of fields between colons, without comments.
+/// Splits a file into lines of fields between colons, without comments.
 fn entries(file: &[u8]) -> impl Iterator<Item = Vec<&[u8]>> {
     let lines = file
         .split(|byte| *byte == b'\n')
@@ -183,9 +184,7 @@ fn is_number(text: &[u8]) -> bool {
 }
 
 fn parse_id(text: &[u8]) -> Option<u32> {
-    let text = str::from_utf8(text)
-        .ok()
-        .filter(|text| is_number(text.as_bytes()))?;
+    let text = str::from_utf8(text).ok().filter(|text| is_number(text.as_bytes()))?;
     text.parse().ok().filter(|id| *id <= ID_MAX)
 }
 
@@ -206,18 +205,13 @@ mod tests {
         homeless:x:12:12:::";
     const GROUP: &[u8] = b"root:x:0:\nadm:x:4:root,ann\naudio:x:29:ann , bob\nann:x:1001:ann\nbad:x:nine:ann\nshort:x:5\n";
 
-    fn account(spec: &str) -> Result<(u32, u32, Vec<u32>, String), Unknown> {
+    fn account(spec: &str) -> Result<(u32, u32, Vec<u32>, String), UnknownAccount> {
         let account = resolve(spec.as_bytes(), PASSWD, GROUP)?;
-        Ok((
-            account.uid,
-            account.gid,
-            account.groups,
-            lossy(&account.home),
-        ))
+        Ok((account.uid, account.gid, account.groups, lossy(&account.home)))
     }
 
     #[test]
-    fn names_and_numbers_find_the_same_entry() {
+    fn names_and_ids_find_the_same_entry() {
         let ann = Ok((1000, 1001, vec![1001, 4, 29], "/home/ann".to_owned()));
         assert_eq!(account("ann"), ann);
         assert_eq!(account("1000"), ann);
@@ -227,33 +221,43 @@ mod tests {
 
     #[test]
     fn a_named_group_replaces_all_others() {
-        assert_eq!(
-            account("ann:audio"),
-            Ok((1000, 29, vec![29], "/home/ann".into()))
-        );
-        assert_eq!(
-            account("ann:77"),
-            Ok((1000, 77, vec![77], "/home/ann".into()))
-        );
+        assert_eq!(account("ann:audio"), Ok((1000, 29, vec![29], "/home/ann".into())));
+        assert_eq!(account("ann:77"), Ok((1000, 77, vec![77], "/home/ann".into())));
         assert_eq!(account(":adm"), Ok((0, 4, vec![4], "/root".into())));
         assert_eq!(account("ann:"), account("ann"));
     }
 
     #[test]
-    fn numbers_need_no_entry_but_names_do() {
+    fn ids_need_no_entry_but_names_do() {
         assert_eq!(account("4242"), Ok((4242, 0, vec![0], "/".into())));
         assert_eq!(account("4242:5"), Ok((4242, 5, vec![5], "/".into())));
-        assert_eq!(account("bob"), Err(Unknown::User("bob".into())));
-        assert_eq!(account("ann:nobody"), Err(Unknown::Group("nobody".into())));
-        assert_eq!(
-            account("4294967295"),
-            Err(Unknown::User("4294967295".into()))
-        );
-        assert_eq!(account("far"), Err(Unknown::User("far".into())));
+        assert_eq!(account("bob"), Err(UnknownAccount::User("bob".into())));
+        assert_eq!(account("ann:nobody"), Err(UnknownAccount::Group("nobody".into())));
+        assert_eq!(account("4294967295"), Err(UnknownAccount::User("4294967295".into())));
+        assert_eq!(account("far"), Err(UnknownAccount::User("far".into())));
     }
 
     #[test]
-    fn a_login_is_known_by_its_name_and_shell() {
+    fn root_is_number_0_without_an_entry() {
+        let root = |spec: &str, passwd: &[u8], group: &[u8]| {
+            let account = resolve(spec.as_bytes(), passwd, group).unwrap();
+            (account.uid, account.groups, lossy(&account.name), lossy(&account.home))
+        };
+        let plain = (0, vec![0], "root".to_owned(), "/".to_owned());
+        for spec in ["root", "root:root", "root:0", "0:root"] {
+            let (uid, groups, _, home) = root(spec, b"", b"");
+            assert_eq!((uid, groups, home), (0, vec![0], "/".to_owned()), "{spec}");
+        }
+        assert_eq!(root("root", b"ann:x:1000:1000::/home/ann:\n", b""), plain);
+        let other = root("root", b"toor:x:0:5::/toor:/bin/zsh\n", b"adm:x:4:root,toor\n");
+        assert_eq!(other, (0, vec![5, 4], "toor".to_owned(), "/toor".to_owned()));
+        let odd = root("root", b"root:x:7:7::/seven:\n", b"");
+        assert_eq!(odd, (7, vec![7], "root".to_owned(), "/seven".to_owned()));
+        assert!(resolve(b"bob", b"", b"").is_err());
+    }
+
+    #[test]
+    fn an_account_has_a_login_name_and_shell() {
         let login = |spec: &str| {
             let account = resolve(spec.as_bytes(), PASSWD, GROUP).unwrap();
             (lossy(&account.name), lossy(&account.shell))
@@ -265,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn a_home_that_is_not_given_is_the_root() {
+    fn a_missing_home_is_the_root_directory() {
         assert_eq!(account("homeless"), Ok((12, 12, vec![12], "/".into())));
     }
 }

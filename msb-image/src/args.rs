@@ -5,9 +5,9 @@ use std::path::PathBuf;
 
 use clap::{Args as Options, Parser, Subcommand, ValueEnum};
 
-use crate::stream::Packing;
+use crate::stream::BlobCompression;
 
-/// Images of msb: pull, load, save, import, list, inspect, tag, remove, prune, check
+/// Manage images: pull, load, save, import, list, inspect, tag, remove, prune, check
 #[derive(Debug, Parser)]
 #[command(
     name = "msb-image",
@@ -42,48 +42,70 @@ pub(crate) enum Command {
 
 /// Pull an image from a registry
 ///
-/// What the store has is not fetched again, and a download that broke off goes on where it stopped.
+/// Layers that the store already has are not fetched, and an interrupted download resumes; see
+/// **REGISTRY ACCESS**. Images with a manifest of schema 1, the format before 2016, are refused,
+/// and so are images with foreign layers, which are not in the registry.
 #[derive(Debug, Options)]
 #[command(
     after_help = "Examples:\n  msb image pull alpine:3.20\n  msb image pull --ca-certs ca.pem registry.example:5000/team/app"
 )]
 pub(crate) struct Pull {
-    /// The image
+    /// Image to pull
     #[arg(value_name = "REF")]
     pub(crate) reference: String,
-    /// Take the image for this platform, not the one for this machine
+    /// Pull the image for this platform [default: that of this host]
+    ///
+    /// An example is `linux/arm64`. An image for another platform can be saved but not run.
     #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
     pub(crate) platform: Option<String>,
-    /// Fetch everything, even what is there
+    /// Fetch all layers again, even those in the store
+    ///
+    /// The fetched layers replace those in the store. This repairs a store with damaged files.
     #[arg(short, long)]
     pub(crate) force: bool,
-    /// Keep compressed layers as they came too, so that a saved image has the same manifest digest
+    /// Keep compressed layers too, so that save keeps the manifest digest
+    ///
+    /// The compressed layers take additional disk space. The `save` command then writes them and
+    /// the manifest unchanged, for users who pin an image by the digest of its manifest.
     #[arg(long)]
     pub(crate) keep_blobs: bool,
+    /// User name for this pull, instead of stored credentials
+    #[arg(short, long, value_name = "NAME", requires = "password_stdin")]
+    pub(crate) username: Option<String>,
+    /// Read the password or token for this pull from standard input
+    #[arg(long, requires = "username")]
+    pub(crate) password_stdin: bool,
     #[command(flatten)]
-    pub(crate) way: Way,
-    /// Print events as JSON, one a line
+    pub(crate) connection: ConnectionArgs,
+    /// Print events as JSON, one per line
+    ///
+    /// See msb-events(5).
     #[arg(long, value_name = "FORMAT")]
-    pub(crate) format: Option<Format>,
-    /// Show no progress, and no name
+    pub(crate) format: Option<OutputFormat>,
+    /// Print no progress and no name
+    ///
+    /// Otherwise one line for each layer is shown on a terminal.
     #[arg(short, long)]
     pub(crate) quiet: bool,
 }
 
-/// How a registry is reached.
+/// Options for the connection to a registry.
 #[derive(Clone, Debug, Options)]
-pub(crate) struct Way {
-    /// Do without TLS, or with certificates that nobody vouches for
+pub(crate) struct ConnectionArgs {
+    /// Allow plain HTTP and skip certificate verification
+    ///
+    /// This applies to the registry and to its token server. A registry on this host (`localhost`,
+    /// `127.0.0.1`) may always use plain HTTP.
     #[arg(long)]
     pub(crate) insecure: bool,
-    /// Trust the authorities in this file too (PEM)
+    /// Trust the certificate authorities in this file too (PEM)
     #[arg(long, value_name = "PATH")]
     pub(crate) ca_certs: Option<PathBuf>,
 }
 
-/// Log in to registries and out of them
+/// Manage credentials for registries
 ///
-/// Credentials are kept where Docker keeps them: in its config.json, or with the credential helpers that it names.
+/// Credentials are stored where docker(1) stores them; see **CREDENTIALS**.
 #[derive(Debug, Options)]
 #[command(
     arg_required_else_help = true,
@@ -102,86 +124,109 @@ pub(crate) enum RegistryCommand {
     List(Logins),
 }
 
-/// Log in: try credentials at a registry and keep them
+/// Log in to a registry and store the credentials
+///
+/// The registry verifies the user name and the password, or a token in its place, before they are
+/// stored.
 #[derive(Debug, Options)]
 pub(crate) struct Login {
-    /// The registry
+    /// Host name of the registry
     #[arg(value_name = "REGISTRY", default_value = "docker.io")]
     pub(crate) registry: String,
-    /// The user
+    /// User name; prompted for on a terminal if omitted
     #[arg(short, long, value_name = "NAME")]
     pub(crate) username: Option<String>,
-    /// Read the password, or token, from standard input
+    /// Read the password or token from standard input
+    ///
+    /// Otherwise it is prompted for on a terminal, without echo.
     #[arg(long)]
     pub(crate) password_stdin: bool,
     #[command(flatten)]
-    pub(crate) way: Way,
+    pub(crate) connection: ConnectionArgs,
 }
 
-/// Log out: forget the credentials for a registry
+/// Log out of a registry: delete its credentials
 #[derive(Debug, Options)]
 pub(crate) struct Logout {
-    /// The registry
+    /// Host name of the registry
     #[arg(value_name = "REGISTRY", default_value = "docker.io")]
     pub(crate) registry: String,
 }
 
-/// List the registries that there are credentials for
+/// List registries with stored credentials
 #[derive(Debug, Options)]
 pub(crate) struct Logins {
     /// Print JSON
+    ///
+    /// The output is one array of objects with `registry`, `username` and `source`.
     #[arg(long, value_name = "FORMAT")]
-    pub(crate) format: Option<Format>,
+    pub(crate) format: Option<OutputFormat>,
 }
 
 /// Load images from an archive of docker, podman, skopeo or buildah
 ///
-/// The archive is a docker-archive or an OCI archive, itself perhaps compressed with gzip or zstd. It is read once, from
-/// standard input or a file; nothing of it is unpacked on the host.
+/// The archive is a docker-archive or an OCI archive, plain or compressed with gzip or zstd; see
+/// **IMAGE ARCHIVES**. It is read once, from standard input or a file. Nothing is unpacked on the
+/// host.
 #[derive(Debug, Options)]
 #[command(
     after_help = "Example:\n  docker save alpine:3.20 | msb image load\n  msb image load -i python.tar -t python:dev"
 )]
 pub(crate) struct Load {
-    /// Read the archive from this file, not from standard input
+    /// Read the archive from this file [default: standard input]
     #[arg(short, long, value_name = "PATH")]
     pub(crate) input: Option<PathBuf>,
-    /// Also give the first image of the archive this name (may be repeated)
+    /// Add this name to the first image of the archive
     #[arg(short, long = "tag", value_name = "REF")]
     pub(crate) tags: Vec<String>,
-    /// Keep compressed layers as they came too, so that a saved image has the same manifest digest
+    /// Keep compressed layers too, so that save keeps the manifest digest
+    ///
+    /// The compressed layers take additional disk space. The `save` command then writes them and
+    /// the manifest unchanged, for users who pin an image by the digest of its manifest.
     #[arg(long)]
     pub(crate) keep_blobs: bool,
     #[command(flatten)]
-    pub(crate) output: Output,
+    pub(crate) output: ReportArgs,
 }
 
-/// Save images as an archive for docker, podman, skopeo and `msb image load`
+/// Save images as an archive for docker, podman, skopeo and 'msb image load'
 ///
-/// Each layer is written byte for byte as it was loaded, so that image IDs stay what they are.
+/// Each layer is written byte for byte as it was loaded, so that image IDs do not change; see
+/// **IMAGE ARCHIVES**. An archive is not written to a terminal.
 #[derive(Debug, Options)]
 #[command(
     after_help = "Example:\n  msb image save alpine:3.20 | ssh host msb image load\n  msb image save -o both.tar alpine:3.20 python:dev"
 )]
 pub(crate) struct Save {
-    /// The images
+    /// Images to save
     #[arg(value_name = "REF", required = true)]
     pub(crate) references: Vec<String>,
-    /// Write the archive to this file, which appears when it is whole, not to standard output
+    /// Write the archive to this file [default: standard output]
+    ///
+    /// The file appears, or is replaced, when the archive is complete.
     #[arg(short, long, value_name = "PATH")]
     pub(crate) output: Option<PathBuf>,
-    /// Form of the archive (docker, if none is named); json prints one JSON object for each image besides
+    /// Set the archive format; json also prints one JSON object per image [default: docker]
+    ///
+    /// The objects have the fields of the `load` command; `digest` is that of the manifest in the
+    /// archive. The format `json` needs --output.
     #[arg(long = "format", value_name = "FORMAT")]
     pub(crate) formats: Vec<SaveFormat>,
-    /// Compress the layers; their manifest gets another digest
-    #[arg(long, value_name = "HOW")]
+    /// Compress the layers, which changes the manifest digest
+    ///
+    /// The compressed layers are first collected in the state directory, since the archive must
+    /// contain their length.
+    #[arg(long, value_name = "ALGORITHM")]
     pub(crate) compress: Option<Compression>,
-    /// Show no progress, and no names of images
+    /// Print no progress and no image names
     #[arg(short, long)]
     pub(crate) quiet: bool,
 }
 
-/// Make an image of one layer from a tar of a root file system
+/// Create an image of one layer from a tar of a root file system
+///
+/// The tar is plain or compressed with gzip or zstd. The default command of the image is `/bin/sh`,
+/// if it exists. Arguments with spaces are passed unchanged; no shell parses them.
 #[derive(Debug, Options)]
 #[command(
     after_help = "Example:\n  mmdebstrap --variant=minbase bookworm - | msb image import debian:12\n  msb image import --cmd '[\"python3\"]' --env LANG=C.UTF-8 python:mine < root.tar"
@@ -189,29 +234,33 @@ pub(crate) struct Save {
 pub(crate) struct Import {
     /// Name of the new image
     pub(crate) name: String,
-    /// Read the tar from this file, not from standard input
+    /// Read the tar from this file [default: standard input]
     #[arg(short, long, value_name = "PATH")]
     pub(crate) input: Option<PathBuf>,
-    /// A variable of the image, NAME=VALUE, or NAME for its value here (may be repeated)
+    /// Set an environment variable; NAME alone copies it from this environment
     #[arg(short, long, value_name = "NAME[=VALUE]")]
     pub(crate) env: Vec<OsString>,
-    /// A word of the image's command (may be repeated), or all of them as a JSON array
-    #[arg(long, value_name = "WORD", allow_hyphen_values = true)]
+    /// Command of the image; repeat for arguments, or give a JSON array
+    ///
+    /// A single value that starts with `[` is the array.
+    #[arg(long, value_name = "ARGUMENT", allow_hyphen_values = true)]
     pub(crate) cmd: Vec<String>,
-    /// A word of what stands before the command (may be repeated), or all of them as a JSON array
-    #[arg(long, value_name = "WORD", allow_hyphen_values = true)]
+    /// Entrypoint of the image; repeat for arguments, or give a JSON array
+    ///
+    /// A single value that starts with `[` is the array.
+    #[arg(long, value_name = "ARGUMENT", allow_hyphen_values = true)]
     pub(crate) entrypoint: Vec<String>,
-    /// Directory in which commands run
+    /// Set the working directory of commands
     #[arg(short, long, value_name = "PATH")]
     pub(crate) workdir: Option<String>,
-    /// User as whom commands run
+    /// Set the user of commands
     #[arg(short, long, value_name = "USER[:GROUP]")]
     pub(crate) user: Option<String>,
-    /// A label of the image (may be repeated)
+    /// Add a label
     #[arg(long = "label", value_name = "KEY[=VALUE]")]
     pub(crate) labels: Vec<String>,
     #[command(flatten)]
-    pub(crate) output: Output,
+    pub(crate) output: ReportArgs,
 }
 
 /// List images
@@ -219,143 +268,184 @@ pub(crate) struct Import {
 #[command(after_help = "Example:\n  msb image list --format json")]
 pub(crate) struct List {
     /// Print JSON
+    ///
+    /// The output is one array of objects with `reference`, `digest`, `size_bytes`, `architecture`,
+    /// `os`, `layer_count` and `created_at`.
     #[arg(long, value_name = "FORMAT")]
-    pub(crate) format: Option<Format>,
-    /// Print names only
+    pub(crate) format: Option<OutputFormat>,
+    /// Print local times instead of ages
+    #[arg(long)]
+    pub(crate) absolute: bool,
+    /// Print references only, one per line
     #[arg(short, long)]
     pub(crate) quiet: bool,
 }
 
-/// Show what is known of an image
+/// Show the configuration and the layers of an image
 #[derive(Debug, Options)]
 #[command(after_help = "Example:\n  msb image inspect alpine:3.20")]
 pub(crate) struct Inspect {
-    /// The image
+    /// Image to show
     #[arg(value_name = "REF")]
     pub(crate) reference: String,
     /// Print JSON
-    #[arg(long, value_name = "FORMAT")]
-    pub(crate) format: Option<Format>,
+    ///
+    /// The output is one object with the fields of the `list` command, `config` and `layers`.
+    #[arg(short, long, value_name = "FORMAT")]
+    pub(crate) format: Option<OutputFormat>,
 }
 
-/// Give an image one more name
+/// Add a name to an image
 #[derive(Debug, Options)]
 #[command(after_help = "Example:\n  msb image tag python:3.13 python:mine")]
 pub(crate) struct Tag {
-    /// The image
+    /// Image to name
     #[arg(value_name = "REF")]
     pub(crate) source: String,
-    /// The new name; if another image has it, that one loses it
+    /// New name; it is removed from any other image
     #[arg(value_name = "NEW")]
     pub(crate) name: String,
-    /// Say nothing
+    /// Print nothing
     #[arg(short, long)]
     pub(crate) quiet: bool,
 }
 
-/// Remove all images that no sandbox was made from, and whatever is left over
+/// Remove unused images, and files that no image needs
 ///
-/// Waits for loads, pulls and starts that go on. Downloads that broke off go as well.
+/// An image is unused if no sandbox was created from it; see **GARBAGE COLLECTION**.
 #[derive(Debug, Default, Options)]
 #[command(
     after_help = "Example:\n  msb image prune --yes --filter until=720h\n  msb image prune --yes --format json"
 )]
 pub(crate) struct Prune {
-    /// Do not ask
+    /// Do not ask for confirmation
+    ///
+    /// Without a terminal this option is required.
     #[arg(short, long)]
     pub(crate) yes: bool,
-    /// Only images like that: until=24h, until=2026-01-31, label=KEY[=VALUE], label!=KEY[=VALUE] (may be repeated)
+    /// Remove only images that match until=TIME, label=KEY[=VALUE] or label!=KEY[=VALUE]
+    ///
+    /// An image must match all filters.
+    ///
+    /// - `until=TIME`: Images stored before a time: a duration ago such as `24h`, the start of a
+    ///   day such as `2026-01-31`, or a time of RFC 3339.
+    ///
+    /// - `label=KEY[=VALUE]`: Images with this label.
+    ///
+    /// - `label!=KEY[=VALUE]`: Images without this label.
     #[arg(long = "filter", value_name = "FILTER")]
     pub(crate) filters: Vec<String>,
-    /// Keep every image that has a name; only what is left over goes
+    /// Remove no image with a name, only files that no image needs
     #[arg(long, conflicts_with = "filters")]
     pub(crate) dangling: bool,
     /// Print JSON
+    ///
+    /// The output is one object. The numbers of removed files are `image_refs_removed`,
+    /// `manifests_removed`, `layers_removed`, `fsmeta_removed`, `vmdk_removed`, `configs_removed`,
+    /// `blobs_removed`, `downloads_removed`, `boot_states_removed` and `leftovers_removed`. The
+    /// freed disk space is `bytes_reclaimed`. The removed names are `references`.
     #[arg(long, value_name = "FORMAT")]
-    pub(crate) format: Option<Format>,
-    /// Say nothing
+    pub(crate) format: Option<OutputFormat>,
+    /// Print nothing
     #[arg(short, long)]
     pub(crate) quiet: bool,
 }
 
-/// Show what images take on the disk: each alone, and together with others
+/// Show the disk usage of images
+///
+/// For each image, the output has its total size, the size that it shares with other images, and
+/// the size that it alone occupies. It also has the size that `prune` would free.
 #[derive(Debug, Options)]
 #[command(after_help = "Example:\n  msb image df")]
 pub(crate) struct Df {
     /// Print JSON
+    ///
+    /// The output is one object. Its array `images` holds objects with `references`, `digest`,
+    /// `sandboxes`, `snapshots`, `size_bytes`, `shared_bytes` and `unique_bytes`. The sums are
+    /// `total_bytes`, `reclaimable_bytes` and `downloads_bytes`. The size of the files that guests
+    /// boot from, `boot_bytes`, is not part of the total.
     #[arg(long, value_name = "FORMAT")]
-    pub(crate) format: Option<Format>,
+    pub(crate) format: Option<OutputFormat>,
 }
 
-/// Check every file of the image store against its digest
+/// Verify every file of the image store against its digest
 ///
-/// Each problem is printed on a line of its own; with one or more the exit code is 1.
+/// Each problem is one line on standard output. The exit status is 1 if there are problems. See
+/// **STORE VERIFICATION**.
 #[derive(Debug, Options)]
 #[command(after_help = "Example:\n  msb image check")]
 pub(crate) struct Check {
     /// Print JSON
+    ///
+    /// The output is one object. The verified `references`, `images`, `layers` and `bytes` are
+    /// numbers. The array `problems` holds objects with `path` and `problem`.
     #[arg(long, value_name = "FORMAT")]
-    pub(crate) format: Option<Format>,
+    pub(crate) format: Option<OutputFormat>,
     /// Print problems only
     #[arg(short, long)]
     pub(crate) quiet: bool,
 }
 
-/// Remove images, and what only they need
+/// Remove images, and files that only they need
 #[derive(Debug, Options)]
 #[command(after_help = "Example:\n  msb image remove alpine:3.20 python:dev")]
 pub(crate) struct Remove {
-    /// The images
+    /// Images to remove
     #[arg(value_name = "REF", required = true)]
     pub(crate) references: Vec<String>,
-    /// Remove even if sandboxes were made from it; they cannot start any more
+    /// Remove an image that sandboxes were created from
+    ///
+    /// These sandboxes cannot start again.
     #[arg(short, long)]
     pub(crate) force: bool,
-    /// Say nothing
+    /// Print nothing
     #[arg(short, long)]
     pub(crate) quiet: bool,
 }
 
-/// What a command that brings images says.
+/// Output options of a command that stores images.
 #[derive(Clone, Copy, Debug, Options)]
-pub(crate) struct Output {
-    /// Print one JSON object for each image
+pub(crate) struct ReportArgs {
+    /// Print one JSON object per image
+    ///
+    /// The fields are `reference`, `digest` (of the manifest), `image_id` (digest of the
+    /// configuration), `layers` (their number) and `size_bytes` (of the layers' tars).
     #[arg(long, value_name = "FORMAT")]
-    pub(crate) format: Option<Format>,
-    /// Show no progress, and no names of images
+    pub(crate) format: Option<OutputFormat>,
+    /// Print no progress and no image names
     #[arg(short, long)]
     pub(crate) quiet: bool,
 }
 
-/// What `save --format` takes: a form of archive, or what is printed.
+/// Values of `save --format`: an archive format, or a format of the output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum SaveFormat {
-    /// manifest.json and index.json
+    /// Archive of docker save since version 25, with manifest.json and index.json
     Docker,
-    /// index.json alone
+    /// OCI image layout, with index.json alone
     Oci,
-    /// Print one JSON object for each image
+    /// Print one JSON object per image
     Json,
 }
 
-/// How layers are compressed.
+/// Compression of layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Compression {
     Gzip,
     Zstd,
 }
 
-impl From<Compression> for Packing {
-    fn from(compression: Compression) -> Packing {
+impl From<Compression> for BlobCompression {
+    fn from(compression: Compression) -> BlobCompression {
         match compression {
-            Compression::Gzip => Packing::Gzip,
-            Compression::Zstd => Packing::Zstd,
+            Compression::Gzip => BlobCompression::Gzip,
+            Compression::Zstd => BlobCompression::Zstd,
         }
     }
 }
 
-/// Formats for programs.
+/// Output format for programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Format {
+pub(crate) enum OutputFormat {
     Json,
 }

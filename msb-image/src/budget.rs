@@ -1,8 +1,8 @@
-//! What the layers of one image, or of one archive, may take on the disk, all together.
+//! Budget of disk space for the layers of one image or archive, against decompression bombs.
 //!
-//! A few kilobytes can expand to terabytes. So what comes out is compared with what went in, over all layers: each layer
-//! for itself would have its own allowance. And before the file system is full, conversion stops: other programs need
-//! room, too.
+//! A few kilobytes can expand to terabytes. The budget therefore compares the output with the
+//! input, over all layers together: separate budgets would add up. Conversion also stops before the
+//! file system is full, because other programs need space too.
 
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -13,103 +13,99 @@ use libmsb::cli::error::Failure;
 use libmsb::state::images::Store;
 use rustix::fs::statvfs;
 
-use crate::error::StoreWrite;
+use crate::error::StoreWriteError;
 use crate::limits::{
     EXPANSION_FREE_BYTES, EXPANSION_RATIO_MAX, LAYER_TAR_BYTES_MAX, RESERVE_BYTES_MAX,
     RESERVE_SHARE, STORED_RATIO_MAX,
 };
 
-/// Bytes that are stored between two looks at the free space, at most.
-const LOOK_BYTES_MAX: u64 = 16 << 20;
+/// Most bytes stored between two checks of the free space.
+const FREE_SPACE_CHECK_BYTES_MAX: u64 = 16 << 20;
 
-/// Counts of one image or archive. Layers that are converted side by side share it.
+/// Byte counts of one image or archive. Layers that are converted at the same time share it.
 #[derive(Debug, Default)]
 pub(crate) struct Budget {
-    /// Bytes that were read, as they came.
+    /// Compressed bytes read.
     packed: AtomicU64,
-    /// Bytes of tar, uncompressed.
+    /// Uncompressed bytes of tar.
     unpacked: AtomicU64,
-    /// Bytes that take room on the disk.
+    /// Bytes that take disk space.
     stored: AtomicU64,
-    /// Those of them at the last look at the free space.
-    looked: AtomicU64,
-    /// Where they are stored; none in tests.
-    place: Option<PathBuf>,
+    /// Value of `stored` at the last check of the free space.
+    checked_at: AtomicU64,
+    /// Path on the file system of the store; `None` in tests.
+    path: Option<PathBuf>,
 }
 
 impl Budget {
-    /// The budget of an image that goes into a store.
+    /// Creates the budget of an image for this store.
     pub(crate) fn of(store: &Store) -> Budget {
-        Budget {
-            place: Some(store.root().to_owned()),
-            ..Budget::default()
-        }
+        Budget { path: Some(store.root().to_owned()), ..Budget::default() }
     }
 
-    /// Counts what is read from here on as packed bytes.
+    /// Wraps a reader so that its bytes count as compressed input.
     pub(crate) fn reader<R>(&self, inner: R) -> PackedReader<'_, R> {
-        PackedReader {
-            inner,
-            budget: self,
-        }
+        PackedReader { inner, budget: self }
     }
 
-    /// Counts bytes of a layer's tar. An error when they are too many for what was read.
-    pub(crate) fn unpack(&self, bytes: u64) -> Result<()> {
+    /// Counts bytes of a layer's tar. Fails if they exceed the ratio to the input.
+    pub(crate) fn count_unpacked(&self, bytes: u64) -> Result<()> {
         let unpacked = self.unpacked.fetch_add(bytes, Ordering::Relaxed) + bytes;
         let packed = self.packed.load(Ordering::Relaxed);
         check_expansion(unpacked, packed, EXPANSION_RATIO_MAX)
     }
 
-    /// Counts bytes that are about to take room on the disk. An error when they are too many, or the reserve is reached.
-    pub(crate) fn store(&self, bytes: u64) -> Result<()> {
+    /// Counts bytes that are about to take disk space. Fails if they exceed the ratio to the input,
+    /// or if the reserve is reached.
+    pub(crate) fn count_stored(&self, bytes: u64) -> Result<()> {
         let stored = self.stored.fetch_add(bytes, Ordering::Relaxed) + bytes;
         let packed = self.packed.load(Ordering::Relaxed);
         check_expansion(stored, packed, STORED_RATIO_MAX)?;
-        let Some(place) = &self.place else {
+        let Some(path) = &self.path else {
             return Ok(());
         };
-        let looked = self.looked.load(Ordering::Relaxed);
-        if looked > 0 && stored.saturating_sub(looked) < LOOK_BYTES_MAX {
+        let checked_at = self.checked_at.load(Ordering::Relaxed);
+        if checked_at > 0 && stored.saturating_sub(checked_at) < FREE_SPACE_CHECK_BYTES_MAX {
             return Ok(());
         }
-        // A small reserve could be used up between two looks.
-        if check_disk(place)? > 2 * LOOK_BYTES_MAX {
-            self.looked.store(stored, Ordering::Relaxed);
+        // A small reserve could be used up between two checks.
+        if check_disk(path)? > 2 * FREE_SPACE_CHECK_BYTES_MAX {
+            self.checked_at.store(stored, Ordering::Relaxed);
         }
         Ok(())
     }
 }
 
-/// Returns the reserve of the file system that a path is on; an error when it is reached. What cannot be asked has none.
-pub(crate) fn check_disk(place: &Path) -> Result<u64> {
-    let Ok(disk) = statvfs(place) else {
+/// Returns the reserve of a path's file system. Fails if the free space is below it. A file system
+/// that does not report its size has no reserve.
+pub(crate) fn check_disk(path: &Path) -> Result<u64> {
+    let Ok(disk) = statvfs(path) else {
         return Ok(0);
     };
     let size = disk.f_blocks.saturating_mul(disk.f_frsize);
     let free = disk.f_bavail.saturating_mul(disk.f_frsize);
-    check_room(free, size)?;
+    check_free_space(free, size)?;
     Ok(reserve(size))
 }
 
-/// Bytes of a file system that stay free.
+/// Returns the bytes of a file system that must stay free.
 fn reserve(size: u64) -> u64 {
     (size / RESERVE_SHARE).min(RESERVE_BYTES_MAX)
 }
 
-fn check_room(free: u64, size: u64) -> Result<()> {
+fn check_free_space(free: u64, size: u64) -> Result<()> {
     let reserve = reserve(size);
     if free >= reserve {
         return Ok(());
     }
     let why = format!(
-        "no space left on device but for the reserve: {} KiB are free, and {} KiB stay free",
+        "no space left on device except the reserve: {} KiB free, {} KiB reserved",
         free >> 10,
         reserve >> 10
     );
-    let error = StoreWrite(io::Error::new(io::ErrorKind::StorageFull, why));
-    let failure = Failure::failed("the disk of the image store is almost full")
-        .hint("remove images that are not needed: msb image prune");
+    let error = StoreWriteError(io::Error::new(io::ErrorKind::StorageFull, why));
+    let failure = Failure::failed("the file system of the image store is almost full")
+        .hint("remove unused images: msb image prune");
     Err(anyhow::Error::new(error).context(failure))
 }
 
@@ -121,16 +117,13 @@ fn check_expansion(bytes: u64, packed: u64, ratio_max: u64) -> Result<()> {
     Ok(())
 }
 
-/// An error when a layer's tar has more bytes than any may have.
+/// Fails if a layer's tar is larger than the limit.
 pub(crate) fn check_tar_bytes(bytes: u64) -> Result<()> {
-    ensure!(
-        bytes <= LAYER_TAR_BYTES_MAX,
-        "it has more than {LAYER_TAR_BYTES_MAX} bytes"
-    );
+    ensure!(bytes <= LAYER_TAR_BYTES_MAX, "the tar has more than {LAYER_TAR_BYTES_MAX} bytes");
     Ok(())
 }
 
-/// Counts what is read through it.
+/// A reader that counts its bytes in the budget.
 pub(crate) struct PackedReader<'a, R> {
     inner: R,
     budget: &'a Budget,
@@ -139,9 +132,7 @@ pub(crate) struct PackedReader<'a, R> {
 impl<R: Read> Read for PackedReader<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.inner.read(buffer)?;
-        self.budget
-            .packed
-            .fetch_add(count as u64, Ordering::Relaxed);
+        self.budget.packed.fetch_add(count as u64, Ordering::Relaxed);
         Ok(count)
     }
 }
@@ -150,66 +141,64 @@ impl<R: Read> Read for PackedReader<'_, R> {
 mod tests {
     use super::*;
     use crate::layer::convert::convert_within;
-    use crate::store::NewLayer;
+    use crate::store::layers::NewLayer;
     use crate::testing::{TarBuilder, store, zstd};
 
     #[test]
-    fn what_expands_without_measure_is_refused() {
+    fn an_expansion_above_the_ratio_is_rejected() {
         let check = |bytes, packed| check_expansion(bytes, packed, EXPANSION_RATIO_MAX);
         assert!(check(EXPANSION_FREE_BYTES, 0).is_ok());
         assert!(check(EXPANSION_FREE_BYTES + EXPANSION_RATIO_MAX, 0).is_err());
-        // What gzip can do at most is no bomb.
+        // The highest ratio of gzip is not a decompression bomb.
         assert!(check(10 << 30, (10 << 30) / 1032).is_ok());
         assert!(check_tar_bytes(LAYER_TAR_BYTES_MAX + 1).is_err());
     }
 
     #[test]
-    fn many_layers_have_one_allowance() {
+    fn many_layers_share_one_budget() {
         let budget = Budget::default();
         let third = EXPANSION_FREE_BYTES / 3;
         for layer in 0..4 {
-            let fits = budget.unpack(third).is_ok() && budget.store(third).is_ok();
+            let fits = budget.count_unpacked(third).is_ok() && budget.count_stored(third).is_ok();
             assert_eq!(fits, layer < 3, "{layer}");
         }
     }
 
     #[test]
-    fn what_takes_room_must_be_worth_it_and_holes_need_not() {
+    fn stored_bytes_have_a_lower_ratio_than_holes() {
         let budget = Budget::default();
         io::copy(&mut budget.reader(&[0; 1 << 20][..]), &mut io::sink()).unwrap();
         let most = EXPANSION_FREE_BYTES + (STORED_RATIO_MAX << 20);
-        assert!(budget.store(most).is_ok());
-        assert!(budget.store(STORED_RATIO_MAX).is_err());
-        assert!(budget.unpack(most + (1 << 20)).is_ok());
+        assert!(budget.count_stored(most).is_ok());
+        assert!(budget.count_stored(STORED_RATIO_MAX).is_err());
+        assert!(budget.count_unpacked(most + (1 << 20)).is_ok());
     }
 
     #[test]
     fn a_disk_keeps_a_reserve() {
-        assert!(check_room(1 << 30, 100 << 30).is_ok());
-        let error = check_room((1 << 30) - 1, 100 << 30).unwrap_err();
+        assert!(check_free_space(1 << 30, 100 << 30).is_ok());
+        let error = check_free_space((1 << 30) - 1, 100 << 30).unwrap_err();
         assert!(crate::error::is_fatal(&error));
         assert_eq!(
             libmsb::cli::error::message(&error),
-            "the disk of the image store is almost full: cannot write to the image store: \
-             no space left on device but for the reserve: 1048575 KiB are free, and 1048576 KiB stay free"
+            "the file system of the image store is almost full: cannot write to the image store: \
+             no space left on device except the reserve: 1048575 KiB free, 1048576 KiB reserved"
         );
-        assert!(check_room(205 << 10, 4 << 20).is_ok() && check_room(204 << 10, 4 << 20).is_err());
+        assert!(
+            check_free_space(205 << 10, 4 << 20).is_ok()
+                && check_free_space(204 << 10, 4 << 20).is_err()
+        );
     }
 
     #[test]
     fn holes_of_a_layer_are_not_stored_and_contents_are() {
-        let (_folder, store) = store();
-        let tar = TarBuilder::new()
-            .file("zeros", &vec![0; 4 << 20])
-            .file("ones", &vec![1; 1 << 20]);
+        let (_directory, store) = store();
+        let tar =
+            TarBuilder::new().file("zeros", &vec![0; 4 << 20]).file("ones", &vec![1; 1 << 20]);
         let blob = zstd(&tar.finish());
         let budget = Budget::of(&store);
-        convert_within(
-            budget.reader(&blob[..]),
-            NewLayer::create(&store).unwrap(),
-            &budget,
-        )
-        .unwrap();
+        convert_within(budget.reader(&blob[..]), NewLayer::create(&store).unwrap(), &budget)
+            .unwrap();
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         assert_eq!(count(&budget.packed), blob.len() as u64);
         assert!(count(&budget.unpacked) > 5 << 20);

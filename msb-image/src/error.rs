@@ -1,50 +1,50 @@
-//! The errors that must be told apart; all else is text in an `anyhow` chain.
+//! Error types that callers distinguish; every other error is text in an `anyhow` chain.
 
 use std::fmt;
 use std::io;
 
-/// The store could not be written: no other archive or image would fare better.
+/// A failed write to the image store. Another archive or image would fail the same way.
 #[derive(Debug)]
-pub(crate) struct StoreWrite(pub(crate) io::Error);
+pub(crate) struct StoreWriteError(pub(crate) io::Error);
 
-impl fmt::Display for StoreWrite {
+impl fmt::Display for StoreWriteError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("cannot write to the image store")
     }
 }
 
-impl std::error::Error for StoreWrite {
+impl std::error::Error for StoreWriteError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         Some(&self.0)
     }
 }
 
-/// The archive as a whole could not be read on: it ended, or the device failed.
+/// A failed read of the archive as a whole: it was truncated, or the device failed.
 #[derive(Debug)]
-pub(crate) struct ArchiveRead(pub(crate) io::Error);
+pub(crate) struct ArchiveReadError(pub(crate) io::Error);
 
-impl fmt::Display for ArchiveRead {
+impl fmt::Display for ArchiveReadError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("cannot read the archive")
     }
 }
 
-impl std::error::Error for ArchiveRead {
+impl std::error::Error for ArchiveReadError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         Some(&self.0)
     }
 }
 
-/// Whether the error ends everything, and is no fault of one layer.
+/// Returns whether an error ends the whole operation, and is not the fault of one layer.
 pub(crate) fn is_fatal(error: &anyhow::Error) -> bool {
-    // A reader can only pass on errors of input and output, with ours inside.
+    // A reader can only pass on an `io::Error`, with the error of the store inside.
     let inside = |cause: &(dyn std::error::Error + 'static)| {
         cause
             .downcast_ref::<io::Error>()
             .and_then(io::Error::get_ref)
-            .is_some_and(|inner| inner.is::<StoreWrite>())
+            .is_some_and(|inner| inner.is::<StoreWriteError>())
     };
-    error
-        .chain()
-        .any(|cause| cause.is::<StoreWrite>() || cause.is::<ArchiveRead>() || inside(cause))
+    error.chain().any(|cause| {
+        cause.is::<StoreWriteError>() || cause.is::<ArchiveReadError>() || inside(cause)
+    })
 }

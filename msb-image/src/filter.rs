@@ -1,4 +1,4 @@
-//! Which images a command is about: `until=24h`, `label=team=ml`, `label!=keep`.
+//! Conditions that select images: `until=24h`, `label=team=ml`, `label!=keep`.
 
 use std::collections::BTreeMap;
 use std::str::FromStr;
@@ -10,24 +10,20 @@ use libmsb::cli::args::{parse_duration, parse_label};
 use libmsb::cli::error::Failure;
 use libmsb::cli::escape::escape;
 
-/// A condition.
+/// A condition on an image.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Filter {
-    /// Stored before this moment.
+pub(crate) enum ImageFilter {
+    /// The image was stored before this time.
     Until(Timestamp),
-    /// Has the label, whatever its value or with that one; or has not.
-    Label {
-        key: String,
-        value: Option<String>,
-        wanted: bool,
-    },
+    /// The image has, or does not have, the label with any value or with this one.
+    Label { key: String, value: Option<String>, wanted: bool },
 }
 
-impl Filter {
+impl ImageFilter {
     pub(crate) fn matches(&self, stored: Timestamp, labels: &BTreeMap<String, String>) -> bool {
         match self {
-            Filter::Until(moment) => stored < *moment,
-            Filter::Label { key, value, wanted } => {
+            ImageFilter::Until(time) => stored < *time,
+            ImageFilter::Label { key, value, wanted } => {
                 let found = labels.get(key);
                 let has =
                     found.is_some_and(|found| value.as_ref().is_none_or(|value| value == found));
@@ -37,12 +33,12 @@ impl Filter {
     }
 }
 
-impl FromStr for Filter {
+impl FromStr for ImageFilter {
     type Err = Failure;
 
-    fn from_str(text: &str) -> Result<Filter, Failure> {
-        if let Some(moment) = text.strip_prefix("until=") {
-            return until(moment, Timestamp::now()).map(Filter::Until);
+    fn from_str(text: &str) -> Result<ImageFilter, Failure> {
+        if let Some(time) = text.strip_prefix("until=") {
+            return until(time, Timestamp::now()).map(ImageFilter::Until);
         }
         if let Some(label) = text.strip_prefix("label=") {
             return with_label(label, true);
@@ -50,21 +46,21 @@ impl FromStr for Filter {
         if let Some(label) = text.strip_prefix("label!=") {
             return with_label(label, false);
         }
-        Err(Failure::usage(format!("'{}' is no filter", escape(text)))
-            .hint("write until=24h, until=2026-01-31, label=KEY, label=KEY=VALUE or label!=KEY"))
+        Err(Failure::usage(format!("invalid filter '{}'", escape(text)))
+            .hint("use until=24h, until=2026-01-31, label=KEY, label=KEY=VALUE or label!=KEY"))
     }
 }
 
-fn with_label(text: &str, wanted: bool) -> Result<Filter, Failure> {
+fn with_label(text: &str, wanted: bool) -> Result<ImageFilter, Failure> {
     let (key, value) = parse_label(text)?;
     let value = text.contains('=').then_some(value);
-    Ok(Filter::Label { key, value, wanted })
+    Ok(ImageFilter::Label { key, value, wanted })
 }
 
-/// A moment, a day as it begins here, or how long ago.
+/// Parses a time, the start of a day in the local time zone, or an age.
 fn until(text: &str, now: Timestamp) -> Result<Timestamp, Failure> {
-    if let Ok(moment) = text.parse() {
-        return Ok(moment);
+    if let Ok(time) = text.parse() {
+        return Ok(time);
     }
     if let Ok(day) = text.parse::<Date>()
         && let Ok(day) = day.to_zoned(TimeZone::system())
@@ -72,8 +68,8 @@ fn until(text: &str, now: Timestamp) -> Result<Timestamp, Failure> {
         return Ok(day.timestamp());
     }
     let wrong = || {
-        Failure::usage(format!("'{}' is no moment", escape(text)))
-            .hint("write a duration such as 24h, a day such as 2026-01-31, or a time of RFC 3339")
+        Failure::usage(format!("invalid time '{}'", escape(text)))
+            .hint("use a duration such as 24h, a date such as 2026-01-31, or an RFC 3339 time")
     };
     let ago = parse_duration(text).map_err(|_| wrong())?;
     now.checked_sub(ago).map_err(|_| wrong())
@@ -84,14 +80,9 @@ mod tests {
     use super::*;
 
     fn matches(filter: &str, labels: &[(&str, &str)]) -> bool {
-        let labels = labels
-            .iter()
-            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
-            .collect();
-        filter
-            .parse::<Filter>()
-            .unwrap()
-            .matches(Timestamp::UNIX_EPOCH, &labels)
+        let labels =
+            labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        filter.parse::<ImageFilter>().unwrap().matches(Timestamp::UNIX_EPOCH, &labels)
     }
 
     #[test]
@@ -108,14 +99,14 @@ mod tests {
     }
 
     #[test]
-    fn a_moment_is_said_in_three_ways() {
+    fn a_time_has_three_formats() {
         let now: Timestamp = "2026-03-02T00:00:00Z".parse().unwrap();
-        let moment = |text: &str| until(text, now).unwrap().to_string();
-        assert_eq!(moment("24h"), "2026-03-01T00:00:00Z");
-        assert_eq!(moment("2026-01-01T00:00:00+01:00"), "2025-12-31T23:00:00Z");
-        assert!(moment("2026-01-31").starts_with("2026-01-3"));
+        let time = |text: &str| until(text, now).unwrap().to_string();
+        assert_eq!(time("24h"), "2026-03-01T00:00:00Z");
+        assert_eq!(time("2026-01-01T00:00:00+01:00"), "2025-12-31T23:00:00Z");
+        assert!(time("2026-01-31").starts_with("2026-01-3"));
         assert!(until("soon", now).is_err());
-        assert!("size=1".parse::<Filter>().is_err());
+        assert!("size=1".parse::<ImageFilter>().is_err());
         assert!(matches("until=1h", &[]));
     }
 }

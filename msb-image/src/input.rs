@@ -1,4 +1,4 @@
-//! Where an archive comes from, and how far it has been read.
+//! Archive input from a file or standard input, with progress.
 
 use std::fs::File;
 use std::io::{self, BufReader, IsTerminal, Read, Seek, Write};
@@ -10,22 +10,22 @@ use anyhow::{Context, Result};
 use libmsb::cli::error::Failure;
 
 use crate::limits::ZSTD_WINDOW_LOG_MAX;
-use crate::stream::{Packing, read_head};
+use crate::stream::{BlobCompression, read_head};
 
 const BUFFER_BYTES: usize = 256 << 10;
 const REDRAW: Duration = Duration::from_millis(100);
 
-/// An archive on its way in.
-pub(crate) struct Input {
+/// An open archive.
+pub(crate) struct ArchiveInput {
     pub(crate) file: File,
     /// Length of a regular file that is read from its start.
     pub(crate) length: Option<u64>,
     progress: bool,
 }
 
-impl Input {
+impl ArchiveInput {
     /// Opens a file, or standard input.
-    pub(crate) fn open(path: Option<&Path>, progress: bool) -> Result<Input> {
+    pub(crate) fn open(path: Option<&Path>, progress: bool) -> Result<ArchiveInput> {
         let mut file = match path {
             Some(path) => {
                 File::open(path).with_context(|| format!("cannot open '{}'", path.display()))?
@@ -38,94 +38,79 @@ impl Input {
                 .context("cannot read the archive");
         }
         let at_start = data.is_file() && file.stream_position().is_ok_and(|position| position == 0);
-        Ok(Input {
+        Ok(ArchiveInput {
             file,
             length: at_start.then_some(data.len()),
             progress: progress && io::stderr().is_terminal(),
         })
     }
 
-    /// A file that is open already, and its length if it is not to be read as a stream.
+    /// Wraps an open file. Without a length it is read as a stream.
     #[cfg(any(test, fuzzing))]
-    pub(crate) fn of(file: File, length: Option<u64>) -> Input {
-        Input {
-            file,
-            length,
-            progress: false,
-        }
+    pub(crate) fn of(file: File, length: Option<u64>) -> ArchiveInput {
+        ArchiveInput { file, length, progress: false }
     }
 
-    /// The bytes from front to back, with progress on a terminal.
+    /// Returns a reader of the whole archive, with progress on a terminal.
     pub(crate) fn reader(self) -> CountingReader<File> {
-        let meter = self.progress.then(|| Meter {
+        let meter = self.progress.then(|| ProgressMeter {
             total: self.length,
             done: 0,
             drawn: Instant::now(),
         });
-        CountingReader {
-            inner: self.file,
-            meter,
-        }
+        CountingReader { inner: self.file, meter }
     }
 
-    /// A meter for reads that are not front to back.
-    pub(crate) fn meter(&self) -> Option<Meter> {
-        self.progress.then(|| Meter {
-            total: self.length,
-            done: 0,
-            drawn: Instant::now(),
-        })
+    /// Returns a progress meter for reads in another order.
+    pub(crate) fn meter(&self) -> Option<ProgressMeter> {
+        self.progress.then(|| ProgressMeter { total: self.length, done: 0, drawn: Instant::now() })
     }
 }
 
 fn standard_input() -> Result<File> {
     let stdin = io::stdin();
     if stdin.is_terminal() {
-        return Err(
-            Failure::usage("standard input is a terminal, not an archive")
-                .hint("name a file with --input, or write: docker save IMAGE | msb image load")
-                .into(),
-        );
+        return Err(Failure::usage("standard input is a terminal, not an archive")
+            .hint("use --input FILE, or pipe an archive: docker save IMAGE | msb image load")
+            .into());
     }
-    let descriptor = stdin
-        .as_fd()
-        .try_clone_to_owned()
-        .context("cannot read standard input")?;
+    let descriptor = stdin.as_fd().try_clone_to_owned().context("cannot read standard input")?;
     Ok(File::from(descriptor))
 }
 
-/// The reader without the compression of the archive as a whole, if it has one.
+/// Removes the compression of the archive as a whole, if any. Returns the reader and its first
+/// bytes.
 pub(crate) fn decompressed<'a, R: Read + Send + 'a>(
     mut input: R,
 ) -> Result<(Box<dyn Read + Send + 'a>, Vec<u8>)> {
     let head = read_head(&mut input).context("cannot read the archive")?;
-    let packing = Packing::of(&head);
+    let compression = BlobCompression::of(&head);
     let whole = BufReader::with_capacity(BUFFER_BYTES, io::Cursor::new(head.clone()).chain(input));
-    let mut reader: Box<dyn Read + Send> = match packing {
-        Some(Packing::Gzip) => Box::new(flate2::bufread::MultiGzDecoder::new(whole)),
-        Some(Packing::Zstd) => {
+    let mut reader: Box<dyn Read + Send> = match compression {
+        Some(BlobCompression::Gzip) => Box::new(flate2::bufread::MultiGzDecoder::new(whole)),
+        Some(BlobCompression::Zstd) => {
             let mut decoder = zstd::stream::read::Decoder::with_buffer(whole)?;
             decoder.window_log_max(ZSTD_WINDOW_LOG_MAX)?;
             Box::new(decoder)
         }
         _ => return Ok((Box::new(whole), head)),
     };
-    let head = read_head(&mut reader).context("cannot unpack the archive")?;
+    let head = read_head(&mut reader).context("cannot decompress the archive")?;
     Ok((Box::new(io::Cursor::new(head.clone()).chain(reader)), head))
 }
 
-/// Draws how far a read has come, one line on standard error.
+/// A progress line on standard error.
 #[derive(Debug)]
-pub(crate) struct Meter {
+pub(crate) struct ProgressMeter {
     total: Option<u64>,
     done: u64,
     drawn: Instant,
 }
 
-impl Meter {
-    /// A meter for so many bytes, if it is wanted and somebody can see it.
-    pub(crate) fn start(total: u64, wanted: bool) -> Option<Meter> {
-        (wanted && io::stderr().is_terminal()).then(|| Meter {
+impl ProgressMeter {
+    /// Starts a progress meter if `wanted` and standard error is a terminal.
+    pub(crate) fn start(total: u64, wanted: bool) -> Option<ProgressMeter> {
+        (wanted && io::stderr().is_terminal()).then(|| ProgressMeter {
             total: Some(total),
             done: 0,
             drawn: Instant::now(),
@@ -141,14 +126,8 @@ impl Meter {
         let mib = |bytes: u64| bytes >> 20;
         let line = match self.total.filter(|total| *total > 0) {
             Some(total) => {
-                let percent = (self.done.min(total) * 100)
-                    .checked_div(total)
-                    .unwrap_or(100);
-                format!(
-                    "\r{percent:3} %  {} of {} MiB\x1b[K",
-                    mib(self.done),
-                    mib(total)
-                )
+                let percent = (self.done.min(total) * 100).checked_div(total).unwrap_or(100);
+                format!("\r{percent:3} %  {} of {} MiB\x1b[K", mib(self.done), mib(total))
             }
             None => format!("\r{} MiB\x1b[K", mib(self.done)),
         };
@@ -156,16 +135,16 @@ impl Meter {
     }
 }
 
-impl Drop for Meter {
+impl Drop for ProgressMeter {
     fn drop(&mut self) {
         drop(io::stderr().write_all(b"\r\x1b[K"));
     }
 }
 
-/// Counts what is read.
+/// A reader that advances a progress meter.
 pub(crate) struct CountingReader<R> {
     inner: R,
-    meter: Option<Meter>,
+    meter: Option<ProgressMeter>,
 }
 
 impl<R: Read> Read for CountingReader<R> {

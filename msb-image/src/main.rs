@@ -1,40 +1,33 @@
-//! `msb-image`: images of msb. Loads and saves archives, imports root file systems, keeps the store and cleans it.
+//! `msb-image`: pulls, loads, saves, imports and removes images, and keeps the image store.
 //!
-//! A layer is converted while it streams in ([`layer`]), the layers of an image are merged into the metadata of a disk
-//! ([`disk`]), and all of it is kept in the store of the state directory ([`store`]). An untrusted archive never becomes
-//! files on the host.
+//! Each layer is converted while it is read ([`layer`]). The layers of an image are merged into the
+//! metadata of a read-only disk ([`disk`]). The store in the state directory holds both
+//! ([`store`]). An entry of an untrusted archive never becomes a file on the host.
 
-#![cfg_attr(
-    fuzzing,
-    no_main,
-    allow(dead_code, reason = "the fuzzer has a main of its own")
-)]
+#![cfg_attr(fuzzing, no_main, allow(dead_code, reason = "the fuzzer has a main of its own"))]
 
 use std::process::ExitCode;
 
 use clap::CommandFactory;
-use libmsb::cli::{args, completions, error as cli_error};
+use libmsb::cli::{args as cli_args, error as cli_error};
+use libmsb::complete;
+use libmsb::state::config::apply_log_level;
 
-/// Archives of images.
+/// Image archives: docker-archive and OCI.
 mod archive;
-/// The command line.
-#[path = "args.rs"]
-mod arguments;
-/// What all layers of an image may take on the disk.
+/// Command-line arguments.
+mod args;
+/// Limits on what the layers of an image may expand to, against decompression bombs.
 mod budget;
-/// `msb image check`.
-mod check;
-/// `msb image df`.
-mod df;
-/// Disks made of layers.
+/// Read-only disks made of layers.
 mod disk;
-/// The JSON documents of images.
+/// JSON documents of images: manifests, indexes and configurations.
 mod document;
-/// Errors that must be told apart.
+/// Error types that callers distinguish.
 mod error;
-/// Which images a command is about.
+/// Conditions that select images: `--filter`.
 mod filter;
-/// Doors for any bytes.
+/// Fuzz targets: entry points that take any bytes.
 #[cfg(any(test, fuzzing))]
 #[allow(
     clippy::unwrap_used,
@@ -43,77 +36,43 @@ mod filter;
     reason = "a test fails by a panic"
 )]
 mod fuzz;
-/// What nobody needs any more.
-mod garbage;
-/// `msb image import`.
-mod import;
-/// Where archives come from: a file or standard input, with progress.
+/// The row of an image in tables.
+mod image_row;
+/// Archive input from a file or standard input, with progress.
 mod input;
-/// `msb image inspect`.
-mod inspect;
-/// Layers: tar to two files.
+/// Layers: a tar stored as two files.
 mod layer;
-/// Every limit.
+/// Limits on untrusted input.
 mod limits;
-/// `msb image list`.
-mod list;
-/// `msb image load`.
-mod load;
-/// `msb image registry`: login, logout, list.
-mod login;
-/// `msb image prune`.
-mod prune;
-/// `msb image pull`.
-mod pull;
-/// Registries.
+/// The registry client.
 mod registry;
-/// `msb image remove`.
-mod remove;
-/// `msb image save`.
-mod save;
-/// Writing the image store.
+/// Reports of the verbs.
+mod report;
+/// The image store.
 mod store;
-/// Compression and digests of what streams in.
+/// Decompression and hashing of input streams.
 mod stream;
-/// `msb image tag`.
-mod tag;
-/// Archives for tests.
+/// Archives and stores for tests.
 #[cfg(any(test, fuzzing))]
 #[allow(clippy::unwrap_used, reason = "a test fails by a panic")]
 mod testing;
-/// Who needs what.
-mod uses;
+/// The verbs, a file for each.
+mod verbs;
 
-use arguments::{Args, Command};
+use args::Args;
 
-/// The program's name in messages.
+/// Name of the program in messages.
 const TOOL: &str = "msb-image";
 
 fn main() -> ExitCode {
     cli_error::catch_bugs(TOOL);
-    if let Some(code) = completions::serve(TOOL, Args::command) {
+    if let Some(code) = complete::serve(TOOL, Args::command) {
         return code;
     }
-    match args::parse::<Args>(TOOL, std::env::args_os()) {
-        Ok(args) => cli_error::exit_code(TOOL, run(args.command)),
+    let parsed = cli_args::parse::<Args>(TOOL, std::env::args_os());
+    apply_log_level();
+    match parsed {
+        Ok(args) => cli_error::exit_code(TOOL, verbs::run(args.command)),
         Err(code) => code,
-    }
-}
-
-fn run(command: Command) -> anyhow::Result<()> {
-    let home = libmsb::state::Home::from_env()?;
-    match command {
-        Command::Load(args) => load::run(&home, args),
-        Command::Save(args) => save::run(&home, args),
-        Command::Pull(args) => pull::run(&home, args),
-        Command::Registry(args) => login::run(&home, args),
-        Command::Import(args) => import::run(&home, args),
-        Command::List(args) => list::run(&home, args),
-        Command::Inspect(args) => inspect::run(&home, args),
-        Command::Tag(args) => tag::run(&home, args),
-        Command::Remove(args) => remove::run(&home, args),
-        Command::Prune(args) => prune::run(&home, args),
-        Command::Df(args) => df::run(&home, args),
-        Command::Check(args) => check::run(&home, args),
     }
 }

@@ -1,8 +1,8 @@
-//! Bytes on their way in: which compression they have, taken off, hashed on both sides.
+//! Decompression and hashing of input streams.
 //!
-//! A row of threads: one reads and hashes, one decodes if there is something to decode, and the caller's hashes the result
-//! and uses it. Decoding is the longest part by far, so that thread does nothing else. Between two of them go buffers, a few
-//! and always the same ones, so memory is bounded.
+//! A pipeline of threads: one reads and hashes, one decompresses if necessary, and the caller's
+//! thread hashes the result and consumes it. Decompression takes by far the longest, so its thread
+//! does nothing else. A few reused buffers circulate between two threads, so memory is bounded.
 
 use std::io::{self, BufRead, Cursor, Read};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
@@ -13,37 +13,38 @@ use libmsb::digest::Digest;
 use sha2::{Digest as _, Sha256};
 
 use crate::budget::{Budget, check_tar_bytes};
-use crate::layer::tar::{Raw, looks_like_tar};
+use crate::layer::tar::{RawSource, looks_like_tar};
 use crate::limits::ZSTD_WINDOW_LOG_MAX;
 
 const CHUNK_BYTES: usize = 256 << 10;
 const CHUNKS_IN_FLIGHT: usize = 8;
-/// Enough to see a header of a tar.
+/// Bytes that show a tar header.
 pub(crate) const HEAD_BYTES: usize = 512;
 
-/// How a blob is packed.
+/// Compression of a blob.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Packing {
-    Plain,
+pub(crate) enum BlobCompression {
+    Uncompressed,
     Gzip,
     Zstd,
 }
 
-impl Packing {
-    /// What the first bytes of a tar, packed or not, say; `None` when they are neither.
-    pub(crate) fn of(head: &[u8]) -> Option<Packing> {
+impl BlobCompression {
+    /// Detects the compression of a tar from its first bytes; `None` if they are neither a tar nor
+    /// compressed.
+    pub(crate) fn of(head: &[u8]) -> Option<BlobCompression> {
         match head {
-            [0x1f, 0x8b, 8, ..] => Some(Packing::Gzip),
-            [0x28, 0xb5, 0x2f, 0xfd, ..] => Some(Packing::Zstd),
-            // A skippable frame: zstd:chunked may begin with one.
-            [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Some(Packing::Zstd),
-            _ if head.is_empty() || looks_like_tar(head) => Some(Packing::Plain),
+            [0x1f, 0x8b, 8, ..] => Some(BlobCompression::Gzip),
+            [0x28, 0xb5, 0x2f, 0xfd, ..] => Some(BlobCompression::Zstd),
+            // A skippable frame: zstd:chunked may start with one.
+            [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Some(BlobCompression::Zstd),
+            _ if head.is_empty() || looks_like_tar(head) => Some(BlobCompression::Uncompressed),
             _ => None,
         }
     }
 }
 
-/// Why the bytes cannot be a tar.
+/// Describes why the bytes cannot be a tar.
 pub(crate) fn describe_unknown(head: &[u8]) -> &'static str {
     match head {
         [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => "it is compressed with xz, which is not supported",
@@ -53,147 +54,133 @@ pub(crate) fn describe_unknown(head: &[u8]) -> &'static str {
     }
 }
 
-/// What was read, as it was packed.
+/// Digest and size of a blob, compressed as it was received.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct BlobFacts {
     pub(crate) digest: Digest,
     pub(crate) bytes: u64,
 }
 
-/// Facts of both sides.
+/// Digests and sizes of a blob and of its tar.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Unpacked {
+pub(crate) struct UnpackSummary {
     pub(crate) blob: BlobFacts,
     pub(crate) digest: Digest,
     pub(crate) bytes: u64,
 }
 
-/// Reads and unpacks the whole input while `consume` uses what comes out. What `consume` leaves is read all the same, so
-/// that the digests are those of the whole.
+/// Reads and decompresses the whole input while `consume` uses the result. What `consume` leaves
+/// unread is read too, so that the digests cover the whole input.
 pub(crate) fn unpack<R: Read + Send, T>(
     mut input: R,
     budget: &Budget,
-    consume: impl FnOnce(&mut Chunks) -> Result<T>,
-) -> Result<(T, Unpacked)> {
+    consume: impl FnOnce(&mut ChunkReader) -> Result<T>,
+) -> Result<(T, UnpackSummary)> {
     let head = read_head(&mut input)?;
-    let Some(packing) = Packing::of(&head) else {
+    let Some(compression) = BlobCompression::of(&head) else {
         bail!("{}", describe_unknown(&head))
     };
     let input = Cursor::new(head).chain(input);
     std::thread::scope(|scope| {
-        let (out, packed) = link(None);
-        let plain = (packing == Packing::Plain).then_some(budget);
-        let feeder = scope.spawn(move || out.feed(input, plain));
-        let (decoder, mut chunks) = if packing == Packing::Plain {
-            // The digest of a plain tar is taken once, by the thread that reads.
+        let (sender, packed) = channel_pair(None);
+        let plain = (compression == BlobCompression::Uncompressed).then_some(budget);
+        let reader = scope.spawn(move || sender.feed(input, plain));
+        let (decoder, mut chunks) = if compression == BlobCompression::Uncompressed {
+            // The thread that reads also computes the digest of an uncompressed tar.
             (None, packed)
         } else {
-            let (out, chunks) = link(Some(Sha256::new()));
-            (
-                Some(scope.spawn(move || out.decode(packed, packing, budget))),
-                chunks,
-            )
+            let (sender, chunks) = channel_pair(Some(Sha256::new()));
+            (Some(scope.spawn(move || sender.decode(packed, compression, budget))), chunks)
         };
         let consumed = consume(&mut chunks).and_then(|value| Ok((value, chunks.drain()?)));
-        // A thread that waits for room must see that nobody listens any more.
+        // A thread that waits for a free buffer must see that its receiver is gone.
         let hash = chunks.close();
         let decoded = decoder.map_or(Ok(()), join);
-        let blob = join(feeder);
-        // The last in the row was told of what went wrong before it.
+        let blob = join(reader);
+        // The last stage received the errors of the stages before it.
         let (value, bytes) = consumed?;
         decoded?;
         let blob = blob?;
         let digest = hash.map_or(blob.digest, |hash| Digest::of_bytes(hash.finalize().into()));
-        let unpacked = Unpacked {
-            blob,
-            digest,
-            bytes,
-        };
+        let unpacked = UnpackSummary { blob, digest, bytes };
         Ok((value, unpacked))
     })
 }
 
 fn join<T>(thread: ScopedJoinHandle<'_, Result<T>>) -> Result<T> {
-    thread
-        .join()
-        .map_err(|_| anyhow!("a thread that reads the data failed"))?
+    thread.join().map_err(|_| anyhow!("a thread that reads the data failed"))?
 }
 
-/// Two ends of a way for bytes from one thread to the next.
-fn link(hash: Option<Sha256>) -> (Out, Chunks) {
+/// Creates a bounded channel of byte buffers between two threads.
+fn channel_pair(hash: Option<Sha256>) -> (ChunkSender, ChunkReader) {
     let (sender, receiver) = sync_channel(CHUNKS_IN_FLIGHT);
     let (recycle, recycled) = channel();
-    let chunks = Chunks {
-        receiver,
-        recycle,
-        current: Vec::new(),
-        at: 0,
-        ended: false,
-        hash,
-        bytes: 0,
-    };
-    (Out { sender, recycled }, chunks)
+    let chunks =
+        ChunkReader { receiver, recycle, current: Vec::new(), at: 0, ended: false, hash, bytes: 0 };
+    (ChunkSender { sender, recycled }, chunks)
 }
 
-/// The end that bytes go into.
-struct Out {
+/// Sending half of a channel of byte buffers.
+struct ChunkSender {
     sender: SyncSender<Result<Vec<u8>>>,
     recycled: Receiver<Vec<u8>>,
 }
 
-/// The end where they come out.
-pub(crate) struct Chunks {
+/// Receiving half of a channel of byte buffers.
+pub(crate) struct ChunkReader {
     receiver: Receiver<Result<Vec<u8>>>,
     recycle: Sender<Vec<u8>>,
     current: Vec<u8>,
     at: usize,
     ended: bool,
     hash: Option<Sha256>,
-    /// Bytes that came so far.
+    /// Bytes received so far.
     bytes: u64,
 }
 
-impl Out {
-    /// Sends the whole input on as it is; with a budget it is a tar.
+impl ChunkSender {
+    /// Sends the input unchanged. With a budget the input is a tar.
     fn feed(self, input: impl Read, budget: Option<&Budget>) -> Result<BlobFacts> {
         let mut input = HashingReader::new(input);
-        self.tell(self.pump(&mut input, budget))?;
+        self.send_failure(self.pump(&mut input, budget))?;
         Ok(input.facts())
     }
 
-    /// Sends on what the packed bytes hold.
-    fn decode(self, packed: Chunks, packing: Packing, budget: &Budget) -> Result<()> {
-        let outcome = if packing == Packing::Zstd {
+    /// Sends the decompressed input.
+    fn decode(
+        self,
+        packed: ChunkReader,
+        compression: BlobCompression,
+        budget: &Budget,
+    ) -> Result<()> {
+        let outcome = if compression == BlobCompression::Zstd {
             self.zstd(packed, budget)
         } else {
             self.gzip(packed, budget)
         };
-        self.tell(outcome)
+        self.send_failure(outcome)
     }
 
-    fn gzip(&self, packed: Chunks, budget: &Budget) -> Result<()> {
+    fn gzip(&self, packed: ChunkReader, budget: &Budget) -> Result<()> {
         let mut gzip = flate2::bufread::MultiGzDecoder::new(packed);
         self.pump(&mut gzip, Some(budget))?;
         gzip.into_inner().drain().map(drop)
     }
 
-    fn zstd(&self, packed: Chunks, budget: &Budget) -> Result<()> {
+    fn zstd(&self, packed: ChunkReader, budget: &Budget) -> Result<()> {
         let mut zstd = zstd::stream::read::Decoder::with_buffer(packed)?;
         zstd.window_log_max(ZSTD_WINDOW_LOG_MAX)?;
         self.pump(&mut zstd, Some(budget))?;
         zstd.finish().drain().map(drop)
     }
 
-    /// Reads to the end. What is a tar counts in a budget.
+    /// Sends the reader's bytes up to its end. With a budget they count as bytes of a tar.
     fn pump<R: Read>(&self, reader: &mut R, budget: Option<&Budget>) -> Result<()> {
         let mut total = 0;
         loop {
-            let mut chunk = self
-                .recycled
-                .try_recv()
-                .unwrap_or_else(|_| vec![0; CHUNK_BYTES]);
+            let mut chunk = self.recycled.try_recv().unwrap_or_else(|_| vec![0; CHUNK_BYTES]);
             chunk.resize(CHUNK_BYTES, 0);
-            let filled = fill(reader, &mut chunk).context("the data is damaged or cut off")?;
+            let filled = fill(reader, &mut chunk).context("the data is damaged or truncated")?;
             if filled == 0 {
                 return Ok(());
             }
@@ -201,24 +188,24 @@ impl Out {
             total += filled as u64;
             check_tar_bytes(total)?;
             if let Some(budget) = budget {
-                budget.unpack(filled as u64)?;
+                budget.count_unpacked(filled as u64)?;
             }
             if self.sender.send(Ok(chunk)).is_err() {
-                bail!("nobody wants the data any more");
+                bail!("the receiver stopped reading");
             }
         }
     }
 
-    /// Passes a failure on to whoever waits for bytes; if it is gone it has an error of its own.
-    fn tell(&self, outcome: Result<()>) -> Result<()> {
+    /// Sends a failure to the receiver. A receiver that is gone has an error of its own.
+    fn send_failure(&self, outcome: Result<()>) -> Result<()> {
         outcome.or_else(|error| {
             drop(self.sender.send(Err(error)));
-            bail!("the data could not be unpacked")
+            bail!("the data could not be decompressed")
         })
     }
 }
 
-/// Fills the buffer unless the input ends.
+/// Fills the buffer, or less at the end of the input.
 pub(crate) fn fill<R: Read + ?Sized>(input: &mut R, buffer: &mut [u8]) -> io::Result<usize> {
     let mut filled = 0;
     while filled < buffer.len() {
@@ -232,7 +219,7 @@ pub(crate) fn fill<R: Read + ?Sized>(input: &mut R, buffer: &mut [u8]) -> io::Re
     Ok(filled)
 }
 
-/// The first bytes of the input, fewer if it is shorter.
+/// Reads the first bytes of the input, fewer if it is shorter.
 pub(crate) fn read_head<R: Read + ?Sized>(input: &mut R) -> io::Result<Vec<u8>> {
     let mut head = vec![0; HEAD_BYTES];
     let count = fill(input, &mut head)?;
@@ -240,8 +227,8 @@ pub(crate) fn read_head<R: Read + ?Sized>(input: &mut R) -> io::Result<Vec<u8>> 
     Ok(head)
 }
 
-impl Chunks {
-    /// Bytes that are there now; none at the end.
+impl ChunkReader {
+    /// Returns the bytes that are available, after waiting for some; none at the end.
     pub(crate) fn available(&mut self) -> Result<&[u8]> {
         while self.at == self.current.len() && !self.ended {
             let Ok(chunk) = self.receiver.recv() else {
@@ -249,7 +236,7 @@ impl Chunks {
                 break;
             };
             let used = std::mem::replace(&mut self.current, chunk?);
-            // The decoder may have finished: then nobody needs the buffer.
+            // A decoder that has finished takes back no buffers.
             drop(self.recycle.send(used));
             self.at = 0;
             self.bytes += self.current.len() as u64;
@@ -260,12 +247,12 @@ impl Chunks {
         Ok(&self.current[self.at..])
     }
 
-    /// Says how many of the available bytes were used.
+    /// Marks available bytes as used.
     pub(crate) fn consume(&mut self, count: usize) {
         self.at = (self.at + count).min(self.current.len());
     }
 
-    /// Reads what is left; gives how many bytes came in all.
+    /// Discards the rest of the input. Returns the number of bytes received in total.
     fn drain(&mut self) -> Result<u64> {
         loop {
             let count = self.available()?.len();
@@ -276,34 +263,33 @@ impl Chunks {
         }
     }
 
-    /// Lets the other end know that no more is wanted.
+    /// Closes the channel and returns the hash.
     fn close(self) -> Option<Sha256> {
         self.hash
     }
 }
 
-impl BufRead for Chunks {
+impl BufRead for ChunkReader {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
-        self.available()
-            .map_err(|error| error.downcast().unwrap_or_else(io::Error::other))
+        self.available().map_err(|error| error.downcast().unwrap_or_else(io::Error::other))
     }
 
     fn consume(&mut self, count: usize) {
-        Chunks::consume(self, count);
+        ChunkReader::consume(self, count);
     }
 }
 
-impl Read for Chunks {
+impl Read for ChunkReader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let available = self.fill_buf()?;
         let count = available.len().min(buffer.len());
         buffer[..count].copy_from_slice(&available[..count]);
-        Chunks::consume(self, count);
+        ChunkReader::consume(self, count);
         Ok(count)
     }
 }
 
-impl Raw for Chunks {
+impl RawSource for ChunkReader {
     fn read_raw(&mut self, buffer: &mut [u8]) -> Result<usize> {
         let mut filled = 0;
         while filled < buffer.len() {
@@ -320,7 +306,7 @@ impl Raw for Chunks {
     }
 }
 
-/// Hashes and counts what is read.
+/// A reader that hashes and counts its bytes.
 pub(crate) struct HashingReader<R> {
     inner: R,
     hash: Sha256,
@@ -329,18 +315,11 @@ pub(crate) struct HashingReader<R> {
 
 impl<R: Read> HashingReader<R> {
     pub(crate) fn new(inner: R) -> HashingReader<R> {
-        HashingReader {
-            inner,
-            hash: Sha256::new(),
-            bytes: 0,
-        }
+        HashingReader { inner, hash: Sha256::new(), bytes: 0 }
     }
 
     pub(crate) fn facts(self) -> BlobFacts {
-        BlobFacts {
-            digest: Digest::of_bytes(self.hash.finalize().into()),
-            bytes: self.bytes,
-        }
+        BlobFacts { digest: Digest::of_bytes(self.hash.finalize().into()), bytes: self.bytes }
     }
 }
 
@@ -353,7 +332,7 @@ impl<R: Read> Read for HashingReader<R> {
     }
 }
 
-/// SHA-256 of bytes in memory.
+/// Returns the SHA-256 digest of bytes in memory.
 pub(crate) fn digest_of(bytes: &[u8]) -> Digest {
     Digest::of_bytes(Sha256::digest(bytes).into())
 }
@@ -372,17 +351,11 @@ mod tests {
     }
 
     #[test]
-    fn packings_are_known_by_their_first_bytes() {
-        assert_eq!(
-            Packing::of(&crate::testing::gzip(b"x")),
-            Some(Packing::Gzip)
-        );
-        assert_eq!(
-            Packing::of(&crate::testing::zstd(b"x")),
-            Some(Packing::Zstd)
-        );
-        assert_eq!(Packing::of(&[0; 512]), Some(Packing::Plain));
-        assert_eq!(Packing::of(b"{}"), None);
+    fn compression_is_detected_by_the_first_bytes() {
+        assert_eq!(BlobCompression::of(&crate::testing::gzip(b"x")), Some(BlobCompression::Gzip));
+        assert_eq!(BlobCompression::of(&crate::testing::zstd(b"x")), Some(BlobCompression::Zstd));
+        assert_eq!(BlobCompression::of(&[0; 512]), Some(BlobCompression::Uncompressed));
+        assert_eq!(BlobCompression::of(b"{}"), None);
         assert_eq!(
             describe_unknown(b"\xfd7zXZ\0"),
             "it is compressed with xz, which is not supported"

@@ -1,6 +1,6 @@
-//! Archives for tests, made by code.
+//! Archives and stores for tests.
 
-/// A record of an extended header.
+/// Formats a record of a PAX extended header.
 pub(crate) fn pax_record(key: &str, value: &[u8]) -> Vec<u8> {
     let rest = key.len() + value.len() + 3;
     let mut length = rest + 1;
@@ -10,7 +10,7 @@ pub(crate) fn pax_record(key: &str, value: &[u8]) -> Vec<u8> {
     [format!("{length} {key}=").as_bytes(), value, b"\n"].concat()
 }
 
-/// Writes a tar.
+/// A builder of a tar.
 #[derive(Default)]
 pub(crate) struct TarBuilder {
     bytes: Vec<u8>,
@@ -21,7 +21,7 @@ impl TarBuilder {
         TarBuilder::default()
     }
 
-    /// A ustar header with a right checksum.
+    /// Builds a ustar header with a valid checksum.
     pub(crate) fn header(name: &str, flag: u8, size: u64) -> [u8; 512] {
         let mut header = [0; 512];
         header[..name.len()].copy_from_slice(name.as_bytes());
@@ -41,18 +41,17 @@ impl TarBuilder {
         self
     }
 
-    /// A header whose checksum is computed here.
+    /// Appends a header after computing its checksum.
     pub(crate) fn raw_header(self, mut header: [u8; 512]) -> TarBuilder {
         sign(&mut header);
         self.raw(&header)
     }
 
     pub(crate) fn file(self, name: &str, contents: &[u8]) -> TarBuilder {
-        self.raw_header(TarBuilder::header(name, b'0', contents.len() as u64))
-            .contents(contents)
+        self.raw_header(TarBuilder::header(name, b'0', contents.len() as u64)).contents(contents)
     }
 
-    pub(crate) fn folder(self, name: &str, mode: u32) -> TarBuilder {
+    pub(crate) fn directory(self, name: &str, mode: u32) -> TarBuilder {
         let mut header = TarBuilder::header(name, b'5', 0);
         header[100..108].copy_from_slice(format!("{mode:07o}\0").as_bytes());
         self.raw_header(header)
@@ -78,10 +77,8 @@ impl TarBuilder {
     }
 
     pub(crate) fn pax(self, records: &[(&str, &[u8])]) -> TarBuilder {
-        let text: Vec<u8> = records
-            .iter()
-            .flat_map(|(key, value)| pax_record(key, value))
-            .collect();
+        let text: Vec<u8> =
+            records.iter().flat_map(|(key, value)| pax_record(key, value)).collect();
         self.extension(b'x', &text)
     }
 
@@ -154,12 +151,12 @@ fn sign(header: &mut [u8; 512]) {
     header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
 }
 
-/// A store in a folder that goes away.
+/// Creates a store in a temporary directory.
 pub(crate) fn store() -> (tempfile::TempDir, libmsb::state::images::Store) {
-    let folder = tempfile::tempdir().unwrap();
-    let store = libmsb::state::images::Store::at(folder.path().join("images"));
+    let directory = tempfile::tempdir().unwrap();
+    let store = libmsb::state::images::Store::at(directory.path().join("images"));
     store.prepare().unwrap();
-    (folder, store)
+    (directory, store)
 }
 
 /// Compresses with gzip.

@@ -1,4 +1,4 @@
-//! The samples of all sandboxes, from their files.
+//! Collector: reads the sample files of all sandboxes.
 
 use std::collections::{BTreeMap, HashSet};
 use std::os::unix::fs::MetadataExt;
@@ -7,48 +7,50 @@ use std::sync::Arc;
 
 use libmsb::cli::args::SandboxName;
 use libmsb::cli::error::message;
-use libmsb::samples::{Reader, Snapshot};
+use libmsb::samples::{SampleReader, Snapshot};
 use libmsb::selector::Selector;
 use libmsb::state::{Home, layout};
 
 use crate::args::CollectArgs;
-use crate::exits::Follower;
+use crate::exits::EventFollower;
 use crate::log;
-use crate::names::Names;
-use crate::sample::{Collection, Identity, Labels, Now, Sample, figures, identity, numbers};
-use crate::watch::{self, Subscription, Watch};
+use crate::names::SandboxNames;
+use crate::sample::{
+    ClockReading, Collection, Labels, Sample, SandboxIdentity, identity, sample_values, sandbox_ids,
+};
+use crate::subscriptions::{self, SampleSubscriber, SampleSubscription};
 
-/// Problems that are remembered, so that each is told once.
+/// Maximum number of remembered problems; each is reported once.
 const PROBLEMS_MAX: usize = 1000;
 
-/// Which sandboxes, and which of their labels.
+/// Filter for sandboxes and their labels.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Choice {
-    /// Only those with these labels.
+pub(crate) struct SampleFilter {
+    /// Required labels.
     pub(crate) selectors: Vec<Selector>,
-    /// No labels.
+    /// Omits all labels.
     pub(crate) no_labels: bool,
-    /// Not these.
+    /// Label keys to omit.
     pub(crate) excluded: HashSet<String>,
 }
 
-impl Choice {
-    /// As the command line has it.
-    pub(crate) fn of(args: &CollectArgs) -> Choice {
-        Choice {
+impl SampleFilter {
+    /// Returns the filter for the command line.
+    pub(crate) fn of(args: &CollectArgs) -> SampleFilter {
+        SampleFilter {
             selectors: args.label.clone(),
             no_labels: args.no_labels,
             excluded: args.exclude_label_key.iter().cloned().collect(),
         }
     }
 
-    /// Those labels that are passed on.
+    /// Removes the labels that are omitted.
     fn labels(&self, mut labels: Labels) -> Labels {
         labels.retain(|key, _| !self.no_labels && !self.excluded.contains(key));
         labels
     }
 
-    /// What is chosen of a collection that somebody else made.
+    /// Applies the filter to a collection from another process.
     pub(crate) fn of_collection(&self, mut collection: Collection) -> Collection {
         let chosen =
             |sample: &Sample| Selector::all_match(&self.selectors, &sample.identity.labels);
@@ -61,157 +63,157 @@ impl Choice {
     }
 }
 
-/// Reads the sample files, again and again.
+/// A collector that reads the sample files repeatedly.
 ///
-/// Of a thousand sandboxes each system call is made a thousand times, so what is known is kept: the names as long as their
-/// folder does not change, the files open, and the labels as long as a sandbox lives and its specification is the same one.
+/// With a thousand sandboxes each system call is made a thousand times, so state is kept: the names
+/// while the runtime directory is unchanged, the open files, and the labels while a run lasts and
+/// its spec file is unchanged.
 pub(crate) struct Collector {
     home: Home,
-    choice: Choice,
-    names: Names,
-    /// What is kept of those that have a folder, by name.
-    places: BTreeMap<SandboxName, Place>,
-    /// How many sample files may be open.
-    room: usize,
-    follower: Follower,
-    watch: Option<Watch>,
-    told: HashSet<String>,
+    filter: SampleFilter,
+    names: SandboxNames,
+    /// State of each sandbox in the runtime directory, by name.
+    sandboxes: BTreeMap<SandboxName, SandboxState>,
+    /// Limit of open sample files.
+    budget: usize,
+    follower: EventFollower,
+    subscriber: Option<SampleSubscriber>,
+    reported: HashSet<String>,
 }
 
-/// What is kept of one name.
+/// State of one sandbox.
 #[derive(Default)]
-struct Place {
-    /// The open file: opening costs more than reading.
-    reader: Option<Reader>,
-    life: Option<Life>,
-    subscription: Option<Subscription>,
+struct SandboxState {
+    /// Open sample file: opening costs more than reading.
+    reader: Option<SampleReader>,
+    run: Option<SandboxRun>,
+    subscription: Option<SampleSubscription>,
 }
 
-/// One life of a sandbox, and whether it was chosen.
-struct Life {
-    identity: Arc<Identity>,
+/// One run of a sandbox, and the result of the filter.
+struct SandboxRun {
+    identity: Arc<SandboxIdentity>,
     chosen: bool,
-    /// Which specification the labels are from: they may be changed while it runs.
-    version: Option<Version>,
+    /// Version of the spec from which the labels were read. Labels may change during a run.
+    version: Option<SpecVersion>,
 }
 
-/// A file that is replaced when it changes: its number, and when it was made.
-type Version = (u64, i64, i64);
+/// Version of a file that is replaced on change: inode and modification time.
+type SpecVersion = (u64, i64, i64);
 
 impl Collector {
-    /// As the command line has it.
+    /// Returns a collector for the command line.
     pub(crate) fn new(args: &CollectArgs) -> anyhow::Result<Collector> {
         let home = match &args.msb_home {
-            Some(folder) => Home::at(&std::path::absolute(folder)?),
+            Some(directory) => Home::at(&std::path::absolute(directory)?),
             None => Home::from_env()?,
         };
-        let watch = Watch::at(args.collect_interval);
-        Ok(Collector::of(home, Choice::of(args), watch))
+        let watch = SampleSubscriber::at(args.collect_interval);
+        Ok(Collector::of(home, SampleFilter::of(args), watch))
     }
 
-    /// Of a state directory. Creates nothing, also where there is none yet.
-    pub(crate) fn of(home: Home, choice: Choice, watch: Option<Watch>) -> Collector {
+    /// Returns a collector for a state directory. Creates no files, even if the directory does not
+    /// exist.
+    pub(crate) fn of(
+        home: Home,
+        filter: SampleFilter,
+        watch: Option<SampleSubscriber>,
+    ) -> Collector {
         Collector {
-            follower: Follower::at_end(home.events()),
-            names: Names::of(home.runtime().to_owned()),
+            follower: EventFollower::at_end(home.events()),
+            names: SandboxNames::of(home.runtime().to_owned()),
             home,
-            choice,
-            places: BTreeMap::new(),
-            room: watch::descriptors() / 2,
-            watch,
-            told: HashSet::new(),
+            filter,
+            sandboxes: BTreeMap::new(),
+            budget: subscriptions::raise_descriptor_limit() / 2,
+            subscriber: watch,
+            reported: HashSet::new(),
         }
     }
 
-    /// All sandboxes that live, by name.
+    /// Collects the samples of all running sandboxes, ordered by name.
     pub(crate) fn collect(&mut self) -> Collection {
-        let now = Now::get();
+        let now = ClockReading::get();
         if let Some(names) = self.names.changed() {
-            self.places.retain(|name, _| names.contains(name));
+            self.sandboxes.retain(|name, _| names.contains(name));
             for name in names {
-                self.places.entry(name).or_default();
+                self.sandboxes.entry(name).or_default();
             }
         }
-        let mut places = std::mem::take(&mut self.places);
-        let mut room = Room {
-            files: self
-                .room
-                .saturating_sub(count(&places, |place| place.reader.is_some())),
+        let mut sandboxes = std::mem::take(&mut self.sandboxes);
+        let mut budget = DescriptorBudget {
+            files: self.budget.saturating_sub(count(&sandboxes, |state| state.reader.is_some())),
             subscriptions: self
-                .room
-                .saturating_sub(count(&places, |place| place.subscription.is_some())),
+                .budget
+                .saturating_sub(count(&sandboxes, |state| state.subscription.is_some())),
         };
-        let mut samples = Vec::with_capacity(places.len());
-        let all = places.iter_mut();
-        samples.extend(all.filter_map(|(name, place)| self.sample(name, place, now, &mut room)));
-        self.places = places;
-        Collection {
-            at: now.time,
-            samples,
-            exits: self.follower.next(),
-        }
+        let mut samples = Vec::with_capacity(sandboxes.len());
+        let all = sandboxes.iter_mut();
+        samples.extend(all.filter_map(|(name, state)| self.sample(name, state, now, &mut budget)));
+        self.sandboxes = sandboxes;
+        Collection { at: now.time, samples, exits: self.follower.next() }
     }
 
-    /// The sample of one that lives, and was chosen.
+    /// Returns the sample of a sandbox that is running and passes the filter.
     fn sample(
         &mut self,
         name: &SandboxName,
-        place: &mut Place,
-        now: Now,
-        room: &mut Room,
+        state: &mut SandboxState,
+        now: ClockReading,
+        budget: &mut DescriptorBudget,
     ) -> Option<Sample> {
-        let Some(snapshot) = self.read(name, &mut place.reader, &mut room.files) else {
-            *place = Place::default();
+        let Some(snapshot) = self.read(name, &mut state.reader, &mut budget.files) else {
+            *state = SandboxState::default();
             return None;
         };
-        place.life = self.recognize(name, &snapshot, place.life.take());
-        let Some(life) = place.life.as_ref().filter(|life| life.chosen) else {
-            place.subscription = None;
+        state.run = self.find_run(name, &snapshot, state.run.take());
+        let Some(run) = state.run.as_ref().filter(|run| run.chosen) else {
+            state.subscription = None;
             return None;
         };
-        if let Some(watch) = &self.watch {
-            let life = (name, life.identity.run_id);
-            watch.keep(
-                &mut place.subscription,
+        if let Some(subscriber) = &self.subscriber {
+            let run = (name, run.identity.run_id);
+            subscriber.renew(
+                &mut state.subscription,
                 &self.home,
-                life,
+                run,
                 now.boot_ns,
-                &mut room.subscriptions,
+                &mut budget.subscriptions,
             );
         }
         Some(Sample {
             timestamp: now.time,
-            figures: figures(&snapshot, now),
-            identity: Arc::clone(&life.identity),
+            values: sample_values(&snapshot, now),
+            identity: Arc::clone(&run.identity),
         })
     }
 
-    /// What a file says. One that cannot be read is told once, and harms no other.
+    /// Reads a sample file. A file that cannot be read is reported once and does not affect others.
     fn read(
         &mut self,
         name: &SandboxName,
-        open: &mut Option<Reader>,
-        room: &mut usize,
+        open: &mut Option<SampleReader>,
+        budget: &mut usize,
     ) -> Option<Snapshot> {
-        match self.try_read(name, open, room) {
+        match self.try_read(name, open, budget) {
             Ok(snapshot) => snapshot,
             Err(error) => {
                 let problem = message(&error);
-                if self.told.len() < PROBLEMS_MAX && !self.told.contains(&problem) {
+                if self.reported.len() < PROBLEMS_MAX && !self.reported.contains(&problem) {
                     log::warn(&problem);
-                    self.told.insert(problem);
+                    self.reported.insert(problem);
                 }
                 None
             }
         }
     }
 
-    /// The open file first. When nobody keeps that one any more, or it is spoiled, there may be another by now.
+    /// Reads the open file first. If it is no longer updated or is corrupt, there may be a new one.
     fn try_read(
         &self,
         name: &SandboxName,
-        open: &mut Option<Reader>,
-        room: &mut usize,
+        open: &mut Option<SampleReader>,
+        budget: &mut usize,
     ) -> anyhow::Result<Option<Snapshot>> {
         if let Some(reader) = open
             && let Ok(Some(snapshot)) = reader.read()
@@ -219,57 +221,58 @@ impl Collector {
             return Ok(Some(snapshot));
         }
         *open = None;
-        let Some(reader) = Reader::open(&self.home.samples(name))? else {
+        let Some(reader) = SampleReader::open(&self.home.samples(name))? else {
             return Ok(None);
         };
         let snapshot = reader.read()?;
-        if snapshot.is_some() && *room > 0 {
-            *room -= 1;
+        if snapshot.is_some() && *budget > 0 {
+            *budget -= 1;
             *open = Some(reader);
         }
         Ok(snapshot)
     }
 
-    /// The life that a snapshot is of: the one that is known, or a new one, whose labels are read.
-    fn recognize(
+    /// Returns the run that a snapshot belongs to: the known one, or a new one, whose labels are
+    /// read.
+    fn find_run(
         &self,
         name: &SandboxName,
         snapshot: &Snapshot,
-        known: Option<Life>,
-    ) -> Option<Life> {
-        let (id, run_id) = numbers(snapshot)?;
+        known: Option<SandboxRun>,
+    ) -> Option<SandboxRun> {
+        let (id, run_id) = sandbox_ids(snapshot)?;
         let sandbox = self.home.sandboxes().named(name);
         let version = version(&sandbox.path(layout::SPEC));
-        if let Some(life) = known
-            && (life.identity.id, life.identity.run_id) == (id, run_id)
-            && life.version == version
+        if let Some(run) = known
+            && (run.identity.id, run.identity.run_id) == (id, run_id)
+            && run.version == version
         {
-            return Some(life);
+            return Some(run);
         }
         let mut identity = identity(name.as_str(), snapshot)?;
-        // Its own labels, and those of its image. A sandbox whose specification cannot be read has none.
+        // Labels of the sandbox include those of its image. If the spec cannot be read there are
+        // none.
         let labels = sandbox.spec().map(|spec| spec.labels).unwrap_or_default();
-        let chosen = Selector::all_match(&self.choice.selectors, &labels);
-        identity.labels = self.choice.labels(labels);
-        Some(Life {
-            identity: Arc::new(identity),
-            chosen,
-            version,
-        })
+        let chosen = Selector::all_match(&self.filter.selectors, &labels);
+        identity.labels = self.filter.labels(labels);
+        Some(SandboxRun { identity: Arc::new(identity), chosen, version })
     }
 }
 
-/// How much more may be open.
-struct Room {
+/// Number of descriptors that may still be opened.
+struct DescriptorBudget {
     files: usize,
     subscriptions: usize,
 }
 
-fn count(places: &BTreeMap<SandboxName, Place>, has: impl Fn(&Place) -> bool) -> usize {
-    places.values().filter(|place| has(place)).count()
+fn count(
+    sandboxes: &BTreeMap<SandboxName, SandboxState>,
+    has: impl Fn(&SandboxState) -> bool,
+) -> usize {
+    sandboxes.values().filter(|state| has(state)).count()
 }
 
-fn version(path: &Path) -> Option<Version> {
+fn version(path: &Path) -> Option<SpecVersion> {
     let file = std::fs::metadata(path).ok()?;
     Some((file.ino(), file.mtime(), file.mtime_nsec()))
 }

@@ -1,7 +1,7 @@
-//! Collections as JSON lines: `msb-metrics jsonl`, and reading what it wrote.
+//! Collections as JSON lines: `msb metrics jsonl`, and a reader for its output.
 //!
-//! Each sandbox has a line of the type `sample`, each end of one a line of the type `exit`, and a line of the type
-//! `collected` says that the collection is complete.
+//! Each sandbox has a line of type `sample` and each exit a line of type `exit`. A line of type
+//! `collected` ends the collection.
 
 use std::io::{self, BufRead, Read, Write};
 
@@ -12,22 +12,23 @@ use serde::{Deserialize, Serialize};
 
 use crate::args::JsonlArgs;
 use crate::collect::Collector;
-use crate::exits::Exit;
+use crate::exits::SandboxExit;
+use crate::interval::IntervalTimer;
 use crate::log;
 use crate::sample::{Collection, Sample};
-use crate::ticks::Ticks;
 
-/// Sandboxes of a collection that is read.
+/// Maximum number of samples in a collection that is read.
 const SAMPLES_MAX: usize = 100_000;
-/// Bytes of lines after which they are written.
+/// Buffered bytes after which lines are written.
 const WRITE_BYTES: usize = 64 << 10;
 
 #[derive(Serialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
-enum LineRef<'a> {
+enum JsonLineRef<'a> {
     Sample(&'a Sample),
-    Exit(&'a Exit),
+    Exit(&'a SandboxExit),
     Collected {
+        #[serde(with = "libmsb::time")]
         timestamp: Timestamp,
         sandboxes: usize,
     },
@@ -35,13 +36,14 @@ enum LineRef<'a> {
 
 #[derive(Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
-enum Line {
+enum JsonLine {
     Sample(Box<Sample>),
-    Exit(Exit),
+    Exit(SandboxExit),
     Collected {
+        #[serde(with = "libmsb::time")]
         timestamp: Timestamp,
     },
-    /// What a later version writes means nothing to us.
+    /// A line type of a later version.
     #[serde(other)]
     Other,
 }
@@ -49,9 +51,9 @@ enum Line {
 /// Prints collections.
 pub(crate) fn run(args: JsonlArgs) -> anyhow::Result<()> {
     let mut collector = Collector::new(&args.collect)?;
-    let mut ticks = Ticks::every(args.collect.collect_interval)?;
+    let mut timer = IntervalTimer::new(args.collect.collect_interval)?;
     let mut left = args.count;
-    while left != Some(0) && ticks.wait()? {
+    while left != Some(0) && timer.wait()? {
         write(&mut output::stdout(), &collector.collect())?;
         left = left.map(|count| count - 1);
     }
@@ -59,73 +61,64 @@ pub(crate) fn run(args: JsonlArgs) -> anyhow::Result<()> {
 }
 
 /// Writes a collection: whole lines, many in one write.
-pub(crate) fn write(out: &mut impl Write, collection: &Collection) -> anyhow::Result<()> {
+pub fn write(out: &mut impl Write, collection: &Collection) -> anyhow::Result<()> {
     let mut lines = Vec::with_capacity(WRITE_BYTES);
     for sample in &collection.samples {
-        jsonl::write(&mut lines, &LineRef::Sample(sample))?;
+        jsonl::write(&mut lines, &JsonLineRef::Sample(sample))?;
         if lines.len() >= WRITE_BYTES {
             out.write_all(&lines)?;
             lines.clear();
         }
     }
     for exit in &collection.exits {
-        jsonl::write(&mut lines, &LineRef::Exit(exit))?;
+        jsonl::write(&mut lines, &JsonLineRef::Exit(exit))?;
     }
-    let end = LineRef::Collected {
-        timestamp: collection.at,
-        sandboxes: collection.samples.len(),
-    };
+    let end =
+        JsonLineRef::Collected { timestamp: collection.at, sandboxes: collection.samples.len() };
     jsonl::write(&mut lines, &end)?;
     out.write_all(&lines)?;
     Ok(out.flush()?)
 }
 
-/// Reads collections.
-pub(crate) struct Reader<R> {
+/// Reader of collections.
+pub struct CollectionReader<R> {
     input: R,
     number: u64,
-    /// Lines that were passed over.
-    foreign: u64,
+    /// Number of skipped lines.
+    skipped: u64,
 }
 
-impl<R: BufRead> Reader<R> {
-    /// From the first line.
-    pub(crate) fn new(input: R) -> Reader<R> {
-        Reader {
-            input,
-            number: 0,
-            foreign: 0,
-        }
+impl<R: BufRead> CollectionReader<R> {
+    /// Returns a reader for `input`.
+    pub fn new(input: R) -> CollectionReader<R> {
+        CollectionReader { input, number: 0, skipped: 0 }
     }
 
-    /// The next collection; none at the end. One that the end cut off counts as far as it goes. A line that is none of ours
-    /// is told and passed over.
-    pub(crate) fn next(&mut self) -> io::Result<Option<Collection>> {
-        let mut collection = Collection {
-            at: Timestamp::UNIX_EPOCH,
-            samples: Vec::new(),
-            exits: Vec::new(),
-        };
+    /// Returns the next collection, or `None` at the end of input. If the input ends inside a
+    /// collection, returns the part that was read. Other lines are reported and skipped.
+    pub fn next_collection(&mut self) -> io::Result<Option<Collection>> {
+        let mut collection =
+            Collection { at: Timestamp::UNIX_EPOCH, samples: Vec::new(), exits: Vec::new() };
         loop {
             match self.line()? {
-                Some(Ok(Line::Sample(sample))) if collection.samples.len() < SAMPLES_MAX => {
+                Some(Ok(JsonLine::Sample(sample))) if collection.samples.len() < SAMPLES_MAX => {
                     collection.at = collection.at.max(sample.timestamp);
                     collection.samples.push(*sample);
                 }
-                Some(Ok(Line::Exit(exit))) if collection.exits.len() < SAMPLES_MAX => {
+                Some(Ok(JsonLine::Exit(exit))) if collection.exits.len() < SAMPLES_MAX => {
                     collection.exits.push(exit);
                 }
-                Some(Ok(Line::Collected { timestamp })) => {
+                Some(Ok(JsonLine::Collected { timestamp })) => {
                     collection.at = timestamp;
                     return Ok(Some(collection));
                 }
-                Some(Ok(Line::Other)) => self.pass_over("its type is unknown"),
+                Some(Ok(JsonLine::Other)) => self.skip_line("unknown type"),
                 Some(Ok(_)) => {
-                    self.pass_over(&format!("more than {SAMPLES_MAX} in one collection"));
+                    self.skip_line(&format!("more than {SAMPLES_MAX} lines in one collection"));
                 }
-                Some(Err(why)) => self.pass_over(&why),
+                Some(Err(why)) => self.skip_line(&why),
                 None if collection.samples.is_empty() && collection.exits.is_empty() => {
-                    self.tell_of_all();
+                    self.report_skipped();
                     return Ok(None);
                 }
                 None => return Ok(Some(collection)),
@@ -133,8 +126,8 @@ impl<R: BufRead> Reader<R> {
         }
     }
 
-    /// The next line, or what is wrong with it; none at the end.
-    fn line(&mut self) -> io::Result<Option<Result<Line, String>>> {
+    /// Returns the next line or the reason why it is invalid, or `None` at the end of input.
+    fn line(&mut self) -> io::Result<Option<Result<JsonLine, String>>> {
         self.number += 1;
         let mut line = Vec::new();
         let mut bounded = self.input.by_ref().take(LINE_BYTES_MAX);
@@ -142,35 +135,36 @@ impl<R: BufRead> Reader<R> {
             return Ok(None);
         }
         if line.last() != Some(&b'\n') {
-            // What is left of a line that is too long is not another line.
+            // The rest of an overlong line is not another line.
             let rest = self.input.skip_until(b'\n')?;
             return Ok(Some(Err(if rest == 0 {
-                "it is cut off".to_owned()
+                "the line is truncated".to_owned()
             } else {
-                format!("it is longer than {LINE_BYTES_MAX} bytes")
+                format!("the line is longer than {LINE_BYTES_MAX} bytes")
             })));
         }
         Ok(Some(serde_json::from_slice(&line).map_err(|error| {
-            // Its place in the line; that of the line is told anyway.
+            // Keep only the position in the line; the caller reports the line number.
             error.to_string().replace(" at line 1 column ", " at byte ")
         })))
     }
 
-    /// Tells the first one, with its number: whoever mixes something in does so again and again.
-    fn pass_over(&mut self, why: &str) {
-        self.foreign += 1;
-        if self.foreign == 1 {
+    /// Counts a skipped line. Reports only the first, with its number, because there are usually
+    /// many.
+    fn skip_line(&mut self, why: &str) {
+        self.skipped += 1;
+        if self.skipped == 1 {
             log::warn(&format!(
-                "line {} is passed over, and so are others that are no lines of metrics: {why}",
+                "skipping line {} and any others that are not metrics: {why}",
                 self.number
             ));
         }
     }
 
-    /// How many there were in the end.
-    fn tell_of_all(&self) {
-        if self.foreign > 1 {
-            log::warn(&format!("{} lines were passed over", self.foreign));
+    /// Reports the number of skipped lines at the end.
+    fn report_skipped(&self) {
+        if self.skipped > 1 {
+            log::warn(&format!("skipped {} lines", self.skipped));
         }
     }
 }
@@ -182,31 +176,24 @@ mod tests {
     const SAMPLE: &str = r#"{"type":"sample","name":"web","timestamp":"2026-11-23T14:00:00Z"}"#;
     const END: &str = r#"{"type":"collected","timestamp":"2026-11-23T14:00:00Z","sandboxes":1}"#;
 
-    /// How many samples each collection has, and how many lines were passed over.
+    /// Returns the number of samples in each collection, and the number of skipped lines.
     fn read(text: &[u8]) -> (Vec<usize>, u64) {
-        let mut reader = Reader::new(text);
+        let mut reader = CollectionReader::new(text);
         let mut counts = Vec::new();
-        while let Some(collection) = reader.next().unwrap() {
+        while let Some(collection) = reader.next_collection().unwrap() {
             counts.push(collection.samples.len());
         }
-        (counts, reader.foreign)
+        (counts, reader.skipped)
     }
 
     #[test]
-    fn lines_that_are_none_of_ours_are_passed_over() {
+    fn foreign_lines_are_skipped() {
         let long = "x".repeat(LINE_BYTES_MAX as usize + 5);
-        // The rest of a line that is too long may look like one of ours.
+        // The rest of an overlong line may look like a valid line.
         let long_and_ours = format!("{}{SAMPLE}", " ".repeat(LINE_BYTES_MAX as usize));
-        for foreign in [
-            "no JSON",
-            "{}",
-            r#"{"type":"later"}"#,
-            "",
-            &long,
-            &long_and_ours,
-        ] {
-            let text = format!("{SAMPLE}\n{foreign}\n{SAMPLE}\n{END}\n{SAMPLE}\n{END}\n");
-            let shown = &foreign[..foreign.len().min(20)];
+        for skipped in ["no JSON", "{}", r#"{"type":"later"}"#, "", &long, &long_and_ours] {
+            let text = format!("{SAMPLE}\n{skipped}\n{SAMPLE}\n{END}\n{SAMPLE}\n{END}\n");
+            let shown = &skipped[..skipped.len().min(20)];
             assert_eq!(read(text.as_bytes()), (vec![2, 1], 1), "{shown:?}");
         }
         let bytes = [b"\xff\xfe\n", SAMPLE.as_bytes(), b"\n"].concat();
@@ -214,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn a_collection_that_the_end_cut_off_counts_as_far_as_it_goes() {
+    fn a_truncated_collection_is_returned_in_part() {
         let text = format!("{SAMPLE}\n{SAMPLE}\n{}", &SAMPLE[..30]);
         assert_eq!(read(text.as_bytes()), (vec![2], 1));
         assert_eq!(read(&SAMPLE.as_bytes()[..30]), (vec![], 1));

@@ -1,97 +1,105 @@
-//! Messages of a program that runs for long: on standard error, with a level, as text or JSON.
+//! Log messages of a long-running program: on standard error, with a level, as text or JSON.
 
 use std::io::Write;
 use std::sync::OnceLock;
 
 use clap::ValueEnum;
-use libmsb::cli::error::Failure;
+use libmsb::cli::error::{Failure, command_name};
 use libmsb::cli::escape::escape;
 use libmsb::jsonl;
 use serde::Serialize;
 
-use crate::TOOL;
+/// Program name in messages.
+pub const TOOL: &str = "msb-metrics";
 
-/// The variable that has the last word on the level.
-const VARIABLE: &str = "RUST_LOG";
+/// Environment variable that overrides the level.
+const LEVEL_VARIABLE: &str = "RUST_LOG";
 
-/// How much is said.
+/// Log level.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
-pub(crate) enum Level {
-    /// Nothing.
+pub(crate) enum LogLevel {
+    /// No messages
     Off,
-    /// What went wrong for good.
+    /// Permanent failures
     Error,
-    /// What went wrong and is tried again, or does without.
+    /// Failures that are retried or tolerated
     Warn,
-    /// Beginning and end, and what is good again.
+    /// Start, end and recovery
     Info,
-    /// Each export.
+    /// Each export
     Debug,
-    /// The same.
+    /// Same as debug
     Trace,
 }
 
-/// The form of messages.
+/// Log format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Format {
-    /// A line for people
+pub(crate) enum LogFormat {
+    /// One line of text per message
     Text,
-    /// A JSON object a line
+    /// One JSON object per line
     Json,
 }
 
-static SETTING: OnceLock<(Level, Format)> = OnceLock::new();
+static CONFIG: OnceLock<(LogLevel, LogFormat)> = OnceLock::new();
 
 #[derive(Serialize)]
-struct Line<'a> {
+struct LogLine<'a> {
+    #[serde(with = "libmsb::time")]
     timestamp: jiff::Timestamp,
-    level: Level,
+    level: LogLevel,
     tool: &'a str,
     message: &'a str,
 }
 
-/// Sets level and form, once.
-pub(crate) fn begin(level: Level, format: Format) -> Result<(), Failure> {
-    let level = match std::env::var(VARIABLE) {
-        Ok(word) if !word.is_empty() => Level::from_str(&word, true).map_err(|_| {
-            Failure::usage(format!("{VARIABLE} is no level: '{}'", escape(&word)))
-                .hint("levels are off, error, warn, info, debug and trace")
-        })?,
+/// Sets level and format, once.
+pub(crate) fn init(level: LogLevel, format: LogFormat) -> Result<(), Failure> {
+    let level = match std::env::var(LEVEL_VARIABLE) {
+        Ok(level_label) if !level_label.is_empty() => LogLevel::from_str(&level_label, true)
+            .map_err(|_| {
+                Failure::usage(format!(
+                    "invalid log level in {LEVEL_VARIABLE}: '{}'",
+                    escape(&level_label)
+                ))
+                .hint("use off, error, warn, info, debug or trace")
+            })?,
         _ => level,
     };
-    let _ = SETTING.set((level, format));
+    let _ = CONFIG.set((level, format));
     Ok(())
 }
 
-/// Something went wrong for good.
+/// Logs a permanent failure.
 pub(crate) fn error(message: &str) {
-    say(Level::Error, message);
+    write_message(LogLevel::Error, message);
 }
 
-/// Something went wrong, and is tried again or done without.
+/// Logs a failure that is retried or tolerated.
 pub(crate) fn warn(message: &str) {
-    say(Level::Warn, message);
+    write_message(LogLevel::Warn, message);
 }
 
-/// Something good to know.
+/// Logs a normal event.
 pub(crate) fn info(message: &str) {
-    say(Level::Info, message);
+    write_message(LogLevel::Info, message);
 }
 
-/// Something for those who search.
+/// Logs details for debugging.
 pub(crate) fn debug(message: &str) {
-    say(Level::Debug, message);
+    write_message(LogLevel::Debug, message);
 }
 
-fn say(level: Level, message: &str) {
-    let (wanted, format) = *SETTING.get_or_init(|| (Level::Info, Format::Text));
+fn write_message(level: LogLevel, message: &str) {
+    let (wanted, format) = *CONFIG.get_or_init(|| (LogLevel::Info, LogFormat::Text));
     if level > wanted {
         return;
     }
     let line = match format {
-        Format::Text => format!("{TOOL}: {}: {}", word(level), escape(message)),
-        Format::Json => jsonl::to_string(&Line {
+        LogFormat::Text => {
+            format!("{}: {}: {}", command_name(TOOL), level_label(level), escape(message))
+        }
+        LogFormat::Json => jsonl::to_string(&LogLine {
             timestamp: jiff::Timestamp::now(),
             level,
             tool: TOOL,
@@ -99,16 +107,16 @@ fn say(level: Level, message: &str) {
         })
         .unwrap_or_default(),
     };
-    // Where standard error is closed there is nobody to tell.
+    // There is no other place to report that standard error is closed.
     let _ = std::io::stderr().write_all(format!("{line}\n").as_bytes());
 }
 
-fn word(level: Level) -> &'static str {
+fn level_label(level: LogLevel) -> &'static str {
     match level {
-        Level::Off => "off",
-        Level::Error => "error",
-        Level::Warn => "warning",
-        Level::Info => "note",
-        Level::Debug | Level::Trace => "debug",
+        LogLevel::Off => "off",
+        LogLevel::Error => "error",
+        LogLevel::Warn => "warning",
+        LogLevel::Info => "note",
+        LogLevel::Debug | LogLevel::Trace => "debug",
     }
 }

@@ -1,56 +1,57 @@
-//! What a figure is called: one table for OpenTelemetry and Prometheus.
+//! Table of metrics for OpenTelemetry and Prometheus: names, units, kinds.
 //!
-//! Names, units and kinds of the first eight are the reference's: sums that it calls gauges stay gauges. What it does not have
-//! is a counter where it counts. Values of one name stand together, told apart by an attribute.
+//! Names, units and kinds of the first eight are those of microsandbox: totals that it declares as
+//! gauges stay gauges. All other totals are counters. Values with the same name are adjacent, and
+//! differ in an attribute.
 
-use crate::sample::{Figures, Sample};
+use crate::sample::{Sample, SampleValues};
 
-/// What a value is.
+/// Value of a metric.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) enum Value {
-    /// A whole number.
+pub(crate) enum MetricValue {
+    /// An integer.
     Int(u64),
-    /// A number.
+    /// A floating-point number.
     Float(f64),
 }
 
-impl From<u64> for Value {
-    fn from(value: u64) -> Value {
-        Value::Int(value)
+impl From<u64> for MetricValue {
+    fn from(value: u64) -> MetricValue {
+        MetricValue::Int(value)
     }
 }
 
-impl From<f64> for Value {
-    fn from(value: f64) -> Value {
-        Value::Float(value)
+impl From<f64> for MetricValue {
+    fn from(value: f64) -> MetricValue {
+        MetricValue::Float(value)
     }
 }
 
-/// How values of different times belong together.
+/// Kind of a metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
-    /// Each stands for itself.
+pub(crate) enum MetricKind {
+    /// A value that can go up and down.
     Gauge,
-    /// They only grow, from zero at the start of the sandbox.
+    /// A total that only grows, from zero at the start of the sandbox.
     Counter,
 }
 
-/// A figure, under its names.
+/// A metric and its names.
 pub(crate) struct Metric {
-    /// In OpenTelemetry.
+    /// Name in OpenTelemetry.
     pub(crate) name: &'static str,
-    /// In Prometheus, unit included.
+    /// Name in Prometheus, including the unit.
     pub(crate) prom: &'static str,
-    /// In words.
+    /// Description.
     pub(crate) about: &'static str,
-    /// As UCUM has it.
+    /// Unit in UCUM.
     pub(crate) unit: &'static str,
-    /// In OpenTelemetry; in Prometheus, a name that ends in `_total` is a counter.
-    pub(crate) kind: Kind,
-    /// What tells it apart from others of its name.
+    /// Kind in OpenTelemetry. In Prometheus, a name that ends in `_total` is a counter.
+    pub(crate) kind: MetricKind,
+    /// Attributes that distinguish metrics of the same name.
     pub(crate) attributes: &'static [(&'static str, &'static str)],
-    /// Its value.
-    pub(crate) value: fn(&Figures) -> Option<Value>,
+    /// Function that returns the value.
+    pub(crate) value: fn(&SampleValues) -> Option<MetricValue>,
 }
 
 macro_rules! metric {
@@ -60,21 +61,21 @@ macro_rules! metric {
             prom: $prom,
             about: $about,
             unit: $unit,
-            kind: Kind::$kind,
+            kind: MetricKind::$kind,
             attributes: &[$(($key, $value)),*],
-            value: |figures| { let get: fn(&Figures) -> Option<_> = $get; get(figures).map(Value::from) },
+            value: |values| { let get: fn(&SampleValues) -> Option<_> = $get; get(values).map(MetricValue::from) },
         }
     };
 }
 
-/// All figures of a sandbox, those of one name together.
+/// All metrics of a sandbox, those with the same name adjacent.
 pub(crate) const METRICS: &[Metric] = &[
     metric!(Gauge "microsandbox.cpu.utilization" "microsandbox_cpu_utilization_ratio" "1"
         "CPU time of the virtual processors, by time: 1 is one processor", [], |f| f.cpu_percent.map(|percent| percent / 100.0)),
     metric!(Gauge "microsandbox.memory.usage" "microsandbox_memory_usage_bytes" "By"
         "Memory in use in the guest", [], |f| f.memory_bytes),
     metric!(Gauge "microsandbox.memory.limit" "microsandbox_memory_limit_bytes" "By"
-        "Memory that the guest was given", [], |f| f.memory_limit_bytes),
+        "Memory limit of the guest", [], |f| f.memory_limit_bytes),
     metric!(Gauge "microsandbox.disk.bytes_read" "microsandbox_disk_read_bytes_total" "By"
         "Bytes that the guest read from its disks", [], |f| f.disk_read_bytes),
     metric!(Gauge "microsandbox.disk.bytes_written" "microsandbox_disk_written_bytes_total" "By"
@@ -96,15 +97,15 @@ pub(crate) const METRICS: &[Metric] = &[
     metric!(Counter "microsandbox.host.wakeups" "microsandbox_host_wakeups_total" "{wakeup}"
         "Times that a thread of the sandbox woke up on the host", [], |f| f.wakeups),
     metric!(Gauge "microsandbox.memory.available" "microsandbox_memory_available_bytes" "By"
-        "Memory that the guest could still give to programs", [], |f| f.memory_available_bytes),
+        "Memory available to programs in the guest", [], |f| f.memory_available_bytes),
     metric!(Gauge "microsandbox.memory.resident" "microsandbox_memory_resident_bytes" "By"
         "Memory of the sandbox's processes that is resident on the host", [], |f| f.memory_resident_bytes),
     metric!(Gauge "microsandbox.disk.size" "microsandbox_disk_size_bytes" "By"
         "Size of the file system on the writable disk", [], |f| f.disk_size_bytes),
     metric!(Gauge "microsandbox.disk.used" "microsandbox_disk_used_bytes" "By"
-        "What is used of the file system on the writable disk", [], |f| f.disk_used_bytes),
+        "Used space of the file system on the writable disk", [], |f| f.disk_used_bytes),
     metric!(Gauge "microsandbox.disk.allocated" "microsandbox_disk_allocated_bytes" "By"
-        "What the writable disk takes on the host", [], |f| f.disk_allocated_bytes),
+        "Space allocated on the host for the writable disk", [], |f| f.disk_allocated_bytes),
     metric!(Counter "microsandbox.network.packets_received" "microsandbox_network_received_packets_total" "{packet}"
         "Packets that the guest received", [], |f| f.net_rx_packets),
     metric!(Counter "microsandbox.network.packets_sent" "microsandbox_network_sent_packets_total" "{packet}"
@@ -136,22 +137,22 @@ pub(crate) const METRICS: &[Metric] = &[
         "Processes that the guest's kernel killed for lack of memory", [], |f| f.oom_kills),
 ];
 
-/// How often sandboxes ended: counted by the collector, from its own start.
+/// Exit counter: counts since the start of the collector.
 pub(crate) const EXITS: (&str, &str, &str) = (
     "microsandbox.exits",
     "microsandbox_exits_total",
     "Times that a sandbox ended, by reason, since the collector was started",
 );
 
-/// The metrics by name: each slice has those of one.
+/// Returns the metrics in groups of the same name.
 pub(crate) fn by_name() -> impl DoubleEndedIterator<Item = &'static [Metric]> {
     METRICS.chunk_by(|one, next| one.name == next.name)
 }
 
 impl Metric {
-    /// The value in a sample.
-    pub(crate) fn of(&self, sample: &Sample) -> Option<Value> {
-        (self.value)(&sample.figures)
+    /// Returns the value in a sample.
+    pub(crate) fn of(&self, sample: &Sample) -> Option<MetricValue> {
+        (self.value)(&sample.values)
     }
 }
 
@@ -161,7 +162,7 @@ mod tests {
     use std::collections::HashSet;
 
     #[test]
-    fn each_name_stands_in_one_place_and_says_the_same_everywhere() {
+    fn metrics_of_one_name_are_adjacent_and_consistent() {
         let groups: Vec<_> = by_name().collect();
         let names: HashSet<_> = groups.iter().map(|group| group[0].name).collect();
         assert_eq!(names.len(), groups.len());
@@ -169,18 +170,14 @@ mod tests {
             let attributes: HashSet<_> = group.iter().map(|metric| metric.attributes).collect();
             assert_eq!(attributes.len(), group.len(), "{}", group[0].name);
             let first = &group[0];
-            assert!(
-                group
-                    .iter()
-                    .all(|metric| (metric.prom, metric.unit, metric.kind)
-                        == (first.prom, first.unit, first.kind))
-            );
+            assert!(group.iter().all(|metric| (metric.prom, metric.unit, metric.kind)
+                == (first.prom, first.unit, first.kind)));
         }
     }
 
     #[test]
-    fn every_counter_is_one_for_prometheus_too() {
-        for metric in METRICS.iter().filter(|metric| metric.kind == Kind::Counter) {
+    fn every_counter_is_a_counter_in_prometheus() {
+        for metric in METRICS.iter().filter(|metric| metric.kind == MetricKind::Counter) {
             assert!(metric.prom.ends_with("_total"), "{}", metric.prom);
         }
     }

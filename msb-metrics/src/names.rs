@@ -1,4 +1,4 @@
-//! The names of sandboxes that may live: those that have a folder for what a reboot may lose.
+//! Names of sandboxes that may be running: the entries of the runtime directory.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -7,39 +7,38 @@ use std::time::{Duration, SystemTime};
 
 use libmsb::cli::args::SandboxName;
 
-/// Age at which a folder's time can be trusted. File systems take their times from a clock that stands still for some
-/// milliseconds, in which a folder may change once more; some have no better one than that of seconds.
-const SETTLED: Duration = Duration::from_secs(3);
+/// Age from which a directory's modification time is reliable. File systems take timestamps from a
+/// clock with a granularity of milliseconds, in which the directory may change again; some have a
+/// granularity of seconds.
+const MTIME_SETTLED: Duration = Duration::from_secs(3);
 
-/// The folder, and when it had changed last.
+/// The directory, and its modification time when it was last read.
 #[derive(Debug)]
-pub(crate) struct Names {
-    folder: PathBuf,
+pub(crate) struct SandboxNames {
+    directory: PathBuf,
     seen: Option<SystemTime>,
 }
 
-impl Names {
-    /// Of a folder, which may not be there yet.
-    pub(crate) fn of(folder: PathBuf) -> Names {
-        Names { folder, seen: None }
+impl SandboxNames {
+    /// Returns the names in `directory`, which need not exist yet.
+    pub(crate) fn of(directory: PathBuf) -> SandboxNames {
+        SandboxNames { directory, seen: None }
     }
 
-    /// The names, if they may be others than at the last call.
+    /// Returns the names if they may have changed since the last call.
     pub(crate) fn changed(&mut self) -> Option<BTreeSet<SandboxName>> {
         self.changed_at(SystemTime::now())
     }
 
     fn changed_at(&mut self, now: SystemTime) -> Option<BTreeSet<SandboxName>> {
-        let time = fs::metadata(&self.folder)
-            .and_then(|folder| folder.modified())
-            .ok();
+        let time = fs::metadata(&self.directory).and_then(|directory| directory.modified()).ok();
         if time.is_some() && time == self.seen {
             return None;
         }
         let has_settled =
-            |time: &SystemTime| now.duration_since(*time).is_ok_and(|age| age > SETTLED);
+            |time: &SystemTime| now.duration_since(*time).is_ok_and(|age| age > MTIME_SETTLED);
         self.seen = time.filter(has_settled);
-        let entries = fs::read_dir(&self.folder).into_iter().flatten().flatten();
+        let entries = fs::read_dir(&self.directory).into_iter().flatten().flatten();
         let names = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
         Some(names.collect())
     }
@@ -57,10 +56,10 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_is_read_again_when_it_changed_or_may_have() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("run");
-        let mut names = Names::of(path.clone());
+    fn a_directory_is_read_again_when_it_may_have_changed() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("run");
+        let mut names = SandboxNames::of(path.clone());
         let now = SystemTime::now();
         assert_eq!(words(names.changed_at(now)), Some(vec![]));
         fs::create_dir(&path).unwrap();
@@ -68,11 +67,11 @@ mod tests {
             fs::create_dir(path.join(name)).unwrap();
         }
         let both = Some(vec!["a".to_owned(), "b".to_owned()]);
-        // It has changed just now, and may do so again without its time telling.
+        // The directory changed just now, and may change again without a new modification time.
         for _ in 0..2 {
             assert_eq!(words(names.changed_at(now)), both);
         }
-        let later = now + SETTLED * 2;
+        let later = now + MTIME_SETTLED * 2;
         assert_eq!(words(names.changed_at(later)), both);
         assert_eq!(words(names.changed_at(later)), None);
         fs::remove_dir(path.join("b")).unwrap();

@@ -1,7 +1,7 @@
-//! What is known of one sandbox at one moment, and of all: the form that every stage of the program speaks.
+//! Sample of one sandbox, and collection of the samples of all sandboxes.
 //!
-//! As JSON a sample is one flat object, whose first fields are those of the reference's `msb metrics --format json`. What is
-//! not known is `null`.
+//! In JSON a sample is one flat object. Its first fields are those of `msb metrics --format json`
+//! in microsandbox. Unknown values are `null`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,99 +10,100 @@ use jiff::Timestamp;
 use libmsb::samples::{Field, NetField, Snapshot};
 use serde::{Deserialize, Serialize};
 
-use crate::exits::Exit;
+use crate::exits::SandboxExit;
 
-/// Nanoseconds of a second.
+/// Nanoseconds per second.
 const SECOND_NS: u64 = 1_000_000_000;
-/// Intervals for which the guest may be silent before what it said is not true any more.
+/// Number of intervals without a report of the guest after which its values are out of date.
 const SILENCE_INTERVALS: u64 = 3;
-/// And the least time for that.
+/// Minimum time for that.
 const SILENCE_NS_MIN: u64 = 5 * SECOND_NS;
 
 /// Labels of a sandbox.
 pub(crate) type Labels = BTreeMap<String, String>;
 
-/// Which sandbox it is, and which life of it. Shared by all its samples.
+/// Identity of a sandbox and of its current run. Shared by all of its samples.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-pub(crate) struct Identity {
-    /// Its name.
+pub(crate) struct SandboxIdentity {
+    /// Sandbox name.
     #[serde(skip)]
     pub(crate) name: String,
-    /// Its number: microseconds since 1970 of its creation.
+    /// Sandbox id: time of its creation in microseconds since 1970.
     pub(crate) id: u64,
-    /// The number of this life: microseconds since 1970 of its start.
+    /// Run id: time of its start in microseconds since 1970.
     pub(crate) run_id: u64,
-    /// Process of the virtual machine.
+    /// Process id of the VMM process.
     pub(crate) pid: u64,
-    /// When it was started; counters count from then.
+    /// Start time; counters start at zero then.
+    #[serde(with = "libmsb::time")]
     pub(crate) started_at: Timestamp,
-    /// Its labels.
+    /// Sandbox labels.
     pub(crate) labels: Labels,
 }
 
-/// Declares the figures of a sample: a field each, in the order of the JSON.
-macro_rules! figures {
+/// Declares the values of a sample: one field each, in the order of the JSON.
+macro_rules! sample_values {
     ($($(#[$doc:meta])* $name:ident: $kind:ty,)*) => {
-        /// The figures of one sandbox at one moment. What is not known is missing.
+        /// Values of one sandbox at one time. Unknown values are `None`.
         #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
         #[serde(default)]
-        pub(crate) struct Figures { $($(#[$doc])* pub(crate) $name: Option<$kind>,)* }
+        pub(crate) struct SampleValues { $($(#[$doc])* pub(crate) $name: Option<$kind>,)* }
     };
 }
 
-figures! {
+sample_values! {
     /// CPU time of the virtual processors over the last interval, in percent of one processor.
     cpu_percent: f64,
     /// Memory in use in the guest.
     memory_bytes: u64,
-    /// Memory that the guest was given.
+    /// Memory size of the guest.
     memory_limit_bytes: u64,
     /// Counter: bytes read from disks.
     disk_read_bytes: u64,
     /// Counter: bytes written to disks.
     disk_write_bytes: u64,
-    /// Counter: bytes that the guest received.
+    /// Counter: bytes received by the guest.
     net_rx_bytes: u64,
-    /// Counter: bytes that it sent.
+    /// Counter: bytes sent by the guest.
     net_tx_bytes: u64,
-    /// Time since it was started.
+    /// Time since the start.
     uptime_secs: f64,
-    /// Virtual processors.
+    /// Number of virtual processors.
     cpus: u64,
-    /// Time between two samples now, in milliseconds.
+    /// Current time between two samples, in milliseconds.
     sample_interval_ms: u64,
     /// Counter: CPU time of the virtual processors.
     cpu_secs: f64,
-    /// Counter: CPU time as the guest counts it.
+    /// Counter: CPU time as counted by the guest.
     guest_cpu_secs: f64,
     /// Counter: CPU time of all processes of the sandbox on the host.
     host_cpu_secs: f64,
-    /// Memory that the guest could still give to programs.
+    /// Memory that is available to programs in the guest.
     memory_available_bytes: u64,
-    /// Memory of the sandbox's processes that is resident on the host.
+    /// Resident memory of the sandbox's processes on the host.
     memory_resident_bytes: u64,
-    /// Counter: times that a thread of the sandbox woke up on the host.
+    /// Counter: wakeups of the sandbox's threads on the host.
     wakeups: u64,
     /// Size of the file system on the writable disk.
     disk_size_bytes: u64,
-    /// What is used of it.
+    /// Used bytes of that file system.
     disk_used_bytes: u64,
-    /// What the writable disk takes on the host.
+    /// Space that the writable disk takes on the host.
     disk_allocated_bytes: u64,
-    /// Counter: packets that the guest received.
+    /// Counter: packets received by the guest.
     net_rx_packets: u64,
-    /// Counter: packets that it sent.
+    /// Counter: packets sent by the guest.
     net_tx_packets: u64,
-    /// Counter: connections that were opened.
+    /// Counter: opened connections.
     net_connections: u64,
-    /// Counter: connections that the policy refused.
+    /// Counter: connections that the policy denied.
     net_denied: u64,
-    /// Connections that are open.
+    /// Number of open connections.
     net_open: u64,
     /// Counter: time in which some task of the guest waited for a processor.
     pressure_cpu_some_secs: f64,
-    /// Counter: the same for memory.
+    /// Counter: time in which some task waited for memory.
     pressure_memory_some_secs: f64,
     /// Counter: time in which all tasks waited for memory.
     pressure_memory_full_secs: f64,
@@ -110,116 +111,107 @@ figures! {
     pressure_io_some_secs: f64,
     /// Counter: time in which all tasks waited for a disk.
     pressure_io_full_secs: f64,
-    /// Processes in the guest.
+    /// Number of processes in the guest.
     processes: u64,
-    /// Counter: processes that the guest's kernel killed for lack of memory.
+    /// Counter: processes that the guest's kernel killed because it was out of memory.
     oom_kills: u64,
 }
 
-/// One sandbox at one moment.
+/// Sample of one sandbox.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(from = "Flat")]
+#[serde(from = "FlatSample")]
 pub(crate) struct Sample {
-    /// When.
+    /// Time of the collection.
+    #[serde(with = "libmsb::time")]
     pub(crate) timestamp: Timestamp,
-    /// What it costs.
-    pub(crate) figures: Figures,
-    /// Who it is.
-    pub(crate) identity: Arc<Identity>,
+    /// Measured values.
+    pub(crate) values: SampleValues,
+    /// Identity of the sandbox.
+    pub(crate) identity: Arc<SandboxIdentity>,
 }
 
-/// A sample as it is read.
+/// JSON form of a sample for reading.
 #[derive(Deserialize)]
-struct Flat {
+struct FlatSample {
     name: String,
+    #[serde(with = "libmsb::time")]
     timestamp: Timestamp,
     #[serde(flatten)]
-    figures: Figures,
+    values: SampleValues,
     #[serde(flatten)]
-    identity: Identity,
+    identity: SandboxIdentity,
 }
 
-/// A sample as it is written.
+/// JSON form of a sample for writing.
 #[derive(Serialize)]
-struct FlatRef<'a> {
+struct FlatSampleRef<'a> {
     name: &'a str,
+    #[serde(with = "libmsb::time")]
     timestamp: Timestamp,
     #[serde(flatten)]
-    figures: &'a Figures,
+    values: &'a SampleValues,
     #[serde(flatten)]
-    identity: &'a Identity,
+    identity: &'a SandboxIdentity,
 }
 
-impl From<Flat> for Sample {
-    fn from(flat: Flat) -> Sample {
-        let Flat {
-            name,
-            timestamp,
-            figures,
-            identity,
-        } = flat;
-        Sample {
-            timestamp,
-            figures,
-            identity: Arc::new(Identity { name, ..identity }),
-        }
+impl From<FlatSample> for Sample {
+    fn from(flat: FlatSample) -> Sample {
+        let FlatSample { name, timestamp, values, identity } = flat;
+        Sample { timestamp, values, identity: Arc::new(SandboxIdentity { name, ..identity }) }
     }
 }
 
 impl Serialize for Sample {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let flat = FlatRef {
+        let flat = FlatSampleRef {
             name: &self.identity.name,
             timestamp: self.timestamp,
-            figures: &self.figures,
+            values: &self.values,
             identity: &self.identity,
         };
         flat.serialize(serializer)
     }
 }
 
-/// All sandboxes at one moment.
+/// Samples of all sandboxes at one time.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Collection {
-    /// When.
+pub struct Collection {
+    /// Time of the collection.
     pub(crate) at: Timestamp,
-    /// By name.
+    /// Samples, ordered by name.
     pub(crate) samples: Vec<Sample>,
-    /// What ended since the collection before.
-    pub(crate) exits: Vec<Exit>,
+    /// Exits since the previous collection.
+    pub(crate) exits: Vec<SandboxExit>,
 }
 
-/// Now, by both clocks.
+/// The current time on two clocks.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Now {
-    /// The host's clock.
+pub(crate) struct ClockReading {
+    /// Wall clock of the host.
     pub(crate) time: Timestamp,
-    /// Nanoseconds since the host's boot.
+    /// Nanoseconds since the boot of the host.
     pub(crate) boot_ns: u64,
 }
 
-impl Now {
-    /// This moment.
-    pub(crate) fn get() -> Now {
-        Now {
-            time: Timestamp::now(),
-            boot_ns: libmsb::samples::boot_ns(),
-        }
+impl ClockReading {
+    /// Reads both clocks.
+    pub(crate) fn get() -> ClockReading {
+        ClockReading { time: Timestamp::now(), boot_ns: libmsb::samples::boot_ns() }
     }
 }
 
-/// The numbers of a sandbox and of its life. `None` when a snapshot does not say them.
-pub(crate) fn numbers(snapshot: &Snapshot) -> Option<(u64, u64)> {
+/// Returns the sandbox id and the run id, or `None` if the snapshot lacks them.
+pub(crate) fn sandbox_ids(snapshot: &Snapshot) -> Option<(u64, u64)> {
     let get = |field| snapshot.sandbox.get(field);
     Some((get(Field::SandboxId)?, get(Field::StartedUnixNs)? / 1000))
 }
 
-/// Who a snapshot is of, but for its labels. `None` when it does not say so.
-pub(crate) fn identity(name: &str, snapshot: &Snapshot) -> Option<Identity> {
+/// Returns the identity without labels, or `None` if the snapshot lacks it.
+pub(crate) fn identity(name: &str, snapshot: &Snapshot) -> Option<SandboxIdentity> {
     let get = |field| snapshot.sandbox.get(field);
     let started_ns = get(Field::StartedUnixNs)?;
-    let (id, run_id) = numbers(snapshot)?;
-    Some(Identity {
+    let (id, run_id) = sandbox_ids(snapshot)?;
+    Some(SandboxIdentity {
         name: name.to_owned(),
         id,
         run_id,
@@ -229,16 +221,16 @@ pub(crate) fn identity(name: &str, snapshot: &Snapshot) -> Option<Identity> {
     })
 }
 
-/// The figures of a snapshot. What the guest said counts only while it speaks.
-pub(crate) fn figures(snapshot: &Snapshot, now: Now) -> Figures {
+/// Returns the values of a snapshot. Values from the guest count only while the guest reports.
+pub(crate) fn sample_values(snapshot: &Snapshot, now: ClockReading) -> SampleValues {
     let host = |field| snapshot.sandbox.get(field);
-    let speaks = speaks(snapshot, now);
-    let guest = |field| host(field).filter(|_| speaks);
+    let guest_is_reporting = guest_is_reporting(snapshot, now);
+    let guest = |field| host(field).filter(|_| guest_is_reporting);
     let net = |field| snapshot.net.as_ref()?.get(field);
     let total = guest(Field::MemoryTotalBytes);
     let available = guest(Field::MemoryAvailableBytes);
     let started = host(Field::StartedBootNs);
-    Figures {
+    SampleValues {
         cpu_percent: host(Field::VcpuPpm).map(|ppm| ppm as f64 / 10_000.0),
         memory_bytes: total
             .zip(available)
@@ -246,8 +238,8 @@ pub(crate) fn figures(snapshot: &Snapshot, now: Now) -> Figures {
         memory_limit_bytes: host(Field::MemoryLimitBytes),
         disk_read_bytes: guest(Field::DiskReadBytes),
         disk_write_bytes: guest(Field::DiskWrittenBytes),
-        // From who moves the frames, and from nobody else: the guest counts otherwise, and a counter whose source is another
-        // one for a while goes back.
+        // Only from msb-net, which moves the frames. The guest counts differently, and a counter
+        // that switches its source for a while would go back.
         net_rx_bytes: net(NetField::RxBytes),
         net_tx_bytes: net(NetField::TxBytes),
         uptime_secs: started.map(|started| seconds(now.boot_ns.saturating_sub(started))),
@@ -277,15 +269,13 @@ pub(crate) fn figures(snapshot: &Snapshot, now: Now) -> Figures {
     }
 }
 
-fn speaks(snapshot: &Snapshot, now: Now) -> bool {
+fn guest_is_reporting(snapshot: &Snapshot, now: ClockReading) -> bool {
     let interval_ms = snapshot.sandbox.get(Field::IntervalMs).unwrap_or(0);
-    let patience = interval_ms
-        .saturating_mul(1_000_000 * SILENCE_INTERVALS)
-        .max(SILENCE_NS_MIN);
+    let timeout = interval_ms.saturating_mul(1_000_000 * SILENCE_INTERVALS).max(SILENCE_NS_MIN);
     snapshot
         .sandbox
         .get(Field::GuestAtNs)
-        .is_some_and(|at| now.boot_ns.saturating_sub(at) <= patience)
+        .is_some_and(|at| now.boot_ns.saturating_sub(at) <= timeout)
 }
 
 fn seconds(ns: u64) -> f64 {
@@ -309,42 +299,30 @@ mod tests {
         Snapshot { sandbox, net: None }
     }
 
-    fn now(boot_ns: u64) -> Now {
-        Now {
-            time: Timestamp::UNIX_EPOCH,
-            boot_ns,
-        }
+    fn now(boot_ns: u64) -> ClockReading {
+        ClockReading { time: Timestamp::UNIX_EPOCH, boot_ns }
     }
 
     #[test]
-    fn what_is_missing_is_missing_and_what_is_zero_is_zero() {
-        let figures = figures(&snapshot(&[(Field::VcpuPpm, 0)]), now(0));
-        assert_eq!(figures.cpu_percent, Some(0.0));
-        let none = Figures {
-            cpu_percent: Some(0.0),
-            ..Figures::default()
-        };
-        assert_eq!(figures, none);
+    fn a_missing_value_is_none_and_zero_is_zero() {
+        let values = sample_values(&snapshot(&[(Field::VcpuPpm, 0)]), now(0));
+        assert_eq!(values.cpu_percent, Some(0.0));
+        let none = SampleValues { cpu_percent: Some(0.0), ..SampleValues::default() };
+        assert_eq!(values, none);
     }
 
     #[test]
-    fn what_a_silent_guest_said_does_not_count_and_the_hosts_side_does() {
+    fn values_of_a_silent_guest_expire_and_the_hosts_remain() {
         let snapshot = snapshot(&[
             (Field::IntervalMs, 10_000),
             (Field::GuestAtNs, 5 * SECOND_NS),
             (Field::Processes, 7),
             (Field::ResidentBytes, 9),
         ]);
-        let early = figures(&snapshot, now(30 * SECOND_NS));
-        assert_eq!(
-            (early.processes, early.memory_resident_bytes),
-            (Some(7), Some(9))
-        );
-        let late = figures(&snapshot, now(36 * SECOND_NS));
-        assert_eq!(
-            (late.processes, late.memory_resident_bytes),
-            (None, Some(9))
-        );
+        let early = sample_values(&snapshot, now(30 * SECOND_NS));
+        assert_eq!((early.processes, early.memory_resident_bytes), (Some(7), Some(9)));
+        let late = sample_values(&snapshot, now(36 * SECOND_NS));
+        assert_eq!((late.processes, late.memory_resident_bytes), (None, Some(9)));
     }
 
     #[test]
@@ -360,56 +338,48 @@ mod tests {
             snapshot.sandbox.set(field, 7);
         }
         let network = |snapshot: &Snapshot| {
-            let found = figures(snapshot, now(0));
-            [
-                found.net_rx_bytes,
-                found.net_tx_bytes,
-                found.net_rx_packets,
-                found.net_tx_packets,
-            ]
+            let found = sample_values(snapshot, now(0));
+            [found.net_rx_bytes, found.net_tx_bytes, found.net_rx_packets, found.net_tx_packets]
         };
         let mut net = Values::new();
-        for field in <NetField as libmsb::samples::Slot>::ALL {
+        for field in <NetField as libmsb::samples::FieldSlot>::ALL {
             net.set(*field, 1000);
         }
         snapshot.net = Some(net);
         assert_eq!(network(&snapshot), [Some(1000); 4]);
-        // Its page could not be read this time.
+        // The page of msb-net could not be read this time.
         snapshot.net = None;
         assert_eq!(network(&snapshot), [None; 4]);
     }
 
     #[test]
     fn hostile_numbers_do_no_harm() {
-        let all: Vec<(Field, u64)> = <Field as libmsb::samples::Slot>::ALL
+        let all: Vec<(Field, u64)> = <Field as libmsb::samples::FieldSlot>::ALL
             .iter()
             .map(|field| (*field, u64::MAX))
             .collect();
         let snapshot = snapshot(&all);
         assert!(identity("web", &snapshot).is_none_or(|identity| identity.pid == u64::MAX));
-        let figures = figures(&snapshot, now(0));
-        assert_eq!(figures.memory_bytes, Some(0));
-        assert_eq!(figures.uptime_secs, Some(0.0));
+        let values = sample_values(&snapshot, now(0));
+        assert_eq!(values.memory_bytes, Some(0));
+        assert_eq!(values.uptime_secs, Some(0.0));
     }
 
     #[test]
     fn a_sample_is_the_same_after_json() {
         let sample = Sample {
             timestamp: Timestamp::UNIX_EPOCH,
-            figures: Figures {
-                cpu_percent: Some(12.5),
-                ..Figures::default()
-            },
-            identity: Arc::new(Identity {
+            values: SampleValues { cpu_percent: Some(12.5), ..SampleValues::default() },
+            identity: Arc::new(SandboxIdentity {
                 name: "web".into(),
                 id: 5,
                 labels: Labels::from([("team".into(), "ml".into())]),
-                ..Identity::default()
+                ..SandboxIdentity::default()
             }),
         };
         let json = serde_json::to_string(&sample).unwrap();
         assert!(json.starts_with(
-            r#"{"name":"web","timestamp":"1970-01-01T00:00:00Z","cpu_percent":12.5,"memory_bytes":null,"#
+            r#"{"name":"web","timestamp":"1970-01-01T00:00:00+00:00","cpu_percent":12.5,"memory_bytes":null,"#
         ));
         assert_eq!(serde_json::from_str::<Sample>(&json).unwrap(), sample);
     }

@@ -1,11 +1,13 @@
-//! What an address is: which group it belongs to, and which other addresses it stands for.
+//! Address groups, and addresses embedded in other addresses.
 //!
-//! IPv6 has many ways to write an IPv4 address, and each has been used to reach what a filter meant to keep away. So an
-//! address has *faces*: those that a packet to it may end up at. A rule that denies counts if it speaks of any face, a rule
-//! that allows only if it speaks of all of them.
+//! IPv6 has many ways to embed an IPv4 address, and each has been used to bypass a filter. So every
+//! address has a list of *possible destinations*: addresses that a packet to it may end up at. A
+//! rule that denies matches if it matches any of them; a rule that allows matches only if it
+//! matches all of them.
 //!
-//! Sources: the IANA registries of special-purpose addresses (RFC 6890), RFC 4291 (mapped, compatible), RFC 6052 and 8215
-//! (NAT64), RFC 3056 (6to4), RFC 4380 (Teredo), RFC 5214 (ISATAP), RFC 2765 (SIIT).
+//! Sources: the IANA registries of special-purpose addresses (RFC 6890), RFC 4291 (mapped,
+//! compatible), RFC 6052 and 8215 (NAT64), RFC 3056 (6to4), RFC 4380 (Teredo), RFC 5214 (ISATAP),
+//! RFC 2765 (SIIT).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -14,35 +16,35 @@ use libmsb::net::prefix::Prefix;
 use libmsb::net::rule::Group;
 use serde::{Deserialize, Serialize};
 
-/// What is particular to this host and this sandbox.
+/// Addresses of this host and this sandbox.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub(crate) struct HostFacts {
-    /// The guest's gateways: addresses that stand for the host.
+pub struct HostFacts {
+    /// The guest's gateways, which stand for the host.
     pub(crate) gateways: Vec<IpAddr>,
     /// Addresses of the host's own interfaces.
-    pub(crate) own: Vec<IpAddr>,
+    pub(crate) host_addresses: Vec<IpAddr>,
     /// Prefixes that the host's network translates to IPv4, beside [`NAT64`].
     pub(crate) nat64: Vec<Prefix>,
 }
 
 /// The well-known prefix of NAT64 (RFC 6052, 2.1).
 const NAT64: Prefix = Prefix::v6([0x64, 0xff9b, 0, 0, 0, 0, 0, 0], 96);
-/// Prefixes of NAT64 for local use lie in here, of a length that only the network knows (RFC 8215).
+/// Range of NAT64 prefixes for local use, whose length only the network knows (RFC 8215).
 const NAT64_LOCAL: Prefix = Prefix::v6([0x64, 0xff9b, 1, 0, 0, 0, 0, 0], 48);
-/// IPv4-mapped (RFC 4291, 2.5.5.2): a socket that connects to it speaks IPv4.
+/// IPv4-mapped addresses (RFC 4291, 2.5.5.2): a socket connects to them over IPv4.
 const MAPPED: Prefix = Prefix::v6([0, 0, 0, 0, 0, 0xffff, 0, 0], 96);
-/// IPv4-translated (RFC 2765, 2.1).
+/// IPv4-translated addresses (RFC 2765, 2.1).
 const TRANSLATED: Prefix = Prefix::v6([0, 0, 0, 0, 0xffff, 0, 0, 0], 96);
-/// IPv4-compatible (RFC 4291, 2.5.5.1).
+/// IPv4-compatible addresses (RFC 4291, 2.5.5.1).
 const COMPATIBLE: Prefix = Prefix::v6([0; 8], 96);
 const SIX_TO_FOUR: Prefix = Prefix::v6([0x2002, 0, 0, 0, 0, 0, 0, 0], 16);
 const TEREDO: Prefix = Prefix::v6([0x2001, 0, 0, 0, 0, 0, 0, 0], 32);
-/// All that IANA has given out for use on the Internet.
+/// All addresses that IANA has assigned for use on the Internet.
 const GLOBAL_UNICAST: Prefix = Prefix::v6([0x2000, 0, 0, 0, 0, 0, 0, 0], 3);
 
-/// Where clouds answer a machine's questions about itself, credentials among them.
-const META: [Prefix; 8] = [
+/// Metadata services of cloud providers, which hand out credentials.
+const CLOUD_METADATA: [Prefix; 8] = [
     // AWS, Google, Azure, DigitalOcean, Oracle and most others.
     Prefix::v4([169, 254, 169, 254], 32),
     // AWS: credentials of tasks and of pods.
@@ -52,14 +54,14 @@ const META: [Prefix; 8] = [
     Prefix::v6([0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x23], 128),
     // Alibaba.
     Prefix::v4([100, 100, 100, 200], 32),
-    // Azure's host agent. It looks like the Internet.
+    // Azure's host agent, at an address that looks public.
     Prefix::v4([168, 63, 129, 16], 32),
-    // Oracle, of old.
+    // Oracle, formerly.
     Prefix::v4([192, 0, 0, 192], 32),
 ];
 const LOOPBACK: [Prefix; 4] = [
     Prefix::v4([127, 0, 0, 0], 8),
-    // Linux connects to itself where it is told to connect to nobody.
+    // Linux connects to itself for the unspecified address.
     Prefix::v4([0, 0, 0, 0], 32),
     Prefix::v6([0, 0, 0, 0, 0, 0, 0, 1], 128),
     Prefix::v6([0; 8], 128),
@@ -68,22 +70,19 @@ const PRIVATE: [Prefix; 6] = [
     Prefix::v4([10, 0, 0, 0], 8),
     Prefix::v4([172, 16, 0, 0], 12),
     Prefix::v4([192, 168, 0, 0], 16),
-    // Carriers' own (RFC 6598).
+    // Carrier-grade NAT (RFC 6598).
     Prefix::v4([100, 64, 0, 0], 10),
     Prefix::v6([0xfc00, 0, 0, 0, 0, 0, 0, 0], 7),
-    // Site-local, before there was fc00::/7 (RFC 3879).
+    // Site-local, the predecessor of fc00::/7 (RFC 3879).
     Prefix::v6([0xfec0, 0, 0, 0, 0, 0, 0, 0], 10),
 ];
-const LINK_LOCAL: [Prefix; 2] = [
-    Prefix::v4([169, 254, 0, 0], 16),
-    Prefix::v6([0xfe80, 0, 0, 0, 0, 0, 0, 0], 10),
-];
-const MULTICAST: [Prefix; 2] = [
-    Prefix::v4([224, 0, 0, 0], 4),
-    Prefix::v6([0xff00, 0, 0, 0, 0, 0, 0, 0], 8),
-];
-/// In no group: not on the Internet, and nobody's local network. IPv6 outside [`GLOBAL_UNICAST`] is not listed.
-const SPECIAL: [Prefix; 14] = [
+const LINK_LOCAL: [Prefix; 2] =
+    [Prefix::v4([169, 254, 0, 0], 16), Prefix::v6([0xfe80, 0, 0, 0, 0, 0, 0, 0], 10)];
+const MULTICAST: [Prefix; 2] =
+    [Prefix::v4([224, 0, 0, 0], 4), Prefix::v6([0xff00, 0, 0, 0, 0, 0, 0, 0], 8)];
+/// Addresses in no group: neither on the Internet nor on a local network. IPv6 outside
+/// [`GLOBAL_UNICAST`] is not listed.
+const SPECIAL_PURPOSE: [Prefix; 14] = [
     Prefix::v4([0, 0, 0, 0], 8),
     Prefix::v4([192, 0, 0, 0], 24),
     // Documentation.
@@ -97,25 +96,27 @@ const SPECIAL: [Prefix; 14] = [
     // Benchmarks.
     Prefix::v4([198, 18, 0, 0], 15),
     Prefix::v6([0x2001, 2, 0, 0, 0, 0, 0, 0], 48),
-    // ORCHID, both versions: names of keys, not places.
+    // ORCHID, both versions: hashes of keys, not locations.
     Prefix::v6([0x2001, 0x10, 0, 0, 0, 0, 0, 0], 28),
     Prefix::v6([0x2001, 0x20, 0, 0, 0, 0, 0, 0], 28),
     // Reserved, and broadcast.
     Prefix::v4([240, 0, 0, 0], 4),
-    // AS112 and the anycast of Teredo's neighbours are reached as any other; this is what else IANA keeps below 2001::/23.
+    // The rest that IANA reserves below 2001::/23. AS112 and Teredo's neighbours are ordinary
+    // destinations.
     Prefix::v6([0x2001, 0x100, 0, 0, 0, 0, 0, 0], 24),
 ];
 
 impl HostFacts {
-    /// The group of an address, taken as it is written. `None`: it is set apart for special use.
+    /// Returns the group of an address, without looking at embedded addresses. `None`: it is
+    /// reserved for special use.
     pub(crate) fn group(&self, address: IpAddr) -> Option<Group> {
         let within = |prefixes: &[Prefix]| prefixes.iter().any(|prefix| prefix.contains(address));
-        let special = within(&SPECIAL);
+        let is_special = within(&SPECIAL_PURPOSE);
         // In the reference's order: host, meta, loopback, private, link-local, multicast, public.
         let gateway = self.gateways.contains(&address) || address == GATEWAY_LINK_LOCAL;
-        if gateway || (self.own.contains(&address) && !within(&LOOPBACK)) {
+        if gateway || (self.host_addresses.contains(&address) && !within(&LOOPBACK)) {
             Some(Group::Host)
-        } else if within(&META) {
+        } else if within(&CLOUD_METADATA) {
             Some(Group::Meta)
         } else if within(&LOOPBACK) {
             Some(Group::Loopback)
@@ -125,62 +126,62 @@ impl HostFacts {
             Some(Group::LinkLocal)
         } else if within(&MULTICAST) {
             Some(Group::Multicast)
-        } else if special || (address.is_ipv6() && !GLOBAL_UNICAST.contains(address)) {
+        } else if is_special || (address.is_ipv6() && !GLOBAL_UNICAST.contains(address)) {
             None
         } else {
             Some(Group::Public)
         }
     }
 
-    /// The addresses that a packet to this one may end up at; the first is the one it names. Never empty.
-    pub(crate) fn faces(&self, address: IpAddr) -> Vec<IpAddr> {
+    /// Returns the addresses that a packet to this one may end up at, first the one it names. Never
+    /// empty.
+    pub(crate) fn possible_destinations(&self, address: IpAddr) -> Vec<IpAddr> {
         let IpAddr::V6(v6) = address else {
             return vec![address];
         };
         let translated = self.nat64.iter().chain([&NAT64, &MAPPED]);
         let translated = translated.filter(|prefix| prefix.contains(address));
-        let translated: Vec<IpAddr> = translated
-            .filter_map(|prefix| translated_by(*prefix, v6))
-            .collect();
+        let translated: Vec<IpAddr> =
+            translated.filter_map(|prefix| translated_by(*prefix, v6)).collect();
         if !translated.is_empty() {
             return translated;
         }
-        let mut faces = vec![address];
-        faces.extend(tunnelled(v6).into_iter().flatten().map(IpAddr::V4));
-        faces
+        let mut destinations = vec![address];
+        destinations.extend(tunnel_endpoints(v6).into_iter().flatten().map(IpAddr::V4));
+        destinations
     }
 }
 
-/// IPv4 that travels inside IPv6 to such an address: where it may come out.
-fn tunnelled(v6: Ipv6Addr) -> [Option<Ipv4Addr>; 3] {
+/// Returns the IPv4 endpoints of a tunnel that such an IPv6 address stands for.
+fn tunnel_endpoints(v6: Ipv6Addr) -> [Option<Ipv4Addr>; 3] {
     let address = IpAddr::V6(v6);
     let segments = v6.segments();
-    let at = |place: usize| from_halves(segments[place], segments[place + 1]);
-    let mut found = [None; 3];
+    let embedded_at = |index: usize| ipv4_from_halves(segments[index], segments[index + 1]);
+    let mut endpoints = [None; 3];
     if SIX_TO_FOUR.contains(address) {
-        found[0] = Some(at(1));
+        endpoints[0] = Some(embedded_at(1));
     } else if TEREDO.contains(address) {
         // The server, and the client, whose bits are inverted.
-        found[0] = Some(at(2));
-        found[1] = Some(from_halves(!segments[6], !segments[7]));
+        endpoints[0] = Some(embedded_at(2));
+        endpoints[1] = Some(ipv4_from_halves(!segments[6], !segments[7]));
     } else if TRANSLATED.contains(address) || (COMPATIBLE.contains(address) && !is_loopback(v6)) {
-        found[0] = Some(at(6));
+        endpoints[0] = Some(embedded_at(6));
     } else if NAT64_LOCAL.contains(address) {
-        found[0] = Some(at(6));
-        found[1] = embedded(48, v6);
+        endpoints[0] = Some(embedded_at(6));
+        endpoints[1] = embedded(48, v6);
     }
     // ISATAP, below any prefix.
     if matches!((segments[4], segments[5]), (0 | 0x200, 0x5efe)) {
-        found[2] = Some(at(6));
+        endpoints[2] = Some(embedded_at(6));
     }
-    found
+    endpoints
 }
 
 fn is_loopback(v6: Ipv6Addr) -> bool {
     v6.is_loopback() || v6.is_unspecified()
 }
 
-fn from_halves(high: u16, low: u16) -> Ipv4Addr {
+fn ipv4_from_halves(high: u16, low: u16) -> Ipv4Addr {
     Ipv4Addr::from((u32::from(high) << 16) | u32::from(low))
 }
 
@@ -188,7 +189,8 @@ fn translated_by(prefix: Prefix, v6: Ipv6Addr) -> Option<IpAddr> {
     embedded(prefix.length(), v6).map(IpAddr::V4)
 }
 
-/// The IPv4 address behind a prefix of that length (RFC 6052, 2.2): bits 64 to 71 are skipped.
+/// Returns the IPv4 address embedded after a prefix of this length (RFC 6052, 2.2), skipping bits
+/// 64 to 71.
 fn embedded(length: u8, v6: Ipv6Addr) -> Option<Ipv4Addr> {
     let octets = v6.octets();
     let places: [usize; 4] = match length {
@@ -200,7 +202,7 @@ fn embedded(length: u8, v6: Ipv6Addr) -> Option<Ipv4Addr> {
         96 => [12, 13, 14, 15],
         _ => return None,
     };
-    Some(places.map(|place| octets[place]).into())
+    Some(places.map(|index| octets[index]).into())
 }
 
 #[cfg(test)]
@@ -215,7 +217,7 @@ mod tests {
     fn every_address_has_its_group() {
         let host = HostFacts {
             gateways: vec![address("172.16.0.1"), address("fd42:6d73:62::1")],
-            own: vec![
+            host_addresses: vec![
                 address("203.0.113.9"),
                 address("192.168.1.5"),
                 address("127.0.0.1"),
@@ -242,7 +244,7 @@ mod tests {
             ("fdff::1", Some(Group::Private)),
             ("fec0::1", Some(Group::Private)),
             ("169.254.0.1", Some(Group::LinkLocal)),
-            // The gateway's, on every wire.
+            // The gateway's link-local address, the same on every link.
             ("fe80::1", Some(Group::Host)),
             ("fe80::2", Some(Group::LinkLocal)),
             ("169.254.169.254", Some(Group::Meta)),
@@ -266,15 +268,12 @@ mod tests {
     }
 
     #[test]
-    fn an_address_shows_all_its_faces() {
+    fn an_address_has_all_its_possible_destinations() {
         let host = HostFacts {
-            nat64: vec![
-                "2001:db8:64::/48".parse().unwrap(),
-                "2001:db8:96::/96".parse().unwrap(),
-            ],
+            nat64: vec!["2001:db8:64::/48".parse().unwrap(), "2001:db8:96::/96".parse().unwrap()],
             ..HostFacts::default()
         };
-        for (text, faces) in [
+        for (text, destinations) in [
             ("10.0.0.1", &["10.0.0.1"][..]),
             ("2606:4700::1", &["2606:4700::1"]),
             ("::", &["::"]),
@@ -284,31 +283,19 @@ mod tests {
             ("::ffff:0:10.0.0.1", &["::ffff:0:a00:1", "10.0.0.1"]),
             ("::10.0.0.1", &["::10.0.0.1", "10.0.0.1"]),
             ("2002:a00:1::1", &["2002:a00:1::1", "10.0.0.1"]),
-            (
-                "2001:0:808:808::f5ff:fffe",
-                &["2001:0:808:808::f5ff:fffe", "8.8.8.8", "10.0.0.1"],
-            ),
-            (
-                "2606:4700::5efe:10.0.0.1",
-                &["2606:4700::5efe:10.0.0.1", "10.0.0.1"],
-            ),
-            (
-                "2606:4700::200:5efe:10.0.0.1",
-                &["2606:4700::200:5efe:a00:1", "10.0.0.1"],
-            ),
+            ("2001:0:808:808::f5ff:fffe", &["2001:0:808:808::f5ff:fffe", "8.8.8.8", "10.0.0.1"]),
+            ("2606:4700::5efe:10.0.0.1", &["2606:4700::5efe:10.0.0.1", "10.0.0.1"]),
+            ("2606:4700::200:5efe:10.0.0.1", &["2606:4700::200:5efe:a00:1", "10.0.0.1"]),
             (
                 "64:ff9b:1:a00:0:100:a9fe:a9fe",
-                &[
-                    "64:ff9b:1:a00:0:100:a9fe:a9fe",
-                    "169.254.169.254",
-                    "10.0.0.1",
-                ],
+                &["64:ff9b:1:a00:0:100:a9fe:a9fe", "169.254.169.254", "10.0.0.1"],
             ),
             ("2001:db8:64:a00:0:100::", &["10.0.0.1"]),
             ("2001:db8:96::a00:1", &["10.0.0.1"]),
         ] {
-            let expected: Vec<IpAddr> = faces.iter().map(|face| address(face)).collect();
-            assert_eq!(host.faces(address(text)), expected, "{text}");
+            let expected: Vec<IpAddr> =
+                destinations.iter().map(|destination| address(destination)).collect();
+            assert_eq!(host.possible_destinations(address(text)), expected, "{text}");
         }
     }
 }

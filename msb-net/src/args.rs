@@ -1,4 +1,4 @@
-//! What users type.
+//! Command-line arguments of `msb-net`.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -10,7 +10,7 @@ use libmsb::net::name::HostName;
 
 use crate::serve::ServeArgs;
 
-/// The network of sandboxes: what their policies allow, and why
+/// Explain the network policy of a sandbox, replay a log, or serve a network
 #[derive(Debug, Parser)]
 #[command(
     name = "msb-net",
@@ -20,100 +20,120 @@ use crate::serve::ServeArgs;
     arg_required_else_help = true,
     after_help = "Example:\n  msb net explain --net-rule allow@example.com tcp 93.184.216.34:443 --found example.com"
 )]
-pub(crate) struct Args {
+pub struct Args {
     #[command(subcommand)]
     pub(crate) command: Command,
 }
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Be the network of one guest: frames on a descriptor or a socket, under a policy
+    /// Run the network of one guest: Ethernet frames on a socket, under a policy
+    ///
+    /// msb-run(1) starts this program once per sandbox. It also serves any other virtual machine or
+    /// network namespace whose Ethernet frames come over a stream socket, each preceded by its
+    /// length in four bytes, big-endian. It ends when the socket is closed. See **SERVING A
+    /// NETWORK**.
     Serve(Box<ServeArgs>),
-    Explain(Explain),
-    Replay(Replay),
+    Explain(ExplainArgs),
+    Replay(ReplayArgs),
 }
 
-/// How things are printed.
+/// Output format for programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Format {
-    /// JSON, one object a line
+pub(crate) enum OutputFormat {
     Json,
 }
 
-/// Which policy it is about.
+/// Options that select and change a policy.
 #[derive(Debug, Options)]
 pub(crate) struct PolicyArgs {
-    /// The network of this sandbox; what else is said changes it
-    #[arg(long, value_name = "NAME", conflicts_with = "policy")]
+    /// Use the network of this sandbox; other options change it
+    ///
+    /// Without --sandbox and --policy, the policy is that of a new sandbox.
+    #[arg(long, value_name = "NAME", conflicts_with = "policy", help_heading = "Policy")]
     pub(crate) sandbox: Option<SandboxName>,
-    /// The network in this file: a spec.json, its part 'net', or the part 'policy' of that
-    #[arg(long, value_name = "FILE")]
+    /// Use the network in this file: a spec.json, or its field net or net.policy
+    ///
+    /// See msb-spec(5).
+    #[arg(long, value_name = "FILE", help_heading = "Policy")]
     pub(crate) policy: Option<PathBuf>,
-    /// An address by which the guest reaches the host: its gateway
-    #[arg(long, value_name = "ADDRESS")]
+    /// Set an address of the gateway, by which the guest reaches the host
+    #[arg(long, value_name = "ADDRESS", help_heading = "Policy")]
     pub(crate) gateway: Vec<IpAddr>,
-    /// An address of the host's own (with --sandbox, by default: those of this host)
-    #[arg(long, value_name = "ADDRESS")]
+    /// Set an address of the host
+    ///
+    /// With --sandbox, the default is the addresses of this host.
+    #[arg(long, value_name = "ADDRESS", help_heading = "Policy")]
     pub(crate) own: Vec<IpAddr>,
     #[command(flatten)]
     pub(crate) net: NetArgs,
 }
 
-/// Say what becomes of a connection, or of a question for a name, and why
+/// Explain whether a connection or a DNS query is allowed or denied, and why
 ///
-/// Nothing is connected, and nobody is asked: the verdict is that of a running sandbox, made of the policy and of what is
-/// said here.
+/// The verdict is that of a running sandbox with the same policy. No connection is opened and no
+/// name is resolved: the options describe the connection and the DNS answers.
 #[derive(Debug, Options)]
 #[command(
     after_help = "Examples:\n  msb net explain --sandbox web tcp 10.0.0.5:5432\n  msb net explain --net public dns example.com 192.168.0.7\n  msb net explain --net-rule allow@example.com tcp 1.2.3.4:443 --found example.com --sni evil.test"
 )]
-pub(crate) struct Explain {
-    /// tcp or udp with ADDRESS:PORT; icmpv4 or icmpv6 with ADDRESS; or dns with a NAME and the addresses in the answer
-    #[arg(value_name = "WHAT", required_unless_present = "lines")]
+pub(crate) struct ExplainArgs {
+    /// Connection or query: tcp|udp ADDRESS:PORT, icmpv4|icmpv6 ADDRESS, or dns NAME [ANSWER...]
+    #[arg(value_name = "CONNECTION", required_unless_present = "lines")]
     pub(crate) what: Vec<String>,
-    /// Explain each JSON object on standard input, with the fields that net.log has
+    /// Explain each JSON object on standard input, with the fields of net.log
+    ///
+    /// The fields of a connection are `direction`, `protocol`, `address`, `port`, `names` and
+    /// `tls`. Those of a query are `name` and `answers`. See **EVENTS**.
     #[arg(long, conflicts_with = "what")]
     pub(crate) lines: bool,
-    /// It comes in: the address is who connects, and the port is the guest's
+    /// Explain an inbound connection to a published port
+    ///
+    /// The address is that of the client, and the port is that of the guest.
     #[arg(long)]
     pub(crate) ingress: bool,
-    /// The guest asked for this name, and the address was in the answer
+    /// Assume that the guest resolved this name to the address
     #[arg(long, value_name = "NAME")]
     pub(crate) found: Vec<HostName>,
-    /// The guest's first bytes are TLS, and ask for this name
+    /// Assume a TLS ClientHello with this server name
     #[arg(long, value_name = "NAME")]
     pub(crate) sni: Option<HostName>,
-    /// The guest's first bytes are TLS, and ask for no name
+    /// Assume a TLS ClientHello without a server name
     #[arg(long, conflicts_with = "sni")]
     pub(crate) no_sni: bool,
-    /// The guest's first bytes are TLS, with an encrypted name
+    /// Assume a TLS ClientHello with an encrypted server name (ECH)
     #[arg(long)]
     pub(crate) ech: bool,
-    /// The guest's first bytes are not TLS
+    /// Assume that the first bytes of the guest are not TLS
     #[arg(long, conflicts_with_all = ["sni", "no_sni", "ech"])]
     pub(crate) plain: bool,
-    /// How to print it
+    /// Print JSON, one object per line
+    ///
+    /// The objects have the fields of the connection or query, and `action`, `rule`, `rule_text`,
+    /// `reason`, `text` and `look` (true if the first bytes of the guest can change the verdict).
     #[arg(long, value_name = "FORMAT")]
-    pub(crate) format: Option<Format>,
+    pub(crate) format: Option<OutputFormat>,
     #[command(flatten)]
     pub(crate) policy: PolicyArgs,
 }
 
-/// Hold what a sandbox did against another policy, and print what would differ
+/// Compare the connections in a net.log with another policy
+///
+/// The output is the connections and DNS queries of a sandbox whose verdict would differ.
 #[derive(Debug, Options)]
 #[command(
     after_help = "Example:\n  msb net replay ~/.msb/sandboxes/web/net.log --net-rule allow@*.example.com"
 )]
-pub(crate) struct Replay {
-    /// The net.log of a sandbox; - is standard input
+pub(crate) struct ReplayArgs {
+    /// Log to replay: the net.log of a sandbox, or - for standard input
     #[arg(value_name = "LOG")]
     pub(crate) log: PathBuf,
-    /// Print what stays the same, too
+    /// Print unchanged verdicts too
     #[arg(long)]
     pub(crate) all: bool,
-    /// How to print it
+    /// Print JSON, one object per line
     #[arg(long, value_name = "FORMAT")]
-    pub(crate) format: Option<Format>,
+    pub(crate) format: Option<OutputFormat>,
     #[command(flatten)]
     pub(crate) policy: PolicyArgs,
 }

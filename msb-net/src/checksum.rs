@@ -1,20 +1,21 @@
 //! The Internet checksum (RFC 1071).
 //!
-//! Sums are kept in the machine's own byte order: the one's complement sum is the same in any, as long as the result is
-//! stored as it was read. A packet of 65,520 bytes is summed once on its way to the guest, so the inner loop matters: it
-//! is plain code that the compiler turns into vector instructions, once for any processor and once for those with AVX2.
+//! Sums are kept in native byte order: the one's complement sum is the same in any order if the
+//! result is stored as it was read. A packet of 65,520 bytes is summed once on its way to the
+//! guest, so the inner loop matters. It is plain code that the compiler vectorizes, once for any
+//! processor and once for those with AVX2.
 
-/// A one's complement sum that goes on.
+/// A running one's complement sum.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Sum {
+pub(crate) struct PartialSum {
     total: u64,
-    /// Whether an odd number of bytes was added: then the next ones stand in the other half of a word.
+    /// Set after an odd number of bytes: the next ones belong to the other half of a word.
     odd: bool,
 }
 
-impl Sum {
-    /// Adds bytes that follow those that were added before.
-    pub(crate) fn add(mut self, bytes: &[u8]) -> Sum {
+impl PartialSum {
+    /// Adds bytes that follow those added before.
+    pub(crate) fn add(mut self, bytes: &[u8]) -> PartialSum {
         let sum = fold(sum_words(bytes));
         let sum = if self.odd { sum.swap_bytes() } else { sum };
         self.total += u64::from(sum);
@@ -22,15 +23,15 @@ impl Sum {
         self
     }
 
-    /// The checksum, as it is stored.
+    /// Returns the checksum as it is stored.
     pub(crate) fn finish(self) -> [u8; 2] {
         (!fold(self.total)).to_ne_bytes()
     }
 }
 
-/// The checksum of these bytes, as it is stored.
+/// Returns the checksum of bytes as it is stored.
 pub(crate) fn of(bytes: &[u8]) -> [u8; 2] {
-    Sum::default().add(bytes).finish()
+    PartialSum::default().add(bytes).finish()
 }
 
 fn fold(mut sum: u64) -> u16 {
@@ -43,7 +44,7 @@ fn fold(mut sum: u64) -> u16 {
 fn sum_words(bytes: &[u8]) -> u64 {
     #[cfg(target_arch = "x86_64")]
     if bytes.len() >= 256 && std::arch::is_x86_feature_detected!("avx2") {
-        // SAFETY: the processor was just asked whether it has AVX2, which is all that the function needs.
+        // SAFETY: the function requires AVX2, which was detected just before.
         return unsafe { sum_words_avx2(bytes) };
     }
     sum_words_plain(bytes)
@@ -70,10 +71,7 @@ fn sum_words_plain(bytes: &[u8]) -> u64 {
     }
     let (pairs, last) = rest.as_chunks::<2>();
     let mut sum: u64 = lanes.iter().sum();
-    sum += pairs
-        .iter()
-        .map(|pair| u64::from(u16::from_ne_bytes(*pair)))
-        .sum::<u64>();
+    sum += pairs.iter().map(|pair| u64::from(u16::from_ne_bytes(*pair))).sum::<u64>();
     if let [byte] = last {
         sum += u64::from(u16::from_ne_bytes([*byte, 0]));
     }
@@ -84,7 +82,7 @@ fn sum_words_plain(bytes: &[u8]) -> u64 {
 mod tests {
     use super::*;
 
-    /// As RFC 1071 has it, one word after the other.
+    /// Reference implementation of RFC 1071, one word after the other.
     fn slow(bytes: &[u8]) -> [u8; 2] {
         let mut sum = 0u32;
         for pair in bytes.chunks(2) {
@@ -102,14 +100,11 @@ mod tests {
 
     #[test]
     fn the_example_of_the_rfc() {
-        assert_eq!(
-            of(&[0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7]),
-            [0x22, 0x0d]
-        );
+        assert_eq!(of(&[0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7]), [0x22, 0x0d]);
     }
 
     #[test]
-    fn every_length_is_summed_as_slowly() {
+    fn every_length_has_the_reference_sum() {
         for count in (0..700).chain([1499, 1500, 65519, 65520, 65535]) {
             let bytes = bytes(count);
             assert_eq!(of(&bytes), slow(&bytes), "{count}");
@@ -119,11 +114,11 @@ mod tests {
     }
 
     #[test]
-    fn pieces_of_any_length_give_the_sum_of_the_whole() {
+    fn sums_of_parts_give_the_sum_of_the_whole() {
         let bytes = bytes(1000);
         for first in [0, 1, 2, 333, 512, 999, 1000] {
             for second in [first, (first + 257).min(1000), 1000] {
-                let sum = Sum::default()
+                let sum = PartialSum::default()
                     .add(&bytes[..first])
                     .add(&bytes[first..second])
                     .add(&bytes[second..]);

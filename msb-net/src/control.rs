@@ -1,8 +1,9 @@
-//! New settings for a network that runs, from whoever started it.
+//! The control socket: new settings for a running network, from the process that started it.
 //!
-//! They come over a connected socket of sequenced packets ([`libmsb::net::network::PACKET_PORTS`] and its like). Ports come
-//! first, as descriptors, in as many packets as they need; then the settings, in a file. All of it is believed: who holds
-//! the other end of this socket has started us.
+//! Messages arrive on a connected socket of sequenced packets
+//! ([`libmsb::net::network::PACKET_PORTS`] and related constants). Sockets of new ports come first,
+//! as descriptors, in as many packets as needed; then the settings, in a file. Messages are
+//! trusted: the peer of this socket is the process that started this one.
 
 use std::fs::File;
 use std::io::{self, IoSliceMut, Read};
@@ -11,130 +12,118 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use libmsb::net::PUBLISHED_MAX;
 use libmsb::net::network::{
-    Answer, PACKET_DESCRIPTORS_MAX, PACKET_PORTS, PACKET_SETTINGS, SETTINGS_BYTES_MAX, Settings,
+    NetSettings, PACKET_DESCRIPTORS_MAX, PACKET_PORTS, PACKET_SETTINGS, SETTINGS_BYTES_MAX,
+    SettingsReply,
 };
 use rustix::io::Errno;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendFlags, recvmsg, send,
 };
 
-/// What came.
-pub(crate) enum Word {
-    /// New settings, and the sockets of ports that are new in them, in the order of their numbers.
-    Settings(Box<Settings>, Vec<OwnedFd>),
-    /// Something that is none, and why.
-    Nonsense(String),
-    /// Nothing more, for now.
-    Nothing,
-    /// Nothing more, ever.
-    End,
-    /// The same, since the socket fails.
-    Broken(Errno),
+/// A message on the control socket.
+pub(crate) enum ControlMessage {
+    /// New settings, and the sockets of new ports in the order of their indexes.
+    NetSettings(Box<NetSettings>, Vec<OwnedFd>),
+    /// An invalid message, with the reason.
+    Malformed(String),
+    /// No message for now.
+    Empty,
+    /// The peer closed the socket.
+    Closed,
+    /// Reading the socket failed.
+    Failed(Errno),
 }
 
-/// The socket.
-pub(crate) struct Control {
+/// The control socket.
+pub(crate) struct ControlSocket {
     socket: OwnedFd,
-    /// Ports that came, and wait for their settings.
+    /// Sockets of ports that wait for their settings.
     ports: Vec<OwnedFd>,
 }
 
-impl Control {
-    pub(crate) fn new(socket: OwnedFd) -> Control {
-        Control {
-            socket,
-            ports: Vec::new(),
-        }
+impl ControlSocket {
+    pub(crate) fn new(socket: OwnedFd) -> ControlSocket {
+        ControlSocket { socket, ports: Vec::new() }
     }
 
-    /// Ready for reading when there is something.
+    /// Returns the socket, which becomes readable when a message arrives.
     pub(crate) fn socket(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
 
-    /// What came next.
-    pub(crate) fn next(&mut self) -> Word {
+    /// Reads the next message.
+    pub(crate) fn next_message(&mut self) -> ControlMessage {
         loop {
-            let (kind, mut descriptors) = match self.packet() {
+            let (kind, mut descriptors) = match self.read_packet() {
                 Ok(Some(packet)) => packet,
-                Ok(None) => return Word::End,
-                Err(Errno::AGAIN) => return Word::Nothing,
+                Ok(None) => return ControlMessage::Closed,
+                Err(Errno::AGAIN) => return ControlMessage::Empty,
                 Err(Errno::INTR) => continue,
                 Err(Errno::MFILE) => {
-                    return self.nonsense("there are too many open files".to_owned());
+                    return self.malformed("too many open files".to_owned());
                 }
-                // Who asked again would hear the same for ever.
-                Err(error) => return Word::Broken(error),
+                // Reading again would give the same error.
+                Err(error) => return ControlMessage::Failed(error),
             };
             match kind {
                 PACKET_PORTS if self.ports.len() + descriptors.len() <= PUBLISHED_MAX => {
                     self.ports.append(&mut descriptors);
                 }
-                PACKET_PORTS => return self.nonsense("there are too many ports".to_owned()),
+                PACKET_PORTS => return self.malformed("too many ports".to_owned()),
                 PACKET_SETTINGS => {
                     let Some(file) = descriptors.pop() else {
-                        return self.nonsense("there is no file with settings".to_owned());
+                        return self.malformed("missing settings file".to_owned());
                     };
                     return match read(file) {
-                        Ok(settings) => Word::Settings(settings, std::mem::take(&mut self.ports)),
-                        Err(error) => {
-                            self.nonsense(format!("the settings cannot be read: {error}"))
+                        Ok(settings) => {
+                            ControlMessage::NetSettings(settings, std::mem::take(&mut self.ports))
                         }
+                        Err(error) => self.malformed(format!("cannot read the settings: {error}")),
                     };
                 }
-                kind => return self.nonsense(format!("there are no packets of the kind {kind}")),
+                kind => return self.malformed(format!("unknown packet type {kind}")),
             }
         }
     }
 
-    fn nonsense(&mut self, why: String) -> Word {
+    fn malformed(&mut self, why: String) -> ControlMessage {
         self.ports.clear();
-        Word::Nonsense(why)
+        ControlMessage::Malformed(why)
     }
 
-    /// A packet: its kind, and its descriptors. `None`: the other end is closed.
-    fn packet(&self) -> Result<Option<(u8, Vec<OwnedFd>)>, Errno> {
+    /// Reads one packet: its type and its descriptors. `None`: the peer closed the socket.
+    fn read_packet(&self) -> Result<Option<(u8, Vec<OwnedFd>)>, Errno> {
         let mut kind = [0];
         let mut space =
             [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(PACKET_DESCRIPTORS_MAX))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
         let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
-        let came = recvmsg(
-            &self.socket,
-            &mut [IoSliceMut::new(&mut kind)],
-            &mut ancillary,
-            flags,
-        )?;
+        let received =
+            recvmsg(&self.socket, &mut [IoSliceMut::new(&mut kind)], &mut ancillary, flags)?;
         let mut descriptors = Vec::new();
         for message in ancillary.drain() {
             if let RecvAncillaryMessage::ScmRights(rights) = message {
                 descriptors.extend(rights);
             }
         }
-        if came.flags.contains(ReturnFlags::CTRUNC) {
-            // This process may have no more descriptors.
+        if received.flags.contains(ReturnFlags::CTRUNC) {
+            // This process has reached its limit of descriptors.
             return Err(Errno::MFILE);
         }
-        Ok((came.bytes > 0).then_some((kind[0], descriptors)))
+        Ok((received.bytes > 0).then_some((kind[0], descriptors)))
     }
 
-    /// Says what became of settings. Who does not wait for it has no need of it.
+    /// Sends the result of applying settings. A peer that does not read it is ignored.
     pub(crate) fn answer(&self, error: Option<String>) {
-        if let Ok(json) = serde_json::to_vec(&Answer { error }) {
-            let _ = send(
-                &self.socket,
-                &json,
-                SendFlags::NOSIGNAL | SendFlags::DONTWAIT,
-            );
+        if let Ok(json) = serde_json::to_vec(&SettingsReply { error }) {
+            let _ = send(&self.socket, &json, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
         }
     }
 }
 
-fn read(file: OwnedFd) -> io::Result<Box<Settings>> {
+fn read(file: OwnedFd) -> io::Result<Box<NetSettings>> {
     let mut bytes = Vec::new();
-    File::from(file)
-        .take(SETTINGS_BYTES_MAX)
-        .read_to_end(&mut bytes)?;
+    File::from(file).take(SETTINGS_BYTES_MAX).read_to_end(&mut bytes)?;
     Ok(serde_json::from_slice(&bytes)?)
 }
 
@@ -143,49 +132,44 @@ mod tests {
     use super::*;
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
-    fn pair() -> (Control, OwnedFd) {
-        let (ours, theirs) = socketpair(
-            AddressFamily::UNIX,
-            SocketType::SEQPACKET,
-            SocketFlags::CLOEXEC,
-            None,
-        )
-        .unwrap();
-        (Control::new(ours), theirs)
+    fn pair() -> (ControlSocket, OwnedFd) {
+        let (ours, theirs) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+                .unwrap();
+        (ControlSocket::new(ours), theirs)
     }
 
-    fn said(word: Word) -> String {
+    fn describe(word: ControlMessage) -> String {
         match word {
-            Word::Settings(..) => "settings".to_owned(),
-            Word::Nonsense(why) => why,
-            Word::Nothing => "nothing".to_owned(),
-            Word::End => "end".to_owned(),
-            Word::Broken(error) => error.to_string(),
+            ControlMessage::NetSettings(..) => "settings".to_owned(),
+            ControlMessage::Malformed(why) => why,
+            ControlMessage::Empty => "nothing".to_owned(),
+            ControlMessage::Closed => "end".to_owned(),
+            ControlMessage::Failed(error) => error.to_string(),
         }
     }
 
     #[test]
-    fn what_is_no_settings_is_told_and_the_end_is_seen() {
+    fn malformed_messages_are_reported_and_the_close_is_seen() {
         let (mut control, other) = pair();
-        assert_eq!(said(control.next()), "nothing");
-        for (packet, why) in [
-            (b'x', "there are no packets of the kind 120"),
-            (PACKET_SETTINGS, "there is no file with settings"),
-        ] {
+        assert_eq!(describe(control.next_message()), "nothing");
+        for (packet, why) in
+            [(b'x', "unknown packet type 120"), (PACKET_SETTINGS, "missing settings file")]
+        {
             send(&other, &[packet], SendFlags::empty()).unwrap();
-            assert_eq!(said(control.next()), why);
+            assert_eq!(describe(control.next_message()), why);
         }
         control.answer(Some("no".to_owned()));
         let mut answer = [0; 64];
         let (count, _) = rustix::net::recv(&other, &mut answer[..], RecvFlags::empty()).unwrap();
         assert_eq!(&answer[..count], br#"{"error":"no"}"#);
         drop(other);
-        assert_eq!(said(control.next()), "end");
+        assert_eq!(describe(control.next_message()), "end");
     }
     #[test]
-    fn a_socket_that_fails_is_asked_no_more() {
+    fn a_failed_socket_is_reported() {
         let (read, _write) = rustix::pipe::pipe().unwrap();
-        let mut control = Control::new(read);
-        assert!(matches!(control.next(), Word::Broken(Errno::NOTSOCK)));
+        let mut control = ControlSocket::new(read);
+        assert!(matches!(control.next_message(), ControlMessage::Failed(Errno::NOTSOCK)));
     }
 }

@@ -1,9 +1,11 @@
-//! The frame stream: each Ethernet frame after its length, four bytes, big-endian, on a connected stream socket.
+//! The frame stream: each Ethernet frame follows its length (four bytes, big-endian) on a connected
+//! stream socket.
 //!
-//! Frames are read many at a time into one buffer and handled where they lie: the bytes of TCP go from there to the host's
-//! socket. Small frames to the guest are gathered and written at the end of a turn; the bytes of TCP are written at once,
-//! from where they wait, behind what was gathered. When the stream takes no more, what is left of a frame that was begun
-//! waits, connections wait, and small frames beyond [`TRANSMIT_BYTES_MAX`] are lost.
+//! Many frames are read at once into one buffer and handled in place: TCP payload goes from there
+//! to the host's socket. Small frames to the guest are gathered and written at the end of a turn.
+//! TCP payload is written at once, from its ring, after the gathered frames. Back-pressure: when
+//! the stream accepts no more, the rest of a partly written frame is kept, connections wait, and
+//! small frames beyond [`TRANSMIT_BYTES_MAX`] are dropped.
 
 use std::io::{self, IoSlice};
 use std::ops::Range;
@@ -11,38 +13,38 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, recv, sendmsg, sockopt};
 
-use crate::ip::ETHERNET;
+use crate::ip::ETHERNET_HEADER_BYTES;
 use crate::limits::{FRAME_BYTES_MAX, RECEIVE_BYTES, SOCKET_BUFFER_BYTES, TRANSMIT_BYTES_MAX};
 
-/// Bytes of the length before each frame.
-pub(crate) const LENGTH: usize = 4;
+/// Size of the length before each frame.
+pub(crate) const LENGTH_BYTES: usize = 4;
 
-/// What came of reading.
+/// Result of reading the frame stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Received {
-    /// Frames may be there, and more may follow.
-    Some,
-    /// Frames may be there; they were all that there was.
+pub(crate) enum ReceiveStatus {
+    /// Bytes were read, and more may follow.
+    More,
+    /// Bytes were read, and no more are available now.
     Last,
-    /// Nothing, for now.
-    Nothing,
-    /// The other side is gone.
+    /// No bytes are available now.
+    Empty,
+    /// The peer closed the stream.
     Closed,
 }
 
-/// The reading side.
-pub(crate) struct Receiver {
+/// The receiving half of the frame stream.
+pub(crate) struct FrameReceiver {
     buffer: Box<[u8]>,
     start: usize,
     end: usize,
-    /// Frames and bytes from the guest.
+    /// Frames and bytes received from the guest.
     pub(crate) frames: u64,
     pub(crate) bytes: u64,
 }
 
-impl Receiver {
-    pub(crate) fn new() -> Receiver {
-        Receiver {
+impl FrameReceiver {
+    pub(crate) fn new() -> FrameReceiver {
+        FrameReceiver {
             buffer: vec![0; RECEIVE_BYTES].into_boxed_slice(),
             start: 0,
             end: 0,
@@ -51,38 +53,39 @@ impl Receiver {
         }
     }
 
-    /// Reads once. Frames that were read before must have been handled.
-    pub(crate) fn fill(&mut self, socket: BorrowedFd<'_>) -> io::Result<Received> {
+    /// Reads once. All frames returned before must have been handled.
+    pub(crate) fn fill(&mut self, socket: BorrowedFd<'_>) -> io::Result<ReceiveStatus> {
         if self.start == self.end {
             (self.start, self.end) = (0, 0);
-        } else if self.buffer.len() - self.start < LENGTH + FRAME_BYTES_MAX {
+        } else if self.buffer.len() - self.start < LENGTH_BYTES + FRAME_BYTES_MAX {
             self.buffer.copy_within(self.start..self.end, 0);
             (self.start, self.end) = (0, self.end - self.start);
         }
         match recv(socket, &mut self.buffer[self.end..], RecvFlags::DONTWAIT) {
-            Ok((0, _)) => Ok(Received::Closed),
+            Ok((0, _)) => Ok(ReceiveStatus::Closed),
             Ok((count, _)) => {
                 let last = count < self.buffer.len() - self.end;
                 self.end += count;
-                Ok(if last { Received::Last } else { Received::Some })
+                Ok(if last { ReceiveStatus::Last } else { ReceiveStatus::More })
             }
-            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => Ok(Received::Nothing),
-            Err(rustix::io::Errno::CONNRESET) => Ok(Received::Closed),
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => Ok(ReceiveStatus::Empty),
+            Err(rustix::io::Errno::CONNRESET) => Ok(ReceiveStatus::Closed),
             Err(error) => Err(error.into()),
         }
     }
 
-    /// The place of the next whole frame in the buffer. An error: the stream is broken, since no frame is so long.
+    /// Returns the range of the next complete frame in the buffer. An oversized length is an error
+    /// that breaks the stream.
     pub(crate) fn next_frame(&mut self) -> io::Result<Option<Range<usize>>> {
-        let Some(length) = self.buffer[self.start..self.end].first_chunk::<LENGTH>() else {
+        let Some(length) = self.buffer[self.start..self.end].first_chunk::<LENGTH_BYTES>() else {
             return Ok(None);
         };
         let length = u32::from_be_bytes(*length) as usize;
         if length > FRAME_BYTES_MAX {
-            let message = format!("a frame of {length} bytes: no frame is so long");
+            let message = format!("invalid frame length: {length} bytes");
             return Err(io::Error::new(io::ErrorKind::InvalidData, message));
         }
-        let start = self.start + LENGTH;
+        let start = self.start + LENGTH_BYTES;
         if self.end < start + length {
             return Ok(None);
         }
@@ -92,99 +95,100 @@ impl Receiver {
         Ok(Some(start..start + length))
     }
 
-    /// All of the buffer, where frames that were found lie until the next [`Receiver::fill`].
-    pub(crate) fn all(&self) -> &[u8] {
+    /// Returns the whole buffer, in which frames stay valid until the next [`FrameReceiver::fill`].
+    pub(crate) fn buffer(&self) -> &[u8] {
         &self.buffer
     }
 
-    /// Bytes at a place in the buffer.
-    pub(crate) fn bytes(&self, place: Range<usize>) -> &[u8] {
-        &self.buffer[place]
+    /// Returns the bytes of a range in the buffer.
+    pub(crate) fn bytes(&self, range: Range<usize>) -> &[u8] {
+        &self.buffer[range]
     }
 }
 
-/// The writing side.
-pub(crate) struct Transmitter {
+/// The sending half of the frame stream.
+pub(crate) struct FrameTransmitter {
     socket: OwnedFd,
-    waiting: Vec<u8>,
+    queue: Vec<u8>,
     written: usize,
-    /// The stream took less than it was given, and has not said since that it takes more.
+    /// The stream accepted less than it was given and has not become writable since.
     blocked: bool,
-    /// Small frames that found no room.
-    pub(crate) lost: u64,
-    /// Frames and bytes to the guest.
+    /// Number of small frames dropped for lack of space.
+    pub(crate) dropped: u64,
+    /// Frames and bytes sent to the guest.
     pub(crate) frames: u64,
     pub(crate) bytes: u64,
 }
 
-impl Transmitter {
-    /// Takes the socket, which must not block.
-    pub(crate) fn new(socket: OwnedFd) -> Transmitter {
-        // As much as the system allows; a smaller one is only slower.
+impl FrameTransmitter {
+    /// Creates the sending half on a non-blocking socket.
+    pub(crate) fn new(socket: OwnedFd) -> FrameTransmitter {
+        // A smaller buffer is only slower.
         let _ = sockopt::set_socket_send_buffer_size(&socket, SOCKET_BUFFER_BYTES);
         let _ = sockopt::set_socket_recv_buffer_size(&socket, SOCKET_BUFFER_BYTES);
-        Transmitter {
+        FrameTransmitter {
             socket,
-            waiting: Vec::new(),
+            queue: Vec::new(),
             written: 0,
             blocked: false,
-            lost: 0,
+            dropped: 0,
             frames: 0,
             bytes: 0,
         }
     }
 
-    /// The socket.
+    /// Returns the socket.
     pub(crate) fn socket(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
 
-    /// Whether nothing can be written now.
+    /// Returns whether the stream accepts no bytes now (back-pressure).
     pub(crate) fn is_blocked(&self) -> bool {
         self.blocked
     }
 
-    /// Takes a small frame, which `write` appends to what it is given.
-    pub(crate) fn push(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
-        if self.waiting.len() - self.written > TRANSMIT_BYTES_MAX {
-            self.lost += 1;
+    /// Queues a small frame, which `write` appends to the buffer.
+    pub(crate) fn push_frame(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
+        if self.queue.len() - self.written > TRANSMIT_BYTES_MAX {
+            self.dropped += 1;
             return;
         }
-        let start = self.waiting.len();
-        self.waiting.extend_from_slice(&[0; LENGTH]);
-        write(&mut self.waiting);
-        let length = self.waiting.len() - start - LENGTH;
-        debug_assert!((ETHERNET..=FRAME_BYTES_MAX).contains(&length));
-        self.waiting[start..start + LENGTH].copy_from_slice(&(length as u32).to_be_bytes());
+        let start = self.queue.len();
+        self.queue.extend_from_slice(&[0; LENGTH_BYTES]);
+        write(&mut self.queue);
+        let length = self.queue.len() - start - LENGTH_BYTES;
+        debug_assert!((ETHERNET_HEADER_BYTES..=FRAME_BYTES_MAX).contains(&length));
+        self.queue[start..start + LENGTH_BYTES].copy_from_slice(&(length as u32).to_be_bytes());
         self.frames += 1;
         self.bytes += length as u64;
     }
 
-    /// Writes what waits. An error: the stream is broken.
+    /// Writes queued frames. An error breaks the stream.
     pub(crate) fn flush(&mut self) -> io::Result<()> {
-        while self.written < self.waiting.len() && !self.blocked {
-            let parts = [IoSlice::new(&self.waiting[self.written..])];
+        while self.written < self.queue.len() && !self.blocked {
+            let parts = [IoSlice::new(&self.queue[self.written..])];
             let (count, blocked) = send(self.socket.as_fd(), &parts)?;
             self.written += count;
             self.blocked = blocked;
         }
-        if self.written == self.waiting.len() {
-            self.waiting.clear();
+        if self.written == self.queue.len() {
+            self.queue.clear();
             self.written = 0;
         } else if self.written > TRANSMIT_BYTES_MAX {
-            self.waiting.drain(..self.written);
+            self.queue.drain(..self.written);
             self.written = 0;
         }
         Ok(())
     }
 
-    /// The stream takes more.
-    pub(crate) fn unblock(&mut self) {
+    /// Notes that the stream is writable again.
+    pub(crate) fn set_writable(&mut self) {
         self.blocked = false;
     }
 
-    /// Writes frames that stand ready with their lengths: `parts` hold them, one behind the other, and `sizes` says how
-    /// long each is. Gives how many were taken; a frame that the stream took a part of is taken.
+    /// Writes complete frames with their lengths: `parts` hold them one after the other, `sizes`
+    /// the size of each. Returns how many were accepted; a partly written frame counts as accepted,
+    /// and its rest is queued.
     pub(crate) fn write_frames(
         &mut self,
         parts: &[IoSlice<'_>],
@@ -197,29 +201,30 @@ impl Transmitter {
         let (mut count, blocked) = send(self.socket.as_fd(), parts)?;
         self.blocked = blocked;
         let mut taken = 0;
-        let mut begun = 0;
+        let mut start = 0;
         for size in sizes {
             if count == 0 {
                 break;
             }
             taken += 1;
-            self.bytes += (*size - LENGTH) as u64;
+            self.bytes += (*size - LENGTH_BYTES) as u64;
             if count < *size {
-                let rest = begun + count..begun + size;
-                keep(&mut self.waiting, parts, rest);
-                // A stream that took a part will take no more now.
+                let rest = start + count..start + size;
+                copy_range(&mut self.queue, parts, rest);
+                // A stream that accepted a part accepts no more now.
                 self.blocked = true;
                 break;
             }
             count -= size;
-            begun += size;
+            start += size;
         }
         self.frames += taken as u64;
         Ok(taken)
     }
 }
 
-/// Writes; gives the bytes that were taken, and whether the stream takes no more now.
+/// Writes to the socket. Returns the number of bytes accepted, and whether the socket accepts no
+/// more now.
 fn send(socket: BorrowedFd<'_>, parts: &[IoSlice<'_>]) -> io::Result<(usize, bool)> {
     let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
     match sendmsg(socket, parts, &mut SendAncillaryBuffer::default(), flags) {
@@ -230,8 +235,8 @@ fn send(socket: BorrowedFd<'_>, parts: &[IoSlice<'_>]) -> io::Result<(usize, boo
     }
 }
 
-/// Copies a range of what the parts hold together.
-fn keep(out: &mut Vec<u8>, parts: &[IoSlice<'_>], range: Range<usize>) {
+/// Copies a range of the concatenated parts.
+fn copy_range(out: &mut Vec<u8>, parts: &[IoSlice<'_>], range: Range<usize>) {
     let mut at = 0;
     for part in parts {
         let start = range.start.clamp(at, at + part.len()) - at;
@@ -248,85 +253,76 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     #[test]
-    fn frames_are_found_however_they_are_cut() {
+    fn frames_are_found_across_any_read_boundaries() {
         let (mut theirs, ours) = UnixStream::pair().unwrap();
         let mut stream = Vec::new();
         for length in [14usize, 60, 1514, 65534] {
             stream.extend_from_slice(&(length as u32).to_be_bytes());
             stream.extend(std::iter::repeat_n(length as u8, length));
         }
-        let mut receiver = Receiver::new();
+        let mut receiver = FrameReceiver::new();
         let mut found = Vec::new();
         for round in 0..20 {
             for part in stream.chunks(7 + round * 911) {
                 theirs.write_all(part).unwrap();
-                assert_eq!(receiver.fill(ours.as_fd()).unwrap(), Received::Last);
-                while let Some(place) = receiver.next_frame().unwrap() {
-                    found.push(receiver.bytes(place).to_vec());
+                assert_eq!(receiver.fill(ours.as_fd()).unwrap(), ReceiveStatus::Last);
+                while let Some(range) = receiver.next_frame().unwrap() {
+                    found.push(receiver.bytes(range).to_vec());
                 }
             }
         }
         assert_eq!(found.len(), 80);
-        assert!(
-            found
-                .iter()
-                .all(|frame| frame.iter().all(|byte| *byte == frame.len() as u8))
-        );
-        assert_eq!(receiver.fill(ours.as_fd()).unwrap(), Received::Nothing);
+        assert!(found.iter().all(|frame| frame.iter().all(|byte| *byte == frame.len() as u8)));
+        assert_eq!(receiver.fill(ours.as_fd()).unwrap(), ReceiveStatus::Empty);
     }
 
     #[test]
-    fn a_length_that_no_frame_has_breaks_the_stream() {
+    fn an_invalid_length_breaks_the_stream() {
         let (mut theirs, ours) = UnixStream::pair().unwrap();
         theirs.write_all(&[0xff; 4]).unwrap();
-        let mut receiver = Receiver::new();
+        let mut receiver = FrameReceiver::new();
         receiver.fill(ours.as_fd()).unwrap();
         assert!(receiver.next_frame().is_err());
     }
 
     #[test]
-    fn what_a_full_stream_took_in_part_is_written_to_its_end() {
+    fn a_partly_written_frame_is_completed() {
         let (mut theirs, ours) = UnixStream::pair().unwrap();
         theirs.set_nonblocking(true).unwrap();
-        let mut transmitter = Transmitter::new(ours.into());
-        let frame = [(LENGTH as u8)..255u8; 1]
-            .map(|range| range.collect::<Vec<u8>>())
-            .concat();
+        let mut transmitter = FrameTransmitter::new(ours.into());
+        let frame =
+            [(LENGTH_BYTES as u8)..255u8; 1].map(|range| range.collect::<Vec<u8>>()).concat();
         let mut sent: usize = 0;
         while !transmitter.is_blocked() {
             let length = (frame.len() as u32).to_be_bytes();
             let parts = [IoSlice::new(&length), IoSlice::new(&frame)];
-            sent += transmitter
-                .write_frames(&parts, &[LENGTH + frame.len()])
-                .unwrap();
+            sent += transmitter.write_frames(&parts, &[LENGTH_BYTES + frame.len()]).unwrap();
         }
         let mut received = Vec::new();
         loop {
             let mut buffer = [0; 65536];
             match theirs.read(&mut buffer) {
                 Ok(count) => received.extend_from_slice(&buffer[..count]),
-                Err(_) if transmitter.waiting.is_empty() => break,
+                Err(_) if transmitter.queue.is_empty() => break,
                 Err(_) => {
-                    transmitter.unblock();
+                    transmitter.set_writable();
                     transmitter.flush().unwrap();
                 }
             }
         }
-        assert_eq!(received.len(), sent * (LENGTH + frame.len()));
+        assert_eq!(received.len(), sent * (LENGTH_BYTES + frame.len()));
         assert!(
-            received
-                .chunks(LENGTH + frame.len())
-                .all(|part| part[LENGTH..] == frame)
+            received.chunks(LENGTH_BYTES + frame.len()).all(|part| part[LENGTH_BYTES..] == frame)
         );
     }
 
     #[test]
-    fn small_frames_that_nobody_takes_are_lost_in_the_end() {
+    fn small_frames_beyond_the_limit_are_dropped() {
         let (_theirs, ours) = UnixStream::pair().unwrap();
-        let mut transmitter = Transmitter::new(ours.into());
-        while transmitter.lost == 0 {
-            transmitter.push(|out| out.extend_from_slice(&[0; 60]));
+        let mut transmitter = FrameTransmitter::new(ours.into());
+        while transmitter.dropped == 0 {
+            transmitter.push_frame(|out| out.extend_from_slice(&[0; 60]));
         }
-        assert!(transmitter.waiting.len() < TRANSMIT_BYTES_MAX + FRAME_BYTES_MAX);
+        assert!(transmitter.queue.len() < TRANSMIT_BYTES_MAX + FRAME_BYTES_MAX);
     }
 }

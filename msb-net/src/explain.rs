@@ -1,4 +1,4 @@
-//! `msb net explain`: a verdict without a connection.
+//! `msb net explain`: evaluates the policy without a connection.
 
 use std::io::{self, BufRead, Write};
 use std::net::{IpAddr, SocketAddr};
@@ -13,76 +13,78 @@ use libmsb::net::name::HostName;
 use libmsb::net::network::Network;
 use libmsb::net::policy::Policy;
 use libmsb::net::rule::{Action, Direction, Protocol};
-use libmsb::net::{HOST_ALIAS, NetSpec, own};
+use libmsb::net::{HOST_ALIAS, NetSpec, host_addresses};
 use libmsb::state::Home;
 use serde::{Deserialize, Serialize};
 
 use crate::address::HostFacts;
-use crate::arguments::{Explain, Format, PolicyArgs};
-use crate::policy::{Facts, Judge, Reason, Tls, Verdict};
+use crate::args::{ExplainArgs, OutputFormat, PolicyArgs};
+use crate::policy::{ConnectionFacts, PolicyEngine, TlsPeek, Verdict, VerdictReason};
 
-/// Longest file with a policy, in bytes: that of a spec.json.
+/// Limit of a policy file in bytes: that of a spec.json.
 const POLICY_BYTES_MAX: u64 = libmsb::state::spec::SPEC_BYTES_MAX;
 
-/// What a verdict is about.
+/// The subject of a verdict.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
-pub(crate) enum Case {
+pub(crate) enum ExplainCase {
     /// A connection.
-    Connection(Facts),
-    /// A question for a name, and what was answered.
-    Question(Question),
+    Connection(ConnectionFacts),
+    /// A DNS query and its answer.
+    Query(DnsQuery),
 }
 
-/// A question for a name.
+/// A DNS query and its answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Question {
+pub(crate) struct DnsQuery {
     /// The name.
     pub(crate) name: HostName,
-    /// The addresses in the answer.
+    /// Addresses in the answer.
     #[serde(default)]
     pub(crate) answers: Vec<IpAddr>,
 }
 
 /// A case with its verdict, as it is printed.
 #[derive(Debug, Serialize)]
-pub(crate) struct Explained<'a> {
+pub(crate) struct ExplainedCase<'a> {
     #[serde(flatten)]
-    case: &'a Case,
+    case: &'a ExplainCase,
     #[serde(flatten)]
     pub(crate) verdict: Verdict,
     /// The rule in full.
     #[serde(skip_serializing_if = "Option::is_none")]
     rule_text: Option<String>,
-    /// The reason, for people.
+    /// The reason as text.
     text: &'static str,
 }
 
-pub(crate) fn run(args: Explain) -> anyhow::Result<()> {
-    let judge = judge(&args.policy)?;
+/// Runs `msb net explain`.
+pub(crate) fn run(args: ExplainArgs) -> anyhow::Result<()> {
+    let engine = policy_engine(&args.policy)?;
     if args.lines {
-        return explain_lines(&judge, &mut io::stdin().lock(), args.format);
+        return explain_lines(&engine, &mut io::stdin().lock(), args.format);
     }
-    let case = case(&args)?;
-    print(&explain(&judge, &case), args.format)
+    let case = parse_case(&args)?;
+    print(&explain(&engine, &case), args.format)
 }
 
+/// Evaluates each JSON case on the input.
 fn explain_lines(
-    judge: &Judge,
+    engine: &PolicyEngine,
     input: &mut impl BufRead,
-    format: Option<Format>,
+    format: Option<OutputFormat>,
 ) -> anyhow::Result<()> {
     for number in 1.. {
-        let Some(case) = jsonl::read::<Case>(input, number)? else {
+        let Some(case) = jsonl::read::<ExplainCase>(input, number)? else {
             break;
         };
-        print(&explain(judge, &case), format)?;
+        print(&explain(engine, &case), format)?;
     }
     Ok(())
 }
 
-/// The policy that the command line means.
-pub(crate) fn judge(args: &PolicyArgs) -> anyhow::Result<Judge> {
+/// Builds the policy engine for the command line.
+pub(crate) fn policy_engine(args: &PolicyArgs) -> anyhow::Result<PolicyEngine> {
     let mut spec = match (&args.sandbox, &args.policy) {
         (Some(name), _) => Home::from_env()?.sandboxes().find(name)?.spec()?.net,
         (None, Some(path)) => read_policy(path)?,
@@ -94,20 +96,16 @@ pub(crate) fn judge(args: &PolicyArgs) -> anyhow::Result<Judge> {
         [] => Network::of_sandbox(name, &spec).gateways(),
         gateways => gateways.to_vec(),
     };
-    // A sandbox is kept from the addresses of the host that it runs on; a policy alone is on none.
-    let own = match (&args.own[..], &args.sandbox) {
-        ([], Some(_)) => own::addresses(),
+    // A sandbox's policy covers the addresses of its host; a policy alone has no host.
+    let host_addresses = match (&args.own[..], &args.sandbox) {
+        ([], Some(_)) => host_addresses::addresses(),
         (own, _) => own.to_vec(),
     };
-    let host = HostFacts {
-        gateways,
-        own,
-        nat64: spec.nat64,
-    };
-    Ok(Judge::new(spec.policy, spec.dns.rebind_protection, host))
+    let host = HostFacts { gateways, host_addresses, nat64: spec.nat64 };
+    Ok(PolicyEngine::new(spec.policy, spec.dns.rebind_protection, host))
 }
 
-/// A `spec.json`, its part `net`, or the part `policy` of that.
+/// Reads a `spec.json`, its member `net`, or the member `policy` of that.
 fn read_policy(path: &Path) -> anyhow::Result<NetSpec> {
     let cannot = || format!("cannot read the policy '{}'", path.display());
     let text = read_file(path).with_context(cannot)?;
@@ -119,10 +117,7 @@ fn read_policy(path: &Path) -> anyhow::Result<NetSpec> {
         return serde_json::from_value(value).with_context(cannot);
     }
     let policy: Policy = serde_json::from_value(value).with_context(cannot)?;
-    Ok(NetSpec {
-        policy,
-        ..NetSpec::public()
-    })
+    Ok(NetSpec { policy, ..NetSpec::public() })
 }
 
 fn read_file(path: &Path) -> anyhow::Result<Vec<u8>> {
@@ -131,63 +126,50 @@ fn read_file(path: &Path) -> anyhow::Result<Vec<u8>> {
     let file = std::fs::File::open(path)?;
     file.take(POLICY_BYTES_MAX + 1).read_to_end(&mut text)?;
     if text.len() as u64 > POLICY_BYTES_MAX {
-        return Err(Failure::failed("it is too long").into());
+        return Err(Failure::failed(format!("longer than {POLICY_BYTES_MAX} bytes")).into());
     }
     Ok(text)
 }
 
-/// What was typed, understood.
-fn case(args: &Explain) -> Result<Case, Failure> {
+/// Parses the case on the command line.
+fn parse_case(args: &ExplainArgs) -> Result<ExplainCase, Failure> {
     let mut words = args.what.iter().map(String::as_str);
     let (kind, what) = (words.next().unwrap_or_default(), words.next());
     let what = what.ok_or_else(|| {
-        Failure::usage("what is to be explained has two words")
-            .hint("as tcp 1.2.3.4:443, or dns example.com")
+        Failure::usage("expected a protocol and an address, or dns and a name")
+            .hint("msb net explain tcp 1.2.3.4:443, or msb net explain dns example.com")
     })?;
     if kind == "dns" {
         let answers: Result<Vec<IpAddr>, Failure> = words.map(parse_address).collect();
-        return Ok(Case::Question(Question {
-            name: what.parse()?,
-            answers: answers?,
-        }));
+        return Ok(ExplainCase::Query(DnsQuery { name: what.parse()?, answers: answers? }));
     }
     if let Some(word) = words.next() {
-        return Err(Failure::usage(format!(
-            "'{}' is one word too many",
-            escape(word)
-        )));
+        return Err(Failure::usage(format!("unexpected argument '{}'", escape(word))));
     }
     let protocol: Protocol = kind.parse()?;
     let (address, port) = parse_peer(protocol, what)?;
-    Ok(Case::Connection(Facts {
-        direction: if args.ingress {
-            Direction::Ingress
-        } else {
-            Direction::Egress
-        },
+    Ok(ExplainCase::Connection(ConnectionFacts {
+        direction: if args.ingress { Direction::Ingress } else { Direction::Egress },
         protocol,
         address,
         port,
         names: args.found.clone(),
-        tls: tls(args),
+        tls: tls_from_args(args),
     }))
 }
 
-fn tls(args: &Explain) -> Tls {
+fn tls_from_args(args: &ExplainArgs) -> TlsPeek {
     if args.sni.is_some() || args.no_sni || args.ech {
-        Tls::Hello {
-            sni: args.sni.clone(),
-            ech: args.ech,
-        }
+        TlsPeek::Hello { sni: args.sni.clone(), ech: args.ech }
     } else if args.plain {
-        Tls::Plain
+        TlsPeek::Plain
     } else {
-        Tls::Unseen
+        TlsPeek::Unseen
     }
 }
 
 fn parse_address(text: &str) -> Result<IpAddr, Failure> {
-    let wrong = |_| Failure::usage(format!("'{}' is not an address", escape(text)));
+    let wrong = |_| Failure::usage(format!("invalid address '{}'", escape(text)));
     text.parse().map_err(wrong)
 }
 
@@ -196,64 +178,56 @@ fn parse_peer(protocol: Protocol, text: &str) -> Result<(IpAddr, Option<u16>), F
         let address = parse_address(text)?;
         if address.is_ipv4() != (protocol == Protocol::Icmpv4) {
             return Err(Failure::usage(format!(
-                "{protocol} does not reach '{address}'"
+                "{protocol} does not apply to '{address}': wrong address family"
             )));
         }
         return Ok((address, None));
     }
     let wrong = |_| {
-        Failure::usage(format!("'{}' is not an address with a port", escape(text)))
-            .hint("as 1.2.3.4:443 or [2001:db8::1]:443")
+        Failure::usage(format!("invalid address and port '{}'", escape(text)))
+            .hint("write 1.2.3.4:443 or [2001:db8::1]:443")
     };
     let peer: SocketAddr = text.parse().map_err(wrong)?;
     Ok((peer.ip(), Some(peer.port())))
 }
 
-/// The verdict on a case.
-pub(crate) fn explain<'a>(judge: &Judge, case: &'a Case) -> Explained<'a> {
+/// Evaluates a case.
+pub(crate) fn explain<'a>(engine: &PolicyEngine, case: &'a ExplainCase) -> ExplainedCase<'a> {
     let verdict = match case {
-        Case::Connection(facts) => judge.verdict(facts),
-        Case::Question(question) => answer(judge, question),
+        ExplainCase::Connection(facts) => engine.verdict(facts),
+        ExplainCase::Query(query) => query_verdict(engine, query),
     };
-    let rule = verdict
-        .rule
-        .and_then(|rule| judge.policy().rules.get(rule - 1));
-    Explained {
+    let rule = verdict.rule.and_then(|rule| engine.policy().rules.get(rule - 1));
+    ExplainedCase {
         case,
         verdict,
         rule_text: rule.map(ToString::to_string),
-        text: if verdict.reason == Reason::Default && verdict.allows() {
-            "it is allowed where no rule speaks of it"
+        text: if verdict.reason == VerdictReason::Default && verdict.allows() {
+            "no rule matches, and the default is to allow"
         } else {
             verdict.reason.text()
         },
     }
 }
 
-/// The verdict on a name, and on all that it was found to have: one bad address spoils the answer.
-fn answer(judge: &Judge, question: &Question) -> Verdict {
-    let alias = question.name.as_str() == HOST_ALIAS;
-    let name = if alias {
-        judge.alias()
-    } else {
-        judge.name(Some(&question.name))
-    };
+/// Evaluates a query and every address in its answer: one denied address rejects the answer.
+fn query_verdict(engine: &PolicyEngine, query: &DnsQuery) -> Verdict {
+    let alias = query.name.as_str() == HOST_ALIAS;
+    let name =
+        if alias { engine.host_alias_verdict() } else { engine.query_verdict(Some(&query.name)) };
     if alias || !name.allows() {
         return name;
     }
-    let answers = question
-        .answers
-        .iter()
-        .map(|address| judge.answer(*address));
-    answers
-        .into_iter()
-        .find(|verdict| !verdict.allows())
-        .unwrap_or(name)
+    let answers = query.answers.iter().map(|address| engine.answer_verdict(*address));
+    answers.into_iter().find(|verdict| !verdict.allows()).unwrap_or(name)
 }
 
 /// Prints a case with its verdict.
-pub(crate) fn print(explained: &Explained<'_>, format: Option<Format>) -> anyhow::Result<()> {
-    if format == Some(Format::Json) {
+pub(crate) fn print(
+    explained: &ExplainedCase<'_>,
+    format: Option<OutputFormat>,
+) -> anyhow::Result<()> {
+    if format == Some(OutputFormat::Json) {
         let mut stdout = output::stdout();
         jsonl::write(&mut stdout, explained)?;
         return Ok(stdout.flush()?);
@@ -261,11 +235,13 @@ pub(crate) fn print(explained: &Explained<'_>, format: Option<Format>) -> anyhow
     Ok(output::print(&explained.sentence())?)
 }
 
-impl Explained<'_> {
-    /// In one line: what, the verdict, why.
+impl ExplainedCase<'_> {
+    /// Formats the case, the verdict and the reason as one line.
     pub(crate) fn sentence(&self) -> String {
-        let action = match (self.verdict.action, self.verdict.look) {
-            (Action::Allow, true) => "allow, if the name in its first bytes agrees".to_owned(),
+        let action = match (self.verdict.action, self.verdict.needs_peek) {
+            (Action::Allow, true) => {
+                "allow, if the server name in the ClientHello matches".to_owned()
+            }
             (action, _) => action.to_string(),
         };
         let why = match (&self.rule_text, self.verdict.rule) {
@@ -276,17 +252,14 @@ impl Explained<'_> {
     }
 }
 
-impl std::fmt::Display for Case {
+impl std::fmt::Display for ExplainCase {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Case::Question(question) => {
-                write!(f, "dns {}", question.name)?;
-                question
-                    .answers
-                    .iter()
-                    .try_for_each(|address| write!(f, " {address}"))
+            ExplainCase::Query(query) => {
+                write!(f, "dns {}", query.name)?;
+                query.answers.iter().try_for_each(|address| write!(f, " {address}"))
             }
-            Case::Connection(facts) => {
+            ExplainCase::Connection(facts) => {
                 let (protocol, address) = (facts.protocol, facts.address);
                 match facts.port.filter(|_| facts.direction == Direction::Egress) {
                     Some(port) => write!(f, "{protocol} {}", SocketAddr::new(address, port)),

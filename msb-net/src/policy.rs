@@ -1,18 +1,22 @@
-//! What becomes of a connection, or of a question for a name: a pure function of the policy and the facts.
+//! Policy evaluation: the verdict on a connection or a DNS query, as a pure function of the policy
+//! and the facts.
 //!
-//! The first rule that speaks of the connection counts; where none does, the default of its direction. What stands outside
-//! of that order:
+//! The first rule that matches the connection decides; if none matches, the default of its
+//! direction. Exceptions to that order:
 //!
-//! - Port 53 is never dialled. Questions go to our own server ([`crate::dns`]), whoever they were meant for.
-//! - Other ways to find names ([`RESOLVERS`]) are closed, unless a rule allows that very port: names found there would
-//!   never be seen here.
-//! - A rule on a name admits addresses that the name was found to have, by our server, for as long as the answer lives.
-//!   The addresses are public ones; private ones too if the user believes such answers; never others.
-//! - Where such a rule admits TCP, or a rule on a name stands before the one that does, the verdict is not final until the
-//!   guest's first bytes were looked at: if they are TLS, the name in them must be the rule's, and be pinned to the
-//!   address. A name that is hidden (no SNI, or an encrypted ClientHello) admits nothing. QUIC hides it as well, so UDP to
-//!   port 443 needs a rule that says udp.
-//! - What is sent to many at once (multicast, broadcast) is not carried, whatever allows it.
+//! - Port 53 is never connected to. Queries go to the built-in resolver ([`crate::dns`]), whatever
+//!   their destination.
+//! - Other name services ([`RESOLVER_PORTS`]) are blocked unless a rule allows that very port: names
+//!   resolved there would never be seen here.
+//! - A rule on a name admits addresses that the resolver returned for the name, for the lifetime of
+//!   the answer. They must be public; private ones are accepted if rebinding protection is off;
+//!   others never.
+//! - If such a rule admits TCP, or a rule on a name precedes the one that does, the verdict is
+//!   preliminary until the guest's first bytes are known. If they are a TLS ClientHello, its server
+//!   name must match the rule and be pinned to the address. A hidden name (no SNI, or an encrypted
+//!   ClientHello) admits nothing. QUIC hides it as well, so UDP to port 443 needs a rule that names
+//!   udp.
+//! - Multicast and broadcast are never forwarded, whatever allows them.
 
 use std::net::IpAddr;
 
@@ -23,12 +27,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::address::HostFacts;
 
-/// The port of DNS.
+/// Port of DNS.
 const DNS_PORT: u16 = 53;
-/// The port over which QUIC hides what the guest wants.
+/// Port of QUIC, which hides the server name.
 const QUIC_PORT: u16 = 443;
-/// Other ways to find names: DNS over TLS and QUIC (RFC 7858, 9250), mDNS (6762), LLMNR (4795), NetBIOS (1002).
-const RESOLVERS: [(Protocol, u16); 6] = [
+/// Other name services: DNS over TLS and QUIC (RFC 7858, 9250), mDNS (6762), LLMNR (4795), NetBIOS
+/// (1002).
+const RESOLVER_PORTS: [(Protocol, u16); 6] = [
     (Protocol::Tcp, 853),
     (Protocol::Udp, 853),
     (Protocol::Udp, 5353),
@@ -37,319 +42,344 @@ const RESOLVERS: [(Protocol, u16); 6] = [
     (Protocol::Udp, 137),
 ];
 
-/// What is known of a connection.
+/// The known facts about a connection.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Facts {
-    /// Who begins.
-    pub(crate) direction: Direction,
-    /// What is spoken.
-    pub(crate) protocol: Protocol,
-    /// The other side.
-    pub(crate) address: IpAddr,
-    /// The other side's port on the way out, the guest's on the way in. ICMP has none.
+pub struct ConnectionFacts {
+    /// Direction in which the connection is opened.
+    pub direction: Direction,
+    /// Protocol.
+    pub protocol: Protocol,
+    /// Address of the remote side.
+    pub address: IpAddr,
+    /// Port of the remote side (egress) or of the guest (ingress). ICMP has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) port: Option<u16>,
-    /// Names that were found to have the address, by our server, and are alive.
+    pub port: Option<u16>,
+    /// Names that the resolver returned this address for, and whose answers are still valid.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub(crate) names: Vec<HostName>,
-    /// The guest's first bytes.
+    pub names: Vec<HostName>,
+    /// Result of checking the guest's first bytes.
     #[serde(default)]
-    pub(crate) tls: Tls,
+    pub tls: TlsPeek,
 }
 
-/// What the guest's first bytes say.
+/// Result of checking the guest's first bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub(crate) enum Tls {
-    /// There were none yet.
+pub enum TlsPeek {
+    /// No bytes were checked.
     #[default]
     Unseen,
     /// They are not TLS.
     Plain,
     /// They are a ClientHello.
     Hello {
-        /// The name that it asks for.
+        /// Server name (SNI).
         sni: Option<HostName>,
-        /// Whether it has another one, encrypted (ECH).
+        /// Set if an encrypted ClientHello (ECH) is present.
         ech: bool,
     },
 }
 
-/// What becomes of it, and why.
+/// The verdict on a connection or query, with its reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Verdict {
-    /// What becomes of it.
+pub struct Verdict {
+    /// Allow or deny.
     pub(crate) action: Action,
-    /// The number of the rule that says so, from 1.
+    /// Number of the deciding rule, from 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) rule: Option<usize>,
-    /// Why.
-    pub(crate) reason: Reason,
-    /// Whether the guest's first bytes can change it: ask again when they are known.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    pub(crate) look: bool,
+    /// Reason.
+    pub(crate) reason: VerdictReason,
+    /// Set if the first bytes of the guest can change the verdict: evaluate again with them.
+    #[serde(rename = "look", skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) needs_peek: bool,
 }
 
 impl Verdict {
-    /// Whether it may be, so far.
-    pub(crate) fn allows(&self) -> bool {
+    /// Returns whether the verdict is to allow, possibly preliminary.
+    pub fn allows(&self) -> bool {
         self.action == Action::Allow
     }
 }
 
-/// Why a verdict is what it is.
+/// Reason of a verdict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub(crate) enum Reason {
-    /// A rule says so.
+pub enum VerdictReason {
+    /// A rule matched.
     Rule,
-    /// No rule speaks of it, and the default says so.
+    /// No rule matched, and the default applies.
     Default,
-    /// It is a question for a name, which msb-net answers itself.
+    /// A DNS query, which msb-net answers itself.
     Dns,
-    /// It is a way to find names past msb-net.
+    /// Another name service, which would bypass msb-net.
     OtherResolver,
-    /// A rule would allow a name, but TLS asks for another.
+    /// A rule allows a name, but the ClientHello has another.
     SniOther,
-    /// TLS asks for a name that a rule allows, but that was not found to have the address.
+    /// The ClientHello has a name that a rule allows, but the resolver did not return this address
+    /// for it.
     SniNotPinned,
-    /// A rule would allow a name, but TLS does not say which one it asks for.
+    /// A rule allows a name, but the ClientHello has none.
     SniMissing,
-    /// A rule would allow a name, but TLS has another one, encrypted.
+    /// A rule allows a name, but the ClientHello has an encrypted one.
     Ech,
-    /// A rule would allow a name, but QUIC does not show which one it asks for.
+    /// A rule allows a name, but QUIC hides the name.
     Quic,
-    /// A rule would allow the name, but the address is not one that names may lead to.
+    /// A rule allows the name, but a name may not resolve to this address.
     NotPublic,
-    /// A name was found to have an address that is not public, and no rule allows.
+    /// DNS rebinding: a name resolved to an address that is not public and that no rule allows.
     Rebinding,
-    /// It is to many at once, and nothing of that is carried.
+    /// Multicast or broadcast, which is never forwarded.
     Multicast,
 }
 
-impl Reason {
-    /// In words.
+impl VerdictReason {
+    /// Returns the reason as text.
     pub(crate) fn text(self) -> &'static str {
         match self {
-            Reason::Rule => "the rule says so",
-            Reason::Default => "no rule speaks of it",
-            Reason::Dns => "msb-net answers questions for names itself, whoever they are sent to",
-            Reason::OtherResolver => {
-                "it is a way to find names past msb-net; a rule on that very port allows it"
+            VerdictReason::Rule => "the rule matches",
+            VerdictReason::Default => "no rule matches",
+            VerdictReason::Dns => "msb-net answers DNS queries itself, whatever their destination",
+            VerdictReason::OtherResolver => {
+                "this name service bypasses msb-net; a rule for exactly this port allows it"
             }
-            Reason::SniOther => "TLS asks for a name that no rule allows here",
-            Reason::SniNotPinned => "TLS asks for a name that was not found to have this address",
-            Reason::SniMissing => "TLS does not say which name it asks for",
-            Reason::Ech => "TLS asks for an encrypted name",
-            Reason::Quic => {
-                "QUIC does not show which name it asks for; a rule with :udp:443 allows it"
+            VerdictReason::SniOther => "no rule allows the server name in the ClientHello here",
+            VerdictReason::SniNotPinned => {
+                "the server name in the ClientHello did not resolve to this address"
             }
-            Reason::NotPublic => {
-                "names may not lead to an address that is not public; a rule on the address allows it"
+            VerdictReason::SniMissing => "the ClientHello has no server name",
+            VerdictReason::Ech => "the ClientHello has an encrypted server name",
+            VerdictReason::Quic => "QUIC hides the server name; a rule with :udp:443 allows it",
+            VerdictReason::NotPublic => {
+                "names may not resolve to non-public addresses; a rule on the address allows it"
             }
-            Reason::Rebinding => {
-                "the name has an address that is not public; a rule on the address allows it"
+            VerdictReason::Rebinding => {
+                "the name resolves to a non-public address; a rule on the address allows it"
             }
-            Reason::Multicast => "nothing is carried to many at once",
+            VerdictReason::Multicast => "multicast and broadcast are not forwarded",
         }
     }
 }
 
-/// Whether one rule speaks of a connection.
-enum Match {
-    /// It does.
+/// Result of matching one rule against a connection.
+enum RuleMatch {
+    /// The rule matches.
     Yes,
-    /// It does not.
+    /// The rule does not match.
     No,
-    /// It would, but for this.
-    Missed(Reason),
+    /// The rule would match, but for this reason.
+    Blocked(VerdictReason),
 }
 
-/// A policy, and what must be known to hold it.
+/// The policy engine: a policy and the facts about the host that it needs.
 #[derive(Clone, Debug)]
-pub(crate) struct Judge {
+pub struct PolicyEngine {
     policy: Policy,
     rebind_protection: bool,
     host: HostFacts,
 }
 
-impl Judge {
-    pub(crate) fn new(policy: Policy, rebind_protection: bool, host: HostFacts) -> Judge {
-        Judge {
-            policy,
-            rebind_protection,
-            host,
-        }
+impl PolicyEngine {
+    /// Creates an engine. `rebind_protection`: answers with addresses that are not public are denied.
+    pub fn new(policy: Policy, rebind_protection: bool, host: HostFacts) -> PolicyEngine {
+        PolicyEngine { policy, rebind_protection, host }
     }
 
-    /// The rules.
+    /// Returns the policy.
     pub(crate) fn policy(&self) -> &Policy {
         &self.policy
     }
 
-    /// What is particular to this host.
+    /// Returns the facts about the host.
     pub(crate) fn host(&self) -> &HostFacts {
         &self.host
     }
 
-    /// The host has other addresses of its own.
-    pub(crate) fn set_own(&mut self, own: Vec<IpAddr>) {
-        self.host.own = own;
+    /// Sets the host's own addresses.
+    pub(crate) fn set_host_addresses(&mut self, addresses: Vec<IpAddr>) {
+        self.host.host_addresses = addresses;
     }
 
-    /// What becomes of a connection.
-    pub(crate) fn verdict(&self, facts: &Facts) -> Verdict {
-        let found = self.by_rules(facts);
-        if found.allows() && facts.direction == Direction::Egress && is_to_many(facts.address) {
-            return verdict(Action::Deny, None, Reason::Multicast);
+    /// Returns the verdict on a connection.
+    pub fn verdict(&self, facts: &ConnectionFacts) -> Verdict {
+        let found = self.evaluate_rules(facts);
+        if found.allows() && facts.direction == Direction::Egress && is_group_address(facts.address)
+        {
+            return verdict(Action::Deny, None, VerdictReason::Multicast);
         }
         found
     }
 
-    fn by_rules(&self, facts: &Facts) -> Verdict {
-        if is_dns(facts) {
-            return verdict(Action::Allow, None, Reason::Dns);
+    /// Returns the verdict of the first matching rule, or of the default.
+    fn evaluate_rules(&self, facts: &ConnectionFacts) -> Verdict {
+        if is_dns_query(facts) {
+            return verdict(Action::Allow, None, VerdictReason::Dns);
         }
-        let faces = self.host.faces(facts.address);
-        let mut missed = None;
-        let mut named = false;
-        for (place, rule) in self.policy.rules.iter().enumerate() {
-            if !rule.is_for(facts.direction) || !speaks(rule, facts) {
+        let destinations = self.host.possible_destinations(facts.address);
+        let mut blocked = None;
+        let mut has_name_rule = false;
+        for (index, rule) in self.policy.rules.iter().enumerate() {
+            if !rule.is_for(facts.direction) || !covers_port(rule, facts) {
                 continue;
             }
-            named |= rule.target.is_named();
-            match self.matches(rule, facts, &faces) {
-                Match::Yes if rule.action == Action::Allow && is_closed(rule, facts) => {
-                    return verdict(Action::Deny, None, Reason::OtherResolver);
+            has_name_rule |= rule.target.is_named();
+            match self.match_rule(rule, facts, &destinations) {
+                RuleMatch::Yes
+                    if rule.action == Action::Allow && is_blocked_resolver(rule, facts) =>
+                {
+                    return verdict(Action::Deny, None, VerdictReason::OtherResolver);
                 }
-                Match::Yes => {
-                    let mut verdict = verdict(rule.action, Some(place + 1), Reason::Rule);
-                    verdict.look = named && verdict.allows() && can_look(facts);
+                RuleMatch::Yes => {
+                    let mut verdict = verdict(rule.action, Some(index + 1), VerdictReason::Rule);
+                    verdict.needs_peek = has_name_rule && verdict.allows() && can_peek(facts);
                     return verdict;
                 }
-                Match::Missed(reason) => missed = missed.or(Some(reason)),
-                Match::No => {}
+                RuleMatch::Blocked(reason) => blocked = blocked.or(Some(reason)),
+                RuleMatch::No => {}
             }
         }
-        self.default(facts, missed, named)
+        self.default_verdict(facts, blocked, has_name_rule)
     }
 
-    /// What becomes of a connection that no rule speaks of.
-    fn default(&self, facts: &Facts, missed: Option<Reason>, named: bool) -> Verdict {
+    /// Returns the verdict on a connection that no rule matches.
+    fn default_verdict(
+        &self,
+        facts: &ConnectionFacts,
+        blocked: Option<VerdictReason>,
+        has_name_rule: bool,
+    ) -> Verdict {
         let action = match facts.direction {
             Direction::Egress => self.policy.egress,
             Direction::Ingress => self.policy.ingress,
         };
         match action {
-            Action::Allow if is_resolver(facts) => {
-                verdict(Action::Deny, None, Reason::OtherResolver)
+            Action::Allow if is_other_resolver(facts) => {
+                verdict(Action::Deny, None, VerdictReason::OtherResolver)
             }
             Action::Allow => Verdict {
-                look: named && can_look(facts),
-                ..verdict(Action::Allow, None, Reason::Default)
+                needs_peek: has_name_rule && can_peek(facts),
+                ..verdict(Action::Allow, None, VerdictReason::Default)
             },
-            Action::Deny => verdict(Action::Deny, None, missed.unwrap_or(Reason::Default)),
+            Action::Deny => verdict(Action::Deny, None, blocked.unwrap_or(VerdictReason::Default)),
         }
     }
 
-    fn matches(&self, rule: &Rule, facts: &Facts, faces: &[IpAddr]) -> Match {
+    /// Matches one rule against a connection.
+    fn match_rule(
+        &self,
+        rule: &Rule,
+        facts: &ConnectionFacts,
+        destinations: &[IpAddr],
+    ) -> RuleMatch {
         let yes = match (&rule.target, rule.action) {
             (Target::Any, _) => true,
             (Target::Dns, _) => false,
-            (Target::Group(_) | Target::Range(_), _) => self.is_of(rule, facts.address, faces),
+            (Target::Group(_) | Target::Range(_), _) => {
+                self.matches_address(rule, facts.address, destinations)
+            }
             (Target::Name(_) | Target::Suffix(_), Action::Allow) => {
-                return self.is_named(rule, facts, faces);
+                return self.match_name_rule(rule, facts, destinations);
             }
-            (Target::Name(_) | Target::Suffix(_), Action::Deny) => {
-                is_denied_name(&rule.target, facts)
-            }
+            (Target::Name(_) | Target::Suffix(_), Action::Deny) => denies_name(&rule.target, facts),
         };
-        if yes { Match::Yes } else { Match::No }
+        if yes { RuleMatch::Yes } else { RuleMatch::No }
     }
 
-    /// Whether a rule on addresses speaks of this one.
-    fn is_of(&self, rule: &Rule, address: IpAddr, faces: &[IpAddr]) -> bool {
-        let is_public = |face: &IpAddr| self.host.group(*face) == Some(Group::Public);
+    /// Returns whether a rule on addresses matches this address.
+    fn matches_address(&self, rule: &Rule, address: IpAddr, destinations: &[IpAddr]) -> bool {
+        let is_public = |destination: &IpAddr| self.host.group(*destination) == Some(Group::Public);
         match (&rule.target, rule.action) {
             (Target::Any, _) => true,
-            (Target::Group(group), Action::Allow) => faces
-                .iter()
-                .all(|face| self.host.group(*face) == Some(*group)),
-            // What is at the host's loopback is the host's.
-            (Target::Group(group), Action::Deny) => faces.iter().any(|face| {
-                let found = self.host.group(*face);
+            (Target::Group(group), Action::Allow) => {
+                destinations.iter().all(|destination| self.host.group(*destination) == Some(*group))
+            }
+            // A rule that denies the host also denies its loopback address.
+            (Target::Group(group), Action::Deny) => destinations.iter().any(|destination| {
+                let found = self.host.group(*destination);
                 found == Some(*group) || (*group == Group::Host && found == Some(Group::Loopback))
             }),
             (Target::Range(range), Action::Deny) => {
-                range.contains(address) || faces.iter().any(|face| range.contains(*face))
+                range.contains(address)
+                    || destinations.iter().any(|destination| range.contains(*destination))
             }
             (Target::Range(range), Action::Allow) => {
                 let inside = range.contains(address);
-                // What is behind a range of IPv6 is allowed with it only as far as it is public.
-                let with_it = |face: &IpAddr| inside && (*face == address || is_public(face));
-                faces
-                    .iter()
-                    .all(|face| range.contains(*face) || with_it(face))
+                // An address embedded in an IPv6 range is allowed with the range only if it is
+                // public.
+                let is_public_inside = |destination: &IpAddr| {
+                    inside && (*destination == address || is_public(destination))
+                };
+                destinations.iter().all(|destination| {
+                    range.contains(*destination) || is_public_inside(destination)
+                })
             }
             _ => false,
         }
     }
 
-    /// Whether a rule that allows a name speaks of this connection.
-    fn is_named(&self, rule: &Rule, facts: &Facts, faces: &[IpAddr]) -> Match {
+    /// Matches a rule that allows a name against a connection.
+    fn match_name_rule(
+        &self,
+        rule: &Rule,
+        facts: &ConnectionFacts,
+        destinations: &[IpAddr],
+    ) -> RuleMatch {
         let pinned = facts.names.iter().any(|name| rule.target.names(name));
         let found = match &facts.tls {
-            Tls::Unseen | Tls::Plain if !pinned => return Match::No,
-            Tls::Unseen | Tls::Plain => Ok(()),
-            Tls::Hello { ech: true, .. } if pinned => Err(Reason::Ech),
-            Tls::Hello { sni: None, .. } if pinned => Err(Reason::SniMissing),
-            Tls::Hello { sni: Some(sni), .. } if !rule.target.names(sni) => {
+            TlsPeek::Unseen | TlsPeek::Plain if !pinned => return RuleMatch::No,
+            TlsPeek::Unseen | TlsPeek::Plain => Ok(()),
+            TlsPeek::Hello { ech: true, .. } if pinned => Err(VerdictReason::Ech),
+            TlsPeek::Hello { sni: None, .. } if pinned => Err(VerdictReason::SniMissing),
+            TlsPeek::Hello { sni: Some(sni), .. } if !rule.target.names(sni) => {
                 if !pinned {
-                    return Match::No;
+                    return RuleMatch::No;
                 }
-                Err(Reason::SniOther)
+                Err(VerdictReason::SniOther)
             }
-            Tls::Hello {
-                sni: Some(sni),
-                ech: false,
-            } if facts.names.contains(sni) => Ok(()),
-            Tls::Hello { sni: Some(_), .. } => Err(Reason::SniNotPinned),
-            Tls::Hello { sni: None, .. } => return Match::No,
+            TlsPeek::Hello { sni: Some(sni), ech: false } if facts.names.contains(sni) => Ok(()),
+            TlsPeek::Hello { sni: Some(_), .. } => Err(VerdictReason::SniNotPinned),
+            TlsPeek::Hello { sni: None, .. } => return RuleMatch::No,
         };
         let quic = facts.protocol == Protocol::Udp && facts.port == Some(QUIC_PORT);
         match found {
-            Err(reason) => Match::Missed(reason),
-            Ok(()) if !self.may_names_lead_to(faces) => Match::Missed(Reason::NotPublic),
-            Ok(()) if quic && rule.protocol != Some(Protocol::Udp) => Match::Missed(Reason::Quic),
-            Ok(()) => Match::Yes,
+            Err(reason) => RuleMatch::Blocked(reason),
+            Ok(()) if !self.may_resolve_to(destinations) => {
+                RuleMatch::Blocked(VerdictReason::NotPublic)
+            }
+            Ok(()) if quic && rule.protocol != Some(Protocol::Udp) => {
+                RuleMatch::Blocked(VerdictReason::Quic)
+            }
+            Ok(()) => RuleMatch::Yes,
         }
     }
 
-    /// Whether a rule on a name may admit such an address: a name's owner chooses it, and the user chose only the name.
-    fn may_names_lead_to(&self, faces: &[IpAddr]) -> bool {
-        faces.iter().all(|face| match self.host.group(*face) {
+    /// Returns whether a name may resolve to these addresses. The owner of a name chooses its
+    /// addresses; the user chose only the name.
+    fn may_resolve_to(&self, destinations: &[IpAddr]) -> bool {
+        destinations.iter().all(|destination| match self.host.group(*destination) {
             Some(Group::Public) => true,
             Some(Group::Private) => !self.rebind_protection,
             _ => false,
         })
     }
 
-    /// What becomes of a question for a name. Names may be asked for if a rule allows them, or if there are addresses that
-    /// a name could lead to. A name that is none of a host's (`None`) is of no rule.
-    pub(crate) fn name(&self, name: Option<&HostName>) -> Verdict {
+    /// Returns the verdict on a DNS query. A query is allowed if a rule allows the name, or if the
+    /// policy allows addresses that a name could resolve to. `None`: the name is not a host name,
+    /// so no rule on names matches it.
+    pub(crate) fn query_verdict(&self, name: Option<&HostName>) -> Verdict {
         let rules = self.policy.rules.iter().enumerate();
         let rules = rules.filter(|(_, rule)| rule.is_for(Direction::Egress));
         let is_named = |rule: &Rule| name.is_some_and(|name| rule.target.names(name));
-        let mut leads = None;
-        for (place, rule) in rules {
-            let by_rule = verdict(rule.action, Some(place + 1), Reason::Rule);
+        let mut address_rule = None;
+        for (index, rule) in rules {
+            let by_rule = verdict(rule.action, Some(index + 1), VerdictReason::Rule);
             match (&rule.target, rule.action) {
                 (Target::Name(_) | Target::Suffix(_), Action::Allow) if is_named(rule) => {
                     return by_rule;
                 }
-                // A name that is denied on some ports has others.
+                // A name that is denied on some ports is still reachable on others.
                 (Target::Name(_) | Target::Suffix(_), Action::Deny)
-                    if is_named(rule) && is_whole(rule) =>
+                    if is_named(rule) && covers_all_ports(rule) =>
                 {
                     return by_rule;
                 }
@@ -357,60 +387,66 @@ impl Judge {
                 (Target::Group(Group::Host), _) if rule.ports.is_some() && covers_dns(rule) => {
                     return by_rule;
                 }
-                (Target::Any, Action::Deny) if covers_dns(rule) => return leads.unwrap_or(by_rule),
+                (Target::Any, Action::Deny) if covers_dns(rule) => {
+                    return address_rule.unwrap_or(by_rule);
+                }
                 (
                     Target::Any | Target::Range(_) | Target::Group(Group::Public | Group::Private),
                     Action::Allow,
                 ) => {
-                    leads = leads.or(Some(by_rule));
+                    address_rule = address_rule.or(Some(by_rule));
                 }
                 _ => {}
             }
         }
-        leads.unwrap_or_else(|| verdict(self.policy.egress, None, Reason::Default))
+        address_rule.unwrap_or_else(|| verdict(self.policy.egress, None, VerdictReason::Default))
     }
 
-    /// Whether a rule says that this name is denied: it may then not be another name's alias either.
+    /// Returns whether a rule denies this name. Such a name may not be an alias of another name
+    /// either.
     pub(crate) fn is_name_denied(&self, name: &HostName) -> bool {
-        let verdict = self.name(Some(name));
-        let rule = verdict
-            .rule
-            .and_then(|rule| self.policy.rules.get(rule - 1));
+        let verdict = self.query_verdict(Some(name));
+        let rule = verdict.rule.and_then(|rule| self.policy.rules.get(rule - 1));
         !verdict.allows() && rule.is_some_and(|rule| rule.target.is_named())
     }
 
-    /// What becomes of an answer with this address: one that is not public must be one that a rule allows.
-    pub(crate) fn answer(&self, address: IpAddr) -> Verdict {
-        let faces = self.host.faces(address);
-        if self.may_names_lead_to(&faces) {
-            return verdict(Action::Allow, None, Reason::Default);
+    /// Returns the verdict on an address in an answer (rebinding protection): one that is not
+    /// public must be allowed by a rule.
+    pub fn answer_verdict(&self, address: IpAddr) -> Verdict {
+        let destinations = self.host.possible_destinations(address);
+        if self.may_resolve_to(&destinations) {
+            return verdict(Action::Allow, None, VerdictReason::Default);
         }
-        match self.reaches(address) {
-            Some(rule) => verdict(Action::Allow, rule, Reason::Rule),
-            None => verdict(Action::Deny, None, Reason::Rebinding),
+        match self.reachable_by(address) {
+            Some(rule) => verdict(Action::Allow, rule, VerdictReason::Rule),
+            None => verdict(Action::Deny, None, VerdictReason::Rebinding),
         }
     }
 
-    /// What becomes of a question for the host's own name: it is there if the guest may reach one of its gateways.
-    pub(crate) fn alias(&self) -> Verdict {
+    /// Returns the verdict on a query for the host alias: it resolves if the guest may reach one of
+    /// its gateways.
+    pub(crate) fn host_alias_verdict(&self) -> Verdict {
         let mut gateways = self.host.gateways.iter();
-        match gateways.find_map(|gateway| self.reaches(*gateway)) {
-            Some(Some(rule)) => verdict(Action::Allow, Some(rule), Reason::Rule),
-            Some(None) => verdict(Action::Allow, None, Reason::Default),
-            None => verdict(Action::Deny, None, Reason::Default),
+        match gateways.find_map(|gateway| self.reachable_by(*gateway)) {
+            Some(Some(rule)) => verdict(Action::Allow, Some(rule), VerdictReason::Rule),
+            Some(None) => verdict(Action::Allow, None, VerdictReason::Default),
+            None => verdict(Action::Deny, None, VerdictReason::Default),
         }
     }
 
-    /// Whether a rule on addresses, or the default, lets the guest reach the address, on some port: its number.
-    pub(crate) fn reaches(&self, address: IpAddr) -> Option<Option<usize>> {
-        let faces = self.host.faces(address);
-        for (place, rule) in self.policy.rules.iter().enumerate() {
-            if !rule.is_for(Direction::Egress) || !self.is_of(rule, address, &faces) {
+    /// Returns how the guest may reach an address on some port: by the rule with this number, or by
+    /// the default (`Some(None)`).
+    pub(crate) fn reachable_by(&self, address: IpAddr) -> Option<Option<usize>> {
+        let destinations = self.host.possible_destinations(address);
+        for (index, rule) in self.policy.rules.iter().enumerate() {
+            if !rule.is_for(Direction::Egress)
+                || !self.matches_address(rule, address, &destinations)
+            {
                 continue;
             }
             match rule.action {
-                Action::Allow => return Some(Some(place + 1)),
-                Action::Deny if is_whole(rule) => return None,
+                Action::Allow => return Some(Some(index + 1)),
+                Action::Deny if covers_all_ports(rule) => return None,
                 Action::Deny => {}
             }
         }
@@ -418,76 +454,66 @@ impl Judge {
     }
 }
 
-fn verdict(action: Action, rule: Option<usize>, reason: Reason) -> Verdict {
-    Verdict {
-        action,
-        rule,
-        reason,
-        look: false,
-    }
+fn verdict(action: Action, rule: Option<usize>, reason: VerdictReason) -> Verdict {
+    Verdict { action, rule, reason, needs_peek: false }
 }
 
-/// Whether an address has many behind it.
-fn is_to_many(address: IpAddr) -> bool {
+/// Returns whether an address is multicast or broadcast.
+fn is_group_address(address: IpAddr) -> bool {
     let broadcast = matches!(address, IpAddr::V4(address) if address.is_broadcast());
     address.is_multicast() || broadcast
 }
 
-/// Whether a rule speaks of such a protocol and port.
-fn speaks(rule: &Rule, facts: &Facts) -> bool {
-    let protocol = rule.protocol.is_none_or(|own| own == facts.protocol);
-    let port = rule
-        .ports
-        .is_none_or(|ports| facts.port.is_some_and(|port| ports.contains(port)));
+/// Returns whether a rule covers the protocol and port.
+fn covers_port(rule: &Rule, facts: &ConnectionFacts) -> bool {
+    let protocol = rule.protocol.is_none_or(|protocol| protocol == facts.protocol);
+    let port = rule.ports.is_none_or(|ports| facts.port.is_some_and(|port| ports.contains(port)));
     protocol && port
 }
 
-/// Whether a rule speaks of all protocols and ports.
-fn is_whole(rule: &Rule) -> bool {
+/// Returns whether a rule covers all protocols and ports.
+fn covers_all_ports(rule: &Rule) -> bool {
     rule.protocol.is_none() && rule.ports.is_none()
 }
 
-/// Whether a rule speaks of the protocols and the port of DNS. Who may ask by one of them may ask.
+/// Returns whether a rule covers port 53 over UDP or TCP. A guest that may use one of them may send
+/// queries.
 fn covers_dns(rule: &Rule) -> bool {
     let port = rule.ports.is_none_or(|ports| ports.contains(DNS_PORT));
     port && !rule.protocol.is_some_and(Protocol::is_icmp)
 }
 
-fn is_dns(facts: &Facts) -> bool {
+fn is_dns_query(facts: &ConnectionFacts) -> bool {
     let protocol = matches!(facts.protocol, Protocol::Tcp | Protocol::Udp);
     facts.direction == Direction::Egress && protocol && facts.port == Some(DNS_PORT)
 }
 
-fn is_resolver(facts: &Facts) -> bool {
+fn is_other_resolver(facts: &ConnectionFacts) -> bool {
     facts.direction == Direction::Egress
-        && RESOLVERS
+        && RESOLVER_PORTS
             .iter()
             .any(|(protocol, port)| facts.protocol == *protocol && facts.port == Some(*port))
 }
 
-/// Whether it is a way to find names, and the rule does not mean that very port.
-fn is_closed(rule: &Rule, facts: &Facts) -> bool {
-    is_resolver(facts) && rule.ports.is_none_or(|ports| ports.count() > 1)
+/// Returns whether the connection goes to another name service and the rule does not name that very
+/// port.
+fn is_blocked_resolver(rule: &Rule, facts: &ConnectionFacts) -> bool {
+    is_other_resolver(facts) && rule.ports.is_none_or(|ports| ports.count() > 1)
 }
 
-/// Whether there are first bytes to wait for.
-fn can_look(facts: &Facts) -> bool {
+/// Returns whether the connection has first bytes to wait for.
+fn can_peek(facts: &ConnectionFacts) -> bool {
     facts.direction == Direction::Egress
         && facts.protocol == Protocol::Tcp
-        && facts.tls == Tls::Unseen
+        && facts.tls == TlsPeek::Unseen
 }
 
-/// Whether a rule that denies a name speaks of this connection: by the name that TLS asks for, else by those found.
-fn is_denied_name(target: &Target, facts: &Facts) -> bool {
+/// Returns whether a rule that denies a name matches: by the server name in the ClientHello, else
+/// by the resolved names.
+fn denies_name(target: &Target, facts: &ConnectionFacts) -> bool {
     match &facts.tls {
-        Tls::Hello {
-            sni: Some(sni),
-            ech: false,
-        } => target.names(sni),
-        Tls::Hello {
-            sni: Some(sni),
-            ech: true,
-        } if target.names(sni) => true,
+        TlsPeek::Hello { sni: Some(sni), ech: false } => target.names(sni),
+        TlsPeek::Hello { sni: Some(sni), ech: true } if target.names(sni) => true,
         _ => facts.names.iter().any(|name| target.names(name)),
     }
 }

@@ -1,4 +1,4 @@
-//! `msb net replay`: what a sandbox did, under another policy.
+//! `msb net replay`: evaluates a sandbox's log under another policy.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
@@ -10,37 +10,38 @@ use libmsb::jsonl;
 use libmsb::net::rule::Action;
 use serde::Serialize;
 
-use crate::arguments::{Format, Replay};
-use crate::explain::{self, Case, Explained};
-use crate::policy::Judge;
+use crate::args::{OutputFormat, ReplayArgs};
+use crate::explain::{self, ExplainCase, ExplainedCase};
+use crate::policy::PolicyEngine;
 
-/// Lines of net.log that had a verdict; there are others, which are passed over.
-const WITH_VERDICT: [&str; 3] = ["open", "deny", "dns"];
+/// Types of net.log lines that have a verdict; other lines are ignored.
+const VERDICT_TYPES: [&str; 3] = ["open", "deny", "dns"];
 
-/// What was, and what would be.
+/// A logged case with its old and its new verdict.
 #[derive(Debug, Serialize)]
-struct Replayed<'a> {
-    /// The line of the log.
+struct ReplayedCase<'a> {
+    /// Line number in the log.
     line: u64,
-    /// What became of it.
+    /// Action in the log.
     was: Action,
     #[serde(flatten)]
-    now: Explained<'a>,
+    now: ExplainedCase<'a>,
 }
 
-/// How many there were.
+/// Numbers of replayed and of changed cases.
 #[derive(Debug, Default)]
-struct Counts {
+struct ReplayCounts {
     cases: u64,
-    differ: u64,
+    changed: u64,
 }
 
-pub(crate) fn run(args: Replay) -> anyhow::Result<()> {
-    let judge = explain::judge(&args.policy)?;
-    let counts = replay(&args, &judge, &mut open(&args.log)?)
+/// Runs `msb net replay`.
+pub(crate) fn run(args: ReplayArgs) -> anyhow::Result<()> {
+    let engine = explain::policy_engine(&args.policy)?;
+    let counts = replay(&args, &engine, &mut open(&args.log)?)
         .with_context(|| format!("cannot replay '{}'", args.log.display()))?;
     if args.format.is_none() {
-        eprintln!("{} of {} differ", counts.differ, counts.cases);
+        eprintln!("{} of {} differ", counts.changed, counts.cases);
     }
     Ok(())
 }
@@ -53,47 +54,48 @@ fn open(path: &Path) -> anyhow::Result<Box<dyn BufRead>> {
     Ok(Box::new(BufReader::new(file)))
 }
 
-fn replay(args: &Replay, judge: &Judge, log: &mut dyn BufRead) -> anyhow::Result<Counts> {
-    let mut counts = Counts::default();
+fn replay(
+    args: &ReplayArgs,
+    engine: &PolicyEngine,
+    log: &mut dyn BufRead,
+) -> anyhow::Result<ReplayCounts> {
+    let mut counts = ReplayCounts::default();
     let mut log = log;
     for line in 1.. {
         let Some(value) = jsonl::read::<serde_json::Value>(&mut log, line)? else {
             break;
         };
-        let Some((was, case)) = case(value).with_context(|| format!("line {line}"))? else {
+        let Some((was, case)) = parse_line(value).with_context(|| format!("line {line}"))? else {
             continue;
         };
-        let now = explain::explain(judge, &case);
+        let now = explain::explain(engine, &case);
         let same = now.verdict.action == was;
         counts.cases += 1;
-        counts.differ += u64::from(!same);
+        counts.changed += u64::from(!same);
         if !same || args.all {
-            print(&Replayed { line, was, now }, args.format)?;
+            print(&ReplayedCase { line, was, now }, args.format)?;
         }
     }
     Ok(counts)
 }
 
-/// What a line of the log tells, and its verdict then; `None` if it is of another sort.
-fn case(value: serde_json::Value) -> anyhow::Result<Option<(Action, Case)>> {
+/// Parses a line of the log: the logged action and the case. `None` if the line has no verdict.
+fn parse_line(value: serde_json::Value) -> anyhow::Result<Option<(Action, ExplainCase)>> {
     let kind = value.get("type").and_then(|kind| kind.as_str());
-    if !kind.is_some_and(|kind| WITH_VERDICT.contains(&kind)) {
+    if !kind.is_some_and(|kind| VERDICT_TYPES.contains(&kind)) {
         return Ok(None);
     }
     let action = value.get("action").cloned().unwrap_or_default();
-    let action = serde_json::from_value(action).context("it has no action")?;
+    let action = serde_json::from_value(action).context("invalid action")?;
     Ok(Some((action, serde_json::from_value(value)?)))
 }
 
-fn print(replayed: &Replayed<'_>, format: Option<Format>) -> anyhow::Result<()> {
-    if format == Some(Format::Json) {
+fn print(replayed: &ReplayedCase<'_>, format: Option<OutputFormat>) -> anyhow::Result<()> {
+    if format == Some(OutputFormat::Json) {
         let mut stdout = output::stdout();
         jsonl::write(&mut stdout, replayed)?;
         return Ok(io::Write::flush(&mut stdout)?);
     }
-    let Replayed { line, was, now } = replayed;
-    Ok(output::print(&format!(
-        "line {line}: {} (was {was})",
-        now.sentence()
-    ))?)
+    let ReplayedCase { line, was, now } = replayed;
+    Ok(output::print(&format!("line {line}: {} (was {was})", now.sentence()))?)
 }

@@ -1,9 +1,10 @@
-//! The sockets of the name server: the guest's questions on one side, those to others on the other. What to say is told by
-//! [`crate::dns`].
+//! Sockets of the resolver: queries of the guest on one side, exchanges with upstream name servers
+//! on the other. [`crate::dns`] decides what to send.
 //!
-//! A question in a datagram is answered in one. A connection to port 53 of anybody is connected to us: its other end is a
-//! pair of sockets, so that TCP needs to know nothing of it. Each question to somebody else has a socket of its own, whose
-//! port the kernel chooses at random, and which takes nothing but what that server sends (RFC 5452).
+//! A query in a datagram is answered with one. A connection to port 53 of any address is connected
+//! to the resolver through a socket pair, so TCP needs no special case. Each query to an upstream
+//! server has its own socket, with a random port chosen by the kernel, which accepts only packets
+//! from that server (RFC 5452).
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -12,79 +13,69 @@ use std::time::Instant;
 
 use rustix::event::epoll::EventFlags;
 use rustix::io::{Errno, read, write};
-use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair,
-};
+use rustix::net::{RecvFlags, SendFlags, recv, send};
 
-use crate::dns::{Output, QUERY_BYTES_MAX, Transport, framing};
+use crate::context::{EventSource, StackContext};
+use crate::dns::{DnsOutput, DnsRequest, DnsTransport, QUERY_BYTES_MAX, framing};
 use crate::flow::Flow;
-use crate::host;
+use crate::host_sockets;
 use crate::limits::{ANSWERS_BYTES_TOTAL, STREAMS_MAX};
-use crate::slab::{Key, Slab};
-use crate::udp::send_datagram;
-use crate::world::{Kind, World};
+use crate::slab::{Slab, SlabKey};
+use crate::udp::datagram;
 
-/// Most questions of one connection that wait for an answer; further ones are read when there is room.
-const WAITING_MAX: usize = 32;
-/// Bytes that are read at once.
+/// Limit of pending queries of one connection; further ones are read later.
+const PENDING_MAX: usize = 32;
+/// Bytes read at once.
 const READ_BYTES: usize = 8 * 1024;
-/// Answers of one connection that the guest has not taken, in bytes; when there are more, no further question is read.
+/// Limit of answers that the guest has not read on one connection, in bytes. Beyond it no further
+/// query is read.
 const OUTGOING_BYTES_MAX: usize = 64 * 1024;
-/// Messages over one connection to a server that answer another question than ours, and are passed over.
-const FOREIGN_MAX: usize = 16;
+/// Limit of messages on one upstream connection that answer another query and are ignored.
+const UNRELATED_MAX: usize = 16;
 
-/// What the guest has for the name server.
-#[derive(Debug)]
-pub(crate) enum Asked {
-    /// A question.
-    Datagram(Flow, Vec<u8>),
-    /// A connection: our end of it.
-    Stream(OwnedFd),
-}
-
-/// Who waits for an answer.
+/// The client that waits for an answer.
 #[derive(Clone, Copy, Debug)]
-enum Client {
+enum DnsClient {
     Datagram(Flow),
-    Stream(Key),
+    Stream(SlabKey),
 }
 
-/// A connection of the guest's.
+/// A connection of the guest.
 #[derive(Debug)]
-struct Stream {
+struct DnsStream {
     socket: OwnedFd,
-    /// What came, up to the first question that is not whole.
+    /// Received bytes up to the first incomplete query.
     incoming: Vec<u8>,
-    /// What the guest has not taken.
+    /// Bytes that the guest has not read.
     outgoing: Vec<u8>,
-    waiting: usize,
-    ended: bool,
+    pending: usize,
+    closed: bool,
 }
 
-/// A question to somebody else.
+/// A query to an upstream server.
 #[derive(Debug)]
-struct Upstream {
+struct UpstreamExchange {
     exchange: u64,
     socket: OwnedFd,
-    transport: Transport,
-    /// Over TCP: what is to be said yet, and what came.
+    transport: DnsTransport,
+    /// Over TCP: bytes to send, and bytes received.
     outgoing: Vec<u8>,
     incoming: Vec<u8>,
-    /// Over TCP: messages that answered something else.
-    foreign: usize,
+    /// Over TCP: number of messages that answered another query.
+    unrelated: usize,
 }
 
-/// All of them.
+/// The sockets of the resolver.
 #[derive(Debug)]
 pub(crate) struct Resolver {
-    clients: HashMap<u64, Client>,
-    count: u64,
-    streams: Slab<Stream>,
-    upstreams: Slab<Upstream>,
-    by_exchange: HashMap<u64, Key>,
-    /// Connections of the guest's that may have room for questions that waited, or be at their end.
-    answered: Vec<Key>,
-    /// Bytes of answers that nobody has taken, and of those that are not all there.
+    clients: HashMap<u64, DnsClient>,
+    client_count: u64,
+    streams: Slab<DnsStream>,
+    upstreams: Slab<UpstreamExchange>,
+    by_exchange: HashMap<u64, SlabKey>,
+    /// Connections that may have space for waiting queries, or may have ended.
+    streams_to_check: Vec<SlabKey>,
+    /// Bytes of unread answers and of incomplete upstream answers.
     bytes: usize,
 }
 
@@ -92,152 +83,149 @@ impl Resolver {
     pub(crate) fn new() -> Resolver {
         Resolver {
             clients: HashMap::new(),
-            count: 0,
+            client_count: 0,
             streams: Slab::new(),
             upstreams: Slab::new(),
             by_exchange: HashMap::new(),
-            answered: Vec::new(),
+            streams_to_check: Vec::new(),
             bytes: 0,
         }
     }
 
-    /// Takes what the guest has asked in this turn.
-    pub(crate) fn serve(&mut self, world: &mut World) {
-        for asked in std::mem::take(&mut world.asked) {
-            match asked {
-                Asked::Datagram(flow, message) => {
-                    self.query(world, Client::Datagram(flow), Transport::Udp, &message);
+    /// Handles the requests that the guest made in this turn.
+    pub(crate) fn serve_requests(&mut self, context: &mut StackContext) {
+        for request in context.dns_requests.take() {
+            match request {
+                DnsRequest::Datagram(flow, message) => {
+                    self.query(context, DnsClient::Datagram(flow), DnsTransport::Udp, &message);
                 }
-                Asked::Stream(socket) => self.accept(world, socket),
+                DnsRequest::Stream(socket) => self.accept(context, socket),
             }
         }
-        if self
-            .deadline(world)
-            .is_some_and(|deadline| deadline <= world.now)
-        {
-            let outputs = world.gate.names_tick(world.now);
-            self.perform(world, outputs);
+        if self.deadline(context).is_some_and(|deadline| deadline <= context.now) {
+            let outputs = context.gate.dns_tick(context.now);
+            self.perform_outputs(context, outputs);
         }
-        // Answers make room for questions that waited, and the last one ends a connection.
-        while let Some(key) = self.answered.pop() {
-            self.stream(world, key);
+        // Answers make space for waiting queries, and the last one ends a connection.
+        while let Some(key) = self.streams_to_check.pop() {
+            self.handle_stream(context, key);
         }
     }
 
-    /// When something is to be done that nobody sends anything for.
-    pub(crate) fn deadline(&self, world: &World) -> Option<Instant> {
-        world.gate.names_deadline()
+    /// Returns the time of the next timeout.
+    pub(crate) fn deadline(&self, context: &StackContext) -> Option<Instant> {
+        context.gate.dns_deadline()
     }
 
-    fn query(&mut self, world: &mut World, client: Client, transport: Transport, message: &[u8]) {
-        self.count += 1;
-        let number = self.count;
+    /// Passes a query to the server and performs its outputs.
+    fn query(
+        &mut self,
+        context: &mut StackContext,
+        client: DnsClient,
+        transport: DnsTransport,
+        message: &[u8],
+    ) {
+        self.client_count += 1;
+        let number = self.client_count;
         self.clients.insert(number, client);
-        let outputs = world.gate.query(world.now, number, transport, message);
-        let waits = |output: &Output| matches!(output, Output::Ask { .. } | Output::Reply { .. });
-        if !outputs.iter().any(waits) {
-            // It was no question.
+        let outputs = context.gate.dns_query(context.now, number, transport, message);
+        let is_pending =
+            |output: &DnsOutput| matches!(output, DnsOutput::Ask { .. } | DnsOutput::Reply { .. });
+        if !outputs.iter().any(is_pending) {
+            // It was not a query.
             self.clients.remove(&number);
-            self.replied(client);
+            self.query_done(client);
         }
-        self.perform(world, outputs);
+        self.perform_outputs(context, outputs);
     }
 
-    /// Does what the server says. What comes of that is done in turn.
-    fn perform(&mut self, world: &mut World, outputs: Vec<Output>) {
+    /// Performs the server's outputs, and those that result from them.
+    fn perform_outputs(&mut self, context: &mut StackContext, outputs: Vec<DnsOutput>) {
         let mut outputs = std::collections::VecDeque::from(outputs);
         while let Some(output) = outputs.pop_front() {
             match output {
-                Output::Reply { client, message } => self.reply(world, client, &message),
-                Output::Done { exchange } => self.forget(exchange),
-                Output::Event(event) => world.log.dns(&event),
-                Output::Ask {
-                    exchange,
-                    server,
-                    transport,
-                    message,
-                } => {
-                    if self
-                        .ask(world, (exchange, server, transport), &message)
-                        .is_err()
-                    {
-                        outputs.extend(world.gate.names_failed(world.now, exchange));
+                DnsOutput::Reply { client, message } => self.reply(context, client, &message),
+                DnsOutput::Done { exchange } => self.close_exchange(exchange),
+                DnsOutput::Event(event) => context.log.log_dns(&event),
+                DnsOutput::Ask { exchange, server, transport, message } => {
+                    if self.send_query(context, (exchange, server, transport), &message).is_err() {
+                        outputs.extend(context.gate.dns_failed(context.now, exchange));
                     }
                 }
             }
         }
     }
 
-    fn reply(&mut self, world: &mut World, client: u64, message: &[u8]) {
+    /// Sends a reply to the client.
+    fn reply(&mut self, context: &mut StackContext, client: u64, message: &[u8]) {
         let Some(client) = self.clients.remove(&client) else {
             return;
         };
         match client {
-            Client::Datagram(flow) => send_datagram(world, &flow, message),
-            Client::Stream(key) => {
-                self.replied(client);
-                self.put_answer(key, message);
+            DnsClient::Datagram(flow) => datagram::send(&mut context.emitter, &flow, message),
+            DnsClient::Stream(key) => {
+                self.query_done(client);
+                self.queue_answer(key, message);
             }
         }
     }
 
-    /// An answer for a connection of the guest's. When too much waits, the one that does not take this one ends.
-    fn put_answer(&mut self, key: Key, message: &[u8]) {
+    /// Queues an answer for a connection of the guest. When the limit is exceeded, that connection
+    /// is closed.
+    fn queue_answer(&mut self, key: SlabKey, message: &[u8]) {
         let Some(stream) = self.streams.get_mut(key) else {
             return;
         };
-        let message = framing::framed(message);
+        let message = framing::frame_message(message);
         self.bytes += message.len();
         stream.outgoing.extend(message);
         self.flush(key);
         if self.bytes > ANSWERS_BYTES_TOTAL {
-            self.give_up(key);
+            self.close_stream(key);
         }
     }
 
-    fn replied(&mut self, client: Client) {
-        if let Client::Stream(key) = client
+    fn query_done(&mut self, client: DnsClient) {
+        if let DnsClient::Stream(key) = client
             && let Some(stream) = self.streams.get_mut(key)
         {
-            stream.waiting = stream.waiting.saturating_sub(1);
-            self.answered.push(key);
+            stream.pending = stream.pending.saturating_sub(1);
+            self.streams_to_check.push(key);
         }
     }
 
-    fn ask(
+    /// Opens a socket to an upstream server and sends a query.
+    fn send_query(
         &mut self,
-        world: &World,
-        (exchange, server, transport): (u64, SocketAddr, Transport),
+        context: &StackContext,
+        (exchange, server, transport): (u64, SocketAddr, DnsTransport),
         message: &[u8],
     ) -> Result<(), Errno> {
         let (socket, outgoing) = match transport {
-            Transport::Udp => (host::datagrams(server)?, Vec::new()),
-            Transport::Tcp => (host::dial(server)?, framing::framed(message)),
+            DnsTransport::Udp => (host_sockets::datagrams(server)?, Vec::new()),
+            DnsTransport::Tcp => (host_sockets::dial(server)?, framing::frame_message(message)),
         };
-        if transport == Transport::Udp {
+        if transport == DnsTransport::Udp {
             send(&socket, message, SendFlags::NOSIGNAL)?;
         }
-        let key = self.upstreams.insert(Upstream {
+        let key = self.upstreams.insert(UpstreamExchange {
             exchange,
             socket,
             transport,
             outgoing,
             incoming: Vec::new(),
-            foreign: 0,
+            unrelated: 0,
         });
         let Some(upstream) = self.upstreams.get(key) else {
             return Err(Errno::NOENT);
         };
         let flags = match transport {
-            Transport::Udp => EventFlags::IN,
-            Transport::Tcp => EventFlags::IN | EventFlags::OUT | EventFlags::ET,
+            DnsTransport::Udp => EventFlags::IN,
+            DnsTransport::Tcp => EventFlags::IN | EventFlags::OUT | EventFlags::ET,
         };
-        if let Err(error) = world.watch(
-            upstream.socket.as_fd(),
-            Kind::Upstream,
-            key.to_bits(),
-            flags,
-        ) {
+        if let Err(error) =
+            context.watch(upstream.socket.as_fd(), EventSource::DnsUpstream, key.to_bits(), flags)
+        {
             self.upstreams.remove(key);
             return Err(error);
         }
@@ -245,186 +233,177 @@ impl Resolver {
         Ok(())
     }
 
-    /// Something came from somebody who was asked.
-    pub(crate) fn upstream(&mut self, world: &mut World, key: Key) {
-        // Over TCP the answer may stand behind others, of which nothing more will tell.
+    /// Handles an event of an upstream socket.
+    pub(crate) fn handle_upstream(&mut self, context: &mut StackContext, key: SlabKey) {
+        // Over TCP the answer may follow others, for which there is no further event.
         while let Some(upstream) = self.upstreams.get_mut(key) {
             let exchange = upstream.exchange;
             let before = upstream.incoming.len();
-            let come = match upstream.transport {
-                Transport::Udp => datagram(upstream, &mut world.scratch),
-                Transport::Tcp => message(upstream),
+            let read_result = match upstream.transport {
+                DnsTransport::Udp => read_datagram(upstream, &mut context.scratch),
+                DnsTransport::Tcp => read_message(upstream),
             };
             self.bytes = self.bytes - before + upstream.incoming.len();
-            let too_much = self.bytes > ANSWERS_BYTES_TOTAL || upstream.foreign > FOREIGN_MAX;
-            let is_stream = upstream.transport == Transport::Tcp;
-            let outputs = match come {
-                Come::Nothing if !too_much => return,
-                Come::Message(message) if !too_much => {
-                    world.gate.answer(world.now, exchange, &message)
+            let too_much = self.bytes > ANSWERS_BYTES_TOTAL || upstream.unrelated > UNRELATED_MAX;
+            let is_stream = upstream.transport == DnsTransport::Tcp;
+            let outputs = match read_result {
+                UpstreamRead::Nothing if !too_much => return,
+                UpstreamRead::Message(message) if !too_much => {
+                    context.gate.dns_answer(context.now, exchange, &message)
                 }
                 _ => {
-                    self.forget(exchange);
-                    world.gate.names_failed(world.now, exchange)
+                    self.close_exchange(exchange);
+                    context.gate.dns_failed(context.now, exchange)
                 }
             };
-            self.perform(world, outputs);
+            self.perform_outputs(context, outputs);
             if !is_stream {
                 return;
             }
         }
     }
 
-    /// Nothing more is wanted of a server.
-    fn forget(&mut self, exchange: u64) {
+    /// Closes the socket of an exchange.
+    fn close_exchange(&mut self, exchange: u64) {
         let key = self.by_exchange.remove(&exchange);
         let upstream = key.and_then(|key| self.upstreams.remove(key));
         self.bytes -= upstream.map_or(0, |upstream| upstream.incoming.len());
     }
 
-    fn accept(&mut self, world: &mut World, socket: OwnedFd) {
-        // Where it is not taken its end is closed, and the guest's connection ends.
+    fn accept(&mut self, context: &mut StackContext, socket: OwnedFd) {
+        // Dropping the socket ends the guest's connection.
         if self.streams.len() >= STREAMS_MAX {
             return;
         }
-        let stream = Stream {
+        let stream = DnsStream {
             socket,
             incoming: Vec::new(),
             outgoing: Vec::new(),
-            waiting: 0,
-            ended: false,
+            pending: 0,
+            closed: false,
         };
         let key = self.streams.insert(stream);
         let flags = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
-        let watched = self
-            .streams
-            .get(key)
-            .map(|stream| world.watch(stream.socket.as_fd(), Kind::Stream, key.to_bits(), flags));
+        let watched = self.streams.get(key).map(|stream| {
+            context.watch(stream.socket.as_fd(), EventSource::DnsStream, key.to_bits(), flags)
+        });
         if !matches!(watched, Some(Ok(()))) {
             self.streams.remove(key);
         }
     }
 
-    /// A connection of the guest's has something, or takes something.
-    pub(crate) fn stream(&mut self, world: &mut World, key: Key) {
+    /// Handles an event of a connection of the guest.
+    pub(crate) fn handle_stream(&mut self, context: &mut StackContext, key: SlabKey) {
         self.flush(key);
-        while let Some(question) = self.next_question(key) {
-            self.query(world, Client::Stream(key), Transport::Tcp, &question);
+        while let Some(query) = self.next_query(key) {
+            self.query(context, DnsClient::Stream(key), DnsTransport::Tcp, &query);
         }
         let over = self.streams.get(key).is_some_and(|stream| {
-            stream.ended && stream.waiting == 0 && stream.outgoing.is_empty()
+            stream.closed && stream.pending == 0 && stream.outgoing.is_empty()
         });
         if over {
             self.streams.remove(key);
         }
     }
 
-    /// The next question of a connection, if it is whole, and may be asked now.
-    fn next_question(&mut self, key: Key) -> Option<Vec<u8>> {
+    /// Returns the next complete query of a connection, unless too many are pending.
+    fn next_query(&mut self, key: SlabKey) -> Option<Vec<u8>> {
         let stream = self.streams.get_mut(key)?;
-        if stream.waiting >= WAITING_MAX || stream.outgoing.len() > OUTGOING_BYTES_MAX {
+        if stream.pending >= PENDING_MAX || stream.outgoing.len() > OUTGOING_BYTES_MAX {
             return None;
         }
         loop {
-            if let Some((message, taken)) = framing::first(&stream.incoming) {
+            if let Some((message, taken)) = framing::first_message(&stream.incoming) {
                 let message = message.to_vec();
                 stream.incoming.drain(..taken);
-                stream.waiting += 1;
+                stream.pending += 1;
                 return Some(message);
             }
-            // No question is so long: it is not waited for.
-            stream.ended |= stream.incoming.len() > framing::LENGTH + QUERY_BYTES_MAX;
-            if stream.ended {
+            // No valid query is that long.
+            stream.closed |= stream.incoming.len() > framing::LENGTH_BYTES + QUERY_BYTES_MAX;
+            if stream.closed {
                 return None;
             }
             let mut buffer = [0; READ_BYTES];
             match read(&stream.socket, &mut buffer[..]) {
-                Ok(0) => stream.ended = true,
+                Ok(0) => stream.closed = true,
                 Ok(count) => stream.incoming.extend_from_slice(&buffer[..count]),
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => return None,
-                Err(_) => stream.ended = true,
+                Err(_) => stream.closed = true,
             }
         }
     }
 
-    /// Writes what waits for the guest to take it.
-    fn flush(&mut self, key: Key) {
+    /// Writes queued answers.
+    fn flush(&mut self, key: SlabKey) {
         let Some(stream) = self.streams.get_mut(key) else {
             return;
         };
         let before = stream.outgoing.len();
-        let put = put(&stream.socket, &mut stream.outgoing);
+        let result = write_queued(&stream.socket, &mut stream.outgoing);
         self.bytes = self.bytes - before + stream.outgoing.len();
-        if put.is_err() {
-            self.give_up(key);
+        if result.is_err() {
+            self.close_stream(key);
         }
     }
 
-    /// Ends a connection of the guest's that takes nothing.
-    fn give_up(&mut self, key: Key) {
+    /// Closes a connection of the guest.
+    fn close_stream(&mut self, key: SlabKey) {
         let stream = self.streams.remove(key);
         self.bytes -= stream.map_or(0, |stream| stream.outgoing.len());
     }
 }
 
-/// What came of reading.
-enum Come {
+/// Result of reading an upstream socket.
+enum UpstreamRead {
     Nothing,
     Message(Vec<u8>),
-    Failure,
+    Failed,
 }
 
-fn datagram(upstream: &Upstream, buffer: &mut [u8]) -> Come {
+fn read_datagram(upstream: &UpstreamExchange, buffer: &mut [u8]) -> UpstreamRead {
     match recv(&upstream.socket, &mut *buffer, RecvFlags::DONTWAIT) {
-        Ok((count, _)) => Come::Message(buffer[..count].to_vec()),
-        Err(Errno::AGAIN | Errno::INTR) => Come::Nothing,
-        Err(_) => Come::Failure,
+        Ok((count, _)) => UpstreamRead::Message(buffer[..count].to_vec()),
+        Err(Errno::AGAIN | Errno::INTR) => UpstreamRead::Nothing,
+        Err(_) => UpstreamRead::Failed,
     }
 }
 
-fn message(upstream: &mut Upstream) -> Come {
-    if put(&upstream.socket, &mut upstream.outgoing).is_err() {
-        return Come::Failure;
+fn read_message(upstream: &mut UpstreamExchange) -> UpstreamRead {
+    if write_queued(&upstream.socket, &mut upstream.outgoing).is_err() {
+        return UpstreamRead::Failed;
     }
     loop {
-        if let Some((message, taken)) = framing::first(&upstream.incoming) {
+        if let Some((message, taken)) = framing::first_message(&upstream.incoming) {
             let message = message.to_vec();
             upstream.incoming.drain(..taken);
-            upstream.foreign += 1;
-            return Come::Message(message);
+            upstream.unrelated += 1;
+            return UpstreamRead::Message(message);
         }
         let mut buffer = [0; READ_BYTES];
         match read(&upstream.socket, &mut buffer[..]) {
-            Ok(0) => return Come::Failure,
+            Ok(0) => return UpstreamRead::Failed,
             Ok(count) => upstream.incoming.extend_from_slice(&buffer[..count]),
             Err(Errno::INTR) => {}
-            Err(Errno::AGAIN | Errno::NOTCONN) => return Come::Nothing,
-            Err(_) => return Come::Failure,
+            Err(Errno::AGAIN | Errno::NOTCONN) => return UpstreamRead::Nothing,
+            Err(_) => return UpstreamRead::Failed,
         }
     }
 }
 
-/// Writes as much as is taken.
-fn put(socket: &OwnedFd, bytes: &mut Vec<u8>) -> Result<(), Errno> {
+/// Writes as much as the socket accepts.
+fn write_queued(socket: &OwnedFd, bytes: &mut Vec<u8>) -> Result<(), Errno> {
     while !bytes.is_empty() {
         match write(socket, bytes) {
             Ok(count) => drop(bytes.drain(..count)),
             Err(Errno::INTR) => {}
-            // A connection that is not there yet takes nothing.
+            // A socket that is still connecting accepts nothing.
             Err(Errno::AGAIN | Errno::NOTCONN) => return Ok(()),
             Err(error) => return Err(error),
         }
     }
     Ok(())
-}
-
-/// A connection to ourselves: the end that TCP has. The other is taken when the turn is over.
-pub(crate) fn connect(world: &mut World) -> Result<OwnedFd, Errno> {
-    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-    let (theirs, ours) = socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    world.asked.push(Asked::Stream(ours));
-    Ok(theirs)
 }
 
 #[cfg(test)]
@@ -434,15 +413,15 @@ mod tests {
     use std::net::{TcpListener, UdpSocket};
 
     use crate::ip::{self, Frame, protocol};
-    use crate::testing::{Guest, datagram, flow, frame};
+    use crate::testing::{TestGuest, datagram, flow, frame};
     use libmsb::net::policy::Policy;
 
-    /// A question for the address of a.example.com.
+    /// A query for the address of a.example.com.
     const QUESTION: &[u8] = b"\0\x09\x01\0\0\x01\0\0\0\0\0\0\x01a\x07example\x03com\0\0\x01\0\x01";
-    /// The number that the tests' guest has the name server ask with.
+    /// Message identifier that the test guest's resolver uses.
     const ID: [u8; 2] = [0, 7];
 
-    /// An answer to it, with such a number and address; cut if there is none.
+    /// Builds an answer with this identifier and address; truncated if there is no address.
     fn answer(id: [u8; 2], address: Option<[u8; 4]>) -> Vec<u8> {
         let mut message = QUESTION.to_vec();
         message[..2].copy_from_slice(&id);
@@ -457,44 +436,32 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_over_tcp_is_found_behind_those_to_other_questions() {
+    fn an_answer_over_tcp_is_found_after_unrelated_ones() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let server = UdpSocket::bind(address).unwrap();
         server.set_nonblocking(true).unwrap();
-        let mut guest = Guest::under(Policy::public(), 16, Vec::new(), vec![address]);
+        let mut guest = TestGuest::with_policy(Policy::public(), 16, Vec::new(), vec![address]);
         let flow = flow(1234, "8.8.8.8:53");
-        guest.send(&frame(
-            &flow,
-            protocol::UDP,
-            None,
-            &datagram(&flow, QUESTION),
-        ));
+        guest.send(&frame(&flow, protocol::UDP, None, &datagram(&flow, QUESTION)));
         let mut buffer = [0; 512];
-        let (_, from) = guest.until("a question", |_| server.recv_from(&mut buffer).ok());
+        let (_, from) = guest.poll_until("a question", |_| server.recv_from(&mut buffer).ok());
         server.send_to(&answer(ID, None), from).unwrap();
         listener.set_nonblocking(true).unwrap();
-        let (mut peer, _) = guest.until("a connection", |_| listener.accept().ok());
+        let (mut peer, _) = guest.poll_until("a connection", |_| listener.accept().ok());
         peer.set_nonblocking(true).unwrap();
-        guest.until("a question over TCP", |_| peer.read(&mut buffer).ok());
-        let messages = [
-            answer([0, 8], Some([9, 9, 9, 9])),
-            answer(ID, Some([1, 2, 3, 4])),
-        ];
-        peer.write_all(&messages.map(|message| framing::framed(&message)).concat())
-            .unwrap();
-        let told = guest.until("an answer", |guest| {
-            guest
-                .frames()
-                .into_iter()
-                .find_map(|frame| match ip::parse(&frame) {
-                    Some(Frame::Ip(packet)) => {
-                        crate::udp::parse(&packet).map(|told| told.1.to_vec())
-                    }
-                    _ => None,
-                })
+        guest.poll_until("a question over TCP", |_| peer.read(&mut buffer).ok());
+        let messages = [answer([0, 8], Some([9, 9, 9, 9])), answer(ID, Some([1, 2, 3, 4]))];
+        peer.write_all(&messages.map(|message| framing::frame_message(&message)).concat()).unwrap();
+        let reply = guest.poll_until("an answer", |guest| {
+            guest.frames().into_iter().find_map(|frame| match ip::parse(&frame) {
+                Some(Frame::Ip(packet)) => {
+                    crate::udp::datagram::parse(&packet).map(|reply| reply.1.to_vec())
+                }
+                _ => None,
+            })
         });
-        assert_eq!(told[..2], QUESTION[..2]);
-        assert_eq!(told[told.len() - 4..], [1, 2, 3, 4]);
+        assert_eq!(reply[..2], QUESTION[..2]);
+        assert_eq!(reply[reply.len() - 4..], [1, 2, 3, 4]);
     }
 }

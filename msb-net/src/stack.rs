@@ -1,8 +1,8 @@
-//! The loop: frames of the guest, sockets of the host, and time.
+//! The network stack's event loop: frames of the guest, sockets of the host, and timers.
 //!
-//! One thread waits in one place (epoll). A turn takes what has come, moves what can be moved, and writes the frames that
-//! came of it. Whatever there is much of (frames, bytes of one connection, callers at one port) has a bound in each turn, so
-//! that nobody waits for somebody else's flood.
+//! One thread waits in one epoll_wait(2). A turn reads what has arrived, moves what can be moved,
+//! and writes the resulting frames. Frames, bytes of one connection and new connections at one port
+//! each have a limit per turn, so one busy peer cannot delay the others.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -15,139 +15,149 @@ use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, Event, EventFlags};
 use rustix::io::Errno;
 
-use crate::control::{Control, Word};
-use crate::device::{Received, Receiver, Transmitter};
-use crate::fragments::Fragments;
-use crate::gate::Gate;
+use crate::busy_poll::BusyPoll;
+use crate::context::{EventSource, SCRATCH_BYTES, StackContext, event_source};
+use crate::control::{ControlMessage, ControlSocket};
+use crate::device::{FrameReceiver, FrameTransmitter, ReceiveStatus};
+use crate::dns::DnsRequestQueue;
+use crate::emitter::PacketEmitter;
+use crate::event_log::EventLog;
+use crate::fragments::FragmentReassembler;
+use crate::host_addresses::HostAddresses;
 use crate::icmp::Icmp;
 use crate::ip::{self, Frame, Packet, protocol};
-use crate::kept::Keeper;
-use crate::log::Log;
-use crate::neighbours;
-use crate::own::Own;
-use crate::patience::Patience;
-use crate::ports::{self, Port};
+use crate::neighbours::{arp, dhcp, discovery};
+use crate::policy_gate::PolicyGate;
+use crate::policy_settings::engine_and_dns_settings;
+use crate::port_usage::PortUsage;
+use crate::published_port::PublishedPort;
+use crate::published_ports;
 use crate::resolver::Resolver;
-use crate::serve;
-use crate::slab::Key;
+use crate::slab::SlabKey;
 use crate::tcp::Tcp;
 use crate::udp::{self, Udp};
-use crate::world::{Kind, Published, SCRATCH_BYTES, World, whose};
-use libmsb::net::network::{Network, Settings};
+use crate::verdict_facts::FactsBudget;
+use libmsb::net::network::{NetSettings, Network};
 
-/// Events that are taken at once.
-pub(crate) const EVENTS: usize = 256;
-/// A slow reader of events is tried again after so long.
-const LOG_PAUSE: Duration = Duration::from_millis(100);
+/// Maximum number of events per epoll wait.
+pub(crate) const EVENTS_MAX: usize = 256;
+/// Delay before writing to a slow reader of the event log again.
+const LOG_RETRY_DELAY: Duration = Duration::from_millis(100);
 
-/// What is waited for at the frame stream, but for room: that would wake us whenever the guest takes something.
-const FRAMES: EventFlags = EventFlags::IN
-    .union(EventFlags::RDHUP)
-    .union(EventFlags::ET);
+/// Events awaited on the frame stream, without writability: that would wake the loop whenever the
+/// guest reads.
+const FRAME_EVENTS: EventFlags = EventFlags::IN.union(EventFlags::RDHUP).union(EventFlags::ET);
 
-/// Why it came to an end that is none of our errors.
+/// Normal reason for the end of the event loop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum End {
-    /// The other side of the frame stream is gone.
+pub(crate) enum ExitReason {
+    /// The peer of the frame stream closed it.
     GuestGone,
-    /// Whoever started us is gone.
-    StarterGone,
+    /// The process that started this one closed the life pipe.
+    ParentGone,
 }
 
-/// Everything.
+/// The network stack of one guest.
 pub(crate) struct Stack {
-    world: World,
-    receiver: Receiver,
-    /// The frame stream may have something.
+    context: StackContext,
+    receiver: FrameReceiver,
+    /// The frame stream may be readable.
     readable: bool,
-    /// Its end is behind what is there.
+    /// The peer has closed the frame stream; buffered frames may remain.
     hung_up: bool,
-    patience: Patience,
-    /// We wait for it to take more.
-    waits: bool,
-    fragments: Fragments,
+    busy_poll: BusyPoll,
+    /// The loop waits until the frame stream is writable.
+    waits_for_room: bool,
+    fragments: FragmentReassembler,
     tcp: Tcp,
     udp: Udp,
     icmp: Icmp,
     resolver: Resolver,
-    life: Option<OwnedFd>,
-    control: Option<Control>,
-    own: Option<Own>,
-    /// Where it is counted what goes through, if anybody wants to know.
+    life_pipe: Option<OwnedFd>,
+    control: Option<ControlSocket>,
+    host_addresses: Option<HostAddresses>,
+    /// Counters of the sandbox's sample file, if one was given.
     samples: Option<NetWriter>,
 }
 
-/// What a stack is made of.
-pub(crate) struct Parts {
+/// Parameters of [`Stack::new`].
+pub(crate) struct StackConfig {
     pub(crate) frames: OwnedFd,
-    pub(crate) life: Option<OwnedFd>,
-    pub(crate) control: Option<Control>,
-    pub(crate) own: Option<Own>,
+    pub(crate) life_pipe: Option<OwnedFd>,
+    pub(crate) control: Option<ControlSocket>,
+    pub(crate) host_addresses: Option<HostAddresses>,
     pub(crate) samples: Option<NetWriter>,
     pub(crate) network: Network,
-    pub(crate) gate: Gate,
-    pub(crate) log: Log,
-    pub(crate) ports: Vec<Port>,
+    pub(crate) gate: PolicyGate,
+    pub(crate) log: EventLog,
+    pub(crate) ports: Vec<PublishedPort>,
     pub(crate) max_connections: usize,
 }
 
 impl Stack {
-    pub(crate) fn new(parts: Parts) -> anyhow::Result<Stack> {
+    pub(crate) fn new(config: StackConfig) -> anyhow::Result<Stack> {
         let epoll = epoll::create(CreateFlags::CLOEXEC).context("cannot wait for events")?;
-        let world = World {
+        let context = StackContext {
             epoll,
-            network: parts.network,
-            transmitter: Transmitter::new(parts.frames),
-            gate: parts.gate,
-            keeper: Keeper::default(),
-            log: parts.log,
-            ports: parts.ports.into_iter().map(Some).collect(),
-            asked: Vec::new(),
+            emitter: PacketEmitter::new(config.network, FrameTransmitter::new(config.frames)),
+            gate: config.gate,
+            facts_budget: FactsBudget::default(),
+            log: config.log,
+            ports: config.ports.into_iter().map(Some).collect(),
+            dns_requests: DnsRequestQueue::default(),
             now: Instant::now(),
             scratch: vec![0; SCRATCH_BYTES].into_boxed_slice(),
-            piece_id: 0,
-            published: Published::default(),
+            port_usage: PortUsage::default(),
         };
         let watched = || -> Result<(), Errno> {
-            world.watch(world.transmitter.socket(), Kind::Frames, 0, FRAMES)?;
-            if let Some(life) = &parts.life {
-                world.watch(life.as_fd(), Kind::Life, 0, EventFlags::IN)?;
+            context.watch(
+                context.emitter.transmitter.socket(),
+                EventSource::Frames,
+                0,
+                FRAME_EVENTS,
+            )?;
+            if let Some(life_pipe) = &config.life_pipe {
+                context.watch(life_pipe.as_fd(), EventSource::LifePipe, 0, EventFlags::IN)?;
             }
-            if let Some(control) = &parts.control {
-                world.watch(control.socket(), Kind::Control, 0, EventFlags::IN)?;
+            if let Some(control) = &config.control {
+                context.watch(control.socket(), EventSource::ControlSocket, 0, EventFlags::IN)?;
             }
-            if let Some(own) = &parts.own {
-                world.watch(own.socket(), Kind::Own, 0, EventFlags::IN)?;
+            if let Some(host_addresses) = &config.host_addresses {
+                context.watch(
+                    host_addresses.socket(),
+                    EventSource::HostAddresses,
+                    0,
+                    EventFlags::IN,
+                )?;
             }
-            for (number, port) in world.ports.iter().enumerate() {
-                port.iter()
-                    .try_for_each(|port| world.watch_port(port, number))?;
+            for (number, port) in context.ports.iter().enumerate() {
+                port.iter().try_for_each(|port| context.watch_port(port, number))?;
             }
             Ok(())
         };
         watched().context("cannot watch a descriptor")?;
         let mut stack = Stack {
-            world,
-            receiver: Receiver::new(),
+            context,
+            receiver: FrameReceiver::new(),
             readable: true,
             hung_up: false,
-            patience: Patience::new(),
-            waits: false,
-            fragments: Fragments::default(),
-            tcp: Tcp::new(parts.max_connections),
+            busy_poll: BusyPoll::new(),
+            waits_for_room: false,
+            fragments: FragmentReassembler::default(),
+            tcp: Tcp::new(config.max_connections),
             udp: Udp::new(),
             icmp: Icmp::new(),
             resolver: Resolver::new(),
-            life: parts.life,
-            control: parts.control,
-            own: parts.own,
-            samples: parts.samples,
+            life_pipe: config.life_pipe,
+            control: config.control,
+            host_addresses: config.host_addresses,
+            samples: config.samples,
         };
-        stack.judge_by_own();
+        stack.update_gate_addresses();
         Ok(stack)
     }
 
-    #[cfg(any(test, fuzzing))]
+    #[cfg(any(test, feature = "testing"))]
     pub(crate) fn tcp(&self) -> &Tcp {
         &self.tcp
     }
@@ -157,35 +167,36 @@ impl Stack {
         &self.udp
     }
 
-    /// Somebody has called a published port.
-    #[cfg(any(test, fuzzing))]
-    pub(crate) fn accepted(
+    /// Accepts a connection at a published port.
+    #[cfg(any(test, feature = "testing"))]
+    pub(crate) fn open_inbound(
         &mut self,
-        judged: (crate::flow::Flow, crate::policy::Facts),
+        judged: (crate::flow::Flow, crate::policy::ConnectionFacts),
         socket: OwnedFd,
     ) {
-        self.tcp.accepted(&mut self.world, judged, socket);
+        self.tcp.open_inbound(&mut self.context, judged, socket);
     }
 
-    /// Tells the gate which addresses are the host's.
-    fn judge_by_own(&mut self) {
-        if let Some(own) = &self.own {
-            self.world.gate.set_own(own.addresses());
+    /// Passes the host's current addresses to the policy gate.
+    fn update_gate_addresses(&mut self) {
+        if let Some(host_addresses) = &self.host_addresses {
+            self.context.gate.set_host_addresses(host_addresses.addresses());
         }
     }
 
-    /// The host has got an address, or lost one.
-    fn own(&mut self) {
-        let buffer = &mut self.world.scratch;
-        if self.own.as_mut().is_some_and(|own| own.update(buffer)) {
-            self.judge_by_own();
-            self.renew_open();
+    /// Handles a change of the host's addresses.
+    fn update_host_addresses(&mut self) {
+        let buffer = &mut self.context.scratch;
+        if self.host_addresses.as_mut().is_some_and(|host_addresses| host_addresses.update(buffer))
+        {
+            self.update_gate_addresses();
+            self.recheck_open();
         }
     }
 
-    /// Serves the guest until one side is gone.
-    pub(crate) fn run(&mut self) -> anyhow::Result<End> {
-        let mut events = Vec::with_capacity(EVENTS);
+    /// Serves the guest until one side closes.
+    pub(crate) fn run(&mut self) -> anyhow::Result<ExitReason> {
+        let mut events = Vec::with_capacity(EVENTS_MAX);
         loop {
             let timeout = self.timeout();
             if let Some(end) = self.step(&mut events, timeout.as_ref())? {
@@ -194,65 +205,67 @@ impl Stack {
         }
     }
 
-    /// Waits for something, and does what is to be done then.
+    /// Waits for events and handles them.
     pub(crate) fn step(
         &mut self,
         events: &mut Vec<Event>,
         timeout: Option<&Timespec>,
-    ) -> anyhow::Result<Option<End>> {
+    ) -> anyhow::Result<Option<ExitReason>> {
         events.clear();
-        let converses = self.tcp.has_conversed();
-        let epoll = &self.world.epoll;
-        match self.patience.wait(epoll, events, timeout, converses) {
+        let interactive = self.tcp.take_interactive();
+        let epoll = &self.context.epoll;
+        match self.busy_poll.wait(epoll, events, timeout, interactive) {
             Ok(()) | Err(Errno::INTR) => {}
             Err(error) => return Err(error).context("cannot wait for events"),
         }
-        self.world.now = Instant::now();
+        self.context.now = Instant::now();
         for event in events.iter() {
-            if let Some(end) = self.event(event) {
+            if let Some(end) = self.handle_event(event) {
                 return Ok(Some(end));
             }
         }
-        self.turn().context("the frame stream is broken")
+        self.run_turn().context("the frame stream failed")
     }
 
-    /// What can be done now.
-    fn turn(&mut self) -> io::Result<Option<End>> {
-        if self.readable && self.receive()? == Received::Closed {
-            return Ok(Some(End::GuestGone));
+    /// Does all work that is possible without waiting.
+    fn run_turn(&mut self) -> io::Result<Option<ExitReason>> {
+        if self.readable && self.receive_frames()? == ReceiveStatus::Closed {
+            return Ok(Some(ExitReason::GuestGone));
         }
-        self.tcp.serve(&mut self.world)?;
-        self.tcp.tick(&mut self.world)?;
-        self.udp.tick(&mut self.world);
-        self.icmp.tick(self.world.now);
-        self.resolver.serve(&mut self.world);
-        self.world.log.flush();
-        let flushed = self.world.transmitter.flush();
+        self.tcp.serve_ready(&mut self.context)?;
+        self.tcp.tick(&mut self.context)?;
+        self.udp.tick(&mut self.context);
+        self.icmp.tick(self.context.now);
+        self.resolver.serve_requests(&mut self.context);
+        self.context.log.flush();
+        let flushed = self.context.emitter.transmitter.flush();
         self.publish_counters();
         match flushed {
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(Some(End::GuestGone)),
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                Ok(Some(ExitReason::GuestGone))
+            }
             Err(error) => Err(error),
             Ok(()) => self.wait_for_room().map(|()| None),
         }
     }
 
-    /// Lets it be seen what has gone through. Echoes are counted as the frames that they are.
+    /// Writes the traffic counters to the sample file. Echoes count as the frames that carry them.
     fn publish_counters(&mut self) {
         let Some(samples) = &mut self.samples else {
             return;
         };
-        let published_at = self.world.published.at_ns();
-        let (to_guest, from_guest) = (&self.world.transmitter, &self.receiver);
+        let published_at = self.context.port_usage.last_used_ns();
+        let (to_guest, from_guest) = (&self.context.emitter.transmitter, &self.receiver);
         let counters = samples.counters();
         for (field, value) in [
             (NetField::RxBytes, to_guest.bytes),
             (NetField::TxBytes, from_guest.bytes),
             (NetField::RxPackets, to_guest.frames),
             (NetField::TxPackets, from_guest.frames),
-            (NetField::Connections, self.tcp.opened() + self.udp.opened()),
-            (NetField::Denied, self.world.log.denied),
+            (NetField::Connections, self.tcp.opened_total() + self.udp.opened_total()),
+            (NetField::Denied, self.context.log.denied),
             (NetField::Open, (self.tcp.len() + self.udp.len()) as u64),
-            (NetField::PublishedOpen, self.world.published.open),
+            (NetField::PublishedOpen, self.context.port_usage.open),
             (NetField::PublishedAtNs, published_at),
         ] {
             counters.set(field, value);
@@ -260,115 +273,120 @@ impl Stack {
         samples.publish();
     }
 
+    /// Awaits writability of the frame stream while it is blocked, and only then.
     fn wait_for_room(&mut self) -> io::Result<()> {
-        let blocked = self.world.transmitter.is_blocked();
-        if blocked != self.waits {
-            self.waits = blocked;
-            let flags = if blocked {
-                FRAMES | EventFlags::OUT
-            } else {
-                FRAMES
-            };
-            self.world.watch_frames(flags)?;
+        let blocked = self.context.emitter.transmitter.is_blocked();
+        if blocked != self.waits_for_room {
+            self.waits_for_room = blocked;
+            let flags = if blocked { FRAME_EVENTS | EventFlags::OUT } else { FRAME_EVENTS };
+            self.context.watch_frames(flags)?;
         }
         Ok(())
     }
 
+    /// Returns the time until the next deadline; zero if there is work to do now.
     fn timeout(&self) -> Option<Timespec> {
-        if self.readable || self.tcp.is_busy(&self.world) {
+        if self.readable || self.tcp.has_ready(&self.context) {
             return Some(Timespec::default());
         }
-        let log = self.world.log.waits().then(|| self.world.now + LOG_PAUSE);
+        let log = self.context.log.is_waiting().then(|| self.context.now + LOG_RETRY_DELAY);
         let deadlines = [
             self.tcp.deadline(),
             self.udp.deadline(),
             self.icmp.deadline(),
-            self.resolver.deadline(&self.world),
+            self.resolver.deadline(&self.context),
             log,
         ];
         let deadline = deadlines.into_iter().flatten().min()?;
         let left = deadline.saturating_duration_since(Instant::now());
-        Some(Timespec {
-            tv_sec: left.as_secs() as i64,
-            tv_nsec: i64::from(left.subsec_nanos()),
-        })
+        Some(Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) })
     }
 
-    /// Takes new settings.
-    fn control(&mut self) {
+    /// Handles messages on the control socket.
+    fn handle_control(&mut self) {
         let Some(mut control) = self.control.take() else {
             return;
         };
         loop {
-            match control.next() {
-                Word::Settings(settings, ports) => {
-                    control.answer(self.renew(*settings, ports).err());
+            match control.next_message() {
+                ControlMessage::NetSettings(settings, ports) => {
+                    control.answer(self.apply_settings(*settings, ports).err());
                 }
-                Word::Nonsense(why) => control.answer(Some(why)),
-                Word::Nothing => break,
-                // Nobody has a word any more; who started us is watched elsewhere.
-                Word::End => return,
-                Word::Broken(error) => {
-                    let log = &mut self.world.log;
-                    return log.trouble("cannot take new settings", &error.into());
+                ControlMessage::Malformed(why) => control.answer(Some(why)),
+                ControlMessage::Empty => break,
+                // The peer closed the control socket. The end of the parent process shows on the
+                // life pipe.
+                ControlMessage::Closed => return,
+                ControlMessage::Failed(error) => {
+                    let log = &mut self.context.log;
+                    return log.log_trouble("cannot read new settings", &error.into());
                 }
             }
         }
         self.control = Some(control);
     }
 
-    /// Judges what is open anew.
-    fn renew_open(&mut self) {
-        self.tcp.renew(&mut self.world);
-        self.udp.renew(&mut self.world);
+    /// Judges open connections and flows again.
+    fn recheck_open(&mut self) {
+        self.tcp.recheck_policy(&mut self.context);
+        self.udp.recheck_policy(&mut self.context);
     }
 
-    /// Makes the policy, the name servers, the ports and the number of connections others.
-    fn renew(&mut self, settings: Settings, fresh: Vec<OwnedFd>) -> Result<(), String> {
-        let world = &mut self.world;
-        let kept = (
-            settings.network.v4,
-            settings.network.v6,
-            settings.network.mtu,
-        );
-        if kept != (world.network.v4, world.network.v6, world.network.mtu) {
-            return Err("the addresses of a network that runs do not change".to_owned());
+    /// Applies new settings: policy, name servers, published ports and the connection limit.
+    fn apply_settings(
+        &mut self,
+        settings: NetSettings,
+        new_sockets: Vec<OwnedFd>,
+    ) -> Result<(), String> {
+        let context = &mut self.context;
+        let unchanged = (settings.network.v4, settings.network.v6, settings.network.mtu);
+        if unchanged
+            != (context.emitter.network.v4, context.emitter.network.v6, context.emitter.network.mtu)
+        {
+            return Err("cannot change the addresses of a running network".to_owned());
         }
-        ports::renew(world, &settings.ports, fresh)?;
-        let (judge, names) = serve::judges(&settings);
-        world.gate.renew(judge, names);
-        self.judge_by_own();
-        self.tcp.set_max(settings.net.max_connections as usize);
-        self.renew_open();
+        published_ports::apply(context, &settings.ports, new_sockets)?;
+        let (engine, dns_settings) = engine_and_dns_settings(&settings);
+        context.gate.apply_settings(engine, dns_settings);
+        self.update_gate_addresses();
+        self.tcp.set_max_connections(settings.net.max_connections as usize);
+        self.recheck_open();
         Ok(())
     }
 
-    fn event(&mut self, event: &Event) -> Option<End> {
-        let (kind, data) = whose(event)?;
-        let (key, flags) = (Key::from_bits(data), event.flags);
-        let world = &mut self.world;
-        match kind {
-            Kind::Frames => {
+    /// Dispatches an epoll event to its source.
+    fn handle_event(&mut self, event: &Event) -> Option<ExitReason> {
+        let (source, data) = event_source(event)?;
+        let (key, flags) = (SlabKey::from_bits(data), event.flags);
+        let context = &mut self.context;
+        match source {
+            EventSource::Frames => {
                 self.readable |= !(flags & !EventFlags::OUT).is_empty();
                 self.hung_up |= flags.contains(EventFlags::RDHUP);
                 if flags.contains(EventFlags::OUT) {
-                    world.transmitter.unblock();
+                    context.emitter.transmitter.set_writable();
                 }
             }
-            Kind::Life => return self.life.is_some().then_some(End::StarterGone),
-            Kind::Tcp => self.tcp.event(world, key, flags),
-            Kind::Udp => self.udp.event(world, key),
-            Kind::Ping => self.icmp.event(world, key),
-            Kind::Stream => self.resolver.stream(world, key),
-            Kind::Upstream => self.resolver.upstream(world, key),
-            Kind::Control => self.control(),
-            Kind::Own => self.own(),
-            Kind::Port => {
+            EventSource::LifePipe => {
+                return self.life_pipe.is_some().then_some(ExitReason::ParentGone);
+            }
+            EventSource::Tcp => self.tcp.handle_event(context, key, flags),
+            EventSource::Udp => self.udp.handle_event(context, key),
+            EventSource::Echo => self.icmp.handle_event(context, key),
+            EventSource::DnsStream => self.resolver.handle_stream(context, key),
+            EventSource::DnsUpstream => self.resolver.handle_upstream(context, key),
+            EventSource::ControlSocket => self.handle_control(),
+            EventSource::HostAddresses => self.update_host_addresses(),
+            EventSource::PublishedPort => {
                 let number = data as u32;
-                let port = world.ports.get(number as usize).and_then(Option::as_ref);
+                let port = context.ports.get(number as usize).and_then(Option::as_ref);
                 match port.map(|port| port.transport) {
-                    Some(Transport::Tcp) => ports::accept(world, &mut self.tcp, number),
-                    Some(Transport::Udp) => ports::receive(world, &mut self.udp, number),
+                    Some(Transport::Tcp) => {
+                        published_ports::accept_connections(context, &mut self.tcp, number)
+                    }
+                    Some(Transport::Udp) => {
+                        published_ports::receive_datagrams(context, &mut self.udp, number)
+                    }
                     None => {}
                 }
             }
@@ -376,84 +394,83 @@ impl Stack {
         None
     }
 
-    /// Reads frames once and handles them.
-    fn receive(&mut self) -> io::Result<Received> {
-        let received = self.receiver.fill(self.world.transmitter.socket())?;
-        self.readable = received == Received::Some || (self.hung_up && received == Received::Last);
-        while let Some(place) = self.receiver.next_frame()? {
-            let frame = self.receiver.bytes(place.clone());
+    /// Reads the frame stream once and handles the frames.
+    fn receive_frames(&mut self) -> io::Result<ReceiveStatus> {
+        let received = self.receiver.fill(self.context.emitter.transmitter.socket())?;
+        self.readable =
+            received == ReceiveStatus::More || (self.hung_up && received == ReceiveStatus::Last);
+        while let Some(range) = self.receiver.next_frame()? {
+            let frame = self.receiver.bytes(range.clone());
             match ip::parse(frame) {
-                Some(Frame::Arp(packet)) => neighbours::arp(&mut self.world, packet),
+                Some(Frame::Arp(packet)) => arp::answer(&mut self.context.emitter, packet),
                 Some(Frame::Ip(packet)) => {
                     let offset = packet.payload.as_ptr().addr() - frame.as_ptr().addr();
-                    handle(
-                        &mut self.world,
-                        (
-                            &mut self.tcp,
-                            &mut self.udp,
-                            &mut self.icmp,
-                            &mut self.fragments,
-                        ),
+                    handle_packet(
+                        &mut self.context,
+                        (&mut self.tcp, &mut self.udp, &mut self.icmp, &mut self.fragments),
                         &packet,
-                        Some(place.start + offset),
+                        Some(range.start + offset),
                     );
                 }
                 None => {}
             }
         }
-        self.tcp.commit(self.receiver.all());
+        self.tcp.deliver_batches(self.receiver.buffer());
         Ok(received)
     }
 }
 
-type Protocols<'a> = (&'a mut Tcp, &'a mut Udp, &'a mut Icmp, &'a mut Fragments);
+type Protocols<'a> = (&'a mut Tcp, &'a mut Udp, &'a mut Icmp, &'a mut FragmentReassembler);
 
-/// Handles a packet of the guest. `place`: where its payload lies in the receiver's buffer, if it does.
-fn handle(world: &mut World, protocols: Protocols<'_>, packet: &Packet<'_>, place: Option<usize>) {
-    // Two come before the guest has an address.
+/// Handles an IP packet of the guest. `offset`: position of its payload in the receive buffer, if
+/// it is there.
+fn handle_packet(
+    context: &mut StackContext,
+    protocols: Protocols<'_>,
+    packet: &Packet<'_>,
+    offset: Option<usize>,
+) {
+    // Two protocols work before the guest has an address.
     if packet.protocol == protocol::ICMPV6
-        && packet.piece.is_none()
-        && neighbours::discovery(world, packet)
+        && packet.fragment.is_none()
+        && discovery::answer(&mut context.emitter, packet)
     {
         return;
     }
     if packet.protocol == protocol::UDP
-        && packet.piece.is_none()
-        && neighbours::lease(world, packet)
+        && packet.fragment.is_none()
+        && dhcp::answer(&mut context.emitter, packet)
     {
         return;
     }
-    let network = &world.network;
+    let network = &context.emitter.network;
     if !network.is_guest(packet.source) {
         return;
     }
-    if is_nobody(network, packet) {
-        return udp::nobody(world, packet);
+    if is_undeliverable(network, packet) {
+        return udp::log_undeliverable(context, packet);
     }
-    // Whoever speaks the frame stream chooses its own.
-    world.network.guest_mac = packet.mac;
+    // The guest's hardware address is the one it last sent from.
+    context.emitter.network.guest_mac = packet.mac;
     let (tcp, udp, icmp, fragments) = protocols;
-    if let Some(piece) = packet.piece {
-        if let Some(payload) = fragments.add(packet, piece, world.now) {
-            let whole = Packet {
-                piece: None,
-                payload: &payload,
-                ..*packet
-            };
-            handle(world, (tcp, udp, icmp, fragments), &whole, None);
+    if let Some(fragment) = packet.fragment {
+        if let Some(payload) = fragments.add(packet, fragment, context.now) {
+            let reassembled = Packet { fragment: None, payload: &payload, ..*packet };
+            handle_packet(context, (tcp, udp, icmp, fragments), &reassembled, None);
         }
         return;
     }
     match packet.protocol {
-        protocol::TCP => tcp.packet(world, packet, place),
-        protocol::UDP => udp.packet(world, packet),
-        protocol::ICMP | protocol::ICMPV6 => icmp.packet(world, packet),
+        protocol::TCP => tcp.handle_packet(context, packet, offset),
+        protocol::UDP => udp.handle_packet(context, packet),
+        protocol::ICMP | protocol::ICMPV6 => icmp.handle_packet(context, packet),
         _ => {}
     }
 }
 
-/// Nobody has this address: many have it together, or the wire would have to have a third.
-fn is_nobody(network: &Network, packet: &Packet<'_>) -> bool {
+/// Returns whether the destination is multicast, broadcast, or an on-link address other than the
+/// gateway.
+fn is_undeliverable(network: &Network, packet: &Packet<'_>) -> bool {
     let address = packet.destination;
     let broadcast = matches!(address, std::net::IpAddr::V4(address) if address.is_broadcast());
     address.is_multicast()

@@ -1,4 +1,4 @@
-//! Starting a supervisor.
+//! Start of a supervisor process, and its reports.
 
 use std::io::BufReader;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -8,95 +8,94 @@ use std::process::{Child, Command, Stdio};
 
 use anyhow::Context;
 use libmsb::cli::args::SandboxName;
-use libmsb::cli::error::{Code, Failure, Kind, print_note};
-use libmsb::cli::verbosity::{Verbosity, say};
+use libmsb::cli::error::{Code, ErrorKind, Failure, print_note};
+use libmsb::cli::verbosity::{Verbosity, log};
 use libmsb::state::lock::Lock;
 use libmsb::tools;
 
-use crate::startup::{Stamps, Startup};
-use crate::supervisor::process::spawn_with;
+use crate::process::child_process::spawn_inheriting;
+use crate::startup::{BootTimes, StartupReport};
 
-/// In whose name the engine's notes are told.
+/// Name of the supervisor's program.
+pub(crate) const SUPERVISOR: &str = "msb-supervisor";
+/// Program name in the engine's notes.
 const PROGRAM: &str = "msb-run";
 
-/// A supervisor that was started.
+/// A running supervisor and its report pipe.
 #[derive(Debug)]
-pub(crate) struct Launched {
+pub(crate) struct SupervisorHandle {
     child: Child,
     reports: BufReader<std::fs::File>,
-    /// A report that was read and not used.
-    pending: Option<Startup>,
-    /// Our connection, if the sandbox is attached to us.
+    /// A report that was read but not yet used.
+    pending: Option<StartupReport>,
+    /// Connection to the supervisor, if the sandbox is attached to this process.
     pub(crate) client: Option<UnixStream>,
 }
 
-/// To whom a sandbox is bound: it does not outlive that.
+/// Keepalive of a sandbox: the process or pipe whose end also ends the sandbox.
 #[derive(Debug)]
-pub(crate) enum Bond {
-    /// To nobody.
+pub(crate) enum Keepalive {
+    /// None: the sandbox is independent.
     None,
-    /// To us, who run its main command.
+    /// This process, which runs the main command.
     Client,
-    /// To whoever holds the other end of this pipe.
+    /// A keepalive pipe, whose other end another process holds.
     Pipe(OwnedFd),
 }
 
-/// Starts the supervisor of a sandbox, whose lock goes over to it, and tells what it has to say about the engine.
-pub(crate) fn launch(name: &SandboxName, lock: Lock, bond: Bond) -> anyhow::Result<Launched> {
-    // The same program under another name; through /proc it is found also when it was replaced or removed since.
+/// Starts the supervisor of a sandbox, hands the lock over to it, and prints its note about the
+/// engine.
+pub(crate) fn launch(
+    name: &SandboxName,
+    lock: Lock,
+    keepalive: Keepalive,
+) -> anyhow::Result<SupervisorHandle> {
+    // The same program under another name. /proc/self/exe works even if the program was replaced or
+    // removed meanwhile.
     let mut command = Command::new("/proc/self/exe");
-    command.arg0("msb-supervisor").arg(name.as_str());
-    let (reports, ready) =
-        rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).context("cannot make a pipe")?;
+    command.arg0(SUPERVISOR).arg(name.as_str());
+    let (reports, ready) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+        .context("cannot create a pipe")?;
     command.arg("--ready-fd").arg(ready.as_raw_fd().to_string());
-    command
-        .arg("--lock-fd")
-        .arg(lock.as_fd().as_raw_fd().to_string());
+    command.arg("--lock-fd").arg(lock.as_fd().as_raw_fd().to_string());
     let mut inherited = vec![ready.as_fd(), lock.as_fd()];
-    let pair = matches!(bond, Bond::Client)
+    let pair = matches!(keepalive, Keepalive::Client)
         .then(UnixStream::pair)
         .transpose()
-        .context("cannot make a socket")?;
+        .context("cannot create a socket")?;
     if let Some((_, theirs)) = &pair {
-        command
-            .arg("--client-fd")
-            .arg(theirs.as_raw_fd().to_string());
+        command.arg("--client-fd").arg(theirs.as_raw_fd().to_string());
         inherited.push(theirs.as_fd());
     }
-    if let Bond::Pipe(pipe) = &bond {
+    if let Keepalive::Pipe(pipe) = &keepalive {
         command.arg("--bond-fd").arg(pipe.as_raw_fd().to_string());
         inherited.push(pipe.as_fd());
     }
-    command
-        .current_dir("/")
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
+    command.current_dir("/").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     tools::clean_environment(&mut command);
-    let child = spawn_with(&mut command, &inherited).context("cannot start the supervisor")?;
-    say(Verbosity::Debug, || {
-        format!("started the supervisor of '{name}': process {}", child.id())
-    });
-    // What only the child should hold would keep the reports from ending.
+    let child =
+        spawn_inheriting(&mut command, &inherited).context("cannot start the supervisor")?;
+    log(Verbosity::Debug, || format!("started the supervisor of '{name}': process {}", child.id()));
+    // Close this copy of the write end; otherwise the reports would never end.
     drop(ready);
-    let mut launched = Launched {
+    let mut launched = SupervisorHandle {
         child,
         reports: BufReader::new(reports.into()),
         pending: None,
         client: pair.map(|(ours, _)| ours),
     };
     match launched.next_report()? {
-        Some(Startup::Prepared { note }) => tell(note),
+        Some(StartupReport::Prepared { note }) => print_startup_note(note),
         other => launched.pending = other,
     }
     Ok(launched)
 }
 
-impl Launched {
-    /// Waits until the guest takes commands, or until it is known that it never will.
-    pub(crate) fn wait_until_ready(&mut self) -> anyhow::Result<Stamps> {
+impl SupervisorHandle {
+    /// Waits until the guest accepts commands, or its start has failed.
+    pub(crate) fn wait_until_ready(&mut self) -> anyhow::Result<BootTimes> {
         match self.next_outcome()? {
-            Some(Startup::Ready(stamps)) => Ok(stamps),
+            Some(StartupReport::Ready(stamps)) => Ok(stamps),
             Some(failed) => Err(failure(failed)),
             None => {
                 Err(Failure::failed("the supervisor was killed before the guest was up").into())
@@ -104,64 +103,59 @@ impl Launched {
         }
     }
 
-    /// Waits until the supervisor is gone, and says why the sandbox ended, if it did so badly.
-    pub(crate) fn wait_until_gone(mut self) -> anyhow::Result<Gone> {
-        let mut gone = Gone {
-            stamps: None,
-            error: None,
-        };
+    /// Waits until the supervisor has ended. Returns the error of the sandbox, if it ended with
+    /// one.
+    pub(crate) fn wait_until_gone(mut self) -> anyhow::Result<SupervisorExit> {
+        let mut exit = SupervisorExit { stamps: None, error: None };
         while let Some(report) = self.next_outcome()? {
             match report {
-                Startup::Ready(stamps) => gone.stamps = Some(stamps),
-                failed => gone.error = Some(failure(failed)),
+                StartupReport::Ready(stamps) => exit.stamps = Some(stamps),
+                failed => exit.error = Some(failure(failed)),
             }
         }
-        self.child
-            .wait()
-            .context("cannot wait for the supervisor")?;
-        Ok(gone)
+        self.child.wait().context("cannot wait for the supervisor")?;
+        Ok(exit)
     }
 
-    /// The next report that says how it went; notes are told.
-    fn next_outcome(&mut self) -> anyhow::Result<Option<Startup>> {
+    /// Returns the next report of an outcome; prints notes.
+    fn next_outcome(&mut self) -> anyhow::Result<Option<StartupReport>> {
         loop {
             match self.next_report()? {
-                Some(Startup::Prepared { note }) => tell(note),
+                Some(StartupReport::Prepared { note }) => print_startup_note(note),
                 other => return Ok(other),
             }
         }
     }
 
-    fn next_report(&mut self) -> anyhow::Result<Option<Startup>> {
+    fn next_report(&mut self) -> anyhow::Result<Option<StartupReport>> {
         if let Some(report) = self.pending.take() {
             return Ok(Some(report));
         }
-        Startup::read(&mut self.reports).context("cannot understand the supervisor")
+        StartupReport::read(&mut self.reports).context("cannot parse the supervisor's report")
     }
 }
 
-fn tell(note: Option<String>) {
+fn print_startup_note(note: Option<String>) {
     note.iter().for_each(|note| print_note(PROGRAM, note));
 }
 
-/// What a supervisor has left.
+/// The end of a supervisor.
 #[derive(Debug)]
-pub(crate) struct Gone {
-    /// When the start reached its steps, if the guest came up.
-    pub(crate) stamps: Option<Stamps>,
-    /// Why the sandbox ended, if it did so badly.
+pub(crate) struct SupervisorExit {
+    /// Times of the start, if the guest came up.
+    pub(crate) stamps: Option<BootTimes>,
+    /// Error that ended the sandbox.
     pub(crate) error: Option<anyhow::Error>,
 }
 
-fn failure(report: Startup) -> anyhow::Error {
+fn failure(report: StartupReport) -> anyhow::Error {
     match report {
-        Startup::Ready(_) | Startup::Prepared { .. } => {
-            Failure::new(Kind::Bug, "the supervisor reported success twice").into()
+        StartupReport::Ready(_) | StartupReport::Prepared { .. } => {
+            Failure::new(ErrorKind::Bug, "the supervisor reported success twice").into()
         }
-        Startup::Failed { message, hint } => {
+        StartupReport::Failed { message, hint } => {
             let failure = Failure::failed(message).code(Code::BootFailed);
-            hint.map_or(failure.clone(), |hint| failure.hint(hint))
-                .into()
+            hint.map_or(failure.clone(), |hint| failure.hint(hint)).into()
         }
     }
 }

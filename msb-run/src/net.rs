@@ -1,7 +1,8 @@
-//! The network of a sandbox: what `msb-net` is told, and its process.
+//! The network of a sandbox: the settings of `msb-net`, and its process.
 //!
-//! Published ports are bound here, before anything else of the sandbox is there: one that is in use ends the start with
-//! nothing left behind. Everything reaches `msb-net` as a descriptor, so that it needs no files and no privileges.
+//! Published ports are bound here, before anything else of the sandbox exists: a port in use fails
+//! the start and leaves nothing behind. `msb-net` gets everything as a descriptor, so that it needs
+//! no files and no privileges.
 
 use std::fs::{self, File};
 use std::io::{self, IoSlice, Write};
@@ -16,10 +17,11 @@ use libmsb::cli::error::Failure;
 use libmsb::machine;
 use libmsb::net::dns;
 use libmsb::net::network::{
-    Answer, HandedPort, Network, PACKET_DESCRIPTORS_MAX, PACKET_PORTS, PACKET_SETTINGS, Settings,
+    NetSettings, Network, PACKET_DESCRIPTORS_MAX, PACKET_PORTS, PACKET_SETTINGS, PassedPort,
+    SettingsReply,
 };
 use libmsb::net::ports::{PublishedPort, Transport};
-use libmsb::net::{HOST_ALIAS, NetSpec, own};
+use libmsb::net::{HOST_ALIAS, NetSpec, host_addresses};
 use libmsb::samples::{self, NetField};
 use msb_wire::boot::{BootAddress, BootNet};
 use rustix::fs::{MemfdFlags, SeekFrom, memfd_create, seek};
@@ -28,27 +30,30 @@ use rustix::net::{
     SocketType, bind, ipproto, listen, recv, sendmsg, socket_with, socketpair, sockopt,
 };
 
-use crate::supervisor::process::Process;
+use crate::process::child_process::ChildProcess;
 
-/// Callers that wait at a published port, at most; the system has a bound of its own.
+/// Backlog of a published port: the longest queue of pending connections. The kernel has its own
+/// limit.
 const BACKLOG: i32 = 4096;
 
 /// Longest answer of `msb-net`, in bytes.
 const ANSWER_BYTES_MAX: usize = 4096;
 
-/// A network whose ports are bound.
-pub(crate) struct Net {
+/// A network whose published ports are bound.
+pub(crate) struct SandboxNetwork {
     spec: NetSpec,
     network: Network,
     ports: Vec<(OwnedFd, PublishedPort)>,
     nameservers: Vec<SocketAddr>,
+    /// Search domains of the guest, which are read with the name servers.
+    search: Vec<String>,
     /// The host's own addresses.
     own: Vec<IpAddr>,
 }
 
-impl Net {
-    /// Binds the ports and finds the name servers. `None`: the sandbox has no network.
-    pub(crate) fn prepare(name: &str, spec: &NetSpec) -> anyhow::Result<Option<Net>> {
+impl SandboxNetwork {
+    /// Binds the ports and finds the name servers. Returns `None` if the sandbox has no network.
+    pub(crate) fn prepare(name: &str, spec: &NetSpec) -> anyhow::Result<Option<SandboxNetwork>> {
         if !spec.enabled {
             return Ok(None);
         }
@@ -57,84 +62,83 @@ impl Net {
             network.v6 = None;
         }
         let ports = spec.ports.iter().flat_map(|ports| ports.each());
-        let ports = ports
-            .map(|port| Ok((bound(&port)?, port)))
-            .collect::<Result<Vec<_>, Failure>>()?;
-        Ok(Some(Net {
+        let ports =
+            ports.map(|port| Ok((bind_port(&port)?, port))).collect::<Result<Vec<_>, Failure>>()?;
+        let search = dns::search_domains(&spec.dns);
+        Ok(Some(SandboxNetwork {
             spec: spec.clone(),
             network,
             ports,
             nameservers: dns::upstreams(&spec.dns)?,
-            own: own::addresses(),
+            search: search.iter().map(|name| name.as_str().to_owned()).collect(),
+            own: host_addresses::addresses(),
         }))
     }
 
-    /// What it should be.
+    /// Returns the network's specification.
     pub(crate) fn spec(&self) -> &NetSpec {
         &self.spec
     }
 
-    /// The network that this one can become while it runs: the same wire, and another policy, name servers and ports. Gives
-    /// also the places of the ports that are new, which are bound already.
-    pub(crate) fn renewed(
+    /// Returns this network with changes that can be applied while the sandbox runs: another
+    /// policy, other name servers and ports on the same link. Also returns the indexes of the new
+    /// ports, which are already bound.
+    pub(crate) fn with_changes(
         &self,
         spec: NetSpec,
         nameservers: Vec<SocketAddr>,
         own: Vec<IpAddr>,
-    ) -> anyhow::Result<(Net, Vec<usize>)> {
+    ) -> anyhow::Result<(SandboxNetwork, Vec<usize>)> {
         let same = spec.enabled
             && (spec.ipv4_pool, spec.ipv6_pool) == (self.spec.ipv4_pool, self.spec.ipv6_pool);
         if !same {
-            let message = "addresses, and whether there is a network, do not change while it runs";
+            let message =
+                "cannot change the addresses or enable or disable the network of a running sandbox";
             return Err(Failure::wrong_state(message).into());
         }
         let mut ports = Vec::new();
         let mut new_ports = Vec::new();
         for port in spec.ports.iter().flat_map(|ports| ports.each()) {
-            let had = self.ports.iter().find(|(_, had)| *had == port);
-            let socket = match had {
-                Some((socket, _)) => socket.try_clone().context("cannot keep a port")?,
+            let existing = self.ports.iter().find(|(_, existing)| *existing == port);
+            let socket = match existing {
+                Some((socket, _)) => {
+                    socket.try_clone().context("cannot duplicate the socket of a port")?
+                }
                 None => {
                     new_ports.push(ports.len());
-                    bound(&port)?
+                    bind_port(&port)?
                 }
             };
             ports.push((socket, port));
         }
-        let net = Net {
-            network: self.network.clone(),
-            own,
-            spec,
-            ports,
-            nameservers,
-        };
+        let (network, search) = (self.network.clone(), self.search.clone());
+        let net = SandboxNetwork { network, own, spec, ports, nameservers, search };
         Ok((net, new_ports))
     }
 
-    /// Tells `msb-net` that the network is this one now. It answers later.
-    pub(crate) fn tell(&self, process: &NetProcess, new_ports: &[usize]) -> anyhow::Result<()> {
-        let place = |at: usize| new_ports.iter().position(|new| *new == at);
+    /// Sends the new settings to `msb-net`, which answers later.
+    pub(crate) fn send_settings(
+        &self,
+        process: &NetProcess,
+        new_ports: &[usize],
+    ) -> anyhow::Result<()> {
+        let index = |at: usize| new_ports.iter().position(|new| *new == at);
         let settings =
-            self.settings_file(|at, _| place(at).and_then(|place| i32::try_from(place).ok()))?;
-        let sockets: Vec<BorrowedFd<'_>> = new_ports
-            .iter()
-            .map(|at| self.ports[*at].0.as_fd())
-            .collect();
-        for some in sockets.chunks(PACKET_DESCRIPTORS_MAX) {
-            process.send(PACKET_PORTS, some)?;
+            self.settings_file(|at, _| index(at).and_then(|index| i32::try_from(index).ok()))?;
+        let sockets: Vec<BorrowedFd<'_>> =
+            new_ports.iter().map(|at| self.ports[*at].0.as_fd()).collect();
+        for chunk in sockets.chunks(PACKET_DESCRIPTORS_MAX) {
+            process.send(PACKET_PORTS, chunk)?;
         }
         process.send(PACKET_SETTINGS, &[settings.as_fd()])
     }
 
-    /// The device, as the machine gets it.
-    pub(crate) fn device(&self, frames: &OwnedFd) -> machine::Net {
-        machine::Net {
-            fd: frames.as_raw_fd(),
-            mac: self.network.guest_mac,
-        }
+    /// Returns the network device of the VM.
+    pub(crate) fn device(&self, frames: &OwnedFd) -> machine::NetDevice {
+        machine::NetDevice { fd: frames.as_raw_fd(), mac: self.network.guest_mac }
     }
 
-    /// What the guest is told.
+    /// Returns the network settings of the guest's boot configuration.
     pub(crate) fn boot(&self) -> BootNet {
         let v4 = self.network.v4.map(|v4| BootAddress {
             address: v4.guest.into(),
@@ -151,26 +155,25 @@ impl Net {
         BootNet {
             mac: self.network.guest_mac,
             mtu: u32::from(self.network.mtu),
-            // One is enough: it is the same server by any address.
+            // One name server is enough: every gateway address reaches the same resolver.
             nameservers: gateways.clone().take(1).collect(),
-            hosts: gateways
-                .map(|gateway| (gateway, HOST_ALIAS.to_owned()))
-                .collect(),
+            search: self.search.clone(),
+            hosts: gateways.map(|gateway| (gateway, HOST_ALIAS.to_owned())).collect(),
             addresses,
         }
     }
 
-    /// Starts `msb-net`, which ends when the life pipe is closed, counts in a page of the sample file, and reports what it
-    /// has given up.
+    /// Starts `msb-net`. The process ends when the life pipe is closed, counts in a page of the
+    /// sample file, and reports its confinement steps.
     pub(crate) fn start(
         &self,
         life: BorrowedFd<'_>,
         counters: OwnedFd,
         report: BorrowedFd<'_>,
     ) -> anyhow::Result<NetProcess> {
-        let (frames, theirs) = UnixStream::pair().context("cannot make a socket for frames")?;
+        let (frames, theirs) = UnixStream::pair().context("cannot create a socket for frames")?;
         let (events, events_theirs) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
-            .context("cannot make a pipe")?;
+            .context("cannot create a pipe")?;
         rustix::io::ioctl_fionbio(&events, true)?;
         let (control, control_theirs) = socketpair(
             AddressFamily::UNIX,
@@ -178,7 +181,7 @@ impl Net {
             SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
             None,
         )
-        .context("cannot make a socket for the network")?;
+        .context("cannot create a socket for the network")?;
         let settings = self.settings_file(|_, socket| Some(socket.as_raw_fd()))?;
         let mut args = vec!["serve".to_owned()];
         let mut inherited = Vec::new();
@@ -196,7 +199,7 @@ impl Net {
         }
         inherited.extend(self.ports.iter().map(|(socket, _)| socket.as_fd()));
         Ok(NetProcess {
-            process: Process::start("msb-net", &args, &inherited)?,
+            process: ChildProcess::start("msb-net", &args, &inherited)?,
             events: events.into(),
             control,
             counters: counters.into(),
@@ -204,9 +207,10 @@ impl Net {
         })
     }
 
-    /// The settings, with what they call the ports' sockets.
+    /// Writes the settings to a file, with the descriptor number of each port's socket as given by
+    /// `name`.
     fn settings_file(&self, name: impl Fn(usize, &OwnedFd) -> Option<i32>) -> anyhow::Result<File> {
-        let settings = Settings {
+        let settings = NetSettings {
             network: self.network.clone(),
             net: self.spec.clone(),
             own: self.own.clone(),
@@ -215,7 +219,7 @@ impl Net {
                 .ports
                 .iter()
                 .enumerate()
-                .map(|(at, (socket, port))| HandedPort {
+                .map(|(at, (socket, port))| PassedPort {
                     fd: name(at, socket),
                     host: port.host,
                     guest: port.guest,
@@ -224,11 +228,11 @@ impl Net {
                 .collect(),
         };
         let file = memfd_create("msb-net", MemfdFlags::CLOEXEC)
-            .context("cannot make the network's file")?;
+            .context("cannot create the network's settings file")?;
         let mut file = File::from(file);
         file.write_all(&serde_json::to_vec(&settings)?)
-            .context("cannot write the network's file")?;
-        seek(&file, SeekFrom::Start(0)).context("cannot write the network's file")?;
+            .context("cannot write the network's settings file")?;
+        seek(&file, SeekFrom::Start(0)).context("cannot write the network's settings file")?;
         Ok(file)
     }
 }
@@ -236,14 +240,14 @@ impl Net {
 /// The process of a network.
 #[derive(Debug)]
 pub(crate) struct NetProcess {
-    pub(crate) process: Process,
-    /// What happens, a line each.
+    pub(crate) process: ChildProcess,
+    /// Pipe of events, one per line.
     pub(crate) events: File,
-    /// Takes new settings, and gives an answer to each.
+    /// Socket that takes new settings and returns an answer to each.
     pub(crate) control: OwnedFd,
-    /// What it counts.
+    /// Counters page of the sample file.
     counters: File,
-    /// The machine's end of the frame stream, until it has it.
+    /// The VM's end of the frame stream, until the VM has taken it.
     pub(crate) frames: Option<OwnedFd>,
 }
 
@@ -254,18 +258,14 @@ impl NetProcess {
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
         ancillary.push(SendAncillaryMessage::ScmRights(descriptors));
         let flags = SendFlags::NOSIGNAL;
-        sendmsg(
-            &self.control,
-            &[IoSlice::new(&[kind])],
-            &mut ancillary,
-            flags,
-        )
-        .map(drop)
-        .context("cannot tell msb-net")
+        sendmsg(&self.control, &[IoSlice::new(&[kind])], &mut ancillary, flags)
+            .map(drop)
+            .context("cannot send settings to msb-net")
     }
 
-    /// When a published port was used last: now, while somebody is connected.
-    pub(crate) fn published_use(&self) -> Option<Instant> {
+    /// Returns the time of the last use of a published port: the current time while a connection is
+    /// open.
+    pub(crate) fn last_published_use(&self) -> Option<Instant> {
         let counters = samples::read_net(&self.counters)?;
         let now = Instant::now();
         if counters.get(NetField::PublishedOpen)? > 0 {
@@ -275,26 +275,26 @@ impl NetProcess {
         now.checked_sub(Duration::from_nanos(ago))
     }
 
-    /// What became of the settings that it was told.
-    pub(crate) fn answer(&self) -> Option<Answer> {
+    /// Returns the answer to the last settings, if one has arrived.
+    pub(crate) fn answer(&self) -> Option<SettingsReply> {
         let mut bytes = [0; ANSWER_BYTES_MAX];
         let (count, _) = recv(&self.control, &mut bytes[..], RecvFlags::DONTWAIT).ok()?;
         serde_json::from_slice(&bytes[..count]).ok()
     }
 }
 
-/// Binds a port of the host.
-fn bound(port: &PublishedPort) -> Result<OwnedFd, Failure> {
+/// Binds a published port on the host.
+fn bind_port(port: &PublishedPort) -> Result<OwnedFd, Failure> {
     try_bind(port).map_err(|error| {
         let failure = Failure::failed(format!(
-            "cannot publish the port {}/{}: {}",
+            "cannot publish port {}/{}: {}",
             port.host,
             port.transport,
             libmsb::cli::error::clean(&error.to_string())
         ));
         match error.kind() {
             io::ErrorKind::AddrInUse => {
-                failure.hint("choose another port of the host, or end what listens there")
+                failure.hint("choose another host port, or stop the program that listens there")
             }
             _ => failure,
         }
@@ -312,11 +312,12 @@ fn try_bind(port: &PublishedPort) -> io::Result<OwnedFd> {
     };
     let socket = socket_with(family, kind, SocketFlags::CLOEXEC, Some(protocol))?;
     if port.host.is_ipv6() {
-        // Each family is published by itself.
+        // Each address family is published separately.
         sockopt::set_ipv6_v6only(&socket, true)?;
     }
     if port.transport == Transport::Tcp {
-        // Connections of before that linger do not keep the port busy. (With UDP two could share it.)
+        // Lingering connections in TIME_WAIT do not keep the port busy. For UDP this option would
+        // let two sockets share the port.
         sockopt::set_socket_reuseaddr(&socket, true)?;
     }
     bind(&socket, &port.host)?;

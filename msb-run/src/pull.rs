@@ -1,58 +1,88 @@
-//! Images that are not there yet: `msb-image pull` brings them, as if the user had typed it.
+//! Automatic pull of images: runs `msb image pull` as if the user had typed it.
 
+use std::fmt;
+use std::io::Write;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::Stdio;
 
 use anyhow::Context;
 use clap::ValueEnum;
-use libmsb::cli::error::Told;
+use libmsb::cli::error::ReportedExit;
 use libmsb::cli::exit;
-use libmsb::reference::Reference;
+use libmsb::cli::verbosity::{self, Verbosity};
+use libmsb::state::image_name::ImageName;
 use libmsb::state::images::Store;
 use libmsb::tools;
 use rustix::process::{Signal, set_parent_process_death_signal};
 
-/// When an image is pulled from its registry.
+/// Pull policy of an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum PullPolicy {
-    /// Each time: there may be a newer one
+    /// Pull each time, since a newer image may exist
     Always,
-    /// When it is not there
+    /// Pull an image that is missing
     IfMissing,
-    /// Not at all
+    /// Do not pull
     Never,
 }
 
-/// Pulls the image if it has to be. Progress and errors are those of the tool that does it.
-pub(crate) fn bring(images: &Store, image: &Reference, policy: PullPolicy) -> anyhow::Result<()> {
+/// Credentials for one pull. They are not stored.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct RegistryLogin {
+    /// User name.
+    pub(crate) username: String,
+    /// Password or token.
+    pub(crate) password: String,
+}
+
+impl fmt::Debug for RegistryLogin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("RegistryLogin")
+    }
+}
+
+/// Pulls the image if the policy requires it. An ID is not pulled: a registry knows names.
+/// `msb image pull` prints the progress and the errors.
+pub(crate) fn pull_if_needed(
+    images: &Store,
+    image: &ImageName,
+    policy: PullPolicy,
+    login: Option<&RegistryLogin>,
+) -> anyhow::Result<()> {
     let wanted = match policy {
+        _ if image.is_id() => false,
         PullPolicy::Always => true,
-        PullPolicy::IfMissing => images.record(image)?.is_none(),
+        PullPolicy::IfMissing => images.named(image)?.is_empty(),
         PullPolicy::Never => false,
     };
     if !wanted {
         return Ok(());
     }
     let mut command = tools::command("msb-image")?;
-    // Our standard output belongs to the command in the guest, and our standard input too.
-    let to_stderr = std::io::stderr();
-    let to_stderr = std::os::fd::AsFd::as_fd(&to_stderr)
-        .try_clone_to_owned()
-        .context("cannot pass on standard error")?;
-    command
-        .arg("pull")
-        .arg(image.to_string())
-        .stdin(Stdio::null())
-        .stdout(to_stderr);
+    // Standard output and standard input belong to the command in the guest.
+    command.arg("pull");
+    if !verbosity::is_enabled(Verbosity::Info) {
+        command.arg("--quiet");
+    }
+    command.arg(image.reference().to_string()).stdin(Stdio::null()).stdout(Stdio::null());
+    if let Some(login) = login {
+        command.arg(format!("--username={}", login.username)).arg("--password-stdin");
+        command.stdin(Stdio::piped());
+    }
     // SAFETY: between fork and exec only one system call is made, prctl(2), which is safe there.
     unsafe {
         command.pre_exec(|| {
-            // Nobody waits for it when we are gone.
+            // The pull ends with this process, which is the only one that waits for it.
             set_parent_process_death_signal(Some(Signal::TERM))?;
             Ok(())
         });
     }
-    let status = command.status().context("cannot start msb-image")?;
+    let mut child = command.spawn().context("cannot start msb-image")?;
+    if let (Some(login), Some(mut input)) = (login, child.stdin.take()) {
+        // A pull that fails before it reads the password reports its own error.
+        drop(input.write_all(login.password.as_bytes()));
+    }
+    let status = child.wait().context("cannot wait for msb-image")?;
     if status.success() {
         return Ok(());
     }
@@ -61,5 +91,5 @@ pub(crate) fn bring(images: &Store, image: &Reference, policy: PullPolicy) -> an
         (None, Some(signal)) => exit::of_signal(signal),
         (None, None) => exit::FAILED,
     };
-    Err(Told(code).into())
+    Err(ReportedExit(code).into())
 }

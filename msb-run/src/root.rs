@@ -1,200 +1,241 @@
-//! Where a guest's root file system comes from: what is typed in the image's place, and what comes of it.
+//! Source of a guest's root file system: parsing of the image argument, and its resolution.
 //!
-//! The kind is told by the words alone, and never by what lies there: what looks like a path (`/…`, `./…`, `../…`, `.`,
-//! `..`) is one, and a disk image if its format is said, or told by how its name ends; everything else is an image's
-//! reference. So a folder that happens to be called `alpine` does not take the place of the image.
+//! The kind depends on the argument's text alone, never on what exists at that path. An argument
+//! that looks like a path (`/…`, `./…`, `../…`, `.`, `..`) is a path; it is a disk image if a
+//! format is given or follows from the end of its name. Every other argument is an image reference.
+//! So a directory that happens to be called `alpine` does not take the place of the image.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use libmsb::cli::error::Failure;
+use anyhow::Context;
+use libmsb::cli::error::{Code, Failure};
 use libmsb::cli::escape::escape;
-use libmsb::machine::Format;
+use libmsb::machine::DiskImageFormat;
 use libmsb::reference::Reference;
 use libmsb::state::Home;
+use libmsb::state::image_name::ImageName;
 use libmsb::state::images::Config;
 use libmsb::state::lock::Lock;
+use libmsb::state::snapshots::Snapshot;
 use libmsb::state::spec::{RootSource, SpecImage};
 use msb_wire::text::Text;
 
 use crate::mounts::{format_of_name, is_path, parse_format, parse_fstype, resolved};
-use crate::pull::{self, PullPolicy};
+use crate::pull::{self, PullPolicy, RegistryLogin};
+use crate::snapshot::reference::SnapshotArg;
 
-/// What was typed in the image's place.
+/// The image argument as typed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum TypedRoot {
-    /// An image.
-    Image(Reference),
-    /// A folder of the host.
-    Folder(Text),
+pub(crate) enum RootArg {
+    /// A name of an image: a reference, ID or digest.
+    Image(ImageName),
+    /// A directory of the host.
+    Directory(Text),
     /// A disk image with a file system.
-    Disk {
-        path: Text,
-        format: Format,
-        fstype: Option<String>,
-    },
+    Disk { path: Text, format: DiskImageFormat, fstype: Option<String> },
+    /// A snapshot: its image, and its disk above it.
+    Snapshot(SnapshotArg),
 }
 
-/// A root that is there.
-pub(crate) struct Found {
-    /// What goes into the specification.
+/// A root file system that exists.
+pub(crate) struct ResolvedRoot {
+    /// Source for the specification.
     pub(crate) root: RootSource,
-    /// What an image says of its commands. Others say nothing.
+    /// Configuration of the image; empty for a directory or disk image.
     pub(crate) config: Config,
-    /// Held until the sandbox, which pins the image, is there.
+    /// Snapshot with the disk above the image.
+    pub(crate) snapshot: Option<Snapshot>,
+    /// Lock on the image store, held until the sandbox exists and pins the image.
     pub(crate) in_use: Option<Lock>,
 }
 
-/// For clap.
-pub(crate) fn parse_root(typed: OsString) -> Result<TypedRoot, Failure> {
+/// Parses the image argument; a value parser for clap.
+pub(crate) fn parse_root(typed: OsString) -> Result<RootArg, Failure> {
     if is_path(typed.as_bytes()) {
         return parse_path(typed.as_bytes());
     }
     let text = typed.to_str().ok_or_else(|| {
         let shown = escape(typed.as_bytes());
-        Failure::usage(format!("'{shown}' is no image: it is not UTF-8"))
+        Failure::usage(format!("'{shown}' is not an image reference: it is not UTF-8"))
     })?;
-    Ok(TypedRoot::Image(text.parse()?))
+    Ok(RootArg::Image(text.parse()?))
 }
 
-/// `PATH` or `PATH:WORD,…`, where a word is `raw`, `qcow2` or `fstype=NAME`.
-fn parse_path(typed: &[u8]) -> Result<TypedRoot, Failure> {
+/// Parses `PATH` or `PATH:WORD,…`, where a word is `raw`, `qcow2` or `fstype=NAME`.
+fn parse_path(typed: &[u8]) -> Result<RootArg, Failure> {
     let mut parts = typed.splitn(2, |byte| *byte == b':');
     let (path, words) = (parts.next().unwrap_or_default(), parts.next());
     let mut format = format_of_name(path);
     let mut fstype = None;
-    let wrong = |why: String| {
+    let invalid = |why: String| {
         let shown = escape(typed);
-        Failure::usage(format!("cannot understand the root '{shown}': {why}"))
-            .hint("a folder, as ./root; or a disk image, as ./root.img, ./root:qcow2 or ./root:raw,fstype=ext4")
+        Failure::usage(format!("invalid root '{shown}': {why}")).hint(
+            "give a directory, as ./root, or a disk image, as ./root.img or ./root:raw,fstype=ext4",
+        )
     };
     if let Some(words) = words {
         let words = std::str::from_utf8(words)
-            .map_err(|_| wrong("what stands behind the ':' is no word".to_owned()))?;
+            .map_err(|_| invalid("the text after ':' is not UTF-8".to_owned()))?;
         for word in words.split(',') {
             match word.strip_prefix("fstype=") {
                 Some(name) => fstype = Some(parse_fstype(name)?),
                 None => {
-                    let said = parse_format(word).map_err(|error| wrong(error.to_string()))?;
-                    format = Some(said);
+                    let parsed = parse_format(word).map_err(|error| invalid(error.to_string()))?;
+                    format = Some(parsed);
                 }
             }
         }
     }
     let path = Text(path.to_vec());
     match (format, words) {
-        (Some(format), _) => Ok(TypedRoot::Disk {
-            path,
-            format,
-            fstype,
-        }),
-        (None, None) => Ok(TypedRoot::Folder(path)),
-        (None, Some(_)) => Err(wrong("the format of the disk is not said".to_owned())),
+        (Some(format), _) => Ok(RootArg::Disk { path, format, fstype }),
+        (None, None) => Ok(RootArg::Directory(path)),
+        (None, Some(_)) => Err(invalid("the disk format is missing".to_owned())),
     }
 }
 
-impl TypedRoot {
-    /// Finds it. An image is pulled if it has to be; a path leads through no symbolic link afterwards.
-    pub(crate) fn find(&self, home: &Home, pull: PullPolicy) -> anyhow::Result<Found> {
+impl RootArg {
+    /// Resolves the source. Pulls an image according to `pull`, with the credentials `login`;
+    /// resolves the symbolic links of a path.
+    pub(crate) fn resolve(
+        &self,
+        home: &Home,
+        pull: PullPolicy,
+        login: Option<&RegistryLogin>,
+    ) -> anyhow::Result<ResolvedRoot> {
         let path = match self {
-            TypedRoot::Image(reference) => return find_image(home, reference, pull),
-            TypedRoot::Folder(path) | TypedRoot::Disk { path, .. } => path,
+            RootArg::Image(name) => return find_image(home, name, pull, login),
+            RootArg::Snapshot(snapshot) => return open_snapshot(home, snapshot, pull),
+            RootArg::Directory(path) | RootArg::Disk { path, .. } => path,
         };
         if pull == PullPolicy::Always {
-            let message = format!("'{self}' is no image, and cannot be pulled");
+            let message = format!("cannot pull '{self}': not an image");
             return Err(Failure::usage(message).into());
         }
-        let root = self.at(resolved(path)?);
-        check(&root)?;
-        Ok(Found {
-            root,
-            config: Config::default(),
-            in_use: None,
-        })
+        let root = self.source_at(resolved(path)?);
+        check_type(&root)?;
+        Ok(ResolvedRoot { root, config: Config::default(), snapshot: None, in_use: None })
     }
 
-    fn at(&self, path: Text) -> RootSource {
+    fn source_at(&self, path: Text) -> RootSource {
         match self {
-            TypedRoot::Disk { format, fstype, .. } => RootSource::RootImage {
-                path,
-                format: *format,
-                fstype: fstype.clone(),
-            },
-            _ => RootSource::RootFolder { path },
+            RootArg::Disk { format, fstype, .. } => {
+                RootSource::RootImage { path, format: *format, fstype: fstype.clone() }
+            }
+            _ => RootSource::RootDirectory { path },
         }
     }
 
-    /// Whether a sandbox was made from it.
-    pub(crate) fn is(&self, root: &RootSource) -> anyhow::Result<bool> {
+    /// Returns whether a sandbox with this root was created from this argument.
+    pub(crate) fn matches(&self, home: &Home, root: &RootSource) -> anyhow::Result<bool> {
         Ok(match (self, root) {
-            (TypedRoot::Image(typed), RootSource::Image(image)) => {
-                image.reference == typed.to_string()
+            (RootArg::Image(typed), RootSource::Image(image)) => {
+                typed.matches(&home.images(), &image.reference, &image.manifest_digest)?
             }
-            (TypedRoot::Image(_), _) => false,
-            (TypedRoot::Folder(path) | TypedRoot::Disk { path, .. }, root) => {
-                self.at(resolved(path)?) == *root
+            (RootArg::Image(_) | RootArg::Snapshot(_), _) => false,
+            (RootArg::Directory(path) | RootArg::Disk { path, .. }, root) => {
+                self.source_at(resolved(path)?) == *root
             }
         })
     }
 }
 
-impl fmt::Display for TypedRoot {
+impl fmt::Display for RootArg {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            TypedRoot::Image(reference) => reference.fmt(f),
-            TypedRoot::Folder(path) | TypedRoot::Disk { path, .. } => {
-                escape(path.as_bytes()).fmt(f)
-            }
+            RootArg::Image(name) if name.is_id() => name.fmt(f),
+            RootArg::Image(name) => name.reference().fmt(f),
+            RootArg::Snapshot(snapshot) => snapshot.fmt(f),
+            RootArg::Directory(path) | RootArg::Disk { path, .. } => escape(path.as_bytes()).fmt(f),
         }
     }
 }
 
-fn find_image(home: &Home, reference: &Reference, pull: PullPolicy) -> anyhow::Result<Found> {
+fn find_image(
+    home: &Home,
+    name: &ImageName,
+    pull: PullPolicy,
+    login: Option<&RegistryLogin>,
+) -> anyhow::Result<ResolvedRoot> {
     let images = home.images();
-    pull::bring(&images, reference, pull)?;
-    let in_use = if images.root().is_dir() {
-        Some(Lock::shared(&images.lock())?)
-    } else {
-        None
-    };
-    let image = images.find(reference)?;
-    Ok(Found {
+    pull::pull_if_needed(&images, name, pull, login)?;
+    let in_use = if images.root().is_dir() { Some(Lock::shared(&images.lock())?) } else { None };
+    let image = images.find(name)?;
+    Ok(ResolvedRoot {
         root: RootSource::Image(SpecImage {
             reference: image.reference.to_string(),
             manifest_digest: image.manifest_digest,
         }),
         config: image.config.config().clone().unwrap_or_default(),
+        snapshot: None,
         in_use,
     })
 }
 
-/// A folder is a folder, and not the host's own root: its kernel's file systems come along, and nothing would boot.
-fn check(root: &RootSource) -> Result<(), Failure> {
-    let (path, folder) = match root {
+/// Opens a snapshot and its image, which is pulled by its digest if it is missing.
+fn open_snapshot(
+    home: &Home,
+    snapshot: &SnapshotArg,
+    pull: PullPolicy,
+) -> anyhow::Result<ResolvedRoot> {
+    let snapshot = snapshot.open(home)?;
+    let pinned = &snapshot.manifest.image;
+    let reference: Reference = pinned.reference.parse()?;
+    let images = home.images();
+    let is_missing = || !images.manifest_path(&pinned.manifest_digest).exists();
+    let missing = || {
+        let shown = escape(&pinned.reference);
+        Failure::not_found(format!(
+            "the image of the snapshot '{}' is missing: {shown} with the digest {}",
+            snapshot.name, pinned.manifest_digest
+        ))
+        .code(Code::SnapshotImageMissing)
+        .hint("load it, or import the snapshot again from an archive made with --with-image")
+    };
+    if is_missing() {
+        let by_digest: ImageName =
+            reference.with_digest(pinned.manifest_digest).to_string().parse()?;
+        if pull != PullPolicy::Never {
+            pull::pull_if_needed(&images, &by_digest, PullPolicy::IfMissing, None)
+                .with_context(missing)?;
+        }
+    }
+    let in_use = if images.root().is_dir() { Some(Lock::shared(&images.lock())?) } else { None };
+    if is_missing() {
+        return Err(missing().into());
+    }
+    let image = images.open(&reference, &pinned.manifest_digest)?;
+    let root = RootSource::Image(SpecImage {
+        reference: image.reference.to_string(),
+        manifest_digest: image.manifest_digest,
+    });
+    let config = image.config.config().clone().unwrap_or_default();
+    Ok(ResolvedRoot { root, config, snapshot: Some(snapshot), in_use })
+}
+
+/// Checks that the path has the right type. Refuses the host's own root: it would bring the host
+/// kernel's file systems along and could not boot.
+fn check_type(root: &RootSource) -> Result<(), Failure> {
+    let (path, directory) = match root {
         RootSource::Image(_) => return Ok(()),
-        RootSource::RootFolder { path } => (path, true),
+        RootSource::RootDirectory { path } => (path, true),
         RootSource::RootImage { path, .. } => (path, false),
     };
     let shown = escape(path.as_bytes());
     let path = Path::new(OsStr::from_bytes(path.as_bytes()));
-    match (folder, path.is_dir()) {
-        (true, true) if path == Path::new("/") => Err(Failure::usage(
-            "the host's own root cannot be that of a guest",
-        )
-        .hint("mount what is needed of it: -v /usr:/usr:ro")),
+    match (directory, path.is_dir()) {
+        (true, true) if path == Path::new("/") => {
+            Err(Failure::usage("cannot use '/' of the host as the root of a guest")
+                .hint("mount a part of it: -v /usr:/usr:ro"))
+        }
         (true, true) => Ok(()),
-        (true, false) => Err(
-            Failure::usage(format!("'{shown}' is no folder")).hint(format!(
-                "for a disk image say its format, as in '{shown}:raw'"
-            )),
-        ),
-        (false, true) => Err(
-            Failure::usage(format!("'{shown}' is a folder, and no disk image")).hint(format!(
-                "for a folder of that name end it with a '/', as in '{shown}/'"
-            )),
-        ),
+        (true, false) => Err(Failure::usage(format!("'{shown}' is not a directory"))
+            .hint(format!("for a disk image add the format: '{shown}:raw'"))),
+        (false, true) => Err(Failure::usage(format!("'{shown}' is a directory, not a disk image"))
+            .hint(format!("for a directory end the path with '/': '{shown}/'"))),
         (false, false) => Ok(()),
     }
 }
@@ -203,61 +244,43 @@ fn check(root: &RootSource) -> Result<(), Failure> {
 mod tests {
     use super::*;
 
-    fn parsed(typed: &str) -> TypedRoot {
+    fn parsed(typed: &str) -> RootArg {
         parse_root(typed.into()).unwrap()
     }
 
-    fn disk(typed: &str) -> (String, Format, Option<String>) {
+    fn disk(typed: &str) -> (String, DiskImageFormat, Option<String>) {
         match parsed(typed) {
-            TypedRoot::Disk {
-                path,
-                format,
-                fstype,
-            } => (path.to_lossy(), format, fstype),
+            RootArg::Disk { path, format, fstype } => (path.to_lossy(), format, fstype),
             other => panic!("{typed}: {other:?}"),
         }
     }
 
     #[test]
-    fn a_path_is_told_from_an_image_by_its_words() {
+    fn a_path_differs_from_an_image_by_its_text() {
         for image in ["alpine", "localhost:5000/a/b:raw", "a/b.img", "x.qcow2"] {
-            assert!(matches!(parsed(image), TypedRoot::Image(_)), "{image}");
+            assert!(matches!(parsed(image), RootArg::Image(_)), "{image}");
         }
-        for folder in ["/", ".", "..", "./alpine", "../x", "/srv/root", "./x.img/"] {
-            assert_eq!(parsed(folder), TypedRoot::Folder(folder.into()));
+        for directory in ["/", ".", "..", "./alpine", "../x", "/srv/root", "./x.img/"] {
+            assert_eq!(parsed(directory), RootArg::Directory(directory.into()));
         }
     }
 
     #[test]
-    fn the_format_of_a_disk_is_said_or_told_by_its_name() {
+    fn the_format_of_a_disk_is_given_or_follows_from_its_name() {
         let is = |typed: &str, path: &str, format, fstype: Option<&str>| {
-            assert_eq!(
-                disk(typed),
-                (path.to_owned(), format, fstype.map(str::to_owned))
-            );
+            assert_eq!(disk(typed), (path.to_owned(), format, fstype.map(str::to_owned)));
         };
-        is("./r.img", "./r.img", Format::Raw, None);
-        is("/r.img:qcow2", "/r.img", Format::Qcow2, None);
-        is("/r:raw,fstype=ext4", "/r", Format::Raw, Some("ext4"));
-        is(
-            "/r.qcow2:fstype=xfs",
-            "/r.qcow2",
-            Format::Qcow2,
-            Some("xfs"),
-        );
+        is("./r.img", "./r.img", DiskImageFormat::Raw, None);
+        is("/r.img:qcow2", "/r.img", DiskImageFormat::Qcow2, None);
+        is("/r:raw,fstype=ext4", "/r", DiskImageFormat::Raw, Some("ext4"));
+        is("/r.qcow2:fstype=xfs", "/r.qcow2", DiskImageFormat::Qcow2, Some("xfs"));
     }
 
     #[test]
-    fn what_cannot_be_understood_is_refused() {
-        for typed in [
-            "",
-            "/r:",
-            "/r:vmdk",
-            "/r:fstype=ext4",
-            "/r:raw,fstype=",
-            "/r:raw:ro",
-            "./a:b",
-        ] {
+    fn an_invalid_root_is_refused() {
+        for typed in
+            ["", "/r:", "/r:vmdk", "/r:fstype=ext4", "/r:raw,fstype=", "/r:raw:ro", "./a:b"]
+        {
             assert!(parse_root(typed.into()).is_err(), "{typed}");
         }
     }

@@ -1,31 +1,36 @@
-//! A command in the guest with our own standard streams: as if it ran here.
+//! An exec session: a command in the guest with the standard streams of this process.
 //!
-//! One thread waits for what comes from the guest; one reads our input; one each writes output and errors, so that a slow
-//! reader of one does not hold up the other; one passes signals on. Writers are started when there is something to write,
-//! and that for signals with the first: most commands say little and end by themselves. Whatever is under way is bounded
-//! by the protocol's windows. The streams may be shared with other programs, so they are never made non-blocking.
+//! One thread waits for data from the guest. One reads the input. One each writes output and
+//! errors, so that a slow reader of one stream does not block the other. One forwards signals. The
+//! writer threads are started with the first data, the signal thread with the first signal: most
+//! commands print little and end by themselves. Flow control of the protocol bounds the data in
+//! flight. The streams may be shared with other programs, so they are never made non-blocking.
 
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use libmsb::capture::CaptureBuffer;
 use libmsb::signals::{Signals, signal};
-use msb_wire::client::{Connection, Incoming, Reader, Sender};
+use msb_wire::client::{CallReader, CallSender, ClientConnection, Incoming};
 use msb_wire::exec::{ExecControl, ExecEvent, ExecRequest};
 use msb_wire::frame::{STDERR, STDIN, STDOUT};
+use msb_wire::handshake::operation;
+use msb_wire::job::{DetachControl, JobEvent};
 use msb_wire::limits::DATA_BYTES;
 use msb_wire::sandbox::Request;
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Signal, kill_process};
 
+use crate::detach_keys::DetachKeys;
+use crate::spec_builder::milliseconds;
 use crate::terminal::{RawTerminal, window_size};
 
-/// Signals that are for the command.
+/// Signals that are forwarded to the command.
 const FORWARDED: &[i32] = &[
     signal::SIGINT,
     signal::SIGTERM,
@@ -35,192 +40,199 @@ const FORWARDED: &[i32] = &[
     signal::SIGUSR2,
 ];
 
-/// So many requests to end, and we go without waiting for the command.
-const PATIENCE: u32 = 3;
+/// Number of interrupting signals after which the session ends without waiting for the command.
+const INTERRUPTS_MAX: u32 = 3;
 
-/// Time for a command to end after SIGKILL.
-const KILL_PATIENCE: Duration = Duration::from_secs(1);
+/// Time that a command has to end after SIGKILL.
+const KILL_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Time for the guest to say so.
-const CLOSE_PATIENCE: Duration = Duration::from_secs(10);
+/// Time that the guest has to report that end.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How a session ended.
+/// Time after which a prefix of the detach keys is passed on.
+const KEYS_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// The outcome of a session.
 #[derive(Debug)]
-pub(crate) struct Outcome {
-    /// The command's last event; `None` when the connection ended before it.
+pub(crate) struct SessionOutcome {
+    /// Last event of the command; `None` if the connection ended before it.
     pub(crate) event: Option<ExecEvent>,
-    /// The signal because of which we did not wait.
+    /// Signal that interrupted the session.
     pub(crate) interrupted_by: Option<i32>,
-    /// Whether nobody reads our output any more.
+    /// ID of the job that the command is now, if the user has detached from it.
+    pub(crate) detached: Option<String>,
+    /// Set when the reader of standard output has closed it.
     pub(crate) output_closed: bool,
-    /// Whether it was killed since it did not end in time.
+    /// Set when the command was killed because of the timeout.
     pub(crate) timed_out: bool,
 }
 
-/// What a session needs of this process, taken before anything is started.
+/// Resources of this process that a session uses. They are acquired before anything is started.
 #[derive(Debug)]
-pub(crate) struct Streams {
+pub(crate) struct SessionStreams {
     terminal: Option<Arc<RawTerminal>>,
     signals: Signals,
     timeout: Option<Duration>,
-    captured: Option<Arc<Captured>>,
+    captured: Option<Arc<CapturedOutput>>,
+    detach_keys: Option<DetachKeys>,
 }
 
-/// What a command printed, kept in place of being passed on.
+/// Output of a command, captured instead of passed on.
 #[derive(Debug)]
-pub(crate) struct Captured {
+pub(crate) struct CapturedOutput {
     /// Standard output.
     pub(crate) stdout: Mutex<CaptureBuffer>,
     /// Standard error.
     pub(crate) stderr: Mutex<CaptureBuffer>,
 }
 
-impl Captured {
-    /// Keeps at most so many bytes of each stream.
-    pub(crate) fn new(bytes_max: u64) -> Captured {
+impl CapturedOutput {
+    /// Returns buffers that keep at most `bytes_max` bytes of each stream.
+    pub(crate) fn new(bytes_max: u64) -> CapturedOutput {
         let buffer = || Mutex::new(CaptureBuffer::new(bytes_max));
-        Captured {
-            stdout: buffer(),
-            stderr: buffer(),
-        }
+        CapturedOutput { stdout: buffer(), stderr: buffer() }
     }
 
     fn append(&self, channel: u8, bytes: &[u8]) {
-        let kept = match channel {
+        let buffer = match channel {
             STDERR => &self.stderr,
             _ => &self.stdout,
         };
-        let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.append(bytes);
+        let mut buffer = buffer.lock().unwrap_or_else(PoisonError::into_inner);
+        buffer.append(bytes);
     }
 }
 
-impl Streams {
-    /// Takes signals over and, for a command on a terminal, the terminal.
-    pub(crate) fn take(tty: bool) -> anyhow::Result<Streams> {
-        let terminal = if tty {
-            RawTerminal::enter().context("cannot use the terminal")?
-        } else {
-            None
-        };
+impl SessionStreams {
+    /// Takes over signal handling and, for a command on a terminal, the terminal.
+    pub(crate) fn acquire(tty: bool) -> anyhow::Result<SessionStreams> {
+        let terminal =
+            if tty { RawTerminal::enter().context("cannot use the terminal")? } else { None };
         let mut numbers = FORWARDED.to_vec();
         if tty {
             numbers.push(signal::SIGWINCH);
         }
         if terminal.is_some() {
-            // Without raw mode to be left, the default action is right.
+            // Without raw mode the default action of these signals is right.
             numbers.extend([signal::SIGTSTP, signal::SIGCONT]);
         }
         let signals = Signals::of(&numbers).context("cannot wait for signals")?;
-        Ok(Streams {
+        Ok(SessionStreams {
             terminal: terminal.map(Arc::new),
             signals,
             timeout: None,
             captured: None,
+            detach_keys: None,
         })
     }
 
-    /// The command is killed when it has run for so long.
-    pub(crate) fn with_timeout(self, timeout: Option<Duration>) -> Streams {
-        Streams { timeout, ..self }
+    /// Sets the time after which the command is killed.
+    pub(crate) fn with_timeout(self, timeout: Option<Duration>) -> SessionStreams {
+        SessionStreams { timeout, ..self }
     }
 
-    /// What the command prints is kept in place of being passed on.
-    pub(crate) fn captured(self, captured: Arc<Captured>) -> Streams {
-        Streams {
-            captured: Some(captured),
-            ..self
-        }
+    /// Sets the keys that detach from the command. They have no effect without a terminal.
+    pub(crate) fn with_detach_keys(self, keys: &DetachKeys) -> SessionStreams {
+        let detach_keys = self.terminal.is_some().then(|| keys.clone());
+        SessionStreams { detach_keys, ..self }
+    }
+
+    /// Captures the output instead of passing it on.
+    pub(crate) fn with_capture(self, captured: Arc<CapturedOutput>) -> SessionStreams {
+        SessionStreams { captured: Some(captured), ..self }
     }
 }
 
-/// What the threads tell each other.
+/// State shared by the threads of a session.
 #[derive(Debug, Default)]
-struct Shared {
+struct SessionState {
     started: AtomicBool,
     stdin_closed: AtomicBool,
     output_closed: AtomicBool,
     interrupted_by: AtomicI32,
     timed_out: AtomicBool,
+    /// Time at which the command is killed, when it has started.
+    deadline: OnceLock<Instant>,
 }
 
-/// Runs a command to its end, or to that of the connection.
+/// The end of a session.
+enum SessionEnd {
+    /// Last event of the command; `None` if the connection ended before it.
+    Command(Option<ExecEvent>),
+    /// ID of the job that the command is now.
+    Detached(String),
+}
+
+/// Runs a command until it ends or the connection closes.
 pub(crate) fn run(
-    connection: Connection,
+    connection: ClientConnection,
     request: ExecRequest,
-    streams: Streams,
-) -> anyhow::Result<(Outcome, Reader)> {
+    streams: SessionStreams,
+) -> anyhow::Result<(SessionOutcome, CallReader)> {
     let forward_stdin = request.stdin;
+    // A supervisor of an earlier release would pass the request to detach on to the agent.
+    let can_detach = connection.peer().require(operation::JOBS_DETACH).is_ok();
     let call = connection.open(&Request::Exec(request))?;
     let (mut reader, sender) = (call.reader, call.sender);
-    let shared = Arc::new(Shared::default());
+    let state = Arc::new(SessionState::default());
     let terminal = streams.terminal.clone();
     let (timeout, captured) = (streams.timeout, streams.captured.clone());
-    let mut forwarder = Forwarder::Idle(Arc::new(streams), sender.clone(), Arc::clone(&shared));
+    let keys = streams.detach_keys.clone().filter(|_| can_detach);
+    let mut forwarder =
+        SignalForwarder::Idle(Arc::new(streams), sender.clone(), Arc::clone(&state));
     if forward_stdin {
-        let (sender, shared) = (sender.clone(), Arc::clone(&shared));
-        spawn("stdin", move || pump_input(&sender, &shared))?;
+        let (sender, state) = (sender.clone(), Arc::clone(&state));
+        spawn("stdin", move || pump_input(&sender, &state, keys))?;
     }
-    let writer = |channel| {
-        Writer::Idle(
-            channel,
-            sender.clone(),
-            Arc::clone(&shared),
-            captured.clone(),
-        )
-    };
+    let writer =
+        |channel| OutputWriter::Idle(channel, sender.clone(), Arc::clone(&state), captured.clone());
     let (mut stdout, mut stderr) = (writer(STDOUT), writer(STDERR));
     let mut on_start = || match timeout {
         Some(timeout) => {
-            let (sender, shared) = (sender.clone(), Arc::clone(&shared));
-            spawn("timeout", move || end_after(timeout, &sender, &shared)).map(drop)
+            let (sender, state) = (sender.clone(), Arc::clone(&state));
+            if let Some(deadline) = Instant::now().checked_add(timeout) {
+                let _ = state.deadline.set(deadline);
+            }
+            spawn("timeout", move || kill_after(timeout, &sender, &state)).map(drop)
         }
         None => Ok(()),
     };
-    let event = receive(
-        (&mut reader, &mut forwarder),
-        &shared,
-        &mut stdout,
-        &mut stderr,
-        &mut on_start,
-    );
+    let end =
+        receive((&mut reader, &mut forwarder), &state, &mut stdout, &mut stderr, &mut on_start);
     stdout.finish();
     stderr.finish();
-    // The thread for signals, if there is one, holds the terminal too, and never ends.
+    // The signal thread, if there is one, also holds the terminal, and never ends.
     terminal.iter().for_each(|terminal| terminal.suspend());
     let interrupted_by =
-        Some(shared.interrupted_by.load(Ordering::Relaxed)).filter(|number| *number != 0);
-    let output_closed = shared.output_closed.load(Ordering::Relaxed);
-    // One that ended by itself in the last moment was in time.
-    let by_itself = matches!(event, Ok(Some(ExecEvent::Exited { code: Some(_), .. })));
-    let timed_out = shared.timed_out.load(Ordering::Relaxed) && !by_itself;
-    Ok((
-        Outcome {
-            event: event?,
-            interrupted_by,
-            output_closed,
-            timed_out,
-        },
-        reader,
-    ))
+        Some(state.interrupted_by.load(Ordering::Relaxed)).filter(|number| *number != 0);
+    let output_closed = state.output_closed.load(Ordering::Relaxed);
+    let (event, detached) = match end? {
+        SessionEnd::Command(event) => (event, None),
+        SessionEnd::Detached(job) => (None, Some(job)),
+    };
+    // A command that ended by itself at the last moment was in time.
+    let ended_itself =
+        matches!(event, Some(ExecEvent::Exited { code: Some(_), .. })) || detached.is_some();
+    let timed_out = state.timed_out.load(Ordering::Relaxed) && !ended_itself;
+    Ok((SessionOutcome { event, interrupted_by, detached, output_closed, timed_out }, reader))
 }
 
 fn receive(
-    (reader, forwarder): (&mut Reader, &mut Forwarder),
-    shared: &Shared,
-    stdout: &mut Writer,
-    stderr: &mut Writer,
+    (reader, forwarder): (&mut CallReader, &mut SignalForwarder),
+    state: &SessionState,
+    stdout: &mut OutputWriter,
+    stderr: &mut OutputWriter,
     on_start: &mut dyn FnMut() -> anyhow::Result<()>,
-) -> anyhow::Result<Option<ExecEvent>> {
+) -> anyhow::Result<SessionEnd> {
     loop {
         let incoming = match reader.receive_after(|socket| forwarder.wait(socket)) {
             Ok(Some(incoming)) => incoming,
-            Ok(None) => return Ok(None),
+            Ok(None) => return Ok(SessionEnd::Command(None)),
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {
                 return Err(error).context("the sandbox broke the protocol");
             }
-            // The supervisor was killed: as if it had closed.
-            Err(_) => return Ok(None),
+            // The supervisor was killed: handle it like a closed connection.
+            Err(_) => return Ok(SessionEnd::Command(None)),
         };
         match incoming {
             Incoming::Data { channel, bytes, .. } => match channel {
@@ -228,21 +240,24 @@ fn receive(
                 _ => stdout.write(bytes)?,
             },
             Incoming::Event { message, last } => {
+                if last && let Ok(JobEvent::Started { job }) = serde_json::from_slice(&message) {
+                    return Ok(SessionEnd::Detached(job));
+                }
                 let event = match serde_json::from_slice(&message) {
                     Ok(event) => event,
                     Err(error) if last => {
-                        return Err(error).context("the command's end cannot be understood");
+                        return Err(error).context("cannot parse the command's last event");
                     }
-                    // Events of later versions, which are no end.
+                    // Ignore events of later versions that do not end the session.
                     Err(_) => continue,
                 };
                 match event {
                     ExecEvent::Started { .. } => {
-                        shared.started.store(true, Ordering::Relaxed);
+                        state.started.store(true, Ordering::Relaxed);
                         on_start()?;
                     }
-                    ExecEvent::StdinClosed => shared.stdin_closed.store(true, Ordering::Relaxed),
-                    end if last => return Ok(Some(end)),
+                    ExecEvent::StdinClosed => state.stdin_closed.store(true, Ordering::Relaxed),
+                    end if last => return Ok(SessionEnd::Command(Some(end))),
                     _ => {}
                 }
             }
@@ -251,28 +266,53 @@ fn receive(
 }
 
 fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> anyhow::Result<JoinHandle<()>> {
-    std::thread::Builder::new()
-        .name(name.to_owned())
-        .spawn(work)
-        .context("cannot start a thread")
+    std::thread::Builder::new().name(name.to_owned()).spawn(work).context("cannot start a thread")
 }
 
-/// Reads our input until its end, or that of the command's interest in it.
-fn pump_input(sender: &Sender, shared: &Shared) {
+/// Reads standard input until it ends or the command has closed its standard input.
+fn pump_input(sender: &CallSender, state: &SessionState, mut keys: Option<DetachKeys>) {
     let mut buffer = vec![0; DATA_BYTES];
-    // The descriptor itself: the standard library would read ahead what is not ours to take.
+    // Read from the descriptor directly: the standard library would read ahead and take bytes that
+    // belong to others.
     let mut stdin = io::stdin().lock();
-    while !shared.stdin_closed.load(Ordering::Relaxed) {
+    while !state.stdin_closed.load(Ordering::Relaxed) {
+        let held = keys.as_mut().filter(|keys| keys.is_pending());
+        if let Some(keys) = held
+            && !is_readable_within(&stdin, KEYS_TIMEOUT)
+            && sender.data(STDIN, &keys.take_pending()).is_err()
+        {
+            return;
+        }
         let count = match read_once(&mut stdin, &mut buffer) {
             Ok(0) | Err(_) => break,
             Ok(count) => count,
         };
-        if sender.data(STDIN, &buffer[..count]).is_err() {
+        let (forwarded, detaches) = match &mut keys {
+            Some(keys) => keys.filter(&buffer[..count]),
+            None => (buffer[..count].to_vec(), false),
+        };
+        if sender.data(STDIN, &forwarded).is_err() {
+            return;
+        }
+        if detaches && sender.control(&detach_control(state)).is_err() {
             return;
         }
     }
-    // When the call is over there is nobody to be told.
+    // An error means that the call has ended.
     let _ = sender.end(STDIN);
+}
+
+/// Returns the request to detach, with the time that the command has left.
+fn detach_control(state: &SessionState) -> DetachControl {
+    let left = state.deadline.get().map(|at| at.saturating_duration_since(Instant::now()));
+    DetachControl::Detach { timeout_ms: left.map(milliseconds) }
+}
+
+/// Waits for input. Returns `true` at once if that is not possible.
+fn is_readable_within(descriptor: &impl AsFd, timeout: Duration) -> bool {
+    let mut fds = [PollFd::new(descriptor, PollFlags::IN)];
+    let timeout = Timespec::try_from(timeout).ok();
+    !matches!(poll(&mut fds, timeout.as_ref()), Ok(0))
 }
 
 fn read_once(stdin: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
@@ -284,43 +324,41 @@ fn read_once(stdin: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
     }
 }
 
-/// A thread that writes what comes on a channel, and says when it is written. Many commands print nothing.
-enum Writer {
-    /// What it is to know.
-    Idle(u8, Sender, Arc<Shared>, Option<Arc<Captured>>),
-    /// What it is to write, and itself. The queue needs no bound of its own: what is in it has not been granted back.
+/// A thread that writes the data of one channel and grants the credit back. It starts with the
+/// first data: many commands print nothing.
+enum OutputWriter {
+    /// Values for the thread, which has not started.
+    Idle(u8, CallSender, Arc<SessionState>, Option<Arc<CapturedOutput>>),
+    /// The running thread and its queue. The queue needs no limit of its own: credit for the data
+    /// in it has not been granted back.
     Busy(mpsc::Sender<Vec<u8>>, JoinHandle<()>),
 }
 
-impl Writer {
+impl OutputWriter {
     fn write(&mut self, bytes: Vec<u8>) -> anyhow::Result<()> {
         if bytes.is_empty() {
-            // It says no more than that the channel has ended.
+            // An empty message only marks the end of the channel.
             return Ok(());
         }
-        if let Writer::Idle(channel, sender, shared, captured) = self {
+        if let OutputWriter::Idle(channel, sender, state, captured) = self {
             let (queue, incoming) = mpsc::channel();
             let channel = *channel;
-            let (sender, shared, captured) = (sender.clone(), Arc::clone(shared), captured.take());
-            let name = if channel == STDERR {
-                "stderr"
-            } else {
-                "stdout"
-            };
+            let (sender, state, captured) = (sender.clone(), Arc::clone(state), captured.take());
+            let name = if channel == STDERR { "stderr" } else { "stdout" };
             let thread = spawn(name, move || {
-                write_all(channel, &incoming, &sender, &shared, captured.as_deref());
+                write_all(channel, &incoming, &sender, &state, captured.as_deref());
             })?;
-            *self = Writer::Busy(queue, thread);
+            *self = OutputWriter::Busy(queue, thread);
         }
-        if let Writer::Busy(queue, _) = self {
-            // The thread ends only after this.
+        if let OutputWriter::Busy(queue, _) = self {
+            // The thread ends only after this sender is dropped.
             let _ = queue.send(bytes);
         }
         Ok(())
     }
 
     fn finish(self) {
-        if let Writer::Busy(queue, thread) = self {
+        if let OutputWriter::Busy(queue, thread) = self {
             drop(queue);
             let _ = thread.join();
         }
@@ -330,9 +368,9 @@ impl Writer {
 fn write_all(
     channel: u8,
     incoming: &mpsc::Receiver<Vec<u8>>,
-    sender: &Sender,
-    shared: &Shared,
-    captured: Option<&Captured>,
+    sender: &CallSender,
+    state: &SessionState,
+    captured: Option<&CapturedOutput>,
 ) {
     let mut closed = false;
     while let Ok(bytes) = incoming.recv() {
@@ -341,19 +379,20 @@ fn write_all(
         } else if !closed && write_raw(channel, &bytes).is_err() {
             closed = true;
             if channel == STDOUT {
-                // Nobody reads any more: in a pipeline here the command would be ended by SIGPIPE.
-                shared.output_closed.store(true, Ordering::Relaxed);
+                // The reader has closed the pipe. In a pipeline on this host SIGPIPE would end the
+                // command.
+                state.output_closed.store(true, Ordering::Relaxed);
                 let _ = sender.close();
             }
         }
         if sender.used(channel, bytes.len()).is_err() {
-            // The connection is gone; what came before is still written.
+            // The connection is gone; data that came before is still written.
             continue;
         }
     }
 }
 
-/// Writes to the descriptor itself: what the command printed is shown the moment it comes.
+/// Writes to the descriptor without a buffer, so that output appears as soon as it arrives.
 fn write_raw(channel: u8, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
         let written = match channel {
@@ -364,7 +403,7 @@ fn write_raw(channel: u8, mut bytes: &[u8]) -> io::Result<()> {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
             Ok(count) => bytes = &bytes[count..],
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            // Somebody else has made the descriptor non-blocking: wait until it takes more.
+            // Another program has made the descriptor non-blocking: wait until it is writable.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => wait_writable(channel)?,
             Err(error) => return Err(error),
         }
@@ -380,67 +419,67 @@ fn wait_writable(channel: u8) -> io::Result<()> {
     Ok(())
 }
 
-/// Ends the command when its time is over. What it has printed by then still comes; what does not die is given up.
-fn end_after(timeout: Duration, sender: &Sender, shared: &Shared) {
+/// Kills the command after the timeout. Output from before that still arrives. If the command does
+/// not end, the session is abandoned.
+fn kill_after(timeout: Duration, sender: &CallSender, state: &SessionState) {
     std::thread::sleep(timeout);
-    shared.timed_out.store(true, Ordering::Relaxed);
-    let kill = ExecControl::Signal {
-        signal: Signal::KILL.as_raw(),
-    };
+    state.timed_out.store(true, Ordering::Relaxed);
+    let kill = ExecControl::Signal { signal: Signal::KILL.as_raw() };
     let _ = sender.control(&kill);
-    // Of a terminal only the job in the foreground was killed: close, and its shell is too.
-    std::thread::sleep(KILL_PATIENCE);
+    // On a terminal SIGKILL only reached the foreground job; closing the session also ends its
+    // shell.
+    std::thread::sleep(KILL_TIMEOUT);
     let _ = sender.close();
-    std::thread::sleep(CLOSE_PATIENCE);
+    std::thread::sleep(CLOSE_TIMEOUT);
     sender.hang_up();
 }
 
-/// The thread that passes signals on, from the first on. Until then they are waited for beside what comes from the guest.
-enum Forwarder {
-    /// What it is to know.
-    Idle(Arc<Streams>, Sender, Arc<Shared>),
-    /// It has been started.
+/// The thread that forwards signals. It starts with the first signal; until then the main thread
+/// polls for signals and for data together.
+enum SignalForwarder {
+    /// Values for the thread, which has not started.
+    Idle(Arc<SessionStreams>, CallSender, Arc<SessionState>),
+    /// The thread runs.
     Busy,
 }
 
-impl Forwarder {
-    /// Waits until the socket has something, or starts the thread with the first signal.
+impl SignalForwarder {
+    /// Waits until the socket is readable, or starts the thread at the first signal.
     fn wait(&mut self, socket: BorrowedFd<'_>) {
-        let Forwarder::Idle(streams, sender, shared) = self else {
+        let SignalForwarder::Idle(streams, sender, state) = self else {
             return;
         };
         let signals = streams.signals.as_fd();
         let mut fds = [socket, signals].map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
-        // When it cannot be waited for both, or there is no thread, the next time is as good.
+        // After a failed poll or a failed thread start, the next call tries again.
         let waited = rustix::io::retry_on_intr(|| poll(&mut fds, None));
         if waited.is_err() || fds[1].revents().is_empty() {
             return;
         }
-        let (streams, sender, shared) = (Arc::clone(streams), sender.clone(), Arc::clone(shared));
+        let (streams, sender, state) = (Arc::clone(streams), sender.clone(), Arc::clone(state));
         let thread = spawn("signals", move || {
-            forward_signals(&streams, &sender, &shared);
+            forward_signals(&streams, &sender, &state);
         });
         if thread.is_ok() {
-            *self = Forwarder::Busy;
+            *self = SignalForwarder::Busy;
         }
     }
 }
 
-/// Passes signals on to the command. Before it has started, and when it does not listen, the session is broken off.
-fn forward_signals(streams: &Streams, sender: &Sender, shared: &Shared) {
-    let mut endings = 0;
+/// Forwards signals to the command. Ends the session if the command has not started or does not
+/// respond to repeated signals.
+fn forward_signals(streams: &SessionStreams, sender: &CallSender, state: &SessionState) {
+    let mut interrupts = 0;
     while let Ok(number) = streams.signals.wait() {
         match number {
             signal::SIGWINCH => drop(sender.control(&ExecControl::Resize(window_size()))),
-            signal::SIGTSTP => stop_ourselves(streams),
-            signal::SIGCONT => go_on(streams, sender),
+            signal::SIGTSTP => stop_self(streams),
+            signal::SIGCONT => resume_after_stop(streams, sender),
             _ => {
-                endings += u32::from(matches!(
-                    number,
-                    signal::SIGINT | signal::SIGTERM | signal::SIGHUP
-                ));
-                if !shared.started.load(Ordering::Relaxed) || endings >= PATIENCE {
-                    shared.interrupted_by.store(number, Ordering::Relaxed);
+                interrupts +=
+                    u32::from(matches!(number, signal::SIGINT | signal::SIGTERM | signal::SIGHUP));
+                if !state.started.load(Ordering::Relaxed) || interrupts >= INTERRUPTS_MAX {
+                    state.interrupted_by.store(number, Ordering::Relaxed);
                     sender.hang_up();
                 } else {
                     drop(sender.control(&ExecControl::Signal { signal: number }));
@@ -450,21 +489,15 @@ fn forward_signals(streams: &Streams, sender: &Sender, shared: &Shared) {
     }
 }
 
-/// A stop that was meant for us: the terminal is given back as it was. When we are to go on, SIGCONT says so: this
-/// thread itself may run a little further before the stop takes hold of it.
-fn stop_ourselves(streams: &Streams) {
-    streams
-        .terminal
-        .iter()
-        .for_each(|terminal| terminal.suspend());
+/// Handles SIGTSTP: restores the terminal and stops this process. SIGCONT resumes it; this thread
+/// itself may run a little further before the stop takes effect.
+fn stop_self(streams: &SessionStreams) {
+    streams.terminal.iter().for_each(|terminal| terminal.suspend());
     let _ = kill_process(rustix::process::getpid(), Signal::STOP);
 }
 
-/// The terminal is ours again, perhaps with another size.
-fn go_on(streams: &Streams, sender: &Sender) {
-    streams
-        .terminal
-        .iter()
-        .for_each(|terminal| drop(terminal.resume()));
+/// Takes the terminal back after SIGCONT; its size may have changed.
+fn resume_after_stop(streams: &SessionStreams, sender: &CallSender) {
+    streams.terminal.iter().for_each(|terminal| drop(terminal.resume()));
     let _ = sender.control(&ExecControl::Resize(window_size()));
 }

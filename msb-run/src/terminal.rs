@@ -5,7 +5,8 @@ use std::io;
 use msb_wire::exec::WindowSize;
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 
-/// The terminal in raw mode: every key goes to the guest. It is as before when this is dropped.
+/// A terminal in raw mode, in which every key goes to the guest. Dropping this restores the former
+/// mode.
 #[derive(Debug)]
 pub(crate) struct RawTerminal {
     before: Termios,
@@ -13,7 +14,8 @@ pub(crate) struct RawTerminal {
 }
 
 impl RawTerminal {
-    /// Puts the terminal of standard input into raw mode. `None` when it is no terminal.
+    /// Puts the terminal of standard input into raw mode. Returns `None` if standard input is not a
+    /// terminal.
     pub(crate) fn enter() -> io::Result<Option<RawTerminal>> {
         let Ok(before) = tcgetattr(rustix::stdio::stdin()) else {
             return Ok(None);
@@ -25,18 +27,14 @@ impl RawTerminal {
         Ok(Some(terminal))
     }
 
-    /// Raw mode again, after a stop.
+    /// Enters raw mode again after a stop.
     pub(crate) fn resume(&self) -> io::Result<()> {
-        Ok(tcsetattr(
-            rustix::stdio::stdin(),
-            OptionalActions::Drain,
-            &self.raw,
-        )?)
+        Ok(tcsetattr(rustix::stdio::stdin(), OptionalActions::Drain, &self.raw)?)
     }
 
-    /// As before, for a stop.
+    /// Restores the former mode before a stop.
     pub(crate) fn suspend(&self) {
-        // When the terminal is gone there is nothing to be put back.
+        // An error means that the terminal is gone, with nothing to restore.
         let _ = tcsetattr(rustix::stdio::stdin(), OptionalActions::Drain, &self.before);
     }
 }
@@ -47,15 +45,15 @@ impl Drop for RawTerminal {
     }
 }
 
-/// Size of the terminal at standard output, else at standard input; 24 by 80 when neither is one.
+/// Returns the size of the terminal at standard output, else at standard input; 24 by 80 if neither
+/// is one.
 pub(crate) fn window_size() -> WindowSize {
     let size =
         tcgetwinsize(rustix::stdio::stdout()).or_else(|_| tcgetwinsize(rustix::stdio::stdin()));
     match size {
-        Ok(size) if size.ws_row > 0 && size.ws_col > 0 => WindowSize {
-            rows: size.ws_row,
-            cols: size.ws_col,
-        },
+        Ok(size) if size.ws_row > 0 && size.ws_col > 0 => {
+            WindowSize { rows: size.ws_row, cols: size.ws_col }
+        }
         _ => WindowSize { rows: 24, cols: 80 },
     }
 }

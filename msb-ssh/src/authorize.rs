@@ -1,11 +1,12 @@
-//! `msb ssh authorize` and `msb ssh keys`: the file of keys that are let in to every sandbox of this user.
+//! `msb ssh authorize` and `msb ssh keys`: the authorized_keys file, which holds for every sandbox
+//! of this user.
 
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use libmsb::cli::error::{self, Failure, print_hint, print_note, print_warning};
+use libmsb::cli::error::{self, Failure, print_note, print_warning, print_warning_with_hint};
 use libmsb::cli::escape::escape;
 use libmsb::cli::output;
 use libmsb::state::lock::Lock;
@@ -14,25 +15,26 @@ use russh::keys::HashAlg;
 use russh::keys::ssh_key::Fingerprint;
 use serde::Serialize;
 
-use crate::TOOL;
-use crate::arguments::{AuthorizeArgs, KeysArgs};
-use crate::authorized::{self, Entry};
+use crate::args::{AuthorizeArgs, KeysArgs};
+use crate::authorized::{self, AuthorizedKey};
 use crate::identity;
 use crate::limits::KEYS_FILE_BYTES;
+use crate::tool::TOOL;
 
-/// Bits of a mode that let others write.
+/// Mode bits that allow group or others to write.
 const WRITABLE_BY_OTHERS: u32 = 0o022;
 
-/// The file of authorized keys.
+/// Returns the path of the authorized_keys file.
 pub(crate) fn path(home: &Home) -> PathBuf {
-    identity::folder(home).join(layout::AUTHORIZED_KEYS)
+    identity::directory(home).join(layout::AUTHORIZED_KEYS)
 }
 
-/// All entries of the file that can be used; nothing when there is no file.
+/// Returns the usable entries of the file, and none if there is no file. Calls `unusable` with the
+/// line number and the reason for each of the others.
 pub(crate) fn entries(
     home: &Home,
     mut unusable: impl FnMut(usize, String),
-) -> anyhow::Result<Vec<Entry>> {
+) -> anyhow::Result<Vec<AuthorizedKey>> {
     let text = read(&path(home))?;
     let mut entries = Vec::new();
     for (number, entry) in authorized::parse(&text) {
@@ -44,70 +46,65 @@ pub(crate) fn entries(
     Ok(entries)
 }
 
-/// Says why the file lets nobody in, while the server goes on: the owner's own key counts without it.
-pub(crate) fn warn(error: &anyhow::Error) {
+/// Warns that the file cannot be used. The server continues: the owner's own key is accepted
+/// without it.
+pub(crate) fn warn_unusable_file(error: &anyhow::Error) {
     let why = error::message(error);
-    print_warning(
-        TOOL,
-        &format!("no key of the file of keys is let in: {why}"),
-    );
-    if let Some(hint) = error::hint(error) {
-        print_hint(TOOL, hint);
+    let warning = format!("the authorized_keys file is not used: {why}");
+    match error::hint(error) {
+        Some(hint) => print_warning_with_hint(TOOL, &warning, hint),
+        None => print_warning(TOOL, &warning),
     }
 }
 
-/// A file that others could have written says nothing about who may come in. As StrictModes of sshd_config(5).
+/// Reads the file, and refuses it if another user could have written it. Same as StrictModes of
+/// sshd_config(5).
 fn read(path: &Path) -> anyhow::Result<String> {
     let Some(bytes) = write::read_bounded(path, KEYS_FILE_BYTES)? else {
         return Ok(String::new());
     };
-    let real = path
-        .canonicalize()
-        .with_context(|| format!("cannot read '{}'", path.display()))?;
-    // The file, its folder, and that one's, which is the state directory unless the file is a link: who can write to a
-    // folder can put another file there.
+    let real = path.canonicalize().with_context(|| format!("cannot read '{}'", path.display()))?;
+    // Check the file, its directory, and the parent of that, which is the state directory unless
+    // the file is a symbolic link: write access to a directory is enough to replace the file.
     for place in real.ancestors().take(3) {
-        ours_alone(place)?;
+        check_not_writable_by_others(place)?;
     }
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// Whether nobody but root and us can write there.
-fn ours_alone(place: &Path) -> anyhow::Result<()> {
+/// Checks that only root and this user can write to `path`.
+fn check_not_writable_by_others(place: &Path) -> anyhow::Result<()> {
     let metadata =
         std::fs::metadata(place).with_context(|| format!("cannot read '{}'", place.display()))?;
     let us = rustix::process::geteuid().as_raw();
     let hint = if !is_trusted(metadata.uid(), us) {
-        format!("if they have not: chown {us} '{}'", place.display())
+        format!("check its contents, then: chown {us} '{}'", place.display())
     } else if metadata.mode() & WRITABLE_BY_OTHERS != 0 {
-        format!("if they have not: chmod go-w '{}'", place.display())
+        format!("check its contents, then: chmod go-w '{}'", place.display())
     } else {
         return Ok(());
     };
-    let message = format!(
-        "others can let keys in: they can write to '{}'",
-        place.display()
-    );
+    let message = format!("cannot trust '{}': other users can write to it", place.display());
     Err(Failure::failed(message).hint(hint).into())
 }
 
-/// Whether what this user owns may be believed.
+/// Returns whether files of this owner are trusted: root or this user.
 fn is_trusted(owner: u32, us: u32) -> bool {
     owner == us || owner == 0
 }
 
-/// Adds keys. One that is there already gets the options that are given now, if these are as strict.
+/// Adds keys. A key that is there already gets the new options if they are at least as strict.
 pub(crate) fn run(args: &AuthorizeArgs) -> anyhow::Result<()> {
     let home = Home::from_env()?;
-    let added = given(args)?;
+    let added = read_keys(args)?;
     home.prepare()?;
-    write::create_dir(&identity::folder(&home))?;
+    write::create_dir(&identity::directory(&home))?;
     let path = path(&home);
     let _held = lock(&home)?;
     let mut text = read(&path)?;
     let mut notes = Vec::new();
     for (line, entry) in added {
-        let (changed, note) = with_key(&text, &line, &entry)?;
+        let (changed, note) = add_key(&text, &line, &entry)?;
         text = changed;
         notes.push(note);
     }
@@ -118,40 +115,36 @@ pub(crate) fn run(args: &AuthorizeArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Held by whoever changes the file.
+/// Locks the file for a change.
 fn lock(home: &Home) -> anyhow::Result<Lock> {
-    Lock::exclusive(&identity::folder(home).join(layout::LOCK))
+    Lock::exclusive(&identity::directory(home).join(layout::LOCK))
 }
 
-/// Returns the file with a key that may do what its new line says, and what is to be told. Options are never loosened
-/// on the way: what was written down to keep a key's owner from something stays until the key is removed.
-fn with_key(file: &str, line: &str, entry: &Entry) -> anyhow::Result<(String, String)> {
+/// Returns the file with the key added or changed, and a note for the user. Options are never
+/// loosened here: a restriction stays until the key is removed.
+fn add_key(file: &str, line: &str, entry: &AuthorizedKey) -> anyhow::Result<(String, String)> {
     let print = entry.key.fingerprint(HashAlg::Sha256);
-    let is_same = |other: &Entry| other.key.key_data() == entry.key.key_data();
-    let there: Vec<(usize, Entry)> = authorized::parse(file)
+    let is_same = |other: &AuthorizedKey| other.key.key_data() == entry.key.key_data();
+    let there: Vec<(usize, AuthorizedKey)> = authorized::parse(file)
         .filter_map(|(number, entry)| Some((number, entry.ok()?)))
         .filter(|(_, other)| is_same(other))
         .collect();
     let Some((first, _)) = there.first() else {
-        let end = if file.is_empty() || file.ends_with('\n') {
-            ""
-        } else {
-            "\n"
-        };
-        let note = format!("the key {print} is let in now");
+        let end = if file.is_empty() || file.ends_with('\n') { "" } else { "\n" };
+        let note = format!("the key {print} is authorized now");
         return Ok((format!("{file}{end}{line}\n"), note));
     };
     if there.iter().all(|(_, other)| other.grant == entry.grant) {
-        let note = format!("the key {print} is let in already");
+        let note = format!("the key {print} is authorized already");
         return Ok((file.to_owned(), note));
     }
-    let looser = |(_, other): &&(usize, Entry)| !entry.grant.is_as_strict_as(&other.grant);
+    let looser = |(_, other): &&(usize, AuthorizedKey)| !entry.grant.is_as_strict_as(&other.grant);
     if let Some((_, other)) = there.iter().find(looser) {
         let message = format!(
-            "the key {print} is let in already, with the options '{}': those given now would allow more",
+            "the key {print} is authorized already, with the options '{}': the new options would allow more",
             escape(&other.options)
         );
-        let hint = format!("to let it in with other options: msb ssh keys --remove {print}");
+        let hint = format!("to change its options, remove it first: msb ssh keys --remove {print}");
         return Err(Failure::wrong_state(message).hint(hint).into());
     }
     let numbers: Vec<usize> = there.iter().map(|(number, _)| *number).collect();
@@ -164,17 +157,17 @@ fn with_key(file: &str, line: &str, entry: &Entry) -> anyhow::Result<(String, St
         }
     }
     let options = escape(&entry.options);
-    let note = format!("the key {print} is let in with the options '{options}' from now on");
+    let note = format!("the key {print} is authorized with the options '{options}' now");
     Ok((changed, note))
 }
 
-/// Removes a key, with all of its lines, those that cannot be used too.
+/// Removes a key with all of its lines, including unusable ones.
 fn remove(home: &Home, key: &str) -> anyhow::Result<()> {
     let path = path(home);
     let print = fingerprint(key)?;
     let missing = || {
-        Failure::not_found(format!("no key {print} is let in"))
-            .hint("to list the keys: msb ssh keys")
+        Failure::not_found(format!("the key {print} is not authorized"))
+            .hint("list the keys: msb ssh keys")
     };
     if !path.exists() {
         return Err(missing().into());
@@ -193,11 +186,11 @@ fn remove(home: &Home, key: &str) -> anyhow::Result<()> {
         return Err(missing().into());
     }
     write::replace(&path, left.as_bytes())?;
-    print_note(TOOL, &format!("the key {print} is not let in any more"));
+    print_note(TOOL, &format!("the key {print} was removed"));
     Ok(())
 }
 
-/// Returns the fingerprint of what was typed: a fingerprint, or a public key.
+/// Returns the fingerprint for an argument, which is a fingerprint or a public key.
 fn fingerprint(typed: &str) -> anyhow::Result<String> {
     if let Some(key) = authorized::key_of(typed) {
         return Ok(key.fingerprint(HashAlg::Sha256).to_string());
@@ -209,35 +202,33 @@ fn fingerprint(typed: &str) -> anyhow::Result<String> {
         .filter(|print| print.algorithm() == HashAlg::Sha256)
         .map(|print| print.to_string())
         .ok_or_else(|| {
-            let message = format!(
-                "'{}' is neither a public key nor a fingerprint",
-                escape(typed)
-            );
+            let message = format!("'{}' is neither a public key nor a fingerprint", escape(typed));
             Failure::usage(message)
-                .hint("write SHA256:..., as 'msb ssh keys' prints it, or the key itself in quotes")
+                .hint("give SHA256:... as 'msb ssh keys' prints it, or the public key in quotes")
                 .into()
         })
 }
 
-/// The lines that were given, each with a key.
-fn given(args: &AuthorizeArgs) -> anyhow::Result<Vec<(String, Entry)>> {
+/// Reads the lines that are to be added, and parses each.
+fn read_keys(args: &AuthorizeArgs) -> anyhow::Result<Vec<(String, AuthorizedKey)>> {
     let (text, what) = match (&args.file, &args.key) {
         (Some(file), _) => {
             let bytes = write::read_bounded(file, KEYS_FILE_BYTES)?;
             let bytes = bytes.ok_or_else(|| {
-                Failure::not_found(format!("there is no file '{}'", file.display()))
+                Failure::not_found(format!(
+                    "cannot open '{}': no such file or directory",
+                    file.display()
+                ))
             })?;
             let text = String::from_utf8_lossy(&bytes).into_owned();
             (text, format!("'{}'", file.display()))
         }
-        (None, Some(key)) => (key.clone(), "what was given".to_owned()),
+        (None, Some(key)) => (key.clone(), "the argument of --key".to_owned()),
         (None, None) => (read_stdin()?, "standard input".to_owned()),
     };
     if text.contains("PRIVATE KEY") {
         let failure = Failure::failed(format!("{what} is a private key"));
-        return Err(failure
-            .hint("give the public one: its name ends in .pub")
-            .into());
+        return Err(failure.hint("give the public key: its file name ends in .pub").into());
     }
     let mut keys = Vec::new();
     for line in text.lines().map(str::trim) {
@@ -249,7 +240,7 @@ fn given(args: &AuthorizeArgs) -> anyhow::Result<Vec<(String, Entry)>> {
         keys.push((line.to_owned(), entry));
     }
     if keys.is_empty() {
-        return Err(Failure::failed(format!("there is no key in {what}")).into());
+        return Err(Failure::failed(format!("{what} contains no key")).into());
     }
     Ok(keys)
 }
@@ -263,9 +254,9 @@ fn read_stdin() -> anyhow::Result<String> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// One key, for programs.
+/// One key in the JSON output.
 #[derive(Serialize)]
-struct Record<'a> {
+struct KeyRecord<'a> {
     algorithm: String,
     fingerprint: String,
     comment: String,
@@ -273,9 +264,9 @@ struct Record<'a> {
     options: &'a str,
 }
 
-impl<'a> Record<'a> {
-    fn of(entry: &'a Entry) -> Record<'a> {
-        Record {
+impl<'a> KeyRecord<'a> {
+    fn of(entry: &'a AuthorizedKey) -> KeyRecord<'a> {
+        KeyRecord {
             algorithm: entry.key.algorithm().to_string(),
             fingerprint: entry.key.fingerprint(HashAlg::Sha256).to_string(),
             comment: entry.key.comment().as_str_lossy().to_string(),
@@ -297,9 +288,9 @@ fn list(home: &Home, args: &KeysArgs) -> anyhow::Result<()> {
     let path = path(home);
     let entries = entries(home, |number, why| {
         let place = format!("line {number} of '{}'", path.display());
-        print_warning(TOOL, &format!("{place} lets nobody in: {why}"));
+        print_warning(TOOL, &format!("ignoring {place}: {why}"));
     })?;
-    let records: Vec<Record> = entries.iter().map(Record::of).collect();
+    let records: Vec<KeyRecord> = entries.iter().map(KeyRecord::of).collect();
     if args.format.is_some() {
         return Ok(output::print_json(&records)?);
     }
@@ -324,26 +315,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_that_others_could_have_written_is_not_read() {
+    fn a_file_that_others_can_write_is_refused() {
         let home = tempfile::tempdir().unwrap();
         let root = home.path().canonicalize().unwrap();
-        let folder = root.join("ssh");
-        write::create_dir(&folder).unwrap();
-        let path = folder.join("authorized_keys");
+        let directory = root.join("ssh");
+        write::create_dir(&directory).unwrap();
+        let path = directory.join("authorized_keys");
         assert_eq!(read(&path).unwrap(), "");
         write::replace(&path, b"# nobody").unwrap();
         assert_eq!(read(&path).unwrap(), "# nobody");
-        for (place, mode) in [(&path, 0o620), (&folder, 0o702), (&root, 0o720)] {
+        for (place, mode) in [(&path, 0o620), (&directory, 0o702), (&root, 0o720)] {
             set_permissions(place, Permissions::from_mode(mode)).unwrap();
             let error = read(&path).unwrap_err();
-            let told = format!("they can write to '{}'", place.display());
+            let told = format!("cannot trust '{}': other users can write to it", place.display());
             assert!(error.to_string().ends_with(&told), "{error}");
             let failure: &Failure = error.downcast_ref().unwrap();
-            let remedy = format!("if they have not: chmod go-w '{}'", place.display());
+            let remedy = format!("check its contents, then: chmod go-w '{}'", place.display());
             assert_eq!(failure.hint_text(), Some(&*remedy));
             set_permissions(place, Permissions::from_mode(0o700)).unwrap();
         }
-        // What all may read is no harm.
+        // Read access for others is harmless.
         set_permissions(&path, Permissions::from_mode(0o644)).unwrap();
         assert!(read(&path).is_ok());
     }
@@ -351,29 +342,24 @@ mod tests {
     const KEY: &str =
         "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAILM+rvN+ot98qgEN796jTiQfZfG1KaT0PtFDJ/XFSqti";
 
-    /// The file after one more line, or why it is refused.
+    /// Returns the file after `line` was added, or the error.
     fn after(file: &str, line: &str) -> Result<String, String> {
         let entry = authorized::parse_line(line).unwrap();
-        with_key(file, line, &entry)
-            .map(|(file, _)| file)
-            .map_err(|error| error.to_string())
+        add_key(file, line, &entry).map(|(file, _)| file).map_err(|error| error.to_string())
     }
 
     #[test]
-    fn stricter_options_take_the_place_of_those_that_are_there() {
+    fn stricter_options_replace_existing_ones() {
         let plain = format!("# mine\n{KEY} ann\nnonsense\npty {KEY}\n");
         let strict = format!("restrict,command=\"ls\" {KEY}");
         let file = after(&plain, &strict).unwrap();
         assert_eq!(file, format!("# mine\n{strict}\nnonsense\n"));
-        // What would loosen them is refused; what says the same changes nothing.
+        // Looser options are refused; equal ones change nothing.
         let refused = after(&file, KEY).unwrap_err();
         assert!(refused.contains("would allow more"), "{refused}");
         assert!(after(&file, &format!("restrict,command=\"id\" {KEY}")).is_err());
         assert_eq!(after(&file, &format!("{strict} again")).unwrap(), file);
-        assert_eq!(
-            after("# no end", KEY).unwrap(),
-            format!("# no end\n{KEY}\n")
-        );
+        assert_eq!(after("# no end", KEY).unwrap(), format!("# no end\n{KEY}\n"));
     }
 
     #[test]
@@ -387,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_to_be_ones_own_or_roots() {
+    fn a_trusted_file_belongs_to_this_user_or_root() {
         assert!(is_trusted(1000, 1000) && is_trusted(0, 1000));
         assert!(!is_trusted(1001, 1000) && !is_trusted(1000, 0));
     }

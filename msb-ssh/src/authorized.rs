@@ -1,7 +1,8 @@
-//! Who may come in, and what they may do: files of authorized keys, in the form of sshd(8).
+//! Parser for authorized_keys files, in the format of sshd(8).
 //!
-//! A line is options, a type, a key in base64, a comment. An option that is not known here may have been meant to keep
-//! something from the owner of the key, so its line lets nobody in; the others count all the same.
+//! A line holds options, a key type, a key in base64, and a comment. A line with an unknown option
+//! is not used at all, because the option may be meant to restrict the key; the other lines of the
+//! file still count.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -12,31 +13,31 @@ use jiff::tz::TimeZone;
 use russh::keys::ssh_key::public::KeyData;
 use russh::keys::{Algorithm, PublicKey};
 
-/// What the owner of a key may do.
+/// Permissions of a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Grant {
-    /// Have a terminal.
+pub struct KeyGrant {
+    /// Allows a terminal.
     pub(crate) pty: bool,
-    /// Forward connections.
-    pub(crate) forwarding: bool,
-    /// Forward their agent.
+    /// Allows port forwarding.
+    pub forwarding: bool,
+    /// Allows agent forwarding.
     pub(crate) agent: bool,
-    /// Forward connections to these places only, if there are any.
-    pub(crate) permit_open: Vec<Place>,
-    /// This command in place of any that they ask for.
+    /// Targets that connections may be forwarded to; any if empty.
+    pub(crate) permit_open: Vec<ForwardTarget>,
+    /// Forced command: runs instead of the command that the client asks for.
     pub(crate) command: Option<String>,
-    /// Variables (`NAME=value`) of all commands.
+    /// Environment variables (`NAME=value`) of all commands.
     pub(crate) environment: Vec<String>,
-    /// Patterns of the addresses that they may come from.
+    /// Patterns for the source addresses of the client.
     from: Option<Vec<SourcePattern>>,
-    /// When the key stops to count.
+    /// Time from which the key is no longer accepted.
     expires: Option<Timestamp>,
 }
 
-impl Default for Grant {
-    /// Everything.
-    fn default() -> Grant {
-        Grant {
+impl Default for KeyGrant {
+    /// Returns a grant without restrictions.
+    fn default() -> KeyGrant {
+        KeyGrant {
             pty: true,
             forwarding: true,
             agent: true,
@@ -49,81 +50,79 @@ impl Default for Grant {
     }
 }
 
-impl Grant {
-    /// Whether they may set a variable. Who is held to one command could otherwise have it do another, by what its shell or
-    /// the loader reads from variables.
+impl KeyGrant {
+    /// Returns whether the client may set an environment variable. With a forced command it may set
+    /// only the locale: other variables can change what the shell or the dynamic loader does.
     pub(crate) fn may_set(&self, name: &str) -> bool {
         self.command.is_none() || name == "LANG" || name.starts_with("LC_")
     }
 }
 
-/// Where a connection may be forwarded to.
+/// A target for port forwarding.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Place {
+pub struct ForwardTarget {
     host: String,
-    /// `None` for any.
+    /// Port, or `None` for any.
     port: Option<u16>,
 }
 
-/// A key that is let in.
+/// An authorized key: one line of the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Entry {
-    /// The key, and its comment.
-    pub(crate) key: PublicKey,
-    /// What its owner may do.
-    pub(crate) grant: Grant,
-    /// The options as they were written.
-    pub(crate) options: String,
+pub struct AuthorizedKey {
+    /// Key with its comment.
+    pub key: PublicKey,
+    /// Permissions from the options.
+    pub grant: KeyGrant,
+    /// Options as they were written.
+    pub options: String,
 }
 
-/// Why a line lets nobody in.
+/// Reason why a line cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Unusable {
-    /// It has no public key that can be read.
+pub enum LineError {
+    /// The line has no valid public key.
     NoKey,
-    /// An option that is not known.
+    /// An option is unknown.
     UnknownOption(String),
-    /// An option whose value makes no sense.
+    /// The value of an option is invalid.
     BadValue(String),
-    /// A quote that is not closed.
+    /// A quote is not closed.
     OpenQuote,
-    /// A FIDO key whose line does not renounce the touch: the library that checks signatures does not say whether the
-    /// authenticator was touched.
+    /// The key is of a FIDO authenticator and the line lacks `no-touch-required`. The library that
+    /// checks signatures does not report whether the authenticator was touched.
     TouchNotChecked,
 }
 
-impl fmt::Display for Unusable {
+impl fmt::Display for LineError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Unusable::NoKey => f.write_str("it holds no public key that can be read"),
-            Unusable::UnknownOption(name) => write!(f, "its option '{name}' is not known"),
-            Unusable::BadValue(name) => {
-                write!(f, "the value of its option '{name}' makes no sense")
+            LineError::NoKey => f.write_str("no valid public key"),
+            LineError::UnknownOption(name) => write!(f, "unknown option '{name}'"),
+            LineError::BadValue(name) => {
+                write!(f, "invalid value of the option '{name}'")
             }
-            Unusable::OpenQuote => f.write_str("a quote is not closed"),
-            Unusable::TouchNotChecked => f.write_str(
-                "msb cannot check that a FIDO key (sk-...) was touched; with the option 'no-touch-required' it is let in without",
+            LineError::OpenQuote => f.write_str("unterminated quote"),
+            LineError::TouchNotChecked => f.write_str(
+                "msb cannot check the touch of a FIDO key (sk-...); add the option 'no-touch-required' to accept it without",
             ),
         }
     }
 }
 
-/// The lines of a file that are not empty and no comments, with their numbers from 1.
-pub(crate) fn parse(file: &str) -> impl Iterator<Item = (usize, Result<Entry, Unusable>)> {
+/// Parses the lines of a file, except empty lines and comments. Line numbers start at 1.
+pub fn parse(file: &str) -> impl Iterator<Item = (usize, Result<AuthorizedKey, LineError>)> {
     let lines = file.lines().map(str::trim).enumerate();
     lines
         .filter(|(_, line)| !line.is_empty() && !line.starts_with('#'))
         .map(|(number, line)| (number + 1, parse_line(line)))
 }
 
-/// One line.
-pub(crate) fn parse_line(line: &str) -> Result<Entry, Unusable> {
+/// Parses one line.
+pub fn parse_line(line: &str) -> Result<AuthorizedKey, LineError> {
     let (options, key) = split_line(line)?;
-    let mut grant = Grant::default();
-    let mut needs_touch = matches!(
-        key.algorithm(),
-        Algorithm::SkEd25519 | Algorithm::SkEcdsaSha2NistP256
-    );
+    let mut grant = KeyGrant::default();
+    let mut needs_touch =
+        matches!(key.algorithm(), Algorithm::SkEd25519 | Algorithm::SkEcdsaSha2NistP256);
     if !options.is_empty() {
         for (name, value) in parse_options(options) {
             needs_touch &= name != "no-touch-required";
@@ -131,33 +130,29 @@ pub(crate) fn parse_line(line: &str) -> Result<Entry, Unusable> {
         }
     }
     if needs_touch {
-        return Err(Unusable::TouchNotChecked);
+        return Err(LineError::TouchNotChecked);
     }
-    Ok(Entry {
-        key,
-        grant,
-        options: options.to_owned(),
-    })
+    Ok(AuthorizedKey { key, grant, options: options.to_owned() })
 }
 
-/// The key of a line, whether or not its options can be used.
+/// Returns the key of a line, even if its options cannot be used.
 pub(crate) fn key_of(line: &str) -> Option<PublicKey> {
     split_line(line.trim()).ok().map(|(_, key)| key)
 }
 
-/// Options, empty when there are none, and the key.
-fn split_line(line: &str) -> Result<(&str, PublicKey), Unusable> {
-    // Without options first: a type of key is no option.
+/// Splits a line into its options, which may be empty, and its key.
+fn split_line(line: &str) -> Result<(&str, PublicKey), LineError> {
+    // Try without options first: a key type is not an option.
     if let Some(key) = parse_key(line) {
         return Ok(("", key));
     }
     let (options, rest) = line.split_at(options_end(line)?);
-    let key = parse_key(rest.trim_start()).ok_or(Unusable::NoKey)?;
+    let key = parse_key(rest.trim_start()).ok_or(LineError::NoKey)?;
     Ok((options, key))
 }
 
 fn parse_key(text: &str) -> Option<PublicKey> {
-    // The comment may hold anything, which the parser of keys does not like.
+    // The key parser accepts only some comments, so the comment is set separately.
     let mut words = text.splitn(3, [' ', '\t']);
     let (kind, base64) = (words.next()?, words.next()?);
     let mut key = PublicKey::from_openssh(&format!("{kind} {base64}")).ok()?;
@@ -167,8 +162,8 @@ fn parse_key(text: &str) -> Option<PublicKey> {
     Some(key)
 }
 
-/// Options end at the first blank that is not quoted.
-fn options_end(line: &str) -> Result<usize, Unusable> {
+/// Returns the end of the options: the first blank outside quotes.
+fn options_end(line: &str) -> Result<usize, LineError> {
     let (mut quoted, mut escaped) = (false, false);
     for (at, letter) in line.char_indices() {
         match letter {
@@ -178,24 +173,18 @@ fn options_end(line: &str) -> Result<usize, Unusable> {
         }
         escaped = letter == '\\' && quoted && !escaped;
     }
-    if quoted {
-        Err(Unusable::OpenQuote)
-    } else {
-        Err(Unusable::NoKey)
-    }
+    if quoted { Err(LineError::OpenQuote) } else { Err(LineError::NoKey) }
 }
 
-/// Names in lower case, each with its value if there is one.
+/// Parses options into names in lower case, each with its value if it has one.
 fn parse_options(options: &str) -> impl Iterator<Item = (String, Option<String>)> {
-    split_options(options)
-        .into_iter()
-        .map(|option| match option.split_once('=') {
-            Some((name, value)) => (name.to_ascii_lowercase(), Some(unquote(value))),
-            None => (option.to_ascii_lowercase(), None),
-        })
+    split_options(options).into_iter().map(|option| match option.split_once('=') {
+        Some((name, value)) => (name.to_ascii_lowercase(), Some(unquote(value))),
+        None => (option.to_ascii_lowercase(), None),
+    })
 }
 
-/// Parts between commas that are not quoted.
+/// Splits at commas outside quotes.
 fn split_options(options: &str) -> Vec<String> {
     let (mut parts, mut part) = (Vec::new(), String::new());
     let (mut quoted, mut escaped) = (false, false);
@@ -215,14 +204,12 @@ fn split_options(options: &str) -> Vec<String> {
 }
 
 fn unquote(value: &str) -> String {
-    let inner = value
-        .strip_prefix('"')
-        .and_then(|rest| rest.strip_suffix('"'));
+    let inner = value.strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
     inner.unwrap_or(value).replace("\\\"", "\"")
 }
 
-fn apply(grant: &mut Grant, name: &str, value: Option<String>) -> Result<(), Unusable> {
-    let bad = || Unusable::BadValue(name.to_owned());
+fn apply(grant: &mut KeyGrant, name: &str, value: Option<String>) -> Result<(), LineError> {
+    let bad = || LineError::BadValue(name.to_owned());
     match (name, value) {
         ("restrict", None) => {
             (grant.pty, grant.forwarding, grant.agent) = (false, false, false);
@@ -233,7 +220,7 @@ fn apply(grant: &mut Grant, name: &str, value: Option<String>) -> Result<(), Unu
         ("no-port-forwarding", None) => grant.forwarding = false,
         ("agent-forwarding", None) => grant.agent = true,
         ("no-agent-forwarding", None) => grant.agent = false,
-        // What they speak of is never there.
+        // These options concern features that this server does not have.
         (
             "x11-forwarding" | "no-x11-forwarding" | "user-rc" | "no-user-rc" | "no-touch-required",
             None,
@@ -243,12 +230,12 @@ fn apply(grant: &mut Grant, name: &str, value: Option<String>) -> Result<(), Unu
         ("environment", Some(variable)) if variable.contains('=') => {
             grant.environment.push(variable);
         }
-        // A second list would take the place of the first, which may have been meant to count too.
+        // A second list would replace the first, which may be meant to restrict as well.
         ("from", Some(patterns)) if grant.from.is_none() => {
             grant.from = Some(source_patterns(&patterns).ok_or_else(bad)?);
         }
         ("permitopen", Some(place)) => {
-            grant.permit_open.push(parse_place(&place).ok_or_else(bad)?);
+            grant.permit_open.push(parse_target(&place).ok_or_else(bad)?);
         }
         ("expiry-time", Some(time)) => grant.expires = Some(parse_time(&time).ok_or_else(bad)?),
         (
@@ -256,29 +243,23 @@ fn apply(grant: &mut Grant, name: &str, value: Option<String>) -> Result<(), Unu
             | "expiry-time",
             _,
         ) => return Err(bad()),
-        _ => return Err(Unusable::UnknownOption(name.to_owned())),
+        _ => return Err(LineError::UnknownOption(name.to_owned())),
     }
     Ok(())
 }
 
-/// `HOST:PORT`, an IPv6 address in brackets, `*` for any port.
-fn parse_place(text: &str) -> Option<Place> {
+/// Parses `HOST:PORT`, with an IPv6 address in brackets and `*` for any port.
+fn parse_target(text: &str) -> Option<ForwardTarget> {
     let (host, port) = text.rsplit_once(':')?;
-    let host = host
-        .strip_prefix('[')
-        .and_then(|rest| rest.strip_suffix(']'))
-        .unwrap_or(host);
+    let host = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
     let port = match port {
         "*" => None,
         _ => Some(port.parse().ok()?),
     };
-    (!host.is_empty()).then(|| Place {
-        host: host.to_owned(),
-        port,
-    })
+    (!host.is_empty()).then(|| ForwardTarget { host: host.to_owned(), port })
 }
 
-/// `YYYYMMDD[HHMM[SS]]`, in local time, or in UTC with a `Z` behind it.
+/// Parses `YYYYMMDD[HHMM[SS]]` in local time, or in UTC with a final `Z`.
 fn parse_time(text: &str) -> Option<Timestamp> {
     let (digits, zone) = match text.strip_suffix(['Z', 'z']) {
         Some(digits) => (digits, TimeZone::UTC),
@@ -302,16 +283,13 @@ fn parse_time(text: &str) -> Option<Timestamp> {
     Some(time.ok()?.to_zoned(zone).ok()?.timestamp())
 }
 
-impl Grant {
-    /// Whether it allows nothing that the other one does not.
-    pub(crate) fn is_as_strict_as(&self, other: &Grant) -> bool {
+impl KeyGrant {
+    /// Returns whether this grant permits nothing that `other` does not permit.
+    pub(crate) fn is_as_strict_as(&self, other: &KeyGrant) -> bool {
         let no_more = |ours: bool, theirs: bool| !ours || theirs;
         let places = other.permit_open.is_empty()
             || (!self.permit_open.is_empty()
-                && self
-                    .permit_open
-                    .iter()
-                    .all(|place| other.permit_open.contains(place)));
+                && self.permit_open.iter().all(|place| other.permit_open.contains(place)));
         let expires = match (self.expires, other.expires) {
             (_, None) => true,
             (Some(ours), Some(theirs)) => ours <= theirs,
@@ -327,8 +305,9 @@ impl Grant {
             && expires
     }
 
-    /// Whether it counts for who comes from this address at this time. An address that is not known fits no pattern.
-    pub(crate) fn counts(&self, source: Option<IpAddr>, now: Timestamp) -> bool {
+    /// Returns whether the key is accepted from this address at this time. An unknown address
+    /// matches no pattern.
+    pub fn counts(&self, source: Option<IpAddr>, now: Timestamp) -> bool {
         let in_time = self.expires.is_none_or(|expires| now < expires);
         let from_there = match (&self.from, source) {
             (None, _) => true,
@@ -338,9 +317,9 @@ impl Grant {
         in_time && from_there
     }
 
-    /// Whether a connection may be forwarded to this place.
-    pub(crate) fn permits(&self, host: &str, port: u16) -> bool {
-        let named = |place: &Place| {
+    /// Returns whether a connection may be forwarded to this target.
+    pub fn permits(&self, host: &str, port: u16) -> bool {
+        let named = |place: &ForwardTarget| {
             (place.host == "*" || place.host.eq_ignore_ascii_case(host))
                 && place.port.is_none_or(|allowed| allowed == port)
         };
@@ -348,25 +327,25 @@ impl Grant {
     }
 }
 
-/// One pattern of `from=`.
+/// A pattern of `from=`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct SourcePattern {
-    /// Who fits it is kept out.
+    /// A client that matches is refused.
     negated: bool,
     addresses: AddressPattern,
 }
 
-/// The addresses that a pattern means.
+/// Set of addresses that a pattern matches.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum AddressPattern {
-    /// Those with these first bits.
+    /// Addresses with this prefix and prefix length.
     Network(IpAddr, u32),
-    /// Those whose text is like this.
+    /// Addresses whose text matches a pattern with wildcards.
     Text(String),
 }
 
-/// Reads a list of patterns between commas. None when one of them is malformed: a negated one that never fits would let
-/// in whom it should keep out.
+/// Parses a list of patterns separated by commas. Returns `None` if one of them is malformed: a
+/// negated pattern that can never match would admit the clients that it is meant to refuse.
 fn source_patterns(list: &str) -> Option<Vec<SourcePattern>> {
     list.split(',').map(source_pattern).collect()
 }
@@ -390,7 +369,7 @@ fn source_pattern(pattern: &str) -> Option<SourcePattern> {
     Some(SourcePattern { negated, addresses })
 }
 
-/// A network, whose address has no bits beyond its prefix (as in sshd).
+/// Parses a network. Its address must have no bits set beyond the prefix, as in sshd.
 fn network_pattern(network: IpAddr, bits: &str) -> Option<AddressPattern> {
     if bits.is_empty() || !bits.bytes().all(|digit| digit.is_ascii_digit()) {
         return None;
@@ -398,7 +377,7 @@ fn network_pattern(network: IpAddr, bits: &str) -> Option<AddressPattern> {
     let mut bits: u32 = bits.parse().ok()?;
     let canonical = network.to_canonical();
     if canonical.is_ipv4() && network.is_ipv6() {
-        // Clients of IPv4 are known by their IPv4 address.
+        // IPv4 clients are matched by their IPv4 address.
         bits = bits.checked_sub(96)?;
     }
     let host_bits = width(canonical).checked_sub(bits)?;
@@ -409,15 +388,12 @@ fn network_pattern(network: IpAddr, bits: &str) -> Option<AddressPattern> {
     (value.trailing_zeros() >= host_bits).then_some(AddressPattern::Network(canonical, bits))
 }
 
-/// A pattern with `*` and `?`, or a host name. Names are not looked up, so a name never fits, and must not be negated.
+/// Parses a pattern with `*` and `?`, or a host name. Host names are not resolved, so a name never
+/// matches, and must not be negated.
 fn text_pattern(text: &str, negated: bool) -> Option<AddressPattern> {
     let of_address = |byte: u8| byte.is_ascii_hexdigit() || b".:*?".contains(&byte);
     let of_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:*?".contains(&byte);
-    let valid = if negated {
-        text.bytes().all(of_address)
-    } else {
-        text.bytes().all(of_name)
-    };
+    let valid = if negated { text.bytes().all(of_address) } else { text.bytes().all(of_name) };
     (valid && !text.is_empty()).then(|| AddressPattern::Text(text.to_owned()))
 }
 
@@ -425,7 +401,7 @@ fn width(address: IpAddr) -> u32 {
     if address.is_ipv4() { 32 } else { 128 }
 }
 
-/// Whether an address fits a pattern, and none that is negated.
+/// Returns whether an address matches a pattern and no negated one.
 fn matches_any(patterns: &[SourcePattern], source: IpAddr) -> bool {
     let source = source.to_canonical();
     let fits = |pattern: &&SourcePattern| match &pattern.addresses {
@@ -445,9 +421,10 @@ fn is_within(source: IpAddr, network: IpAddr, bits: u32) -> bool {
     bits <= width && (a ^ b).checked_shr(width - bits).unwrap_or(0) == 0
 }
 
-/// `*` for any letters, `?` for one.
+/// Matches a wildcard pattern: `*` for any characters, `?` for one.
 fn is_like(text: &[u8], pattern: &[u8]) -> bool {
-    // The place after the last star, and what it has swallowed so far.
+    // Position after the last star in the pattern, and the position in the text up to which the
+    // star matches.
     let (mut t, mut p, mut star) = (0, 0, None);
     while t < text.len() {
         match pattern.get(p) {
@@ -470,13 +447,13 @@ fn is_like(text: &[u8], pattern: &[u8]) -> bool {
     pattern[p..].iter().all(|letter| *letter == b'*')
 }
 
-/// The grant of the first entry that counts for this key.
+/// Returns the grant of the first entry that accepts this key.
 pub(crate) fn grant_for(
-    entries: impl IntoIterator<Item = Entry>,
+    entries: impl IntoIterator<Item = AuthorizedKey>,
     key: &KeyData,
     source: Option<IpAddr>,
     now: Timestamp,
-) -> Option<Grant> {
+) -> Option<KeyGrant> {
     entries
         .into_iter()
         .find(|entry| entry.key.key_data() == key && entry.grant.counts(source, now))
@@ -496,7 +473,7 @@ mod tests {
         "sk-ecdsa-sha2-nistp256@openssh.com AAAAInNrLWVjZHNhLXNoYTItbmlzdHAyNTZAb3BlbnNzaC5jb20AAAAIbmlzdHAyNTYAAABBBLfEdzMj3GqxvzZzMj6xHxoRd7iM+mpYeL0iati7Qgf3/ClBI/OH+iIe1Cpm9g6AOheLnUPLah1C/lhZ4T1T7KsAAAAEc3NoOg==",
     ];
 
-    fn grant(options: &str) -> Result<Grant, Unusable> {
+    fn grant(options: &str) -> Result<KeyGrant, LineError> {
         parse_line(&format!("{options} {KEY} ann@home of hers")).map(|entry| entry.grant)
     }
 
@@ -507,7 +484,7 @@ mod tests {
     #[test]
     fn a_line_is_options_key_and_comment() {
         let plain = parse_line(&format!("{KEY} ann@home of hers")).unwrap();
-        assert_eq!(plain.grant, Grant::default());
+        assert_eq!(plain.grant, KeyGrant::default());
         assert_eq!(plain.key.comment().as_str_lossy(), "ann@home of hers");
         let restricted = grant("restrict,pty").unwrap();
         assert!(restricted.pty && !restricted.forwarding && !restricted.agent);
@@ -521,30 +498,24 @@ mod tests {
     #[test]
     fn a_file_is_read_line_by_line() {
         let file = format!("# mine\n\n{KEY}\nnonsense\ncert-authority {KEY}\n");
-        let seen: Vec<_> = parse(&file)
-            .map(|(number, entry)| (number, entry.err()))
-            .collect();
-        let unknown = Unusable::UnknownOption("cert-authority".into());
-        let expected = [(3, None), (4, Some(Unusable::NoKey)), (5, Some(unknown))];
+        let seen: Vec<_> = parse(&file).map(|(number, entry)| (number, entry.err())).collect();
+        let unknown = LineError::UnknownOption("cert-authority".into());
+        let expected = [(3, None), (4, Some(LineError::NoKey)), (5, Some(unknown))];
         assert_eq!(seen, expected);
     }
 
     #[test]
-    fn what_is_not_understood_lets_nobody_in() {
-        for options in [
-            "verify-required",
-            "restrict=1",
-            "permitopen=\"x\"",
-            "from",
-            "expiry-time=\"2024\"",
-        ] {
+    fn unknown_or_malformed_options_make_the_line_unusable() {
+        for options in
+            ["verify-required", "restrict=1", "permitopen=\"x\"", "from", "expiry-time=\"2024\""]
+        {
             assert!(grant(options).is_err(), "{options}");
         }
-        assert_eq!(grant("command=\"x").unwrap_err(), Unusable::OpenQuote);
+        assert_eq!(grant("command=\"x").unwrap_err(), LineError::OpenQuote);
     }
 
     #[test]
-    fn an_address_must_fit_a_pattern_and_no_negated_one() {
+    fn an_address_must_match_a_pattern_and_no_negated_one() {
         let now = Timestamp::UNIX_EPOCH;
         let from = |patterns: &str, source: &str| {
             let grant = grant(&format!("from=\"{patterns}\"")).unwrap();
@@ -578,25 +549,21 @@ mod tests {
             "a b",
             "",
         ] {
-            let bad = Unusable::BadValue("from".to_owned());
-            assert_eq!(
-                grant(&format!("from=\"{patterns}\"")),
-                Err(bad),
-                "{patterns}"
-            );
+            let bad = LineError::BadValue("from".to_owned());
+            assert_eq!(grant(&format!("from=\"{patterns}\"")), Err(bad), "{patterns}");
         }
         assert!(grant("from=\"*\",from=\"!10.0.0.1,*\"").is_err());
-        // A name is never that of a client here, which keeps it out.
+        // Host names are not resolved, so a name matches no client.
         let name = grant("from=\"*.example.com\"").unwrap();
         assert!(!name.counts(Some(ip("10.0.0.1")), Timestamp::UNIX_EPOCH));
     }
 
     #[test]
-    fn a_key_that_may_need_a_touch_is_let_in_only_if_its_line_renounces_it() {
+    fn a_fido_key_is_accepted_only_with_no_touch_required() {
         for key in SK_KEYS {
-            assert_eq!(parse_line(key), Err(Unusable::TouchNotChecked));
+            assert_eq!(parse_line(key), Err(LineError::TouchNotChecked));
             let restricted = format!("restrict {key}");
-            assert_eq!(parse_line(&restricted), Err(Unusable::TouchNotChecked));
+            assert_eq!(parse_line(&restricted), Err(LineError::TouchNotChecked));
             assert!(parse_line(&format!("restrict,no-touch-required {key}")).is_ok());
             assert!(parse_line(&format!("No-Touch-Required {key}")).is_ok());
             assert!(key_of(&restricted).is_some());
@@ -605,17 +572,14 @@ mod tests {
     }
 
     #[test]
-    fn options_are_as_strict_as_others_or_not() {
+    fn grants_are_compared_by_strictness() {
         let of = |options: &str| grant(options).unwrap();
         for (strict, loose) in [
             ("restrict", "pty"),
             ("restrict,command=\"ls\"", "pty"),
             ("restrict,command=\"ls\"", "command=\"ls\""),
             ("from=\"10.0.0.1\"", "pty"),
-            (
-                "permitopen=\"a:1\"",
-                "permitopen=\"a:1\",permitopen=\"b:1\"",
-            ),
+            ("permitopen=\"a:1\"", "permitopen=\"a:1\",permitopen=\"b:1\""),
             ("expiry-time=\"20200101Z\"", "expiry-time=\"20210101Z\""),
         ] {
             assert!(of(strict).is_as_strict_as(&of(loose)), "{strict}, {loose}");
@@ -626,38 +590,28 @@ mod tests {
     }
 
     #[test]
-    fn places_and_times_bound_a_key() {
+    fn targets_and_expiry_restrict_a_key() {
         let places = grant("permitopen=\"LocalHost:80\",permitopen=\"[::1]:*\"").unwrap();
         assert!(places.permits("localhost", 80) && places.permits("::1", 5));
         assert!(!places.permits("localhost", 81) && !places.permits("other", 80));
-        assert!(
-            !grant("no-port-forwarding")
-                .unwrap()
-                .permits("localhost", 80)
-        );
+        assert!(!grant("no-port-forwarding").unwrap().permits("localhost", 80));
         let expiring = grant("expiry-time=\"20240229Z\"").unwrap();
         let at = |text: &str| text.parse().unwrap();
         assert!(expiring.counts(None, at("2024-02-28T23:59:59Z")));
         assert!(!expiring.counts(None, at("2024-02-29T00:00:00Z")));
-        assert_eq!(
-            parse_time("20240229123456Z"),
-            Some(at("2024-02-29T12:34:56Z"))
-        );
+        assert_eq!(parse_time("20240229123456Z"), Some(at("2024-02-29T12:34:56Z")));
         assert_eq!(parse_time("20230229Z"), None);
     }
 
     #[test]
-    fn any_line_is_an_entry_or_a_reason() {
-        let parts = [
-            "restrict", ",", "\"", "\\", "=", " ", KEY, "from", "command", "!", "/", "*", "é",
-        ];
+    fn any_line_gives_an_entry_or_an_error() {
+        let parts =
+            ["restrict", ",", "\"", "\\", "=", " ", KEY, "from", "command", "!", "/", "*", "é"];
         let mut state = 7_usize;
         for _ in 0..20_000 {
             let mut line = String::new();
             for _ in 0..8 {
-                state = state
-                    .wrapping_mul(6_364_136_223_846_793_005)
-                    .wrapping_add(1);
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
                 line.push_str(parts[(state >> 33) % parts.len()]);
             }
             if let Ok(entry) = parse_line(&line) {

@@ -1,10 +1,13 @@
-//! A session from here: the system's ssh(1), told all that it must know.
+//! `msb ssh NAME`: runs the system's ssh(1) with all settings given as options.
 //!
-//! Its terminal, forwards and agent are the ones that everybody knows, so there is no client of ours. It reaches the
-//! sandbox through a server of ours on its standard input and output, knows the host key from a file beside it, and
-//! logs in with the key of the state directory's owner. Nothing of the user's own configuration is read or changed.
+//! Terminal handling, port forwarding and agent forwarding are those of OpenSSH, so msb has no
+//! client of its own. ssh(1) reaches the sandbox through `msb ssh serve --stdio` as its
+//! ProxyCommand, checks the host key against a known_hosts file next to that key, and logs in with
+//! the owner's key of the state directory. The user's own configuration is neither read nor
+//! changed.
 
 use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -13,18 +16,19 @@ use anyhow::Context;
 use libmsb::cli::args::SandboxName;
 use libmsb::cli::error::{Code, Failure};
 use libmsb::cli::output;
+use libmsb::cli::quote::shell_quoted;
 use libmsb::state::{Home, layout, write};
 
-use crate::arguments::{ConfigArgs, ConnectArgs};
+use crate::args::{ConfigArgs, ConnectArgs};
 use crate::{identity, login};
 
-/// The system's client.
+/// Program of the SSH client.
 const CLIENT: &str = "ssh";
 
-/// Becomes a client.
+/// Replaces this process with ssh(1).
 pub(crate) fn run(args: &ConnectArgs) -> anyhow::Result<()> {
-    let name = args.name.as_ref();
-    let name = name.ok_or_else(|| Failure::usage("which sandbox?"))?;
+    let name = args.sandbox();
+    let name = name.ok_or_else(|| Failure::usage("missing argument: the name of a sandbox"))?;
     let home = Home::from_env()?;
     if !home.sandboxes().find(name)?.is_alive()? {
         let message = format!("the sandbox '{name}' is not running");
@@ -33,7 +37,7 @@ pub(crate) fn run(args: &ConnectArgs) -> anyhow::Result<()> {
             .hint(format!("start it: msb start {name}"))
             .into());
     }
-    let settings = Settings::make(&home, name, args.login.as_deref())?;
+    let settings = ClientSettings::make(&home, name, args.login.as_deref())?;
     let mut client = Command::new(CLIENT);
     client.args(["-F", "none", "-o", "LogLevel=ERROR"]);
     for (key, value) in settings.options() {
@@ -45,59 +49,39 @@ pub(crate) fn run(args: &ConnectArgs) -> anyhow::Result<()> {
     for spec in &args.dynamic {
         client.arg("-D").arg(spec);
     }
-    for (wanted, flag) in [
-        (args.agent, "-A"),
-        (args.no_command, "-N"),
-        (args.tty, "-t"),
-    ] {
+    for (wanted, flag) in [(args.agent, "-A"), (args.no_command, "-N"), (args.tty, "-t")] {
         if wanted {
             client.arg(flag);
         }
     }
     client.arg("--").arg(name.as_str());
-    client.args(joined(&args.command));
+    client.args(joined_command(&args.command));
     let error = client.exec();
     if error.kind() == std::io::ErrorKind::NotFound {
-        return Err(Failure::failed("there is no ssh program here")
-            .hint(format!(
-                "install OpenSSH's client, or use: msb exec -it {name}"
-            ))
+        return Err(Failure::failed("cannot find the program 'ssh'")
+            .hint(format!("install the OpenSSH client, or use: msb exec -it {name}"))
             .into());
     }
     Err(error).context("cannot start ssh")
 }
 
-/// ssh(1) puts blanks between words, and the guest's shell takes them apart again: words with special letters are quoted.
-fn joined(words: &[OsString]) -> impl Iterator<Item = OsString> + '_ {
-    // One word is a command line, as with ssh(1).
+/// Quotes the arguments of a command. ssh(1) joins them with blanks and the guest's shell splits
+/// them again, so arguments with special characters need quotes.
+fn joined_command(words: &[OsString]) -> impl Iterator<Item = OsString> + '_ {
+    // A single argument is a command line, as with ssh(1).
     let one = words.len() == 1;
-    words
-        .iter()
-        .map(move |word| if one { word.clone() } else { quoted(word) })
+    words.iter().map(move |word| if one { word.clone() } else { quoted(word) })
 }
 
 fn quoted(word: &OsString) -> OsString {
-    use std::os::unix::ffi::{OsStrExt, OsStringExt};
-    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"_-./=:,@%+".contains(byte);
-    if !word.is_empty() && word.as_bytes().iter().all(plain) {
-        return word.clone();
-    }
-    let mut quoted = vec![b'\''];
-    for byte in word.as_bytes() {
-        match byte {
-            b'\'' => quoted.extend_from_slice(b"'\\''"),
-            _ => quoted.push(*byte),
-        }
-    }
-    quoted.push(b'\'');
-    OsString::from_vec(quoted)
+    OsString::from_vec(shell_quoted(word.as_bytes()))
 }
 
-/// Prints a Host block.
+/// Prints a Host block for ssh_config(5).
 pub(crate) fn print_config(args: &ConfigArgs) -> anyhow::Result<()> {
     let home = Home::from_env()?;
     home.sandboxes().find(&args.name)?;
-    let settings = Settings::make(&home, &args.name, args.login.as_deref())?;
+    let settings = ClientSettings::make(&home, &args.name, args.login.as_deref())?;
     output::print(&format!("Host msb-{}", args.name))?;
     for (key, value) in settings.options() {
         output::print(&format!("    {key} {value}"))?;
@@ -105,8 +89,8 @@ pub(crate) fn print_config(args: &ConfigArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What a client must know of a sandbox.
-struct Settings {
+/// Settings of ssh(1) for one sandbox.
+struct ClientSettings {
     name: SandboxName,
     user: String,
     key: PathBuf,
@@ -114,28 +98,22 @@ struct Settings {
     proxy: String,
 }
 
-impl Settings {
-    fn make(home: &Home, name: &SandboxName, user: Option<&str>) -> anyhow::Result<Settings> {
-        identity::of_owner(home)?;
-        let host_key = identity::of_host(home, name)?;
+impl ClientSettings {
+    fn make(home: &Home, name: &SandboxName, user: Option<&str>) -> anyhow::Result<ClientSettings> {
+        identity::owner_key(home)?;
+        let host_key = identity::host_key_of(home, name)?;
         let sandbox = home.sandboxes().find(name)?;
         let known_hosts = sandbox.path(layout::SSH).join(layout::KNOWN_HOSTS);
         let user = match user {
             Some(user) => user.to_owned(),
-            None => login::own(sandbox.spec()?.user.as_ref()),
+            None => login::default_user(sandbox.spec()?.user.as_ref()),
         };
-        let public = host_key
-            .public_key()
-            .to_openssh()
-            .context("cannot write a key")?;
-        write::replace(
-            &known_hosts,
-            format!("{} {public}\n", alias(name)).as_bytes(),
-        )?;
-        Ok(Settings {
+        let public = host_key.public_key().to_openssh().context("cannot encode the key")?;
+        write::replace(&known_hosts, format!("{} {public}\n", alias(name)).as_bytes())?;
+        Ok(ClientSettings {
             name: name.clone(),
-            user: login::checked(user)?,
-            key: identity::owner_path(home),
+            user: login::checked_name(user)?,
+            key: identity::owner_key_path(home),
             known_hosts,
             proxy: proxy(home, name)?,
         })
@@ -145,24 +123,24 @@ impl Settings {
         vec![
             ("User", self.user.clone()),
             ("HostKeyAlias", alias(&self.name)),
-            ("UserKnownHostsFile", argument(&self.known_hosts)),
+            ("UserKnownHostsFile", config_value(&self.known_hosts)),
             ("StrictHostKeyChecking", "yes".to_owned()),
-            ("IdentityFile", argument(&self.key)),
+            ("IdentityFile", config_value(&self.key)),
             ("IdentitiesOnly", "yes".to_owned()),
             ("ProxyCommand", self.proxy.clone()),
         ]
     }
 }
 
-/// The name under which a sandbox's host key is known.
+/// Returns the HostKeyAlias of a sandbox.
 fn alias(name: &SandboxName) -> String {
     format!("msb-{name}")
 }
 
-/// A server for one client, of this state directory. ssh(1) looks for `%` in it, and has a shell run it after `exec`, so
-/// it is one command.
+/// Returns the ProxyCommand: a server for one client, with the same state directory. ssh(1) expands
+/// `%` in it and has a shell run it after `exec`, so it must be a single command.
 fn proxy(home: &Home, name: &SandboxName) -> anyhow::Result<String> {
-    let program = std::env::current_exe().context("cannot find this program's own file")?;
+    let program = std::env::current_exe().context("cannot find the path of this program")?;
     let program = program.with_file_name("msb-ssh");
     let mut command = String::new();
     if std::env::var_os("MSB_HOME").is_some_and(|home| !home.is_empty()) {
@@ -173,12 +151,12 @@ fn proxy(home: &Home, name: &SandboxName) -> anyhow::Result<String> {
 }
 
 fn for_shell(path: &Path) -> String {
-    let quoted = quoted(&path.as_os_str().to_owned());
-    quoted.to_string_lossy().replace('%', "%%")
+    let quoted = shell_quoted(path.as_os_str().as_bytes());
+    String::from_utf8_lossy(&quoted).replace('%', "%%")
 }
 
-/// A value of ssh_config(5): blanks need quotes, and `%` stands for itself when it is doubled.
-fn argument(path: &Path) -> String {
+/// Formats a value for ssh_config(5): blanks need quotes, and `%` is doubled.
+fn config_value(path: &Path) -> String {
     let text = path.to_string_lossy().replace('%', "%%");
     if text.contains([' ', '\t', '"', '\\']) {
         let escaped = text.replace('\\', "\\\\").replace('"', "\\\"");
@@ -192,24 +170,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_reach_the_guest_as_they_are_but_one_word_is_a_line() {
+    fn arguments_are_quoted_but_a_single_one_is_a_command_line() {
         let join = |words: &[&str]| {
             let words: Vec<OsString> = words.iter().map(OsString::from).collect();
-            let joined: Vec<_> = joined(&words)
-                .map(|word| word.into_string().unwrap())
-                .collect();
-            joined.join(" ")
+            let joined_command: Vec<_> =
+                joined_command(&words).map(|word| word.into_string().unwrap()).collect();
+            joined_command.join(" ")
         };
         assert_eq!(join(&["echo $HOME; ls"]), "echo $HOME; ls");
-        assert_eq!(
-            join(&["echo", "a b", "it's", ""]),
-            r"echo 'a b' 'it'\''s' ''"
-        );
+        assert_eq!(join(&["echo", "a b", "it's", ""]), r"echo 'a b' 'it'\''s' ''");
     }
 
     #[test]
-    fn paths_survive_the_configuration_and_the_shell() {
-        assert_eq!(argument(Path::new("/a/b c%d")), "\"/a/b c%%d\"");
+    fn paths_are_quoted_for_the_configuration_and_the_shell() {
+        assert_eq!(config_value(Path::new("/a/b c%d")), "\"/a/b c%%d\"");
         assert_eq!(for_shell(Path::new("/a/b c%d")), "'/a/b c%%d'");
     }
 }

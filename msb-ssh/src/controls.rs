@@ -1,47 +1,46 @@
-//! What a client says about a running command besides its input: the size of its terminal, and signals.
+//! Controls of a running command on their way to the guest: window sizes and signals.
 //!
-//! A guest may be slow to take it, and a client may say it as often as it likes. So nothing queues up: of sizes the last
-//! one counts, and a signal that waits already is the same one, as with a process that has it pending.
+//! A guest may read slowly, and a client may send controls as often as it likes. So none of them is
+//! queued twice: only the last window size counts, and a signal that is already pending is not
+//! added again, as with pending signals of a process.
 
 use std::sync::{Mutex, PoisonError};
 
 use msb_wire::exec::{ExecControl, WindowSize};
 use tokio::sync::Notify;
 
-/// What waits for the guest.
+/// Controls that wait for the guest.
 #[derive(Debug, Default)]
-pub(crate) struct Controls {
-    waiting: Mutex<Waiting>,
+pub(crate) struct SessionControls {
+    waiting: Mutex<PendingControls>,
     came: Notify,
 }
 
 #[derive(Debug, Default)]
-struct Waiting {
+struct PendingControls {
     size: Option<WindowSize>,
-    /// A bit for each number.
+    /// Pending signals, one bit for each number.
     signals: u64,
 }
 
-impl Controls {
-    /// The terminal has a new size.
+impl SessionControls {
+    /// Sets the window size.
     pub(crate) fn resize(&self, size: WindowSize) {
         self.add(|waiting| waiting.size = Some(size));
     }
 
-    /// A signal that has a name in SSH: the numbers of those are below 64.
+    /// Adds a signal. Signals that have a name in SSH have numbers below 64.
     pub(crate) fn signal(&self, number: i32) {
-        let bit = u32::try_from(number)
-            .ok()
-            .and_then(|number| 1_u64.checked_shl(number));
+        let bit = u32::try_from(number).ok().and_then(|number| 1_u64.checked_shl(number));
         self.add(|waiting| waiting.signals |= bit.unwrap_or(0));
     }
 
-    fn add(&self, change: impl FnOnce(&mut Waiting)) {
+    fn add(&self, change: impl FnOnce(&mut PendingControls)) {
         change(&mut self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
         self.came.notify_one();
     }
 
-    /// Waits for what comes next. For one task.
+    /// Waits for the next control. Only one task may wait.
     pub(crate) async fn next(&self) -> ExecControl {
         loop {
             if let Some(control) = self.take() {
@@ -51,7 +50,8 @@ impl Controls {
         }
     }
 
-    /// Sizes first: a program that is told of a new one by a signal then sees it.
+    /// Takes the next control. Sizes come first, so that a program that gets SIGWINCH sees the new
+    /// size.
     fn take(&self) -> Option<ExecControl> {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(size) = waiting.size.take() {
@@ -69,8 +69,8 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_a_client_says_a_thousand_times_waits_once() {
-        let controls = Controls::default();
+    async fn repeated_controls_are_queued_once() {
+        let controls = SessionControls::default();
         let size = |cols| WindowSize { rows: 24, cols };
         for round in 0..1000 {
             controls.resize(size(round));
@@ -91,8 +91,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_waits_hears_of_what_comes_later() {
-        let controls = std::sync::Arc::new(Controls::default());
+    async fn a_waiter_gets_a_later_control() {
+        let controls = std::sync::Arc::new(SessionControls::default());
         let waiting = std::sync::Arc::clone(&controls);
         let heard = tokio::spawn(async move { waiting.next().await });
         tokio::task::yield_now().await;

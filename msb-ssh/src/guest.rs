@@ -1,17 +1,18 @@
-//! Calls to a sandbox, many over one connection to its supervisor.
+//! Calls to the guest's agent, multiplexed over connections to the supervisor.
 //!
-//! A supervisor takes a number of clients and of streams of each. So the calls of all SSH clients share a few
-//! connections, each with one task that reads its frames; a call hears what is for it on a queue that its own windows
-//! bound, and sends under its own credit, so that none waits for another.
+//! A supervisor limits its clients and the streams of each. So the calls of all SSH clients share a
+//! few connections, and each connection has one task that reads its frames. A call receives its
+//! messages on a queue of its own, which its flow-control windows bound, and sends under its own
+//! credit, so no call blocks another.
 
 use std::collections::HashMap;
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use msb_wire::client::{ClientError, Connection};
+use msb_wire::client::{ClientConnection, ClientError};
 use msb_wire::credit::{ReceiveCredit, SendCredit};
-use msb_wire::frame::{self, Assembler, CHANNELS, Decoder, Header, Kind, flags};
+use msb_wire::frame::{self, Assembler, CHANNELS, Decoder, FrameHeader, FrameKind, flags};
 use msb_wire::handshake::Hello;
 use msb_wire::limits::{CLIENT_STREAMS_MAX, DATA_BYTES, WINDOW_BYTES};
 use msb_wire::sandbox::Request;
@@ -21,90 +22,91 @@ use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Notify, mpsc};
 
-/// What we call ourselves.
+/// Name that is sent in the handshake.
 const PROGRAM: &str = concat!("msb-ssh ", env!("CARGO_PKG_VERSION"));
 
-/// A sandbox, by the socket of its supervisor.
+/// Client of a sandbox's supervisor: opens calls, and connections as they are needed.
 #[derive(Debug)]
-pub(crate) struct Guest {
+pub(crate) struct GuestClient {
     socket: PathBuf,
-    links: Mutex<Vec<Weak<Link>>>,
+    links: Mutex<Vec<Weak<SupervisorLink>>>,
 }
 
 /// One connection to the supervisor.
 #[derive(Debug)]
-struct Link {
+struct SupervisorLink {
     hello: Hello,
     writer: tokio::sync::Mutex<OwnedWriteHalf>,
-    calls: Mutex<Calls>,
+    calls: Mutex<CallTable>,
 }
 
 #[derive(Debug, Default)]
-struct Calls {
+struct CallTable {
     next: u32,
-    open: HashMap<u32, Arc<Shared>>,
-    /// Nothing comes any more.
+    open: HashMap<u32, Arc<CallState>>,
+    /// Set when the connection has ended.
     over: bool,
 }
 
-/// What a call's owner and the connection's reader share.
+/// State of a call, shared by its owner and the connection's reader.
 #[derive(Debug)]
-struct Shared {
-    gates: Mutex<Gates>,
+struct CallState {
+    credit_state: Mutex<CallCredit>,
     granted: Notify,
-    /// Gone when nothing comes any more, so that the owner's queue ends though the owner may still send.
-    incoming: Mutex<Option<mpsc::UnboundedSender<Incoming>>>,
+    /// Sender of the owner's queue. It is dropped when the call ends, so that the queue ends while
+    /// the owner may still send.
+    incoming: Mutex<Option<mpsc::UnboundedSender<IncomingMessage>>>,
 }
 
 #[derive(Debug, Default)]
-struct Gates {
+struct CallCredit {
     send: [SendCredit; CHANNELS],
     receive: [ReceiveCredit; CHANNELS],
-    /// Bytes that came and were not granted back yet.
+    /// Received bytes for which no credit has been returned yet.
     outstanding: [u32; CHANNELS],
     over: bool,
 }
 
-/// What came for a call.
+/// A message that came for a call.
 #[derive(Debug)]
-pub(crate) enum Incoming {
-    /// Bytes of a channel, to be given back with [`Sender::used`].
+pub(crate) enum IncomingMessage {
+    /// Bytes of a channel. [`CallSender::used`] returns their credit.
     Data {
-        /// The channel.
+        /// Channel number.
         channel: u8,
-        /// The bytes.
+        /// Payload.
         bytes: Vec<u8>,
-        /// Nothing follows on this channel.
+        /// End of the channel.
         end: bool,
     },
     /// A message in JSON.
     Event {
-        /// The message.
+        /// Message text.
         message: Vec<u8>,
-        /// The call is over.
+        /// Last message of the call.
         last: bool,
     },
 }
 
-/// An open call. When both halves are dropped before its last event, it is closed.
+/// An open call. It is closed when both halves are dropped before its last event.
 #[derive(Debug)]
-pub(crate) struct Call {
-    /// What we say.
-    pub(crate) sender: Sender,
-    /// What the other side says. `None` when the connection has ended.
-    pub(crate) receiver: mpsc::UnboundedReceiver<Incoming>,
+pub(crate) struct GuestCall {
+    /// Sending half.
+    pub(crate) sender: CallSender,
+    /// Receiving half. It returns `None` when the connection has ended.
+    pub(crate) receiver: mpsc::UnboundedReceiver<IncomingMessage>,
 }
 
-/// The writing half of a call.
+/// Sending half of a call.
 #[derive(Clone, Debug)]
-pub(crate) struct Sender {
-    inner: Arc<Inner>,
+pub(crate) struct CallSender {
+    inner: Arc<SenderInner>,
 }
 
 #[derive(Debug)]
-struct Inner {
-    link: Arc<Link>,
-    shared: Arc<Shared>,
+struct SenderInner {
+    link: Arc<SupervisorLink>,
+    state: Arc<CallState>,
     stream: u32,
 }
 
@@ -112,72 +114,55 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Guest {
-    /// The sandbox whose supervisor serves this socket.
-    pub(crate) fn at(socket: PathBuf) -> Guest {
-        Guest {
-            socket,
-            links: Mutex::default(),
-        }
+impl GuestClient {
+    /// Returns a client for the supervisor behind this socket. It connects with the first call.
+    pub(crate) fn at(socket: PathBuf) -> GuestClient {
+        GuestClient { socket, links: Mutex::default() }
     }
 
     /// Opens a call.
-    pub(crate) async fn open(&self, request: &Request) -> Result<Call, ClientError> {
+    pub(crate) async fn open(&self, request: &Request) -> Result<GuestCall, ClientError> {
         let message = serde_json::to_vec(request).map_err(io::Error::from)?;
-        let (link, stream, shared, receiver) = loop {
+        let (link, stream, state, receiver) = loop {
             let link = self.link().await?;
-            for operation in request.needs() {
-                link.hello
-                    .require(operation)
-                    .map_err(ClientError::Unsupported)?;
+            for operation in request.supervisor_operations() {
+                link.hello.require(operation).map_err(ClientError::Unsupported)?;
             }
-            // Another call may have taken the last place in between.
-            if let Some((stream, shared, receiver)) = link.place() {
-                break (link, stream, shared, receiver);
+            // Another call may have taken the last free stream in between.
+            if let Some((stream, state, receiver)) = link.place() {
+                break (link, stream, state, receiver);
             }
         };
-        let sender = Sender {
-            inner: Arc::new(Inner {
-                link,
-                shared,
-                stream,
-            }),
-        };
+        let sender = CallSender { inner: Arc::new(SenderInner { link, state, stream }) };
         let mut out = Vec::new();
-        frame::put_message(&mut out, stream, Kind::Open, 0, &message);
+        frame::put_message(&mut out, stream, FrameKind::Open, 0, &message);
         sender.write(&out).await?;
-        Ok(Call { sender, receiver })
+        Ok(GuestCall { sender, receiver })
     }
 
-    /// A connection with a place for one more call.
-    async fn link(&self) -> Result<Arc<Link>, ClientError> {
+    /// Returns a connection with a free stream, and opens one if there is none.
+    async fn link(&self) -> Result<Arc<SupervisorLink>, ClientError> {
         let usable = {
             let mut links = locked(&self.links);
             links.retain(|link| link.strong_count() > 0);
-            links
-                .iter()
-                .filter_map(Weak::upgrade)
-                .find(|link| link.has_room())
+            links.iter().filter_map(Weak::upgrade).find(|link| link.has_room())
         };
         if let Some(link) = usable {
             return Ok(link);
         }
         let socket = self.socket.clone();
-        // Saying hello waits, though not for long.
-        let connected = tokio::task::spawn_blocking(move || Connection::connect(&socket, PROGRAM));
-        let connection = connected
-            .await
-            .map_err(|error| ClientError::Io(io::Error::other(error)))??;
+        // The handshake blocks for a short time.
+        let connected =
+            tokio::task::spawn_blocking(move || ClientConnection::connect(&socket, PROGRAM));
+        let connection =
+            connected.await.map_err(|error| ClientError::Io(io::Error::other(error)))??;
         let (socket, hello) = connection.into_socket();
         socket.set_nonblocking(true)?;
         let (reader, writer) = UnixStream::from_std(socket)?.into_split();
-        let link = Arc::new(Link {
+        let link = Arc::new(SupervisorLink {
             hello,
             writer: tokio::sync::Mutex::new(writer),
-            calls: Mutex::new(Calls {
-                next: 1,
-                ..Calls::default()
-            }),
+            calls: Mutex::new(CallTable { next: 1, ..CallTable::default() }),
         });
         tokio::spawn(read_frames(reader, Arc::downgrade(&link)));
         locked(&self.links).push(Arc::downgrade(&link));
@@ -185,13 +170,13 @@ impl Guest {
     }
 }
 
-impl Link {
+impl SupervisorLink {
     fn has_room(&self) -> bool {
         let calls = locked(&self.calls);
         !calls.over && calls.open.len() < CLIENT_STREAMS_MAX
     }
 
-    fn place(&self) -> Option<(u32, Arc<Shared>, mpsc::UnboundedReceiver<Incoming>)> {
+    fn place(&self) -> Option<(u32, Arc<CallState>, mpsc::UnboundedReceiver<IncomingMessage>)> {
         let mut calls = locked(&self.calls);
         if calls.over || calls.open.len() >= CLIENT_STREAMS_MAX {
             return None;
@@ -202,20 +187,21 @@ impl Link {
         let stream = calls.next;
         calls.next = calls.next.wrapping_add(1);
         let (incoming, receiver) = mpsc::unbounded_channel();
-        let shared = Arc::new(Shared {
-            gates: Mutex::default(),
+        let state = Arc::new(CallState {
+            credit_state: Mutex::default(),
             granted: Notify::new(),
             incoming: Mutex::new(Some(incoming)),
         });
-        calls.open.insert(stream, Arc::clone(&shared));
-        Some((stream, shared, receiver))
+        calls.open.insert(stream, Arc::clone(&state));
+        Some((stream, state, receiver))
     }
 
-    /// The call of a stream. One whose owner has gone still has its place, until its last event.
-    fn call(&self, stream: u32) -> io::Result<Arc<Shared>> {
+    /// Returns the call of a stream. A call whose owner has gone keeps its stream until its last
+    /// event.
+    fn call(&self, stream: u32) -> io::Result<Arc<CallState>> {
         let calls = locked(&self.calls);
         let call = calls.open.get(&stream).map(Arc::clone);
-        call.ok_or_else(|| invalid("a frame of a stream that is not open"))
+        call.ok_or_else(|| invalid("frame of a stream that is not open"))
     }
 
     fn end(&self) {
@@ -230,16 +216,16 @@ impl Link {
     }
 }
 
-impl Shared {
-    /// Nothing can be sent any more, and nothing comes.
+impl CallState {
+    /// Ends the call: nothing can be sent or received any more.
     fn end(&self) {
-        locked(&self.gates).over = true;
+        locked(&self.credit_state).over = true;
         self.granted.notify_one();
         locked(&self.incoming).take();
     }
 
-    /// Gives the owner what came. Whose owner has gone is told nothing.
-    fn deliver(&self, incoming: Incoming) {
+    /// Queues a message for the owner; drops it if the owner has gone.
+    fn deliver(&self, incoming: IncomingMessage) {
         if let Some(queue) = locked(&self.incoming).as_ref() {
             let _ = queue.send(incoming);
         }
@@ -250,8 +236,8 @@ fn invalid(what: &'static str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what)
 }
 
-/// Reads frames until the connection ends or nobody needs it any more.
-async fn read_frames(mut reader: OwnedReadHalf, link: Weak<Link>) {
+/// Reads frames until the connection ends or no call uses it any more.
+async fn read_frames(mut reader: OwnedReadHalf, link: Weak<SupervisorLink>) {
     let mut decoder = Decoder::new();
     let mut messages = Assembler::new();
     loop {
@@ -264,50 +250,54 @@ async fn read_frames(mut reader: OwnedReadHalf, link: Weak<Link>) {
     }
 }
 
-fn take_frames(link: &Link, decoder: &mut Decoder, messages: &mut Assembler) -> io::Result<()> {
+fn take_frames(
+    link: &SupervisorLink,
+    decoder: &mut Decoder,
+    messages: &mut Assembler,
+) -> io::Result<()> {
     while let Some(frame) = decoder.next_frame()? {
         let header = frame.header;
         let call = link.call(header.stream)?;
         match header.kind {
-            Kind::Credit => {
+            FrameKind::Credit => {
                 let bytes = frame.credit().unwrap_or(0);
-                if !locked(&call.gates).send[usize::from(header.channel)].grant(bytes) {
-                    return Err(invalid("more credit than a window"));
+                if !locked(&call.credit_state).send[usize::from(header.channel)].grant(bytes) {
+                    return Err(invalid("credit exceeds the window"));
                 }
                 call.granted.notify_one();
             }
-            Kind::Data => take_data(&call, &header, frame.payload())?,
-            Kind::Event => {
+            FrameKind::Data => take_data(&call, &header, frame.payload())?,
+            FrameKind::Event => {
                 let Some(message) = messages.push(&header, frame.payload())? else {
                     continue;
                 };
                 let last = header.ends();
-                call.deliver(Incoming::Event { message, last });
+                call.deliver(IncomingMessage::Event { message, last });
                 if last {
                     locked(&link.calls).open.remove(&header.stream);
                     messages.forget(header.stream);
                     call.end();
                 }
             }
-            Kind::Hello | Kind::Open | Kind::Control | Kind::Close => {
-                return Err(invalid("a frame that only a client may send"));
+            FrameKind::Hello | FrameKind::Open | FrameKind::Control | FrameKind::Close => {
+                return Err(invalid("frame that only a client may send"));
             }
         }
     }
     Ok(())
 }
 
-fn take_data(call: &Shared, header: &Header, payload: &[u8]) -> io::Result<()> {
+fn take_data(call: &CallState, header: &FrameHeader, payload: &[u8]) -> io::Result<()> {
     let channel = usize::from(header.channel);
     {
-        let outstanding = &mut locked(&call.gates).outstanding[channel];
+        let outstanding = &mut locked(&call.credit_state).outstanding[channel];
         *outstanding = outstanding.saturating_add(header.length as u32);
         if *outstanding > WINDOW_BYTES {
-            return Err(invalid("more data than there was credit for"));
+            return Err(invalid("data exceeds the credit"));
         }
     }
-    // Whose owner has gone gets no credit: it ends by its closing.
-    call.deliver(Incoming::Data {
+    // A call whose owner has gone returns no credit: its Close frame ends it.
+    call.deliver(IncomingMessage::Data {
         channel: header.channel,
         bytes: payload.to_vec(),
         end: header.ends(),
@@ -315,13 +305,14 @@ fn take_data(call: &Shared, header: &Header, payload: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-impl Sender {
+impl CallSender {
     async fn write(&self, bytes: &[u8]) -> io::Result<()> {
         let mut writer = self.inner.link.writer.lock().await;
         writer.write_all(bytes).await
     }
 
-    /// Sends data; waits while there is no credit. An error when the call is over. For one task a channel.
+    /// Sends data, and waits while there is no credit. Fails when the call has ended. Only one task
+    /// may send on a channel.
     pub(crate) async fn data(&self, channel: u8, mut bytes: &[u8]) -> io::Result<()> {
         let mut out = Vec::new();
         while !bytes.is_empty() {
@@ -336,55 +327,49 @@ impl Sender {
     }
 
     async fn credit(&self, channel: u8, wanted: usize) -> io::Result<usize> {
-        let shared = &self.inner.shared;
+        let state = &self.inner.state;
         loop {
             {
-                let mut gates = locked(&shared.gates);
-                if gates.over {
+                let mut credit_state = locked(&state.credit_state);
+                if credit_state.over {
                     return Err(io::ErrorKind::BrokenPipe.into());
                 }
-                let credit = &mut gates.send[usize::from(channel)];
+                let credit = &mut credit_state.send[usize::from(channel)];
                 let count = wanted.min(credit.available());
                 if count > 0 && credit.spend(count) {
                     return Ok(count);
                 }
             }
-            shared.granted.notified().await;
+            state.granted.notified().await;
         }
     }
 
-    /// Says that no more data comes on a channel.
+    /// Ends a channel of the call.
     pub(crate) async fn end(&self, channel: u8) -> io::Result<()> {
         let mut out = Vec::new();
-        frame::put_frame(
-            &mut out,
-            self.inner.stream,
-            Kind::Data,
-            channel,
-            flags::END,
-            &[],
-        );
+        frame::put_frame(&mut out, self.inner.stream, FrameKind::Data, channel, flags::END, &[]);
         self.write(&out).await
     }
 
-    /// Sends a message about the call.
+    /// Sends a control message.
     pub(crate) async fn control(&self, message: &impl Serialize) -> io::Result<()> {
         let json = serde_json::to_vec(message)?;
         let mut out = Vec::new();
-        frame::put_message(&mut out, self.inner.stream, Kind::Control, 0, &json);
+        frame::put_message(&mut out, self.inner.stream, FrameKind::Control, 0, &json);
         self.write(&out).await
     }
 
-    /// Says that received data was used up, so that more may come.
+    /// Returns credit for data that was received and used.
     pub(crate) async fn used(&self, channel: u8, bytes: usize) -> io::Result<()> {
         let index = usize::from(channel);
         let grant = {
-            let mut gates = locked(&self.inner.shared.gates);
-            if gates.over {
+            let mut credit_state = locked(&self.inner.state.credit_state);
+            if credit_state.over {
                 return Ok(());
             }
-            let grant = gates.receive[index].used(bytes);
-            gates.outstanding[index] = gates.outstanding[index].saturating_sub(grant.unwrap_or(0));
+            let grant = credit_state.receive[index].used(bytes);
+            credit_state.outstanding[index] =
+                credit_state.outstanding[index].saturating_sub(grant.unwrap_or(0));
             grant
         };
         let Some(grant) = grant else { return Ok(()) };
@@ -394,18 +379,18 @@ impl Sender {
     }
 }
 
-impl Drop for Inner {
+impl Drop for SenderInner {
     fn drop(&mut self) {
-        if locked(&self.shared.gates).over {
+        if locked(&self.state.credit_state).over {
             return;
         }
         let (link, stream) = (Arc::clone(&self.link), self.stream);
-        // Without a runtime the process is ending, and its connections with it.
+        // Without a runtime the process is exiting, and its connections close with it.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             runtime.spawn(async move {
                 let mut out = Vec::new();
-                frame::put_frame(&mut out, stream, Kind::Close, 0, 0, &[]);
-                // A connection that is broken has closed all of its calls.
+                frame::put_frame(&mut out, stream, FrameKind::Close, 0, 0, &[]);
+                // A broken connection has ended all of its calls already.
                 let _ = link.writer.lock().await.write_all(&out).await;
             });
         }
@@ -421,23 +406,26 @@ mod tests {
     use std::io::Write;
     use std::os::unix::net::{UnixListener, UnixStream as StdStream};
 
-    /// A supervisor that says hello and then does what it is told.
-    fn supervisor(act: impl FnOnce(StdStream) + Send + 'static) -> (tempfile::TempDir, Guest) {
-        let folder = tempfile::tempdir().unwrap();
-        let socket = folder.path().join("s");
+    /// Starts a supervisor that sends its Hello and then calls `act`.
+    fn supervisor(
+        act: impl FnOnce(StdStream) + Send + 'static,
+    ) -> (tempfile::TempDir, GuestClient) {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("s");
         let listener = UnixListener::bind(&socket).unwrap();
         std::thread::spawn(move || {
             let (mut client, _) = listener.accept().unwrap();
             let hello = serde_json::to_vec(&Hello::of("test 1", &[operation::EXEC])).unwrap();
             let mut out = Vec::new();
-            put_message(&mut out, 0, Kind::Hello, 0, &hello);
+            put_message(&mut out, 0, FrameKind::Hello, 0, &hello);
             client.write_all(&out).unwrap();
             act(client);
         });
-        (folder, Guest::at(socket))
+        (directory, GuestClient::at(socket))
     }
 
-    /// Keeps the connection until the client hangs up: one that went earlier would fail the client's calls.
+    /// Keeps the connection open until the client closes it; otherwise the client's calls would
+    /// fail.
     fn stay(mut client: StdStream) {
         let _ = std::io::copy(&mut client, &mut std::io::sink());
     }
@@ -446,8 +434,12 @@ mod tests {
         Request::Exec(ExecRequest::default())
     }
 
-    /// Frames of the client, until one fits.
-    fn wait_for(client: &mut StdStream, decoder: &mut Decoder, wanted: impl Fn(&Header) -> bool) {
+    /// Reads frames of the client until one matches.
+    fn wait_for(
+        client: &mut StdStream,
+        decoder: &mut Decoder,
+        wanted: impl Fn(&FrameHeader) -> bool,
+    ) {
         loop {
             while let Some(frame) = decoder.next_frame().unwrap() {
                 if wanted(&frame.header) {
@@ -459,8 +451,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn two_calls_share_a_connection_and_hear_their_own() {
-        let (_folder, guest) = supervisor(|mut client| {
+    async fn two_calls_share_a_connection_and_get_their_own_data() {
+        let (_directory, guest) = supervisor(|mut client| {
             let mut decoder = Decoder::new();
             wait_for(&mut client, &mut decoder, |header| header.stream == 2);
             let mut out = Vec::new();
@@ -473,23 +465,23 @@ mod tests {
         let mut second = guest.open(&exec()).await.unwrap();
         for (call, expected) in [(&mut first, &b"one"[..]), (&mut second, b"two")] {
             match call.receiver.recv().await {
-                Some(Incoming::Data { bytes, .. }) => assert_eq!(bytes, expected),
+                Some(IncomingMessage::Data { bytes, .. }) => assert_eq!(bytes, expected),
                 other => panic!("{other:?}"),
             }
         }
     }
 
     #[tokio::test]
-    async fn a_call_that_is_dropped_is_closed_and_others_go_on() {
+    async fn a_dropped_call_is_closed_and_others_continue() {
         let (closed, was_closed) = tokio::sync::oneshot::channel();
-        let (_folder, guest) = supervisor(move |mut client| {
+        let (_directory, guest) = supervisor(move |mut client| {
             let mut decoder = Decoder::new();
-            wait_for(&mut client, &mut decoder, |h| h.kind == Kind::Close);
+            wait_for(&mut client, &mut decoder, |h| h.kind == FrameKind::Close);
             let _ = closed.send(());
             let mut out = Vec::new();
             put_credit(&mut out, 2, STDIN, 0);
             let end = serde_json::to_vec(&ExecEvent::StdinClosed).unwrap();
-            put_message(&mut out, 1, Kind::Event, flags::END, &end);
+            put_message(&mut out, 1, FrameKind::Event, flags::END, &end);
             put_data(&mut out, 2, STDOUT, b"still here");
             client.write_all(&out).unwrap();
             stay(client);
@@ -498,20 +490,17 @@ mod tests {
         let mut second = guest.open(&exec()).await.unwrap();
         drop(first);
         was_closed.await.unwrap();
-        assert!(matches!(
-            second.receiver.recv().await,
-            Some(Incoming::Data { .. })
-        ));
+        assert!(matches!(second.receiver.recv().await, Some(IncomingMessage::Data { .. })));
     }
 
     #[tokio::test]
-    async fn the_end_of_the_connection_ends_who_waits_for_credit() {
-        let (_folder, guest) = supervisor(|mut client| {
+    async fn the_end_of_the_connection_ends_a_wait_for_credit() {
+        let (_directory, guest) = supervisor(|mut client| {
             let mut decoder = Decoder::new();
             let mut left = WINDOW_BYTES as usize;
             while left > 0 {
                 while let Some(frame) = decoder.next_frame().unwrap() {
-                    if frame.header.kind == Kind::Data {
+                    if frame.header.kind == FrameKind::Data {
                         left -= frame.header.length;
                     }
                 }
@@ -528,8 +517,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_operation_that_is_not_served_fails_alone() {
-        let (_folder, guest) = supervisor(stay);
+    async fn an_unsupported_operation_fails_alone() {
+        let (_directory, guest) = supervisor(stay);
         let _first = guest.open(&exec()).await.unwrap();
         let error = guest.open(&Request::Ping).await.unwrap_err();
         assert!(matches!(error, ClientError::Unsupported(_)), "{error}");

@@ -1,4 +1,5 @@
-//! One client: what it asks for, and whether it may.
+//! Protocol handler of one client: authenticates it and serves its requests as far as its key
+//! permits.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Once};
@@ -15,105 +16,107 @@ use russh::server::{self, Auth, ChannelOpenHandle, Msg, Session as Connection};
 use russh::{Channel, ChannelId, Disconnect, Pty, Sig};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
-use crate::activity::Activity;
 use crate::authorize;
-use crate::authorized::{self, Grant};
-use crate::controls::Controls;
-use crate::forward::{self, Forward, Refused};
-use crate::guest::Guest;
+use crate::authorized::{self, KeyGrant};
+use crate::controls::SessionControls;
+use crate::forward::{self, PortForward, RefusedChannels};
+use crate::guest::GuestClient;
 use crate::identity;
-use crate::input::{Account, Input};
+use crate::idle_timer::IdleTimer;
+use crate::input::{InputQueue, QueueTotals};
 use crate::login;
-use crate::pending::Place;
-use crate::session::{Helper, Session, signal_number};
-use crate::setting::{self, Room, Setting, What};
-use crate::transport::Ends;
+use crate::pending::LoginSlot;
+use crate::scoped_task::ScopedTask;
+use crate::session::{ChannelSession, signal_number};
+use crate::session_options::{self, OptionBudget, PendingSession, SessionOptions};
+use crate::transport::ConnectionAddresses;
 
-/// What all clients of a server share.
+/// State that all clients of a server share.
 #[derive(Debug)]
-pub(crate) struct Shared {
+pub(crate) struct ServerContext {
     pub(crate) home: Home,
-    pub(crate) guest: Arc<Guest>,
-    /// Who the sandbox's commands run as, as its spec has it.
+    pub(crate) guest: Arc<GuestClient>,
+    /// Default user of the sandbox, from its spec.
     pub(crate) user: Option<Text>,
     pub(crate) channels: usize,
     pub(crate) sftp_read_only: bool,
-    /// That the file of keys cannot be used is said once.
+    /// Guards the warning about an unusable authorized_keys file, which is printed once.
     pub(crate) warned: Once,
-    /// One for each client that may be logged in.
+    /// Limits the clients that are logged in.
     pub(crate) clients: Arc<Semaphore>,
 }
 
 /// One channel.
-struct Open {
-    input: Arc<Input>,
-    /// A session that has not begun, and what it will have.
-    setting: Option<Setting>,
-    controls: Option<Arc<Controls>>,
-    /// Dropped with the channel: what it started ends.
-    _task: Option<Helper>,
+struct OpenChannel {
+    input: Arc<InputQueue>,
+    /// Options of a session that has not started.
+    options: Option<PendingSession>,
+    controls: Option<Arc<SessionControls>>,
+    /// Task of the channel. It is aborted with the channel.
+    _task: Option<ScopedTask>,
 }
 
-/// One client.
-pub(crate) struct Handler {
-    shared: Arc<Shared>,
-    ends: Option<Ends>,
-    activity: Arc<Activity>,
-    account: Arc<Account>,
-    /// For what its sessions will have.
-    room: Room,
-    channels: HashMap<ChannelId, Open>,
-    /// Those of the channels that there will not be.
-    refused: Refused,
-    grant: Grant,
-    /// Who logged in; `None` for the sandbox's own user.
+/// Protocol handler of one client.
+pub(crate) struct ClientHandler {
+    shared: Arc<ServerContext>,
+    ends: Option<ConnectionAddresses>,
+    idle_timer: Arc<IdleTimer>,
+    account: Arc<QueueTotals>,
+    /// Memory budget for the options of its sessions.
+    new_budget: OptionBudget,
+    channels: HashMap<ChannelId, OpenChannel>,
+    /// Channels that were refused after they had been counted.
+    refused: RefusedChannels,
+    grant: KeyGrant,
+    /// User in the guest; `None` for the sandbox's default user.
     user: Option<Text>,
-    /// What the client asked for and does not get, for its next session.
+    /// Warnings about refused requests, printed by the client's next session.
     refusals: Vec<&'static str>,
-    place: Option<Place>,
+    login_slot: Option<LoginSlot>,
     logged_in: Option<oneshot::Sender<()>>,
     permit: Option<OwnedSemaphorePermit>,
 }
 
 type Result<T> = std::result::Result<T, anyhow::Error>;
 
-impl Handler {
-    /// For a client at the other end, with its place among those that have not logged in. `logged_in` is told when it has.
+impl ClientHandler {
+    /// Returns a handler for one client, with its slot among the connections that have not
+    /// authenticated. Sends on `logged_in` after authentication.
     pub(crate) fn new(
-        shared: &Arc<Shared>,
-        ends: Option<Ends>,
-        activity: &Arc<Activity>,
-        place: Option<Place>,
+        shared: &Arc<ServerContext>,
+        ends: Option<ConnectionAddresses>,
+        idle_timer: &Arc<IdleTimer>,
+        login_slot: Option<LoginSlot>,
         logged_in: oneshot::Sender<()>,
-    ) -> Handler {
-        Handler {
+    ) -> ClientHandler {
+        ClientHandler {
             shared: Arc::clone(shared),
             ends,
-            activity: Arc::clone(activity),
+            idle_timer: Arc::clone(idle_timer),
             account: Arc::default(),
-            room: setting::room(),
+            new_budget: session_options::new_budget(),
             channels: HashMap::new(),
-            refused: Refused::default(),
-            grant: Grant::default(),
+            refused: RefusedChannels::default(),
+            grant: KeyGrant::default(),
             user: None,
             refusals: Vec::new(),
-            place,
+            login_slot,
             logged_in: Some(logged_in),
             permit: None,
         }
     }
 
-    /// What the owner of a key may do, if they may come in at all. The files are read each time: a key that was taken
-    /// away does not count any more.
-    fn grant_for(&self, key: &PublicKey) -> Option<Grant> {
-        let owner = identity::owner_if_made(&self.shared.home).ok().flatten();
+    /// Returns the permissions of a key if it is accepted. The files are read again each time, so a
+    /// removed key is refused from then on.
+    fn grant_for(&self, key: &PublicKey) -> Option<KeyGrant> {
+        let owner = identity::existing_owner_key(&self.shared.home).ok().flatten();
         if owner.is_some_and(|owner| owner.key_data() == key.key_data()) {
-            return Some(Grant::default());
+            return Some(KeyGrant::default());
         }
         let entries = match authorize::entries(&self.shared.home, |_, _| {}) {
             Ok(entries) => entries,
             Err(error) => {
-                self.shared.warned.call_once(|| authorize::warn(&error));
+                self.shared.warned.call_once(|| authorize::warn_unusable_file(&error));
                 return None;
             }
         };
@@ -121,8 +124,9 @@ impl Handler {
         authorized::grant_for(entries, key.key_data(), source, Timestamp::now())
     }
 
-    /// The protocol has no words for why a request of this kind is refused, so the next session says it, once.
-    fn refuse(&mut self, why: &'static str) {
+    /// Stores a warning for the next session, once: SSH has no text in the reply that refuses a
+    /// global request.
+    fn warn_next_session(&mut self, why: &'static str) {
         if !self.refusals.contains(&why) {
             self.refusals.push(why);
         }
@@ -135,63 +139,60 @@ impl Handler {
         self.channels.len() >= self.shared.channels
     }
 
-    /// What a session will have that has not begun.
-    fn setting(&mut self, id: ChannelId) -> Option<&mut What> {
+    /// Returns the options of a session that has not started.
+    fn options(&mut self, id: ChannelId) -> Option<&mut SessionOptions> {
         let open = self.channels.get_mut(&id)?;
-        Some(&mut open.setting.as_mut()?.what)
+        Some(&mut open.options.as_mut()?.options)
     }
 
-    /// Starts what a channel is for, once.
+    /// Starts the command, shell or subsystem of a channel, once.
     fn start(
         &mut self,
         id: ChannelId,
         session: &mut Connection,
-        request: impl FnOnce(&Handler, &mut What) -> Option<Request>,
+        request: impl FnOnce(&ClientHandler, &mut SessionOptions) -> Option<Request>,
     ) -> Result<()> {
-        let setting = self
-            .channels
-            .get_mut(&id)
-            .and_then(|open| open.setting.take());
-        let Some(mut setting) = setting else {
+        let options = self.channels.get_mut(&id).and_then(|open| open.options.take());
+        let Some(mut options) = options else {
             return Ok(session.channel_failure(id)?);
         };
-        let Some(request) = request(self, &mut setting.what) else {
+        let Some(request) = request(self, &mut options.options) else {
             if let Some(open) = self.channels.get_mut(&id) {
-                open.setting = Some(setting);
+                open.options = Some(options);
             }
             return Ok(session.channel_failure(id)?);
         };
-        self.activity.touch();
-        let key_agent = setting.what.key_agent.then(|| KeyAgentRequest {
-            user: self.user.clone(),
-        });
+        self.idle_timer.touch();
+        let key_agent =
+            options.options.key_agent.then(|| KeyAgentRequest { user: self.user.clone() });
         let Some(open) = self.channels.get_mut(&id) else {
             return Ok(());
         };
         session.channel_success(id)?;
-        let controls = Arc::new(Controls::default());
-        let task = Session {
+        let controls = Arc::new(SessionControls::default());
+        let task = ChannelSession {
             guest: Arc::clone(&self.shared.guest),
-            channel: setting.channel,
+            channel: options.channel,
             handle: session.handle(),
             input: Arc::clone(&open.input),
-            activity: Arc::clone(&self.activity),
+            idle_timer: Arc::clone(&self.idle_timer),
             controls: Arc::clone(&controls),
             refusals: std::mem::take(&mut self.refusals),
             key_agent,
-            held: setting.what.held,
+            reserved: options.options.reserved,
         };
         open.controls = Some(controls);
-        open._task = Some(Helper::spawn(task.run(request)));
+        open._task = Some(ScopedTask::spawn(task.run(request)));
         Ok(())
     }
 
-    /// A command line for the user's shell, or a login shell; the key's own command in place of either.
-    fn command(&self, setting: &mut What, asked: Option<&[u8]>) -> Option<Request> {
-        if !setting.hold(asked.map_or(0, <[u8]>::len)) {
+    /// Returns the request for a command line, or for a login shell without one. The key's forced
+    /// command replaces both.
+    fn command(&self, options: &mut SessionOptions, asked: Option<&[u8]>) -> Option<Request> {
+        if !options.reserve(asked.map_or(0, <[u8]>::len)) {
             return None;
         }
-        let mut env = std::mem::take(&mut setting.env);
+        let mut env = std::mem::take(&mut options.env);
         let line = match (&self.grant.command, asked) {
             (Some(forced), asked) => {
                 let asked = asked.map(|line| [b"SSH_ORIGINAL_COMMAND=", line].concat());
@@ -208,20 +209,18 @@ impl Handler {
         }
         let granted = self.grant.environment.iter();
         env.extend(granted.map(|variable| Text::from(variable.as_str())));
-        if let Some(Ends { client, server }) = self.ends {
+        if let Some(ConnectionAddresses { client, server }) = self.ends {
             let (from, port) = (client.ip().to_canonical(), client.port());
             let (to, at) = (server.ip().to_canonical(), server.port());
             env.push(Text::from(format!("SSH_CLIENT={from} {port} {at}")));
-            env.push(Text::from(format!(
-                "SSH_CONNECTION={from} {port} {to} {at}"
-            )));
+            env.push(Text::from(format!("SSH_CONNECTION={from} {port} {to} {at}")));
         }
         Some(Request::Exec(ExecRequest {
             argv: line.map(|line| Text(line.to_vec())).into_iter().collect(),
             env,
             user: self.user.clone(),
-            tty: setting.tty,
-            tty_modes: std::mem::take(&mut setting.tty_modes),
+            tty: options.tty,
+            tty_modes: std::mem::take(&mut options.tty_modes),
             stdin: true,
             login: true,
             ..ExecRequest::default()
@@ -236,25 +235,19 @@ impl Handler {
     }
 }
 
-/// Says whether a request of a channel was fulfilled.
+/// Answers a request of a channel.
 fn answer(session: &mut Connection, id: ChannelId, fulfilled: bool) -> Result<()> {
-    let answered = if fulfilled {
-        session.channel_success(id)
-    } else {
-        session.channel_failure(id)
-    };
+    let answered =
+        if fulfilled { session.channel_success(id) } else { session.channel_failure(id) };
     Ok(answered?)
 }
 
 fn cells(cols: u32, rows: u32) -> WindowSize {
     let fit = |cells: u32| u16::try_from(cells).unwrap_or(u16::MAX);
-    WindowSize {
-        rows: fit(rows),
-        cols: fit(cols),
-    }
+    WindowSize { rows: fit(rows), cols: fit(cols) }
 }
 
-impl server::Handler for Handler {
+impl server::Handler for ClientHandler {
     type Error = anyhow::Error;
 
     async fn auth_publickey_offered(&mut self, _: &str, key: &PublicKey) -> Result<Auth> {
@@ -264,28 +257,28 @@ impl server::Handler for Handler {
         })
     }
 
-    /// The signature has been checked: only this key counts, whatever others were asked about.
+    /// Accepts a key whose signature has been checked. Earlier offers of other keys have no effect.
     async fn auth_publickey(&mut self, user: &str, key: &PublicKey) -> Result<Auth> {
         let Some(grant) = self.grant_for(key) else {
             return Ok(Auth::reject());
         };
-        // A name with a colon would mean a group to the guest.
+        // A name with a colon would select a group in the guest.
         if user.contains([':', '\0']) {
             return Ok(Auth::reject());
         }
         self.grant = grant;
-        self.user = login::in_guest(user, self.shared.user.as_ref());
+        self.user = login::guest_user(user, self.shared.user.as_ref());
         Ok(Auth::Accept)
     }
 
     async fn auth_succeeded(&mut self, session: &mut Connection) -> Result<()> {
         let Ok(permit) = Arc::clone(&self.shared.clients).try_acquire_owned() else {
-            // It keeps its place among those that have not logged in, until it goes.
+            // The connection keeps its slot until it is closed.
             let why = "too many clients are logged in";
             return Ok(session.disconnect(Disconnect::TooManyConnections, why, "")?);
         };
         self.permit = Some(permit);
-        self.place = None;
+        self.login_slot = None;
         if let Some(logged_in) = self.logged_in.take() {
             let _ = logged_in.send(());
         }
@@ -304,17 +297,17 @@ impl server::Handler for Handler {
             return Ok(());
         }
         let (_, channel) = channel.split();
-        let open = Open {
-            input: Input::new(&self.account),
+        let open = OpenChannel {
+            input: InputQueue::new(&self.account),
             controls: None,
             _task: None,
-            setting: Some(Setting {
+            options: Some(PendingSession {
                 channel: Arc::new(channel),
-                what: What::new(&self.room),
+                options: SessionOptions::new(&self.new_budget),
             }),
         };
-        if let Some(setting) = &open.setting {
-            self.channels.insert(setting.channel.id(), open);
+        if let Some(options) = &open.options {
+            self.channels.insert(options.channel.id(), open);
         }
         reply.accept().await;
         Ok(())
@@ -336,9 +329,9 @@ impl server::Handler for Handler {
                 let why = format!("{} channels are open already", self.channels.len());
                 Some(forward::shortage(why))
             }
-            None => Some(forward::prohibited("there is no such port")),
+            None => Some(forward::prohibited("invalid port")),
             Some(port) if !self.grant.permits(host, port) => {
-                Some(forward::prohibited("this key may not connect there"))
+                Some(forward::prohibited("this key does not permit connections to this target"))
             }
             Some(_) => None,
         };
@@ -346,23 +339,23 @@ impl server::Handler for Handler {
             reply.reject(failure).await;
             return Ok(());
         }
-        self.activity.touch();
+        self.idle_timer.touch();
         let (_, channel) = channel.split();
-        let (id, input) = (channel.id(), Input::new(&self.account));
-        let forward = Forward {
+        let (id, input) = (channel.id(), InputQueue::new(&self.account));
+        let forward = PortForward {
             guest: Arc::clone(&self.shared.guest),
             host: host.to_owned(),
             port: port.unwrap_or_default(),
             channel: Arc::new(channel),
             input: Arc::clone(&input),
-            activity: Arc::clone(&self.activity),
+            idle_timer: Arc::clone(&self.idle_timer),
             refused: self.refused.clone(),
         };
-        let open = Open {
+        let open = OpenChannel {
             input,
-            setting: None,
+            options: None,
             controls: None,
-            _task: Some(Helper::spawn(forward.run(reply))),
+            _task: Some(ScopedTask::spawn(forward.run(reply))),
         };
         self.channels.insert(id, open);
         Ok(())
@@ -375,7 +368,7 @@ impl server::Handler for Handler {
         reply: ChannelOpenHandle,
         _: &mut Connection,
     ) -> Result<()> {
-        let why = "sockets of the guest's file system cannot be forwarded";
+        let why = "forwarding of Unix sockets is not supported";
         reply.reject(forward::prohibited(why)).await;
         Ok(())
     }
@@ -393,13 +386,13 @@ impl server::Handler for Handler {
     }
 
     async fn data(&mut self, id: ChannelId, data: &[u8], session: &mut Connection) -> Result<()> {
-        self.activity.touch();
+        self.idle_timer.touch();
         if let Some(open) = self.channels.get(&id)
             && open.input.push(data).await.is_err()
         {
-            // What it has sent goes now, whenever it hangs up.
+            // Drop all that it has sent at once, even if it stays connected.
             self.channels.clear();
-            let why = "the client sends more than the guest takes";
+            let why = "the client sends more than its windows allow";
             session.disconnect(Disconnect::ByApplication, why, "")?;
         }
         Ok(())
@@ -422,8 +415,8 @@ impl server::Handler for Handler {
     ) -> Result<()> {
         let may = self.grant.pty;
         let given = self
-            .setting(id)
-            .is_some_and(|setting| may && setting.set_terminal(term, cells(cols, rows), modes));
+            .options(id)
+            .is_some_and(|options| may && options.set_terminal(term, cells(cols, rows), modes));
         answer(session, id, given)
     }
 
@@ -435,16 +428,12 @@ impl server::Handler for Handler {
         session: &mut Connection,
     ) -> Result<()> {
         let may = self.grant.may_set(name);
-        let set = self
-            .setting(id)
-            .is_some_and(|setting| may && setting.set_variable(name, value));
+        let set = self.options(id).is_some_and(|options| may && options.set_variable(name, value));
         answer(session, id, set)
     }
 
     async fn shell_request(&mut self, id: ChannelId, session: &mut Connection) -> Result<()> {
-        self.start(id, session, |handler, setting| {
-            handler.command(setting, None)
-        })
+        self.start(id, session, |handler, options| handler.command(options, None))
     }
 
     async fn exec_request(
@@ -453,9 +442,7 @@ impl server::Handler for Handler {
         line: &[u8],
         session: &mut Connection,
     ) -> Result<()> {
-        self.start(id, session, |handler, setting| {
-            handler.command(setting, Some(line))
-        })
+        self.start(id, session, |handler, options| handler.command(options, Some(line)))
     }
 
     async fn subsystem_request(
@@ -464,12 +451,12 @@ impl server::Handler for Handler {
         name: &str,
         session: &mut Connection,
     ) -> Result<()> {
-        self.start(id, session, |handler, setting| {
+        self.start(id, session, |handler, options| {
             if name != "sftp" {
                 return None;
             }
             match handler.grant.command {
-                Some(_) => handler.command(setting, Some(name.as_bytes())),
+                Some(_) => handler.command(options, Some(name.as_bytes())),
                 None => Some(handler.sftp()),
             }
         })
@@ -484,45 +471,35 @@ impl server::Handler for Handler {
         _: u32,
         _: &mut Connection,
     ) -> Result<()> {
-        let controls = self
-            .channels
-            .get(&id)
-            .and_then(|open| open.controls.as_ref());
+        let controls = self.channels.get(&id).and_then(|open| open.controls.as_ref());
         if let Some(controls) = controls {
             controls.resize(cells(cols, rows));
         }
         Ok(())
     }
 
-    /// The library answers as if this were no request of a channel; so the right answer is given here, and it is told that
-    /// all is well, to which it adds nothing.
+    /// Answers the request here and returns true: the library would answer it like a global
+    /// request, and adds nothing after true.
     async fn agent_request(&mut self, id: ChannelId, session: &mut Connection) -> Result<bool> {
         let may = self.grant.agent;
-        let setting = self.setting(id).filter(|_| may);
-        let given = setting.map(|setting| setting.key_agent = true).is_some();
+        let options = self.options(id).filter(|_| may);
+        let given = options.map(|options| options.key_agent = true).is_some();
         answer(session, id, given)?;
         Ok(true)
     }
 
     async fn tcpip_forward(&mut self, _: &str, _: &mut u32, _: &mut Connection) -> Result<bool> {
-        self.refuse(
-            "warning: connections to ports of the guest are not forwarded to the client (-R)",
-        );
+        self.warn_next_session("warning: remote port forwarding (-R) is not supported");
         Ok(false)
     }
 
     async fn streamlocal_forward(&mut self, _: &str, _: &mut Connection) -> Result<bool> {
-        self.refuse(
-            "warning: sockets of the guest's file system are not forwarded to the client (-R)",
-        );
+        self.warn_next_session("warning: remote forwarding of Unix sockets (-R) is not supported");
         Ok(false)
     }
 
     async fn signal(&mut self, id: ChannelId, signal: Sig, _: &mut Connection) -> Result<()> {
-        let controls = self
-            .channels
-            .get(&id)
-            .and_then(|open| open.controls.as_ref());
+        let controls = self.channels.get(&id).and_then(|open| open.controls.as_ref());
         if let (Some(controls), Some(signal)) = (controls, signal_number(&signal)) {
             controls.signal(signal);
         }

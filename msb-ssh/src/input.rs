@@ -1,10 +1,12 @@
-//! What a client sends and the guest has not taken yet.
+//! Input queue of each channel: bytes from the client that the guest has not taken yet.
 //!
-//! The SSH library grants a channel new window when a packet comes, not when somebody has used it up, and would only ever
-//! stop by stopping the whole connection, output and all: a guest program that waits for its output to be read before it
-//! reads on would then wait forever. So each channel has a queue here, and while one is too full the library is told of a
-//! window of [`DRIP_BYTES`]: each channel may still use up what it was granted, and then sends drops, each of which is
-//! held for [`DRIP_TIME`] or until the queue has room. Everything else of the connection goes on.
+//! The SSH library extends a channel's window when a packet arrives, not when its bytes are
+//! consumed. Its only back-pressure is to stop reading the whole connection, and then a guest
+//! program that waits for its output to be read before it reads on would deadlock. So each channel
+//! has a queue here. While any queue of a client is too full, the library is given a window of
+//! [`THROTTLED_WINDOW_BYTES`]: a channel may still use up the window that it was granted, and after
+//! that it sends a few bytes at a time, each of which is delayed by [`THROTTLE_DELAY`] or until the
+//! queue has room. The rest of the connection is not affected.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,55 +18,53 @@ use tokio::sync::Notify;
 
 use crate::limits::{CLIENT_QUEUE_BYTES, QUEUE_BYTES, WINDOW_BYTES};
 
-/// The smallest window at which the library grants at all: when the client has used up every byte of the last one.
-const DRIP_BYTES: u32 = 2;
+/// Smallest window that the library still extends, namely when the client has used up every byte of
+/// the previous one.
+const THROTTLED_WINDOW_BYTES: u32 = 2;
 
-/// Time that a drop is held. A hundred of them a second cost nothing and hold up nobody.
-const DRIP_TIME: Duration = Duration::from_millis(10);
+/// Delay of a packet while the queue is too full. A hundred packets a second cost almost nothing
+/// and delay no other channel noticeably.
+const THROTTLE_DELAY: Duration = Duration::from_millis(10);
 
-/// All queues of one client.
+/// Totals over the queues of one client.
 #[derive(Debug, Default)]
-pub(crate) struct Account {
+pub(crate) struct QueueTotals {
     waiting: AtomicUsize,
     full: AtomicUsize,
 }
 
-impl Account {
-    /// The window that a channel is brought back to.
+impl QueueTotals {
+    /// Returns the window size to which a channel is extended.
     pub(crate) fn window(&self) -> u32 {
-        if self.full.load(Ordering::Relaxed) > 0 {
-            DRIP_BYTES
-        } else {
-            WINDOW_BYTES
-        }
+        if self.full.load(Ordering::Relaxed) > 0 { THROTTLED_WINDOW_BYTES } else { WINDOW_BYTES }
     }
 }
 
 #[derive(Debug, Default)]
-struct Waiting {
+struct QueueState {
     parts: VecDeque<Vec<u8>>,
     bytes: usize,
     ended: bool,
     full: bool,
 }
 
-/// The queue of one channel.
+/// Input queue of one channel.
 #[derive(Debug)]
-pub(crate) struct Input {
-    account: Arc<Account>,
-    waiting: Mutex<Waiting>,
+pub(crate) struct InputQueue {
+    account: Arc<QueueTotals>,
+    waiting: Mutex<QueueState>,
     came: Notify,
     taken: Notify,
 }
 
-/// The client sent more than any that keeps to its windows can.
+/// Error: the client sent more than its windows allow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Overflow;
+pub(crate) struct QueueOverflow;
 
-impl Input {
-    /// An empty queue.
-    pub(crate) fn new(account: &Arc<Account>) -> Arc<Input> {
-        Arc::new(Input {
+impl InputQueue {
+    /// Returns an empty queue.
+    pub(crate) fn new(account: &Arc<QueueTotals>) -> Arc<InputQueue> {
+        Arc::new(InputQueue {
             account: Arc::clone(account),
             waiting: Mutex::default(),
             came: Notify::new(),
@@ -72,23 +72,19 @@ impl Input {
         })
     }
 
-    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+    fn waiting(&self) -> MutexGuard<'_, QueueState> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds what came. While the queue is too full, it takes its time.
-    pub(crate) async fn push(&self, bytes: &[u8]) -> Result<(), Overflow> {
+    /// Adds bytes. Waits for a limited time while the queue is too full.
+    pub(crate) async fn push(&self, bytes: &[u8]) -> Result<(), QueueOverflow> {
         let full = {
             let mut waiting = self.waiting();
             waiting.bytes += bytes.len();
             waiting.parts.push_back(bytes.to_vec());
-            let all = self
-                .account
-                .waiting
-                .fetch_add(bytes.len(), Ordering::Relaxed)
-                + bytes.len();
+            let all = self.account.waiting.fetch_add(bytes.len(), Ordering::Relaxed) + bytes.len();
             if all > CLIENT_QUEUE_BYTES {
-                return Err(Overflow);
+                return Err(QueueOverflow);
             }
             let full = waiting.bytes > QUEUE_BYTES;
             self.mark(&mut waiting, full);
@@ -96,13 +92,13 @@ impl Input {
         };
         self.came.notify_one();
         if full {
-            // Whether there is room by then or not: the next drop asks again.
-            let _ = tokio::time::timeout(DRIP_TIME, self.taken.notified()).await;
+            // The result does not matter: the next packet checks again.
+            let _ = tokio::time::timeout(THROTTLE_DELAY, self.taken.notified()).await;
         }
         Ok(())
     }
 
-    fn mark(&self, waiting: &mut Waiting, full: bool) {
+    fn mark(&self, waiting: &mut QueueState, full: bool) {
         if waiting.full == full {
             return;
         }
@@ -114,14 +110,14 @@ impl Input {
         }
     }
 
-    /// Nothing more comes.
+    /// Marks the end of the input.
     pub(crate) fn end(&self) {
         self.waiting().ended = true;
         self.came.notify_one();
     }
 
-    /// Waits for what comes next; `None` at the end. Small parts that wait are put together, up to what one frame carries: a
-    /// guest pays for each. For one task.
+    /// Waits for the next bytes; returns `None` at the end. Joins small packets up to the size of
+    /// one frame, because each frame has a cost in the guest. Only one task may wait.
     pub(crate) async fn next(&self) -> Option<Vec<u8>> {
         loop {
             {
@@ -144,7 +140,7 @@ impl Input {
         }
     }
 
-    fn used(&self, waiting: &mut Waiting, bytes: usize) {
+    fn used(&self, waiting: &mut QueueState, bytes: usize) {
         waiting.bytes -= bytes;
         self.account.waiting.fetch_sub(bytes, Ordering::Relaxed);
         if waiting.full && waiting.bytes <= QUEUE_BYTES / 2 {
@@ -154,12 +150,10 @@ impl Input {
     }
 }
 
-impl Drop for Input {
+impl Drop for InputQueue {
     fn drop(&mut self) {
         let mut waiting = std::mem::take(&mut *self.waiting());
-        self.account
-            .waiting
-            .fetch_sub(waiting.bytes, Ordering::Relaxed);
+        self.account.waiting.fetch_sub(waiting.bytes, Ordering::Relaxed);
         self.mark(&mut waiting, false);
     }
 }
@@ -169,9 +163,9 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_came_is_taken_in_order_a_frame_at_a_time_and_ends() {
-        let account = Arc::new(Account::default());
-        let input = Input::new(&account);
+    async fn input_is_joined_into_frames_in_order() {
+        let account = Arc::new(QueueTotals::default());
+        let input = InputQueue::new(&account);
         let large = vec![7; DATA_BYTES - 2];
         for part in [b"ab", &b"c"[..], &large, b"d"] {
             input.push(part).await.unwrap();
@@ -184,43 +178,43 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_full_queue_narrows_the_window_until_half_of_it_is_taken() {
-        let account = Arc::new(Account::default());
-        let input = Input::new(&account);
+    async fn a_full_queue_narrows_the_window_until_it_is_half_empty() {
+        let account = Arc::new(QueueTotals::default());
+        let input = InputQueue::new(&account);
         let part = vec![0; QUEUE_BYTES / 4];
         for _ in 0..4 {
             input.push(&part).await.unwrap();
         }
         assert_eq!(account.window(), WINDOW_BYTES);
         input.push(&part).await.unwrap();
-        assert_eq!(account.window(), DRIP_BYTES);
+        assert_eq!(account.window(), THROTTLED_WINDOW_BYTES);
         for _ in 0..2 {
             input.next().await;
         }
-        assert_eq!(account.window(), DRIP_BYTES);
+        assert_eq!(account.window(), THROTTLED_WINDOW_BYTES);
         input.next().await;
         assert_eq!(account.window(), WINDOW_BYTES);
     }
 
     #[tokio::test]
-    async fn a_channel_that_goes_takes_its_bytes_with_it() {
-        let account = Arc::new(Account::default());
-        let input = Input::new(&account);
+    async fn a_dropped_channel_releases_its_bytes() {
+        let account = Arc::new(QueueTotals::default());
+        let input = InputQueue::new(&account);
         input.push(&vec![0; QUEUE_BYTES + 1]).await.unwrap();
-        assert_eq!(account.window(), DRIP_BYTES);
+        assert_eq!(account.window(), THROTTLED_WINDOW_BYTES);
         drop(input);
         assert_eq!(account.window(), WINDOW_BYTES);
         assert_eq!(account.waiting.load(Ordering::Relaxed), 0);
     }
 
     #[tokio::test]
-    async fn a_client_that_ignores_its_windows_is_found_out() {
-        let account = Arc::new(Account::default());
-        let input = Input::new(&account);
+    async fn a_client_that_ignores_its_windows_overflows() {
+        let account = Arc::new(QueueTotals::default());
+        let input = InputQueue::new(&account);
         let part = vec![0; CLIENT_QUEUE_BYTES / 4];
         for _ in 0..4 {
             input.push(&part).await.unwrap();
         }
-        assert_eq!(input.push(&[0]).await, Err(Overflow));
+        assert_eq!(input.push(&[0]).await, Err(QueueOverflow));
     }
 }

@@ -1,43 +1,44 @@
-//! The client's SSH agent, for the guest: a socket there, whose connections are channels to the client.
+//! Agent forwarding: the client's SSH agent, as a socket in the guest.
 //!
-//! The guest says who connected and what was said ([`msb_wire::key_agent`]); each connection opens a channel
-//! (draft-miller-ssh-agent, "auth-agent@openssh.com"). The guest is believed nothing: who opens more connections than
-//! agreed is hung up on, and what is no piece ends the socket. A client that does not read holds up this socket alone.
+//! The guest reports each connection to the socket and its data ([`msb_wire::key_agent`]). Each
+//! connection opens a channel to the client (draft-miller-ssh-agent, "auth-agent@openssh.com"). The
+//! guest is not trusted: connections beyond the limit are refused, and an invalid message ends the
+//! forwarding. A client that does not read blocks only its own socket.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use msb_wire::exec::ExecEvent;
 use msb_wire::frame::{STDIN, STDOUT};
-use msb_wire::key_agent::{CONNECTIONS_MAX, KeyAgentRequest, PIECE_BYTES_MAX, Piece};
+use msb_wire::key_agent::{AgentMessage, CONNECTIONS_MAX, KeyAgentRequest, PIECE_BYTES_MAX};
 use msb_wire::sandbox::Request;
 use msb_wire::text::Text;
 use russh::server::{Handle, Msg};
 use russh::{ChannelMsg, ChannelReadHalf, ChannelWriteHalf};
 use tokio::sync::Mutex;
 
-use crate::guest::{Call, Guest, Incoming, Sender};
-use crate::session::Helper;
+use crate::guest::{CallSender, GuestCall, GuestClient, IncomingMessage};
+use crate::scoped_task::ScopedTask;
 
-/// Bytes of a path that a socket may have. unix(7) has room for fewer.
+/// Maximum length of a socket path in bytes. The limit of unix(7) is lower.
 const PATH_BYTES_MAX: usize = 4096;
 
-/// A socket in the guest. It goes with this value.
-pub(crate) struct Socket {
-    /// Where it is.
+/// An agent socket in the guest. Dropping it removes the socket.
+pub(crate) struct AgentSocket {
+    /// Path in the guest.
     pub(crate) path: Text,
-    _task: Helper,
+    _task: ScopedTask,
 }
 
-/// One after the other: pieces must not mix.
-type Way = Arc<Mutex<Sender>>;
+/// Sender with a lock, so that messages are not interleaved.
+type SharedSender = Arc<Mutex<CallSender>>;
 
-/// Has the guest make a socket for the client at the other end of `handle`.
+/// Asks the guest for a socket that is forwarded to the client behind `handle`.
 pub(crate) async fn open(
-    guest: &Guest,
+    guest: &GuestClient,
     request: KeyAgentRequest,
     handle: Handle,
-) -> Result<Socket, String> {
+) -> Result<AgentSocket, String> {
     let opened = guest.open(&Request::KeyAgent(request)).await;
     let mut call = opened.map_err(|error| error.to_string())?;
     let mut received = Vec::new();
@@ -46,31 +47,33 @@ pub(crate) async fn open(
             continue;
         }
         let mut rest = &received[..];
-        match Piece::take(&mut rest) {
+        match AgentMessage::take(&mut rest) {
             Ok(None) => {}
-            Ok(Some(Piece::Path(path))) if path.len() <= PATH_BYTES_MAX && !path.contains(&0) => {
+            Ok(Some(AgentMessage::Path(path)))
+                if path.len() <= PATH_BYTES_MAX && !path.contains(&0) =>
+            {
                 let path = Text(path.to_vec());
                 let taken = received.len() - rest.len();
                 received.drain(..taken);
                 break path;
             }
-            _ => return Err("the guest did not say where the socket is".to_owned()),
+            _ => return Err("the guest did not report the path of the socket".to_owned()),
         }
     };
-    let relay = Relay {
-        way: Arc::new(Mutex::new(call.sender.clone())),
+    let relay = AgentRelay {
+        sender: Arc::new(Mutex::new(call.sender.clone())),
         handle,
         open: HashMap::new(),
     };
-    let _task = Helper::spawn(relay.run(call, received));
-    Ok(Socket { path, _task })
+    let _task = ScopedTask::spawn(relay.run(call, received));
+    Ok(AgentSocket { path, _task })
 }
 
-/// Takes what came next; false when it was no data. An error when nothing comes any more.
-async fn receive(call: &mut Call, received: &mut Vec<u8>) -> Result<bool, String> {
-    let ended = || "it has ended".to_owned();
+/// Receives the next message; returns false if it held no data. Fails when the call has ended.
+async fn receive(call: &mut GuestCall, received: &mut Vec<u8>) -> Result<bool, String> {
+    let ended = || "the call has ended".to_owned();
     match call.receiver.recv().await.ok_or_else(ended)? {
-        Incoming::Data { channel, bytes, .. } => {
+        IncomingMessage::Data { channel, bytes, .. } => {
             if channel == STDOUT {
                 received.extend_from_slice(&bytes);
             }
@@ -78,30 +81,29 @@ async fn receive(call: &mut Call, received: &mut Vec<u8>) -> Result<bool, String
             used.map_err(|error| error.to_string())?;
             Ok(channel == STDOUT)
         }
-        Incoming::Event {
-            message,
-            last: true,
-        } => Err(match serde_json::from_slice(&message) {
-            Ok(ExecEvent::Failed { message, .. }) => message,
-            _ => ended(),
-        }),
-        Incoming::Event { .. } => Ok(false),
+        IncomingMessage::Event { message, last: true } => {
+            Err(match serde_json::from_slice(&message) {
+                Ok(ExecEvent::Failed { message, .. }) => message,
+                _ => ended(),
+            })
+        }
+        IncomingMessage::Event { .. } => Ok(false),
     }
 }
 
-/// The connections of one socket.
-struct Relay {
-    way: Way,
+/// Connections of one agent socket.
+struct AgentRelay {
+    sender: SharedSender,
     handle: Handle,
-    open: HashMap<u32, (ChannelWriteHalf<Msg>, Helper)>,
+    open: HashMap<u32, (ChannelWriteHalf<Msg>, ScopedTask)>,
 }
 
-impl Relay {
-    async fn run(mut self, mut call: Call, mut received: Vec<u8>) {
+impl AgentRelay {
+    async fn run(mut self, mut call: GuestCall, mut received: Vec<u8>) {
         loop {
             let mut rest = &received[..];
             loop {
-                match Piece::take(&mut rest) {
+                match AgentMessage::take(&mut rest) {
                     Ok(Some(piece)) => self.take(piece).await,
                     Ok(None) => break,
                     Err(_) => return,
@@ -115,23 +117,23 @@ impl Relay {
         }
     }
 
-    async fn take(&mut self, piece: Piece<'_>) {
+    async fn take(&mut self, piece: AgentMessage<'_>) {
         match piece {
-            Piece::Opened(id) => self.connect(id).await,
-            Piece::Data(id, data) => {
+            AgentMessage::Opened(id) => self.connect(id).await,
+            AgentMessage::Data(id, data) => {
                 if let Some((channel, _)) = self.open.get(&id)
                     && channel.data_bytes(data.to_vec()).await.is_err()
                 {
                     self.open.remove(&id);
                 }
             }
-            Piece::Closed(id) => {
+            AgentMessage::Closed(id) => {
                 if let Some((channel, _)) = self.open.remove(&id) {
                     let _ = channel.eof().await;
                     let _ = channel.close().await;
                 }
             }
-            Piece::Path(_) => {}
+            AgentMessage::Path(_) => {}
         }
     }
 
@@ -141,27 +143,27 @@ impl Relay {
             && let Ok(channel) = self.handle.channel_open_agent().await
         {
             let (reader, writer) = channel.split();
-            let pump = Helper::spawn(pump(reader, id, Arc::clone(&self.way)));
+            let pump = ScopedTask::spawn(pump(reader, id, Arc::clone(&self.sender)));
             self.open.insert(id, (writer, pump));
         } else {
-            let _ = say(&self.way, Piece::Closed(id)).await;
+            let _ = send_message(&self.sender, AgentMessage::Closed(id)).await;
         }
     }
 }
 
-async fn say(way: &Way, piece: Piece<'_>) -> std::io::Result<()> {
+async fn send_message(sender: &SharedSender, piece: AgentMessage<'_>) -> std::io::Result<()> {
     let mut bytes = Vec::new();
     piece.put(&mut bytes);
-    way.lock().await.data(STDIN, &bytes).await
+    sender.lock().await.data(STDIN, &bytes).await
 }
 
-/// From the client's agent to the guest.
-async fn pump(mut reader: ChannelReadHalf, id: u32, way: Way) {
+/// Relays bytes from the client's agent to the guest.
+async fn pump(mut reader: ChannelReadHalf, id: u32, sender: SharedSender) {
     while let Some(message) = reader.wait().await {
         match message {
             ChannelMsg::Data { data } => {
                 for part in data.chunks(PIECE_BYTES_MAX) {
-                    if say(&way, Piece::Data(id, part)).await.is_err() {
+                    if send_message(&sender, AgentMessage::Data(id, part)).await.is_err() {
                         return;
                     }
                 }
@@ -170,5 +172,5 @@ async fn pump(mut reader: ChannelReadHalf, id: u32, way: Way) {
             _ => {}
         }
     }
-    let _ = say(&way, Piece::Closed(id)).await;
+    let _ = send_message(&sender, AgentMessage::Closed(id)).await;
 }

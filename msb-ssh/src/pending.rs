@@ -1,79 +1,74 @@
-//! Connections from which nobody has logged in yet.
+//! Connections that have not authenticated yet.
 //!
-//! They cost memory and descriptors, and whoever can reach the port can open them. So there may be a number of them, and
-//! one more drives the oldest one of the busiest source out: a flood drives itself out, and who logs in at once is
-//! through before it is his turn.
+//! They cost memory and descriptors, and any peer that reaches the port can open them, so their
+//! number is limited. One more connection closes the oldest one of the source with the most of
+//! them. A flood thus closes its own connections, and a client that logs in promptly is through
+//! before its turn comes.
 
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 
-/// All of them.
+/// Connections that have not authenticated yet.
 #[derive(Debug)]
-pub(crate) struct Pending {
-    most: usize,
-    entries: Mutex<Entries>,
+pub(crate) struct PendingLogins {
+    max: usize,
+    entries: Mutex<LoginQueue>,
 }
 
 #[derive(Debug, Default)]
-struct Entries {
+struct LoginQueue {
     next: u64,
-    /// The oldest first.
-    waiting: Vec<Entry>,
+    /// Connections, oldest first.
+    waiting: Vec<PendingLogin>,
 }
 
 #[derive(Debug)]
-struct Entry {
+struct PendingLogin {
     id: u64,
     source: IpAddr,
     cut: oneshot::Sender<()>,
 }
 
-/// The place of one connection, until it is dropped.
+/// Slot of one connection, freed when dropped.
 #[derive(Debug)]
-pub(crate) struct Place {
-    pending: Arc<Pending>,
+pub(crate) struct LoginSlot {
+    pending: Arc<PendingLogins>,
     id: u64,
 }
 
-impl Pending {
-    /// Room for so many.
-    pub(crate) fn new(most: usize) -> Arc<Pending> {
-        Arc::new(Pending {
-            most,
-            entries: Mutex::default(),
-        })
+impl PendingLogins {
+    /// Returns a queue with room for `max` connections.
+    pub(crate) fn new(max: usize) -> Arc<PendingLogins> {
+        Arc::new(PendingLogins { max, entries: Mutex::default() })
     }
 
-    fn entries(&self) -> MutexGuard<'_, Entries> {
+    fn entries(&self) -> MutexGuard<'_, LoginQueue> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes a place, from another one if there is none left. When `cut` is sent, the connection is to be closed.
-    pub(crate) fn enter(self: &Arc<Pending>, source: IpAddr, cut: oneshot::Sender<()>) -> Place {
+    /// Adds a connection, and evicts another one if there is no free slot. A message on `cut` asks
+    /// for the connection to be closed.
+    pub(crate) fn add(
+        self: &Arc<PendingLogins>,
+        source: IpAddr,
+        cut: oneshot::Sender<()>,
+    ) -> LoginSlot {
         let mut entries = self.entries();
-        if entries.waiting.len() >= self.most {
+        if entries.waiting.len() >= self.max {
             let at = oldest_of_busiest(&entries.waiting);
             let _ = entries.waiting.remove(at).cut.send(());
         }
         let id = entries.next;
         entries.next += 1;
-        entries.waiting.push(Entry { id, source, cut });
-        Place {
-            pending: Arc::clone(self),
-            id,
-        }
+        entries.waiting.push(PendingLogin { id, source, cut });
+        LoginSlot { pending: Arc::clone(self), id }
     }
 }
 
-fn oldest_of_busiest(waiting: &[Entry]) -> usize {
-    let count = |source: IpAddr| {
-        waiting
-            .iter()
-            .filter(|entry| entry.source == source)
-            .count()
-    };
+fn oldest_of_busiest(waiting: &[PendingLogin]) -> usize {
+    let count = |source: IpAddr| waiting.iter().filter(|entry| entry.source == source).count();
     let mut busiest = (0, 0);
     for (at, entry) in waiting.iter().enumerate() {
         let count = count(entry.source);
@@ -84,7 +79,7 @@ fn oldest_of_busiest(waiting: &[Entry]) -> usize {
     busiest.0
 }
 
-impl Drop for Place {
+impl Drop for LoginSlot {
     fn drop(&mut self) {
         let mut entries = self.pending.entries();
         entries.waiting.retain(|entry| entry.id != self.id);
@@ -96,31 +91,31 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_flood_drives_itself_out() {
-        let pending = Pending::new(3);
+    fn a_flood_evicts_its_own_connections() {
+        let pending = PendingLogins::new(3);
         let (flood, user): (IpAddr, IpAddr) =
             ("10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap());
-        let enter = |source| {
+        let add = |source| {
             let (cut, was_cut) = oneshot::channel();
-            (pending.enter(source, cut), was_cut)
+            (pending.add(source, cut), was_cut)
         };
-        let mut users = enter(user);
-        let mut first = enter(flood);
-        let mut second = enter(flood);
-        let mut third = enter(flood);
+        let mut users = add(user);
+        let mut first = add(flood);
+        let mut second = add(flood);
+        let mut third = add(flood);
         assert_eq!(first.1.try_recv(), Ok(()));
         assert!(second.1.try_recv().is_err());
-        let _fourth = enter(flood);
+        let _fourth = add(flood);
         assert_eq!(second.1.try_recv(), Ok(()));
         assert!(users.1.try_recv().is_err() && third.1.try_recv().is_err());
     }
 
     #[test]
-    fn who_has_gone_takes_no_place() {
-        let pending = Pending::new(1);
+    fn a_closed_connection_frees_its_slot() {
+        let pending = PendingLogins::new(1);
         let source = "10.0.0.1".parse().unwrap();
         let (cut, _was_cut) = oneshot::channel();
-        drop(pending.enter(source, cut));
+        drop(pending.add(source, cut));
         assert!(pending.entries().waiting.is_empty());
     }
 }

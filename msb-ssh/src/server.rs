@@ -1,4 +1,4 @@
-//! Who listens, and for how long: until it is told to end, or the sandbox does.
+//! The SSH server: listens until a signal stops it or the sandbox ends.
 
 use std::borrow::Cow;
 use std::io;
@@ -20,22 +20,25 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, oneshot, watch};
 
-use crate::TOOL;
-use crate::activity::Activity;
-use crate::arguments::ServeArgs;
+use crate::args::ServeArgs;
 use crate::authorize;
-use crate::guest::{Guest, Incoming};
-use crate::handler::{Handler, Shared};
+use crate::guest::{GuestClient, IncomingMessage};
+use crate::handler::{ClientHandler, ServerContext};
 use crate::identity;
+use crate::idle_timer::IdleTimer;
 use crate::limits;
-use crate::pending::Pending;
-use crate::transport::{Ends, Stall, Stream, Transport, standard_streams};
+use crate::pending::PendingLogins;
+use crate::tool::TOOL;
+use crate::transport::{
+    ByteStream, ClientTransport, ConnectionAddresses, WriteStall, standard_streams,
+};
 
-/// The first descriptor that systemd hands over, sd_listen_fds(3).
+/// First descriptor that systemd passes, sd_listen_fds(3).
 const LISTEN_FDS_START: RawFd = 3;
 
-/// What clients are offered: no SHA-1, no CBC, no NIST curves, no encrypt-and-MAC; with a key exchange that also holds
-/// against quantum computers. Strict key exchange (the answer to Terrapin) is part of the list.
+/// Algorithms that are offered: no SHA-1, no CBC, no NIST curves, no encrypt-and-MAC; with a
+/// post-quantum key exchange. The list includes strict key exchange, the countermeasure against the
+/// Terrapin attack.
 const KEX: [kex::Name; 6] = [
     kex::MLKEM768X25519_SHA256,
     kex::CURVE25519,
@@ -54,7 +57,8 @@ const CIPHERS: [cipher::Name; 6] = [
 ];
 const MACS: [mac::Name; 2] = [mac::HMAC_SHA256_ETM, mac::HMAC_SHA512_ETM];
 
-/// The two that do not hold against quantum computers are what many clients of today have.
+/// Returns the key exchange methods to offer. The two classical ones are for clients without a
+/// post-quantum method, which are still common.
 fn key_exchanges(quantum_safe: bool) -> Cow<'static, [kex::Name]> {
     let old = [kex::CURVE25519, kex::CURVE25519_PRE_RFC_8731];
     if quantum_safe {
@@ -64,19 +68,19 @@ fn key_exchanges(quantum_safe: bool) -> Cow<'static, [kex::Name]> {
     }
 }
 
-/// A server, ready to take clients.
-struct Server {
-    shared: Arc<Shared>,
+/// A server that can accept clients.
+struct SshServer {
+    shared: Arc<ServerContext>,
     config: Arc<Config>,
     grace: Duration,
     idle: Option<Duration>,
     time: Option<Duration>,
-    /// A client that takes nothing for so long has gone.
+    /// Time without progress in writing after which a client counts as gone.
     stall: Option<Duration>,
     gone: watch::Receiver<Option<String>>,
 }
 
-/// Serves one client or a port.
+/// Serves one client, or a port.
 pub(crate) fn run(args: &ServeArgs) -> anyhow::Result<()> {
     let home = Home::from_env()?;
     let sandbox = home.sandboxes().find(&args.name)?;
@@ -92,9 +96,9 @@ pub(crate) fn run(args: &ServeArgs) -> anyhow::Result<()> {
         .worker_threads(2)
         .enable_all()
         .build()
-        .context("cannot start")?;
+        .context("cannot start the async runtime")?;
     let served = runtime.block_on(serve(&home, args, inherited));
-    // Threads that wait for standard input would be waited for.
+    // A normal shutdown would wait for threads that are blocked in reads of standard input.
     runtime.shutdown_background();
     served
 }
@@ -104,17 +108,13 @@ async fn serve(
     args: &ServeArgs,
     inherited: Vec<std::net::TcpListener>,
 ) -> anyhow::Result<()> {
-    let key = identity::of_host(home, &args.name)?;
+    let key = identity::host_key_of(home, &args.name)?;
     let print = key.public_key().fingerprint(HashAlg::Sha256);
-    let guest = Arc::new(Guest::at(home.agent_socket(&args.name)));
+    let guest = Arc::new(GuestClient::at(home.agent_socket(&args.name)));
     let (tell_gone, gone) = watch::channel(None);
-    tokio::spawn(watch_sandbox(
-        Arc::clone(&guest),
-        args.name.to_string(),
-        tell_gone,
-    ));
-    let server = Arc::new(Server {
-        shared: Arc::new(Shared {
+    tokio::spawn(watch_sandbox(Arc::clone(&guest), args.name.to_string(), tell_gone));
+    let server = Arc::new(SshServer {
+        shared: Arc::new(ServerContext {
             home: home.clone(),
             guest,
             user: home.sandboxes().find(&args.name)?.spec()?.user,
@@ -127,22 +127,19 @@ async fn serve(
         grace: args.login_grace,
         idle: args.idle_timeout,
         time: args.max_time,
-        stall: Some(
-            args.keep_alive
-                .saturating_mul(limits::KEEP_ALIVES as u32 + 1),
-        )
-        .filter(|time| !time.is_zero()),
+        stall: Some(args.keep_alive.saturating_mul(limits::KEEPALIVE_COUNT_MAX as u32 + 1))
+            .filter(|time| !time.is_zero()),
         gone,
     });
     if args.stdio {
         let (stream, ends) = standard_streams()?;
         let (_, cut) = oneshot::channel();
         return match server.client(stream, ends, None, cut).await {
-            Err(error) if has_hung_up(&error) => Ok(()),
+            Err(error) if is_disconnect(&error) => Ok(()),
             ended => ended,
         };
     }
-    warn_if_nobody_may_come(home)?;
+    check_keys_exist(home)?;
     let listeners = if inherited.is_empty() {
         let address = SocketAddr::new(args.host, args.port);
         let listener = TcpListener::bind(address)
@@ -158,7 +155,7 @@ async fn serve(
             .into_iter()
             .map(adopt)
             .collect::<Result<_, _>>()
-            .context("cannot use the sockets that were handed over")?
+            .context("cannot use the sockets that systemd passed")?
     };
     for listener in &listeners {
         let address = listener.local_addr()?;
@@ -167,8 +164,9 @@ async fn serve(
     server.listen(listeners).await
 }
 
-/// Whether a client has gone without a farewell, as ssh(1) does when it has what it wants.
-fn has_hung_up(error: &anyhow::Error) -> bool {
+/// Returns whether a client closed its connection without a disconnect message, as ssh(1) does when
+/// it is finished.
+fn is_disconnect(error: &anyhow::Error) -> bool {
     let kind = match error.downcast_ref() {
         Some(russh::Error::HUP | russh::Error::Disconnect) => return true,
         Some(russh::Error::IO(error)) => error.kind(),
@@ -183,15 +181,15 @@ fn has_hung_up(error: &anyhow::Error) -> bool {
     )
 }
 
-fn warn_if_nobody_may_come(home: &Home) -> anyhow::Result<()> {
+fn check_keys_exist(home: &Home) -> anyhow::Result<()> {
     let path = authorize::path(home);
     let entries = authorize::entries(home, |number, why| {
         let place = format!("line {number} of '{}'", path.display());
-        print_warning(TOOL, &format!("{place} lets nobody in: {why}"));
+        print_warning(TOOL, &format!("ignoring {place}: {why}"));
     })?;
     if entries.is_empty() {
-        return Err(Failure::failed("no key is let in yet")
-            .hint("let one in: msb ssh authorize --file ~/.ssh/id_ed25519.pub")
+        return Err(Failure::failed("no key is authorized yet")
+            .hint("authorize one: msb ssh authorize --file ~/.ssh/id_ed25519.pub")
             .into());
     }
     Ok(())
@@ -211,10 +209,10 @@ fn config(args: &ServeArgs, key: russh::keys::PrivateKey) -> Config {
         window_size: limits::WINDOW_BYTES,
         maximum_packet_size: limits::PACKET_BYTES,
         max_auth_attempts: limits::AUTH_ATTEMPTS,
-        // Ours knows signs of life from what is done.
+        // The handler has its own idle timer, which ignores keepalive messages.
         inactivity_timeout: None,
         keepalive_interval: Some(args.keep_alive).filter(|time| !time.is_zero()),
-        keepalive_max: limits::KEEP_ALIVES,
+        keepalive_max: limits::KEEPALIVE_COUNT_MAX,
         nodelay: true,
         preferred: Preferred {
             kex: key_exchanges(args.quantum_safe),
@@ -228,7 +226,7 @@ fn config(args: &ServeArgs, key: russh::keys::PrivateKey) -> Config {
     }
 }
 
-/// Sockets of systemd, if they are for this process.
+/// Returns the sockets that systemd passed to this process.
 fn inherited_listeners() -> Vec<std::net::TcpListener> {
     let number = |name: &str| std::env::var(name).ok()?.parse::<i32>().ok();
     if number("LISTEN_PID") != i32::try_from(std::process::id()).ok() {
@@ -236,21 +234,21 @@ fn inherited_listeners() -> Vec<std::net::TcpListener> {
     }
     let count = number("LISTEN_FDS").unwrap_or(0).clamp(0, 64);
     (LISTEN_FDS_START..LISTEN_FDS_START + count)
-        // SAFETY: by the protocol of sd_listen_fds(3) these descriptors were handed to this process and to no other part
-        // of it; this is called once, before anything else was opened by number.
+        // SAFETY: by the protocol of sd_listen_fds(3) these descriptors were passed to this process
+        // and nothing else in it owns them; this is called once, before anything else was opened by
+        // number.
         .map(|descriptor| unsafe { OwnedFd::from_raw_fd(descriptor) }.into())
         .collect()
 }
 
-/// Waits for the end of the sandbox and says how it came.
-async fn watch_sandbox(guest: Arc<Guest>, name: String, gone: watch::Sender<Option<String>>) {
+/// Waits for the end of the sandbox and sends the reason.
+async fn watch_sandbox(guest: Arc<GuestClient>, name: String, gone: watch::Sender<Option<String>>) {
     let mut why = "it was killed".to_owned();
     if let Ok(mut call) = guest.open(&Request::Wait).await {
         while let Some(incoming) = call.receiver.recv().await {
-            if let Incoming::Event { message, .. } = incoming
-                && let Ok(EndEvent::Ended {
-                    reason, message, ..
-                }) = serde_json::from_slice(&message)
+            if let IncomingMessage::Event { message, .. } = incoming
+                && let Ok(EndEvent::Ended { reason, message, .. }) =
+                    serde_json::from_slice(&message)
             {
                 why = message.unwrap_or(reason);
             }
@@ -259,9 +257,9 @@ async fn watch_sandbox(guest: Arc<Guest>, name: String, gone: watch::Sender<Opti
     let _ = gone.send(Some(format!("the sandbox '{name}' has ended: {why}")));
 }
 
-impl Server {
-    async fn listen(self: Arc<Server>, listeners: Vec<TcpListener>) -> anyhow::Result<()> {
-        let pending = Pending::new(limits::PENDING);
+impl SshServer {
+    async fn listen(self: Arc<SshServer>, listeners: Vec<TcpListener>) -> anyhow::Result<()> {
+        let pending = PendingLogins::new(limits::PENDING_LOGINS_MAX);
         for listener in listeners {
             let (server, pending) = (Arc::clone(&self), Arc::clone(&pending));
             tokio::spawn(async move { server.accept(listener, &pending).await });
@@ -275,17 +273,17 @@ impl Server {
             ended = gone.wait_for(Option::is_some) => {
                 let why = ended.ok().and_then(|why| why.clone()).unwrap_or_default();
                 print_note(TOOL, &why);
-                tokio::time::sleep(limits::FAREWELL / 4).await;
+                tokio::time::sleep(limits::DISCONNECT_TIMEOUT / 4).await;
             }
         }
         Ok(())
     }
 
-    async fn accept(self: Arc<Server>, listener: TcpListener, pending: &Arc<Pending>) {
+    async fn accept(self: Arc<SshServer>, listener: TcpListener, pending: &Arc<PendingLogins>) {
         loop {
             let (socket, address) = match listener.accept().await {
                 Ok(accepted) => accepted,
-                // Out of descriptors, most likely: those that are there must end first.
+                // Most likely out of descriptors: other connections must close first.
                 Err(_) => {
                     tokio::time::sleep(Duration::from_millis(50)).await;
                     continue;
@@ -293,24 +291,22 @@ impl Server {
             };
             let _ = socket.set_nodelay(true);
             let source = address.ip().to_canonical();
-            let ends = socket.local_addr().ok().map(|server| Ends {
-                client: address,
-                server,
-            });
+            let ends = socket
+                .local_addr()
+                .ok()
+                .map(|server| ConnectionAddresses { client: address, server });
             let (cut, was_cut) = oneshot::channel();
-            let place = pending.enter(source, cut);
+            let place = pending.add(source, cut);
             let server = Arc::clone(&self);
             tokio::spawn(async move {
-                // What goes wrong with one client is for that client.
-                let _ = server
-                    .client(Box::new(socket), ends, Some(place), was_cut)
-                    .await;
+                // A failure with one client does not affect the others.
+                let _ = server.client(Box::new(socket), ends, Some(place), was_cut).await;
             });
         }
     }
 
-    /// Waits until a client that is logged in must go, and says why.
-    async fn reason_to_end(&self, activity: &Activity, stall: &Stall) -> String {
+    /// Waits until a client that is logged in must be disconnected, and returns the reason.
+    async fn reason_to_end(&self, idle_timer: &IdleTimer, stall: &WriteStall) -> String {
         let mut gone = self.gone.clone();
         let over = async {
             match self.time {
@@ -323,33 +319,33 @@ impl Server {
             ended = gone.wait_for(Option::is_some) => {
                 ended.ok().and_then(|why| why.clone()).unwrap_or_default()
             }
-            () = activity.ceased(self.idle) => {
-                format!("nothing has passed for {} s", seconds(self.idle))
+            () = idle_timer.wait_idle(self.idle) => {
+                format!("idle for {} s", seconds(self.idle))
             }
-            // It will not read this.
-            () = stall.lasts(self.stall) => "it takes nothing any more".to_owned(),
-            () = over => format!("a connection may last {} s", seconds(self.time)),
+            // The client will not read this message.
+            () = stall.wait(self.stall) => "the client reads nothing".to_owned(),
+            () = over => format!("the connection reached its time limit of {} s", seconds(self.time)),
         }
     }
 
-    /// The life of one client.
+    /// Serves one client until its connection ends.
     async fn client(
         &self,
-        stream: Box<dyn Stream>,
-        ends: Option<Ends>,
-        place: Option<crate::pending::Place>,
+        stream: Box<dyn ByteStream>,
+        ends: Option<ConnectionAddresses>,
+        place: Option<crate::pending::LoginSlot>,
         driven_out: oneshot::Receiver<()>,
     ) -> anyhow::Result<()> {
         let (cut, was_cut) = oneshot::channel();
         let (logged_in, has_logged_in) = oneshot::channel();
         let stall = Arc::default();
-        let transport = Transport::new(stream, was_cut, &stall);
-        let activity = Arc::new(Activity::new());
-        let handler = Handler::new(&self.shared, ends, &activity, place, logged_in);
+        let transport = ClientTransport::new(stream, was_cut, &stall);
+        let idle_timer = Arc::new(IdleTimer::new());
+        let handler = ClientHandler::new(&self.shared, ends, &idle_timer, place, logged_in);
         let grace = tokio::time::sleep(self.grace);
         tokio::pin!(grace);
         let started = server::run_stream(Arc::clone(&self.config), transport, handler);
-        // Nobody drives it out who has dropped the other end, as happens at the login.
+        // The sender is dropped at login; that does not evict the client.
         let driven_out = async {
             if driven_out.await.is_err() {
                 std::future::pending::<()>().await;
@@ -376,19 +372,14 @@ impl Server {
         }
         let why = tokio::select! {
             ended = &mut session => return ended,
-            why = self.reason_to_end(&activity, &stall) => why,
+            why = self.reason_to_end(&idle_timer, &stall) => why,
         };
-        // With a client that takes nothing, not even the first of them would end.
+        // With a client that takes nothing, even the first of these would block.
         let farewell = async {
-            let _ = handle
-                .disconnect(Disconnect::ByApplication, why, String::new())
-                .await;
+            let _ = handle.disconnect(Disconnect::ByApplication, why, String::new()).await;
             let _ = session.await;
         };
-        if tokio::time::timeout(limits::FAREWELL, farewell)
-            .await
-            .is_err()
-        {
+        if tokio::time::timeout(limits::DISCONNECT_TIMEOUT, farewell).await.is_err() {
             let _ = cut.send(());
         }
         Ok(())

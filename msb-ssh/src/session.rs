@@ -1,7 +1,8 @@
-//! Commands, shells and file transfer: one channel each.
+//! Sessions: a command, a shell or a file transfer on one channel.
 
 use std::sync::Arc;
 
+use libmsb::cli::error::command_name;
 use libmsb::cli::escape::escape;
 use msb_wire::exec::ExecEvent;
 use msb_wire::frame::{STDERR, STDIN};
@@ -12,16 +13,17 @@ use russh::server::{Handle, Msg};
 use russh::{ChannelWriteHalf, Sig};
 use tokio::sync::OwnedSemaphorePermit;
 
-use crate::activity::Activity;
-use crate::controls::Controls;
-use crate::guest::{Guest, Incoming, Sender};
-use crate::input::Input;
+use crate::controls::SessionControls;
+use crate::guest::{CallSender, GuestClient, IncomingMessage};
+use crate::idle_timer::IdleTimer;
+use crate::input::InputQueue;
 use crate::key_agent;
+use crate::scoped_task::ScopedTask;
 
-/// The extended data that is standard error. RFC 4254, 5.2.
-const EXTENDED_STDERR: u32 = 1;
+/// Data type code of standard error, RFC 4254 section 5.2.
+const SSH_EXTENDED_DATA_STDERR: u32 = 1;
 
-/// Signals that have a name in SSH (RFC 4254, 6.10), and their numbers on Linux.
+/// Signals with a name in SSH (RFC 4254 section 6.10), and their numbers on Linux.
 const SIGNALS: [(&str, i32); 13] = [
     ("ABRT", 6),
     ("ALRM", 14),
@@ -38,7 +40,7 @@ const SIGNALS: [(&str, i32); 13] = [
     ("USR2", 12),
 ];
 
-/// The number of a signal that a client names.
+/// Returns the number of a signal from the client.
 pub(crate) fn signal_number(signal: &Sig) -> Option<i32> {
     let name = match signal {
         Sig::ABRT => "ABRT",
@@ -77,58 +79,35 @@ fn signal_name(number: i32) -> Sig {
     }
 }
 
-/// What a session is made of.
-pub(crate) struct Session {
-    pub(crate) guest: Arc<Guest>,
+/// Parts of one session.
+pub(crate) struct ChannelSession {
+    pub(crate) guest: Arc<GuestClient>,
     pub(crate) channel: Arc<ChannelWriteHalf<Msg>>,
     pub(crate) handle: Handle,
-    pub(crate) input: Arc<Input>,
-    pub(crate) activity: Arc<Activity>,
-    pub(crate) controls: Arc<Controls>,
-    /// What the client wants and does not get, said before anything else.
+    pub(crate) input: Arc<InputQueue>,
+    pub(crate) idle_timer: Arc<IdleTimer>,
+    pub(crate) controls: Arc<SessionControls>,
+    /// Warnings about refused requests, printed first.
     pub(crate) refusals: Vec<&'static str>,
-    /// Whether the guest may use the client's agent, and as whom.
+    /// Request for agent forwarding, if the client asked for it.
     pub(crate) key_agent: Option<KeyAgentRequest>,
-    /// The room that the request takes, until the guest has it.
-    pub(crate) held: Option<OwnedSemaphorePermit>,
+    /// Budget of the session's options, held until the guest has the request.
+    pub(crate) reserved: Option<OwnedSemaphorePermit>,
 }
 
-/// A task that ends with its owner.
-pub(crate) struct Helper(tokio::task::JoinHandle<()>);
-
-impl Helper {
-    /// Starts it.
-    pub(crate) fn spawn(work: impl Future<Output = ()> + Send + 'static) -> Helper {
-        Helper(tokio::spawn(work))
-    }
-}
-
-impl Drop for Helper {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
-impl Session {
-    /// Runs it to its end and tells the client. Nothing can be told to one that has gone.
+impl ChannelSession {
+    /// Runs the session to its end and reports its exit status. A client that has gone gets no
+    /// report.
     pub(crate) async fn run(mut self, mut request: Request) {
         let (channel, handle) = (Arc::clone(&self.channel), self.handle.clone());
         let id = channel.id();
         for refusal in std::mem::take(&mut self.refusals) {
-            say(&channel, refusal).await;
+            write_stderr(&channel, refusal).await;
         }
         let _socket = self.offer_key_agent(&mut request).await;
-        match self.converse(request).await {
-            Some(ExecEvent::Exited {
-                code: None,
-                signal: Some(signal),
-                oom_killed,
-            }) => {
-                let message = if oom_killed {
-                    "the guest ran out of memory"
-                } else {
-                    ""
-                };
+        match self.relay(request).await {
+            Some(ExecEvent::Exited { code: None, signal: Some(signal), oom_killed }) => {
+                let message = if oom_killed { "the guest ran out of memory" } else { "" };
                 let name = signal_name(signal);
                 let _ = handle
                     .exit_signal_request(id, name, false, message.into(), String::new())
@@ -136,20 +115,21 @@ impl Session {
             }
             Some(event) => {
                 if let ExecEvent::Failed { message, .. } = &event {
-                    tell(&channel, message).await;
+                    report_failure(&channel, message).await;
                 }
                 let code = event.exit_code().unwrap_or(125);
                 let _ = channel.exit_status(code.unsigned_abs()).await;
             }
-            // The sandbox has ended; the connection says so.
+            // The sandbox has ended; the disconnect message of the connection says so.
             None => return,
         }
         let _ = channel.eof().await;
         let _ = channel.close().await;
     }
 
-    /// A socket for the client's agent, if it is wanted, and its place among the variables. Without it the session goes on.
-    async fn offer_key_agent(&mut self, request: &mut Request) -> Option<key_agent::Socket> {
+    /// Creates a socket for agent forwarding, if the client asked for it, and sets SSH_AUTH_SOCK.
+    /// The session goes on without it if that fails.
+    async fn offer_key_agent(&mut self, request: &mut Request) -> Option<key_agent::AgentSocket> {
         let (wanted, Request::Exec(exec)) = (self.key_agent.take()?, request) else {
             return None;
         };
@@ -160,14 +140,14 @@ impl Session {
                 Some(socket)
             }
             Err(why) => {
-                let message = format!("warning: no agent in the guest: {}", escape(&why));
-                say(&self.channel, &message).await;
+                let message = format!("warning: agent forwarding failed: {}", escape(&why));
+                write_stderr(&self.channel, &message).await;
                 None
             }
         }
     }
 
-    async fn converse(self, request: Request) -> Option<ExecEvent> {
+    async fn relay(self, request: Request) -> Option<ExecEvent> {
         let mut call = match self.guest.open(&request).await {
             Ok(call) => call,
             Err(error) => {
@@ -177,51 +157,47 @@ impl Session {
                 });
             }
         };
-        drop((request, self.held));
-        let _input = Helper::spawn(pump(Arc::clone(&self.input), call.sender.clone()));
-        let _controls = Helper::spawn(control(self.controls, call.sender.clone()));
+        drop((request, self.reserved));
+        let _input = ScopedTask::spawn(pump(Arc::clone(&self.input), call.sender.clone()));
+        let _controls = ScopedTask::spawn(send_controls(self.controls, call.sender.clone()));
         while let Some(incoming) = call.receiver.recv().await {
             match incoming {
-                Incoming::Data { channel, bytes, .. } => {
-                    self.activity.touch();
+                IncomingMessage::Data { channel, bytes, .. } => {
+                    self.idle_timer.touch();
                     let count = bytes.len();
                     let sent = match channel {
                         STDERR => {
-                            self.channel
-                                .extended_data_bytes(EXTENDED_STDERR, bytes)
-                                .await
+                            self.channel.extended_data_bytes(SSH_EXTENDED_DATA_STDERR, bytes).await
                         }
                         _ => self.channel.data_bytes(bytes).await,
                     };
                     sent.ok()?;
                     call.sender.used(channel, count).await.ok()?;
                 }
-                Incoming::Event { message, last } if last => {
+                IncomingMessage::Event { message, last } if last => {
                     return serde_json::from_slice(&message).ok();
                 }
-                Incoming::Event { .. } => {}
+                IncomingMessage::Event { .. } => {}
             }
         }
         None
     }
 }
 
-/// Says why there is no command.
-async fn tell(channel: &ChannelWriteHalf<Msg>, message: &str) {
+/// Reports why the command did not start.
+async fn report_failure(channel: &ChannelWriteHalf<Msg>, message: &str) {
     let message = format!("error: in the guest: {}", escape(message));
-    say(channel, &message).await;
+    write_stderr(channel, &message).await;
 }
 
-/// Says something on standard error.
-async fn say(channel: &ChannelWriteHalf<Msg>, message: &str) {
-    let line = format!("{}: {message}\r\n", crate::TOOL);
-    let _ = channel
-        .extended_data_bytes(EXTENDED_STDERR, line.into_bytes())
-        .await;
+/// Writes a line to standard error of the session.
+async fn write_stderr(channel: &ChannelWriteHalf<Msg>, message: &str) {
+    let line = format!("{}: {message}\r\n", command_name(crate::tool::TOOL));
+    let _ = channel.extended_data_bytes(SSH_EXTENDED_DATA_STDERR, line.into_bytes()).await;
 }
 
-/// From the client to the guest, until either has no more.
-pub(crate) async fn pump(input: Arc<Input>, sender: Sender) {
+/// Relays input from the client to the guest until one of them ends.
+pub(crate) async fn pump(input: Arc<InputQueue>, sender: CallSender) {
     while let Some(bytes) = input.next().await {
         if sender.data(STDIN, &bytes).await.is_err() {
             return;
@@ -230,7 +206,7 @@ pub(crate) async fn pump(input: Arc<Input>, sender: Sender) {
     let _ = sender.end(STDIN).await;
 }
 
-async fn control(controls: Arc<Controls>, sender: Sender) {
+async fn send_controls(controls: Arc<SessionControls>, sender: CallSender) {
     while sender.control(&controls.next().await).await.is_ok() {}
 }
 
@@ -239,7 +215,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn signals_go_both_ways_under_their_names() {
+    fn signals_are_mapped_in_both_directions() {
         for (name, number) in SIGNALS {
             let sent = signal_number(&Sig::Custom(name.to_owned()));
             assert_eq!(sent, Some(number));

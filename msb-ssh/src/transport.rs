@@ -1,4 +1,4 @@
-//! The stream under a client's connection: a socket or a pair of pipes, which somebody else may cut.
+//! Byte stream below a client's connection: a socket or a pair of pipes, with a way to cut it.
 
 use std::future::Future;
 use std::io;
@@ -16,32 +16,34 @@ use tokio::net::unix::pipe;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::oneshot;
 
-/// Anything that bytes come from and go to.
-pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+/// Any byte stream.
+pub(crate) trait ByteStream: AsyncRead + AsyncWrite + Send + Unpin {}
 
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> ByteStream for T {}
 
-/// The addresses of the two ends of a connection.
+/// Addresses of both ends of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Ends {
-    /// Who came.
+pub(crate) struct ConnectionAddresses {
+    /// Address of the client.
     pub(crate) client: SocketAddr,
-    /// Where to.
+    /// Address of the server.
     pub(crate) server: SocketAddr,
 }
 
-/// Since when the other end takes nothing of what is written; the library asks for no sign of life meanwhile.
+/// Time since which writes to the peer have been blocked. The library sends no keepalive messages
+/// while they are.
 #[derive(Debug, Default)]
-pub(crate) struct Stall(Mutex<Option<Instant>>);
+pub(crate) struct WriteStall(Mutex<Option<Instant>>);
 
-impl Stall {
+impl WriteStall {
     fn set(&self, stalled: bool) {
         let mut since = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         *since = stalled.then(|| since.unwrap_or_else(Instant::now));
     }
 
-    /// Waits until nothing has been taken for so long, or somewhat longer; for ever when there is no limit.
-    pub(crate) async fn lasts(&self, limit: Option<Duration>) {
+    /// Waits until writes have been blocked for `limit` or somewhat longer; waits forever without a
+    /// limit.
+    pub(crate) async fn wait(&self, limit: Option<Duration>) {
         let Some(limit) = limit else {
             return std::future::pending().await;
         };
@@ -57,26 +59,22 @@ impl Stall {
 }
 
 /// A stream that ends when it is cut.
-pub(crate) struct Transport {
-    stream: Box<dyn Stream>,
-    stall: Arc<Stall>,
+pub(crate) struct ClientTransport {
+    stream: Box<dyn ByteStream>,
+    stall: Arc<WriteStall>,
     cut: Option<oneshot::Receiver<()>>,
     is_cut: bool,
 }
 
-impl Transport {
-    /// Over a stream. It ends when `cut` is sent, and not when its sender is dropped.
+impl ClientTransport {
+    /// Returns a transport over a stream. It ends when a message is sent on `cut`, but not when
+    /// that sender is dropped.
     pub(crate) fn new(
-        stream: Box<dyn Stream>,
+        stream: Box<dyn ByteStream>,
         cut: oneshot::Receiver<()>,
-        stall: &Arc<Stall>,
-    ) -> Transport {
-        Transport {
-            stream,
-            stall: Arc::clone(stall),
-            cut: Some(cut),
-            is_cut: false,
-        }
+        stall: &Arc<WriteStall>,
+    ) -> ClientTransport {
+        ClientTransport { stream, stall: Arc::clone(stall), cut: Some(cut), is_cut: false }
     }
 
     fn is_cut(&mut self, context: &mut Context<'_>) -> bool {
@@ -90,7 +88,7 @@ impl Transport {
     }
 }
 
-impl AsyncRead for Transport {
+impl AsyncRead for ClientTransport {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -103,7 +101,7 @@ impl AsyncRead for Transport {
     }
 }
 
-impl AsyncWrite for Transport {
+impl AsyncWrite for ClientTransport {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -126,31 +124,27 @@ impl AsyncWrite for Transport {
     }
 }
 
-/// Our standard input and output as one stream, and its addresses, if it has any.
-pub(crate) fn standard_streams() -> anyhow::Result<(Box<dyn Stream>, Option<Ends>)> {
-    let stdin = rustix::stdio::stdin()
-        .try_clone_to_owned()
-        .context("cannot use standard input")?;
+/// Returns standard input and output as one stream, and its addresses if it has any.
+pub(crate) fn standard_streams()
+-> anyhow::Result<(Box<dyn ByteStream>, Option<ConnectionAddresses>)> {
+    let stdin = rustix::stdio::stdin().try_clone_to_owned().context("cannot use standard input")?;
     if let Ok(address) = getsockname(&stdin) {
-        let client = getpeername(&stdin)
-            .ok()
-            .flatten()
-            .and_then(|peer| SocketAddr::try_from(peer).ok());
+        let client =
+            getpeername(&stdin).ok().flatten().and_then(|peer| SocketAddr::try_from(peer).ok());
         let family = address.address_family();
         let server = SocketAddr::try_from(address).ok();
-        let ends = client
-            .zip(server)
-            .map(|(client, server)| Ends { client, server });
+        let ends =
+            client.zip(server).map(|(client, server)| ConnectionAddresses { client, server });
         return Ok((socket(stdin, family)?, ends));
     }
-    let stdout = rustix::stdio::stdout()
-        .try_clone_to_owned()
-        .context("cannot use standard output")?;
+    let stdout =
+        rustix::stdio::stdout().try_clone_to_owned().context("cannot use standard output")?;
     Ok((pipes(stdin, stdout), None))
 }
 
-/// One socket both ways: from inetd, or from a client that makes one for its ProxyCommand.
-fn socket(stdin: OwnedFd, family: AddressFamily) -> anyhow::Result<Box<dyn Stream>> {
+/// Returns a stream over one socket: from inetd, or from a client that uses a socket for its
+/// ProxyCommand.
+fn socket(stdin: OwnedFd, family: AddressFamily) -> anyhow::Result<Box<dyn ByteStream>> {
     rustix::io::ioctl_fionbio(&stdin, true)?;
     if family == AddressFamily::UNIX {
         let socket = UnixStream::from_std(stdin.into())?;
@@ -161,8 +155,9 @@ fn socket(stdin: OwnedFd, family: AddressFamily) -> anyhow::Result<Box<dyn Strea
     Ok(Box::new(socket))
 }
 
-/// Two pipes; anything else (a file, a terminal) goes through threads.
-fn pipes(stdin: OwnedFd, stdout: OwnedFd) -> Box<dyn Stream> {
+/// Returns a stream over two pipes. Anything else (a file, a terminal) is read and written by
+/// threads.
+fn pipes(stdin: OwnedFd, stdout: OwnedFd) -> Box<dyn ByteStream> {
     let reader = pipe::Receiver::from_owned_fd(stdin);
     let writer = pipe::Sender::from_owned_fd(stdout);
     match (reader, writer) {
@@ -178,17 +173,17 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn who_takes_nothing_for_so_long_is_found_out_and_who_takes_a_little_is_not() {
+    async fn a_stalled_peer_is_detected_and_a_slow_one_is_not() {
         let (ours, mut theirs) = tokio::io::duplex(1);
         let (_cut, was_cut) = oneshot::channel();
         let stall = Arc::default();
-        let mut transport = Transport::new(Box::new(ours), was_cut, &stall);
+        let mut transport = ClientTransport::new(Box::new(ours), was_cut, &stall);
         let writing = tokio::spawn(async move { transport.write_all(b"abc").await });
         let is_stalled = || stall.0.lock().unwrap().is_some();
         while !is_stalled() {
             tokio::task::yield_now().await;
         }
-        stall.lasts(Some(Duration::ZERO)).await;
+        stall.wait(Some(Duration::ZERO)).await;
         let before = *stall.0.lock().unwrap();
         theirs.read_u8().await.unwrap();
         while *stall.0.lock().unwrap() == before {

@@ -25,7 +25,7 @@ static void fail(const char *what) {
     exit(125);
 }
 
-// Whether a process calls itself so: the first of its arguments, without a folder.
+// Whether a process calls itself so: the first of its arguments, without a directory.
 static int is_called(pid_t pid, const char *name) {
     char path[64], words[4096] = "";
     snprintf(path, sizeof path, "/proc/%d/cmdline", (int)pid);

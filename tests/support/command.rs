@@ -9,14 +9,14 @@ use std::time::{Duration, Instant};
 
 use super::{PATIENCE, shown};
 
-/// What a program left behind.
+/// The result of a program.
 #[derive(Debug)]
 pub(crate) struct Outcome {
     /// The exit code; 128 + signal when a signal ended it.
     pub(crate) code: i32,
     pub(crate) stdout: Vec<u8>,
     pub(crate) stderr: Vec<u8>,
-    /// What was run, for messages.
+    /// The command, for messages.
     what: String,
 }
 
@@ -31,11 +31,7 @@ impl Outcome {
             self.stdout(),
             self.stderr()
         );
-        assert!(
-            found == expected,
-            "{}\n=== expected {expected}\n=== found {found}",
-            self.what
-        );
+        assert!(found == expected, "{}\n=== expected {expected}\n=== found {found}", self.what);
     }
 
     /// It did what it was asked to, and had nothing to remark. Gives standard output.
@@ -73,28 +69,17 @@ pub(crate) struct Running {
 impl Running {
     /// Starts a program with pipes.
     pub(crate) fn start(mut command: Command) -> Running {
-        command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         Running::start_as_is(command)
     }
 
     /// Starts a program with the standard streams that `command` has.
     pub(crate) fn start_as_is(mut command: Command) -> Running {
         let what = format!("{:?}", command.get_args().collect::<Vec<_>>());
-        let mut child = command
-            .spawn()
-            .unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
         let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
         let stderr = child.stderr.take().map(collect);
-        Running {
-            child,
-            stdin,
-            stdout,
-            stderr,
-            what,
-        }
+        Running { child, stdin, stdout, stderr, what }
     }
 
     pub(crate) fn pid(&self) -> i32 {
@@ -116,11 +101,7 @@ impl Running {
     }
 
     pub(crate) fn write(&mut self, text: &str) {
-        self.stdin
-            .as_mut()
-            .unwrap()
-            .write_all(text.as_bytes())
-            .unwrap();
+        self.stdin.as_mut().unwrap().write_all(text.as_bytes()).unwrap();
     }
 
     /// Closes standard input and waits for the end.
@@ -129,23 +110,10 @@ impl Running {
         self.stdin.take();
         let stdout = self.stdout.take().map(collect);
         let status = self.wait();
-        let stdout = stdout
-            .map(|reader| reader.join().unwrap())
-            .unwrap_or_default();
-        let stderr = self
-            .stderr
-            .take()
-            .map(|reader| reader.join().unwrap())
-            .unwrap_or_default();
-        let code = status
-            .code()
-            .unwrap_or_else(|| 128 + status.signal().unwrap_or_default());
-        Outcome {
-            code,
-            stdout,
-            stderr,
-            what: std::mem::take(&mut self.what),
-        }
+        let stdout = stdout.map(|reader| reader.join().unwrap()).unwrap_or_default();
+        let stderr = self.stderr.take().map(|reader| reader.join().unwrap()).unwrap_or_default();
+        let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or_default());
+        Outcome { code, stdout, stderr, what: std::mem::take(&mut self.what) }
     }
 
     #[track_caller]

@@ -1,5 +1,5 @@
-//! A wicked machine: it speaks vhost-user to the server of a share, as QEMU does, and puts into the queue what no guest's
-//! kernel would, but any guest's root could.
+//! A wicked machine: it speaks vhost-user to the server of a share, as QEMU does, and puts into the
+//! queue what no guest's kernel would, but any guest's root could.
 //!
 //! The guest's memory is a file. It is written and read as one, and the server maps it.
 
@@ -54,7 +54,7 @@ pub(crate) mod opcode {
     pub(crate) const COPY_FILE_RANGE: u32 = 47;
 }
 
-/// What stands for the error's number where a request gets no answer, only its place in the queue back.
+/// Stands for the error number of a request that gets no answer, only its descriptor back.
 pub(crate) const NO_ANSWER: i32 = 0;
 
 /// vhost-user's numbers of requests (QEMU: docs/interop/vhost-user.rst).
@@ -70,7 +70,7 @@ const SET_VRING_CALL: u32 = 13;
 const SET_VRING_ENABLE: u32 = 18;
 
 const MEMORY_BYTES: u64 = 1 << 20;
-/// Where the machine claims to have the guest's memory.
+/// Address at which the machine claims to have the guest's memory.
 const BASE: u64 = 0x7000_0000_0000;
 const QUEUE_SIZE: u16 = 16;
 const REQUEST_AT: u64 = 0x1_0000;
@@ -86,7 +86,7 @@ fn parts(queue: u64) -> (u64, u64, u64) {
     (at, at + 0x1000, at + 0x2000)
 }
 
-/// What a share has under one name.
+/// An entry of a share.
 pub(crate) struct Entry<'a> {
     pub(crate) path: &'a Path,
     pub(crate) read_only: bool,
@@ -104,12 +104,14 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    /// Starts a server for some folders, which have the names `0`, `1`, …, and says hello to it.
+    /// Starts a server for some directories, which have the names `0`, `1`, …, and says hello to
+    /// it.
     pub(crate) fn start(entries: &[Entry<'_>]) -> Machine {
         Machine::start_under(&[], Stdio::inherit(), entries)
     }
 
-    /// The same, with a command that starts the server in its turn, and where the server's errors go.
+    /// The same, with a command that starts the server in its turn, and where the server's errors
+    /// go.
     pub(crate) fn start_under(starter: &[&str], errors: Stdio, entries: &[Entry<'_>]) -> Machine {
         let (socket, theirs) = UnixStream::pair().unwrap();
         let (life_theirs, life) = std::io::pipe().unwrap();
@@ -164,9 +166,7 @@ impl Machine {
         let features: u64 = 1 << 32 | 1 << 30;
         self.say(SET_FEATURES, &features.to_ne_bytes(), None);
         self.say(SET_OWNER, &[], None);
-        let table = [1_u64, 0, MEMORY_BYTES, BASE, 0]
-            .map(u64::to_ne_bytes)
-            .concat();
+        let table = [1_u64, 0, MEMORY_BYTES, BASE, 0].map(u64::to_ne_bytes).concat();
         let memory = self.memory.try_clone().unwrap();
         self.say(SET_MEM_TABLE, &table, Some(memory.as_fd()));
         for queue in 0..2_u32 {
@@ -174,29 +174,11 @@ impl Machine {
             self.say(SET_VRING_NUM, &state(u32::from(QUEUE_SIZE)), None);
             self.say(SET_VRING_BASE, &state(0), None);
             let (descriptors, available, used) = parts(u64::from(queue));
-            let address = [
-                u64::from(queue),
-                BASE + descriptors,
-                BASE + used,
-                BASE + available,
-                0,
-            ];
-            self.say(
-                SET_VRING_ADDR,
-                &address.map(u64::to_ne_bytes).concat(),
-                None,
-            );
+            let address = [u64::from(queue), BASE + descriptors, BASE + used, BASE + available, 0];
+            self.say(SET_VRING_ADDR, &address.map(u64::to_ne_bytes).concat(), None);
             let index = u64::from(queue).to_ne_bytes();
-            self.say(
-                SET_VRING_KICK,
-                &index,
-                Some(self.kicks[queue as usize].as_fd()),
-            );
-            self.say(
-                SET_VRING_CALL,
-                &index,
-                Some(self.calls[queue as usize].as_fd()),
-            );
+            self.say(SET_VRING_KICK, &index, Some(self.kicks[queue as usize].as_fd()));
+            self.say(SET_VRING_CALL, &index, Some(self.calls[queue as usize].as_fd()));
             self.say(SET_VRING_ENABLE, &state(1), None);
         }
         // Version 7.31, no feature.
@@ -205,9 +187,7 @@ impl Machine {
     }
 
     fn say(&self, request: u32, payload: &[u8], fd: Option<BorrowedFd<'_>>) {
-        let header = [request, 1, payload.len() as u32]
-            .map(u32::to_ne_bytes)
-            .concat();
+        let header = [request, 1, payload.len() as u32].map(u32::to_ne_bytes).concat();
         let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
         let fds: Vec<BorrowedFd<'_>> = fd.into_iter().collect();
@@ -218,8 +198,8 @@ impl Machine {
         sendmsg(&self.socket, &parts, &mut ancillary, SendFlags::empty()).unwrap();
     }
 
-    /// Puts a request into the queue, as root of the guest, and waits for the answer: what follows its header, or the error's
-    /// number.
+    /// Puts a request into the queue, as root of the guest, and waits for the answer: what follows
+    /// its header, or the error's number.
     pub(crate) fn ask(&mut self, opcode: u32, node: u64, payload: &[u8]) -> Result<Vec<u8>, i32> {
         self.ask_as(0, opcode, node, payload)
     }
@@ -234,11 +214,7 @@ impl Machine {
     ) -> Result<Vec<u8>, i32> {
         let length = 40 + payload.len() as u32;
         let mut request = [length, opcode].map(u32::to_ne_bytes).concat();
-        request.extend(
-            [u64::from(self.requests) + 1, node]
-                .map(u64::to_ne_bytes)
-                .concat(),
-        );
+        request.extend([u64::from(self.requests) + 1, node].map(u64::to_ne_bytes).concat());
         request.extend([user, user, 1, 0].map(u32::to_ne_bytes).concat());
         request.extend(payload);
         self.memory.write_all_at(&request, REQUEST_AT).unwrap();
@@ -247,8 +223,8 @@ impl Machine {
         self.answer()
     }
 
-    /// One chain: the request to be read, and room for the answer's header and for what follows it, apart, as Linux has it
-    /// (virtio 1.2, 2.7).
+    /// One chain: the request to be read, and room for the answer's header and for what follows it,
+    /// apart, as Linux has it (virtio 1.2, 2.7).
     fn offer(&mut self, length: u32) {
         let (descriptors, available, _) = parts(1);
         let descriptor = |address: u64, length: u32, flags: u16, next: u16| {
@@ -262,17 +238,11 @@ impl Machine {
             descriptor(ANSWER_AT, 16, WRITE | NEXT, 2),
             descriptor(ANSWER_AT + 16, ANSWER_BYTES, WRITE, 0),
         ];
-        self.memory
-            .write_all_at(&chain.concat(), descriptors)
-            .unwrap();
+        self.memory.write_all_at(&chain.concat(), descriptors).unwrap();
         let slot = u64::from(self.requests % QUEUE_SIZE);
-        self.memory
-            .write_all_at(&0_u16.to_le_bytes(), available + 4 + 2 * slot)
-            .unwrap();
+        self.memory.write_all_at(&0_u16.to_le_bytes(), available + 4 + 2 * slot).unwrap();
         self.requests += 1;
-        self.memory
-            .write_all_at(&self.requests.to_le_bytes(), available + 2)
-            .unwrap();
+        self.memory.write_all_at(&self.requests.to_le_bytes(), available + 2).unwrap();
         rustix::io::write(&self.kicks[1], &1_u64.to_ne_bytes()).unwrap();
     }
 
@@ -286,11 +256,7 @@ impl Machine {
             }
             let mut call = [PollFd::new(&self.calls[1], PollFlags::IN)];
             let patience = Timespec::try_from(PATIENCE).unwrap();
-            assert_eq!(
-                poll(&mut call, Some(&patience)),
-                Ok(1),
-                "the server does not answer"
-            );
+            assert_eq!(poll(&mut call, Some(&patience)), Ok(1), "the server does not answer");
             rustix::io::read(&self.calls[1], &mut [0; 8]).unwrap();
         }
         let mut header = [0; 16];
@@ -301,19 +267,17 @@ impl Machine {
             return Err(-error);
         }
         let mut body = vec![0; length as usize - 16];
-        self.memory
-            .read_exact_at(&mut body, ANSWER_AT + 16)
-            .unwrap();
+        self.memory.read_exact_at(&mut body, ANSWER_AT + 16).unwrap();
         Ok(body)
     }
 
-    /// The node of a name in a folder.
-    pub(crate) fn lookup(&mut self, folder: u64, name: &str) -> Result<u64, i32> {
-        let entry = self.ask(opcode::LOOKUP, folder, &[name.as_bytes(), b"\0"].concat())?;
+    /// The node of a name in a directory.
+    pub(crate) fn lookup(&mut self, directory: u64, name: &str) -> Result<u64, i32> {
+        let entry = self.ask(opcode::LOOKUP, directory, &[name.as_bytes(), b"\0"].concat())?;
         Ok(u64::from_ne_bytes(*entry.first_chunk().unwrap()))
     }
 
-    /// What stands in a file.
+    /// Returns the content of a file.
     pub(crate) fn read(&mut self, node: u64) -> Result<Vec<u8>, i32> {
         let handle = self.open(node)?;
         self.read_by(node, handle)
@@ -325,7 +289,7 @@ impl Machine {
         Ok(u64::from_ne_bytes(*opened.first_chunk().unwrap()))
     }
 
-    /// What stands in a file, by a handle of it.
+    /// Returns the content of a file, by a handle of it.
     pub(crate) fn read_by(&mut self, node: u64, handle: u64) -> Result<Vec<u8>, i32> {
         let mut request = handle.to_ne_bytes().to_vec();
         request.extend(0_u64.to_ne_bytes());
@@ -334,7 +298,7 @@ impl Machine {
         self.ask(opcode::READ, node, &request)
     }
 
-    /// What lies at the end of the server's life: its exit code.
+    /// Closes the connection, and returns the server's exit code.
     pub(crate) fn hang_up(mut self) -> Option<i32> {
         self.socket.flush().unwrap();
         self.socket.shutdown(std::net::Shutdown::Both).unwrap();

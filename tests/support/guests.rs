@@ -21,13 +21,12 @@ impl Guests {
 
     /// With a running sandbox `x`, by the last words of `msb run`.
     pub(crate) fn of(home: Home, words: &[&str]) -> Guests {
-        home.run([&["run", "-d", "--name", "x"], words].concat())
-            .done();
+        home.run([&["run", "-d", "--name", "x"], words].concat()).done();
         Guests(home)
     }
 
-    /// The running sandbox `x`, of busybox, of all tests that only run commands in it: whose subject is neither its start,
-    /// its end, its logs nor what else is in it.
+    /// The running sandbox `x`, of busybox, of all tests that only run commands in it: whose
+    /// subject is neither its start, its end, its logs nor what else is in it.
     pub(crate) fn shared() -> SharedGuests {
         let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
         let guests = shared.get_or_insert_with(|| {
@@ -56,7 +55,7 @@ impl Drop for Guests {
     }
 }
 
-/// What `Guests::shared` gives out, until a test that has it fails.
+/// The sandbox that `Guests::shared` returns, until a test that uses it fails.
 static SHARED: Mutex<Option<Arc<Guests>>> = Mutex::new(None);
 
 /// A test's hold on the shared sandbox.
@@ -77,10 +76,7 @@ impl Drop for SharedGuests {
         }
         // It may be damaged: the next test gets another one.
         let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
-        if shared
-            .as_ref()
-            .is_some_and(|shared| Arc::ptr_eq(shared, &self.0))
-        {
+        if shared.as_ref().is_some_and(|shared| Arc::ptr_eq(shared, &self.0)) {
             *shared = None;
         }
     }

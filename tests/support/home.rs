@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder};
+use std::io::ErrorKind;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -19,9 +20,9 @@ const GRACE: Duration = Duration::from_secs(20);
 
 /// A state directory, which is gone after the test. No process that knows it may be left by then.
 pub(crate) struct Home {
-    /// A folder for the test's own files; `state` in it is the state directory.
-    pub(crate) folder: PathBuf,
-    /// Where the programs are.
+    /// A directory for the test's own files; `state` in it is the state directory.
+    pub(crate) directory: PathBuf,
+    /// Directory of the programs.
     pub(crate) prefix: PathBuf,
 }
 
@@ -31,12 +32,9 @@ impl Home {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         // The last part ends in a letter, so that no name is the beginning of another.
-        let folder = std::env::temp_dir().join(format!("{}-{number}h", std::process::id()));
-        fs::create_dir(&folder).unwrap();
-        Home {
-            folder,
-            prefix: stage("prefix"),
-        }
+        let directory = std::env::temp_dir().join(format!("{}-{number}h", std::process::id()));
+        fs::create_dir(&directory).unwrap();
+        Home { directory, prefix: stage("prefix") }
     }
 
     /// One with images, loaded from fixtures.
@@ -56,18 +54,11 @@ impl Home {
 
     /// The state directory.
     pub(crate) fn state(&self) -> PathBuf {
-        self.folder.join("state")
+        self.directory.join("state")
     }
 
     pub(crate) fn load(&self, image: &str) {
-        self.run([
-            "image",
-            "load",
-            "--quiet",
-            "--input",
-            fixture(image).to_str().unwrap(),
-        ])
-        .done();
+        self.run(["image", "load", "--quiet", "--input", fixture(image).to_str().unwrap()]).done();
     }
 
     /// `msb` with arguments, ready to be started.
@@ -80,14 +71,11 @@ impl Home {
     /// Any program, in the environment of the test.
     pub(crate) fn program(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new(program);
-        command.env_clear().current_dir(&self.folder);
-        command
-            .env("PATH", self.path())
-            .env("HOME", &self.folder)
-            .env("MSB_HOME", self.state());
-        command.env("TMPDIR", &self.folder).env("LANG", "C.UTF-8");
-        // The run's own: without it, skopeo and podman use directories of this user ID in /run and /tmp, which another
-        // user may have left there.
+        command.env_clear().current_dir(&self.directory);
+        command.env("PATH", self.path()).env("HOME", &self.directory).env("MSB_HOME", self.state());
+        command.env("TMPDIR", &self.directory).env("LANG", "C.UTF-8");
+        // The run's own: without it, skopeo and podman use directories of this user ID in /run and
+        // /tmp, which another user may have left there.
         command.env("XDG_RUNTIME_DIR", ground("runtime"));
         // Named, so that no test depends on what the host has.
         let engine = std::env::var_os("MSB_ENGINE").unwrap_or("qemu".into());
@@ -122,7 +110,8 @@ impl Home {
         command::run(self.msb(args), input)
     }
 
-    /// Runs a script with the shell, in the environment of the test. Exactly what a user would type.
+    /// Runs a script with the shell, in the environment of the test. Exactly what a user would
+    /// type.
     #[track_caller]
     pub(crate) fn shell(&self, script: &str) -> Outcome {
         let mut command = self.program("/bin/bash");
@@ -161,9 +150,9 @@ impl Home {
             .collect()
     }
 
-    /// Living processes that belong to this test: any that know its folder.
+    /// Living processes that belong to this test: any that know its directory.
     pub(crate) fn processes(&self) -> Vec<Process> {
-        processes::with_text(self.folder.to_str().unwrap())
+        processes::with_text(self.directory.to_str().unwrap())
     }
 
     /// The process of the one virtual machine that runs, whatever its engine.
@@ -193,28 +182,38 @@ impl Home {
         }
     }
 
-    /// Every file of a folder in the state directory (all of it for ""), with a hash of its content: to see whether
-    /// anything changed. Locks are not content.
-    pub(crate) fn snapshot(&self, folder: &str) -> Vec<String> {
+    /// Every file of a directory in the state directory (all of it for ""), with a hash of its
+    /// content: to see whether anything changed. Locks are not content.
+    pub(crate) fn snapshot(&self, directory: &str) -> Vec<String> {
         let mut lines = Vec::new();
-        snapshot(&self.state().join(folder), &mut lines);
+        snapshot(&self.state().join(directory), &mut lines);
         lines.sort();
         lines
     }
 }
 
-fn snapshot(folder: &Path, lines: &mut Vec<String>) {
-    let Ok(entries) = fs::read_dir(folder) else {
+fn snapshot(directory: &Path, lines: &mut Vec<String>) {
+    let Ok(entries) = fs::read_dir(directory) else {
         return;
     };
     for entry in entries {
         let path = entry.unwrap().path();
-        let metadata = fs::symlink_metadata(&path).unwrap();
+        // A program that is still running may remove what was there a moment ago.
+        let metadata = match fs::symlink_metadata(&path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => continue,
+            metadata => metadata.unwrap(),
+        };
         if metadata.is_dir() {
             lines.push(format!("{} {:o}", path.display(), metadata.mode()));
             snapshot(&path, lines);
+        } else if metadata.is_symlink() {
+            lines.push(format!("{} -> {:?}", path.display(), fs::read_link(&path).ok()));
         } else if path.file_name() != Some(OsStr::new("lock")) {
-            let hash = Sha256::digest(fs::read(&path).unwrap());
+            let bytes = match fs::read(&path) {
+                Err(error) if error.kind() == ErrorKind::NotFound => continue,
+                bytes => bytes.unwrap(),
+            };
+            let hash = Sha256::digest(bytes);
             let hash: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
             lines.push(format!("{} {:o} {hash}", path.display(), metadata.mode()));
         }
@@ -222,7 +221,8 @@ fn snapshot(folder: &Path, lines: &mut Vec<String>) {
 }
 
 impl Home {
-    /// Kills all processes that know this home, at one moment: each is halted first, so that none sees another go.
+    /// Kills all processes that know this home, at one moment: each is halted first, so that none
+    /// sees another go.
     pub(crate) fn kill_all(&self) {
         let processes = self.processes();
         for signal in [rustix::process::Signal::STOP, rustix::process::Signal::KILL] {
@@ -233,8 +233,8 @@ impl Home {
     }
 }
 
-/// Where tests leave the states of guests for each other: to boot a guest takes most of a test's time. What a start from
-/// memory is, is tested in `from_memory.rs`, with homes that have none.
+/// Directory in which tests share boot states: to boot a guest takes most of a test's time. A start
+/// from memory itself is tested in `from_memory.rs`, with homes that have none.
 fn boot_states() -> PathBuf {
     std::env::temp_dir().join("boot-states")
 }
@@ -257,16 +257,12 @@ fn link_all(from: &Path, to: &Path) {
 
 impl Drop for Home {
     fn drop(&mut self) {
-        let left = if std::thread::panicking() {
-            self.processes()
-        } else {
-            self.leftovers()
-        };
+        let left = if std::thread::panicking() { self.processes() } else { self.leftovers() };
         for process in &left {
             process.signal(rustix::process::Signal::KILL);
         }
         link_all(&self.state().join("boot"), &boot_states());
-        let _ = fs::remove_dir_all(&self.folder);
+        let _ = fs::remove_dir_all(&self.directory);
         if !std::thread::panicking() {
             assert!(left.is_empty(), "processes are left: {left:#?}");
         }

@@ -1,5 +1,6 @@
-//! A sandbox on a host whose Internet is the test's: every address there is, is one that hears what comes. What a policy lets
-//! through therefore arrives somewhere, and what does not arrive was refused.
+//! A sandbox on a host whose Internet is the test's: every address there is, is one that hears what
+//! comes. What a policy lets through therefore arrives somewhere, and what does not arrive was
+//! refused.
 
 use std::cell::RefCell;
 use std::ffi::OsStr;
@@ -69,11 +70,7 @@ impl Internet {
         unshare.arg(names.to_string());
         let mut server = Running::start(unshare);
         server.read_until("ready\n");
-        let mut internet = Internet {
-            server: RefCell::new(server),
-            home,
-            link: Link::default(),
-        };
+        let mut internet = Internet { server: RefCell::new(server), home, link: Link::default() };
         let words = ["run", "-d", "--name", "x", "--dns-nameserver", "127.0.0.1"];
         let words = [&words[..], policy, &["busybox:test"]].concat();
         internet.run(words, b"").done();
@@ -103,6 +100,14 @@ impl Internet {
         command::run(self.msb(args), input)
     }
 
+    /// Takes the routes away: nothing is reachable.
+    pub(crate) fn remove_routes(&self) {
+        let mut server = self.server.borrow_mut();
+        let pid = rustix::process::Pid::from_raw(server.pid()).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::USR1).unwrap();
+        server.read_until("removed\n");
+    }
+
     /// Gives the sandbox another policy.
     pub(crate) fn modify(&self, policy: &[&str]) {
         self.run([&["modify", "x"], policy].concat(), b"").done();
@@ -113,32 +118,22 @@ impl Internet {
         let text = self.run(["inspect", "x", "--format", "json"], b"").done();
         let document: Value = serde_json::from_str(&text).unwrap();
         let address = |family: &str, of: &str| -> IpAddr {
-            document["network"][family][of]
-                .as_str()
-                .unwrap()
-                .parse()
-                .unwrap()
+            document["network"][family][of].as_str().unwrap().parse().unwrap()
         };
         let mac = serde_json::from_value(document["network"]["guest_mac"].clone());
         let (IpAddr::V4(v4), IpAddr::V6(v6)) = (address("v4", "guest"), address("v6", "guest"))
         else {
             panic!("{document}");
         };
-        Link {
-            mac: mac.unwrap(),
-            v4,
-            v6,
-            gateway: address("v4", "gateway"),
-        }
+        Link { mac: mac.unwrap(), v4, v6, gateway: address("v4", "gateway") }
     }
 
-    /// The guest makes attempts to reach somebody, as `msb-test-guest call` takes them; what it says of each.
+    /// The guest makes attempts to reach somebody, as `msb-test-guest call` takes them; what it
+    /// says of each.
     #[track_caller]
     pub(crate) fn call<S: AsRef<str>>(&self, attempts: &[S]) -> Vec<String> {
-        let lines: String = attempts
-            .iter()
-            .map(|attempt| format!("{}\n", attempt.as_ref()))
-            .collect();
+        let lines: String =
+            attempts.iter().map(|attempt| format!("{}\n", attempt.as_ref())).collect();
         let call = ["exec", "-i", "x", "--", "/guest", "call"];
         let said = self.run(call, lines.as_bytes()).done();
         said.lines().map(str::to_owned).collect()
@@ -179,17 +174,15 @@ impl Internet {
         // A line whose end is not written yet is for later.
         let end = text.rfind('\n').map_or(0, |end| end + 1);
         let lines = text[..end].lines();
-        lines
-            .map(|line| serde_json::from_str(line).unwrap())
-            .collect()
+        lines.map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
     pub(crate) fn log_path(&self) -> PathBuf {
         self.home.state().join("sandboxes/x/net.log")
     }
 
-    /// The lines of net.log from number `from` on, when all that the guest has done by now is in there: it makes one more
-    /// attempt, and the log has an order.
+    /// The lines of net.log from number `from` on, when all that the guest has done by now is in
+    /// there: it makes one more attempt, and the log has an order.
     #[track_caller]
     pub(crate) fn log_from(&self, from: usize) -> Vec<Value> {
         let begins = |event: &Value| is_last(event) && event["type"] != "close";
@@ -206,33 +199,27 @@ impl Internet {
         events.split_off(from)
     }
 
-    /// What was heard on the Internet, in its order, but for the last attempts of [`Internet::log_from`].
+    /// Returns the attempts that arrived, in their order, without the last ones of
+    /// [`Internet::log_from`].
     pub(crate) fn heard(&self) -> Vec<String> {
         let mut server = self.server.borrow_mut();
         server.write("\n");
         let heard: Vec<String> = serde_json::from_str(&server.read_until("\n")).unwrap();
-        heard
-            .into_iter()
-            .filter(|line| !line.contains(LAST))
-            .collect()
+        heard.into_iter().filter(|line| !line.contains(LAST)).collect()
     }
 
-    /// What `msb net explain` says of cases, with the policy of the sandbox.
+    /// Returns the verdicts of `msb net explain` on cases, with the policy of the sandbox.
     #[track_caller]
     pub(crate) fn explain(&self, cases: &[Value]) -> Vec<Value> {
         let lines: String = cases.iter().map(|case| format!("{case}\n")).collect();
         let explain = "net explain --sandbox x --lines --format json";
         let said = self.run(explain.split(' '), lines.as_bytes()).done();
-        said.lines()
-            .map(|line| serde_json::from_str(line).unwrap())
-            .collect()
+        said.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 }
 
 fn is_last(event: &Value) -> bool {
-    event["remote"]
-        .as_str()
-        .is_some_and(|remote| remote.contains(LAST))
+    event["remote"].as_str().is_some_and(|remote| remote.contains(LAST))
 }
 
 impl Drop for Internet {

@@ -126,10 +126,7 @@ impl Link {
     pub(crate) fn arp(&self, from: Ipv4Addr, to: Ipv4Addr) -> Vec<u8> {
         let head = [0, 1, 8, 0, 6, 4, 0, 1];
         let (from, to) = (from.octets(), to.octets());
-        self.ethernet(
-            ETHER_ARP,
-            &[&head[..], &self.mac, &from, &[0; 6], &to].concat(),
-        )
+        self.ethernet(ETHER_ARP, &[&head[..], &self.mac, &from, &[0; 6], &to].concat())
     }
 }
 
@@ -155,20 +152,14 @@ fn v4(from: Ipv4Addr, to: Ipv4Addr, protocol: u8, piece: (u16, u16), payload: us
     header
 }
 
-/// What is summed before a segment (RFC 9293, 3.1).
+/// Returns the pseudo-header of a segment's checksum (RFC 9293, 3.1).
 fn pseudo((from, to): (IpAddr, IpAddr), protocol: u8, length: usize) -> Vec<u8> {
     let octets = |address| match address {
         IpAddr::V4(address) => Ipv4Addr::octets(&address).to_vec(),
         IpAddr::V6(address) => Ipv6Addr::octets(&address).to_vec(),
     };
     let length = (length as u32).to_be_bytes();
-    [
-        octets(from),
-        octets(to),
-        length.to_vec(),
-        vec![0, 0, 0, protocol],
-    ]
-    .concat()
+    [octets(from), octets(to), length.to_vec(), vec![0, 0, 0, protocol]].concat()
 }
 
 fn checksum(parts: &[&[u8]]) -> [u8; 2] {

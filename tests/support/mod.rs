@@ -1,4 +1,4 @@
-//! What the tests stand on: the programs, a state directory of one's own, and exact comparisons.
+//! Code that the tests share: the programs, a state directory of one's own, and exact comparisons.
 
 mod command;
 /// Reading the disks of images.
@@ -7,6 +7,8 @@ pub(crate) mod erofs;
 pub(crate) mod fuse;
 mod guests;
 mod home;
+/// System calls made by other processes.
+pub(crate) mod inject;
 /// A network of the test's own.
 pub(crate) mod internet;
 mod link;
@@ -65,7 +67,7 @@ fn below(variable: &str, path: &str) -> PathBuf {
     Path::new(&directory).join(path)
 }
 
-/// An image, or the tree that must be seen in it; see tests/fixtures/make.
+/// An image, or the tree that must be seen in it; see tests/parts/fixtures/make.
 pub(crate) fn fixture(name: &str) -> PathBuf {
     stage("fixtures").join(name)
 }

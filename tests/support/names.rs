@@ -20,7 +20,8 @@ fn question(message: &[u8]) -> (String, usize) {
     (labels.join("."), at + 5)
 }
 
-/// The answer: an address to a question for it, nothing to another about the name, no such name to all others.
+/// The answer: an address to a question for it, nothing to another about the name, no such name to
+/// all others.
 fn answer(message: &[u8], name: &str, address: [u8; 4]) -> Vec<u8> {
     let (asked, end) = question(message);
     let is_known = asked == name;
@@ -39,10 +40,7 @@ fn answer(message: &[u8], name: &str, address: [u8; 4]) -> Vec<u8> {
 impl Names {
     pub(crate) fn start(name: &'static str, address: [u8; 4]) -> Names {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-        let names = Names {
-            port: socket.local_addr().unwrap().port(),
-            asked: Arc::default(),
-        };
+        let names = Names { port: socket.local_addr().unwrap().port(), asked: Arc::default() };
         let asked = Arc::clone(&names.asked);
         std::thread::spawn(move || {
             let mut buffer = [0; 4096];

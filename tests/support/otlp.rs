@@ -54,20 +54,11 @@ impl Receiver {
         std::thread::spawn(move || {
             for line in lines.map_while(Result::ok) {
                 let request = parse(&line);
-                let of = if request["trouble"].is_null() {
-                    &taken
-                } else {
-                    &not_taken
-                };
+                let of = if request["trouble"].is_null() { &taken } else { &not_taken };
                 of.lock().unwrap().push(request);
             }
         });
-        Receiver {
-            port: port as u16,
-            requests,
-            troubled,
-            _running: running,
-        }
+        Receiver { port: port as u16, requests, troubled, _running: running }
     }
 
     /// Requests that had a trouble, so far.
@@ -75,7 +66,7 @@ impl Receiver {
         self.troubled.lock().unwrap().clone()
     }
 
-    /// What was asked so far, and taken.
+    /// Returns the requests that were accepted so far.
     pub(crate) fn requests(&self) -> Vec<Value> {
         self.requests.lock().unwrap().clone()
     }
@@ -83,9 +74,7 @@ impl Receiver {
     /// All points of all requests.
     pub(crate) fn points(&self) -> Vec<Value> {
         let requests = self.requests();
-        let all = requests
-            .iter()
-            .flat_map(|request| request["points"].as_array().unwrap().clone());
+        let all = requests.iter().flat_map(|request| request["points"].as_array().unwrap().clone());
         all.collect()
     }
 
@@ -100,21 +89,14 @@ impl Receiver {
     /// The sandboxes that have points of a metric.
     pub(crate) fn sandboxes(&self, name: &str) -> BTreeSet<String> {
         let points = self.values(name);
-        let names = points
-            .iter()
-            .map(|point| &point["attributes"]["sandbox.name"]);
-        names
-            .filter_map(|name| Some(name.as_str()?.to_owned()))
-            .collect()
+        let names = points.iter().map(|point| &point["attributes"]["sandbox.name"]);
+        names.filter_map(|name| Some(name.as_str()?.to_owned())).collect()
     }
 
     /// The last value of a counter of the exporter's own.
     pub(crate) fn last(&self, name: &str) -> u64 {
         let points = self.values(name);
-        points
-            .last()
-            .and_then(|point| point["value"].as_u64())
-            .unwrap()
+        points.last().and_then(|point| point["value"].as_u64()).unwrap()
     }
 }
 
@@ -134,19 +116,13 @@ impl Along {
 
     /// A command that is ready to be started.
     pub(crate) fn of(home: &Home, mut command: Command) -> Along {
-        let log = home.folder.join("said");
+        let log = home.directory.join("said");
         let file = std::fs::File::create(&log).unwrap();
-        command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(file);
-        Along {
-            running: Running::start_as_is(command),
-            log,
-        }
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(file);
+        Along { running: Running::start_as_is(command), log }
     }
 
-    /// What it said so far.
+    /// Returns its log so far.
     pub(crate) fn said(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap()
     }

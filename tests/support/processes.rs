@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 #[derive(Clone, Debug)]
 pub(crate) struct Process {
     pub(crate) pid: i32,
-    /// What it calls itself: the last part of its first argument.
+    /// Its name: the last component of its first argument.
     pub(crate) name: String,
     pub(crate) command_line: String,
 }
@@ -17,7 +17,7 @@ impl Process {
         Path::new("/proc").join(self.pid.to_string()).join(name)
     }
 
-    /// Whether it is a virtual machine, of whichever engine.
+    /// Returns whether it is a virtual machine of any engine.
     pub(crate) fn is_machine(&self) -> bool {
         self.name.starts_with("qemu-system") || self.name == "msb-vmm"
     }
@@ -38,12 +38,10 @@ impl Process {
         line.trim().trim_end_matches(" kB").parse().ok()
     }
 
-    /// Whether it is still there, and no zombie.
+    /// Returns whether it still exists and is no zombie.
     pub(crate) fn is_alive(&self) -> bool {
         let stat = fs::read_to_string(self.path("stat")).unwrap_or_default();
-        stat.rsplit(") ")
-            .next()
-            .is_some_and(|rest| !rest.is_empty() && !rest.starts_with('Z'))
+        stat.rsplit(") ").next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with('Z'))
     }
 
     /// Sends a signal; a process that is gone by now is fine.
@@ -54,33 +52,26 @@ impl Process {
     }
 }
 
-/// Every living process of this user, but this one, whose environment, command line or working directory holds `text`.
+/// Every living process of this user, but this one, whose environment, command line or working
+/// directory holds `text`.
 pub(crate) fn with_text(text: &str) -> Vec<Process> {
     let me = std::process::id() as i32;
     let names = fs::read_dir("/proc")
         .unwrap()
         .filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-    let pids = names
-        .filter_map(|name| name.parse::<i32>().ok())
-        .filter(|pid| *pid != me);
-    pids.filter_map(|pid| look(pid, text))
-        .filter(Process::is_alive)
-        .collect()
+    let pids = names.filter_map(|name| name.parse::<i32>().ok()).filter(|pid| *pid != me);
+    pids.filter_map(|pid| look(pid, text)).filter(Process::is_alive).collect()
 }
 
 fn look(pid: i32, text: &str) -> Option<Process> {
-    let folder = Path::new("/proc").join(pid.to_string());
-    let read = |name: &str| fs::read(folder.join(name)).unwrap_or_default();
+    let directory = Path::new("/proc").join(pid.to_string());
+    let read = |name: &str| fs::read(directory.join(name)).unwrap_or_default();
     let command_line = String::from_utf8_lossy(&read("cmdline")).replace('\0', " ");
     let environment = String::from_utf8_lossy(&read("environ")).into_owned();
-    let directory = fs::read_link(folder.join("cwd")).unwrap_or_default();
-    if ![
-        command_line.as_str(),
-        &environment,
-        &directory.to_string_lossy(),
-    ]
-    .iter()
-    .any(|place| place.contains(text))
+    let directory = fs::read_link(directory.join("cwd")).unwrap_or_default();
+    if ![command_line.as_str(), &environment, &directory.to_string_lossy()]
+        .iter()
+        .any(|place| place.contains(text))
     {
         return None;
     }
@@ -90,19 +81,13 @@ fn look(pid: i32, text: &str) -> Option<Process> {
         .and_then(|path| path.rsplit('/').next())
         .unwrap_or_default()
         .to_owned();
-    Some(Process {
-        pid,
-        name,
-        command_line,
-    })
+    Some(Process { pid, name, command_line })
 }
 
-/// What a process has open: the targets of its descriptors.
+/// Returns the targets of the descriptors of a process.
 pub(crate) fn open_files(process: &Process) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(process.path("fd")) else {
         return Vec::new();
     };
-    entries
-        .filter_map(|entry| fs::read_link(entry.ok()?.path()).ok())
-        .collect()
+    entries.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok()).collect()
 }

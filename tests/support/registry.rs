@@ -7,10 +7,10 @@ use std::process::{Command, Stdio};
 
 use super::{Home, Running, wait_until};
 
-/// A registry on the loopback interface. What it keeps and logs is in the folder of the test.
+/// A registry on the loopback interface. What it keeps and logs is in the directory of the test.
 pub(crate) struct Registry {
     process: Option<Running>,
-    folder: PathBuf,
+    directory: PathBuf,
     port: u16,
     /// Sections of its configuration, as YAML.
     more: String,
@@ -23,16 +23,13 @@ impl Registry {
         Registry::with(home, "", false)
     }
 
-    /// One with further sections of configuration; with TLS by the files `server.pem` and `server.key` of the test.
+    /// One with further sections of configuration; with TLS by the files `server.pem` and
+    /// `server.key` of the test.
     pub(crate) fn with(home: &Home, more: &str, tls: bool) -> Registry {
-        let port = TcpListener::bind("127.0.0.1:0")
-            .unwrap()
-            .local_addr()
-            .unwrap()
-            .port();
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let mut registry = Registry {
             process: None,
-            folder: home.folder.clone(),
+            directory: home.directory.clone(),
             port,
             more: more.to_owned(),
             tls,
@@ -43,35 +40,26 @@ impl Registry {
 
     /// Starts it, at the same address and with the same contents if it ran before.
     pub(crate) fn start(&mut self) {
-        let folder = self.folder.display();
+        let directory = self.directory.display();
         let tls = if self.tls {
-            format!("\n  tls: {{certificate: {folder}/server.pem, key: {folder}/server.key}}")
+            format!("\n  tls: {{certificate: {directory}/server.pem, key: {directory}/server.key}}")
         } else {
             String::new()
         };
         let config = format!(
-            "version: 0.1\nlog: {{level: info}}\nstorage: {{filesystem: {{rootdirectory: {folder}/registry}}}}\n\
+            "version: 0.1\nlog: {{level: info}}\nstorage: {{filesystem: {{rootdirectory: {directory}/registry}}}}\n\
              http:\n  addr: {}{tls}\n{}\n",
             self.host(),
             self.more
         );
-        let path = self.folder.join("registry.yml");
+        let path = self.directory.join("registry.yml");
         fs::write(&path, config).unwrap();
-        let log = fs::OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(self.log_path())
-            .unwrap();
+        let log = fs::OpenOptions::new().create(true).append(true).open(self.log_path()).unwrap();
         let mut command = Command::new("docker-registry");
-        command.arg("serve").arg(path).current_dir(&self.folder);
-        command
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().unwrap())
-            .stderr(log);
+        command.arg("serve").arg(path).current_dir(&self.directory);
+        command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
         self.process = Some(Running::start_as_is(command));
-        wait_until("the registry answers", || {
-            TcpStream::connect(self.host()).is_ok()
-        });
+        wait_until("the registry answers", || TcpStream::connect(self.host()).is_ok());
     }
 
     /// Kills it.
@@ -89,13 +77,13 @@ impl Registry {
         format!("127.0.0.1:{}", self.port)
     }
 
-    /// What it has logged: a line for each request.
+    /// Returns its log: a line for each request.
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.log_path()).unwrap()
     }
 
     fn log_path(&self) -> PathBuf {
-        self.folder.join("registry.log")
+        self.directory.join("registry.log")
     }
 
     /// Pushes an image by skopeo, without asking for certificates.

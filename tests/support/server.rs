@@ -1,4 +1,5 @@
-//! A small HTTP server that answers as a test wants, rightly or wrongly; and a relay that a connection goes through.
+//! A small HTTP server that answers as a test wants, rightly or wrongly; and a relay that a
+//! connection goes through.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -6,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-/// What was asked.
+/// The request.
 #[derive(Clone, Debug)]
 pub(crate) struct Request {
     pub(crate) method: String,
@@ -59,7 +60,8 @@ impl Server {
                     requests.lock().unwrap().push(request.clone());
                     answer(&request, &mut stream);
                     let _ = stream.shutdown(Shutdown::Write);
-                    // A close with unread bytes would reset the connection before the answer is read.
+                    // A close with unread bytes would reset the connection before the answer is
+                    // read.
                     let _ = stream.set_read_timeout(Some(Duration::from_secs(5)));
                     let _ = stream.read(&mut [0]);
                 });
@@ -73,7 +75,7 @@ impl Server {
         self.address.to_string()
     }
 
-    /// What was asked so far.
+    /// Returns the requests so far.
     pub(crate) fn requests(&self) -> Vec<Request> {
         self.requests.lock().unwrap().clone()
     }
@@ -105,20 +107,13 @@ fn read_request(stream: &mut TcpStream) -> Option<Request> {
     let (method, target) = (words.next()?.to_owned(), words.next()?.to_owned());
     let headers = lines.filter_map(|line| line.split_once(": "));
     let headers = headers.map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned()));
-    Some(Request {
-        method,
-        target,
-        headers: headers.collect(),
-    })
+    Some(Request { method, target, headers: headers.collect() })
 }
 
 /// Writes a whole answer.
 pub(crate) fn answer(stream: &mut TcpStream, status: &str, headers: &[(&str, &str)], body: &[u8]) {
     let mut text = format!("HTTP/1.1 {status}\r\nConnection: close\r\n");
-    if !headers
-        .iter()
-        .any(|(name, _)| name.eq_ignore_ascii_case("content-length"))
-    {
+    if !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("content-length")) {
         text.push_str(&format!("Content-Length: {}\r\n", body.len()));
     }
     for (name, value) in headers {
@@ -126,9 +121,7 @@ pub(crate) fn answer(stream: &mut TcpStream, status: &str, headers: &[(&str, &st
     }
     text.push_str("\r\n");
     // A client that has seen enough may be gone.
-    let _ = stream
-        .write_all(text.as_bytes())
-        .and_then(|()| stream.write_all(body));
+    let _ = stream.write_all(text.as_bytes()).and_then(|()| stream.write_all(body));
 }
 
 /// Answers that there is a way, as a proxy does, and is it until either end has enough.
@@ -137,12 +130,7 @@ pub(crate) fn tunnel(near: &mut TcpStream, target: &str) {
     near.write_all(b"HTTP/1.1 200 OK\r\n\r\n").unwrap();
     let (near_too, far_too) = (near.try_clone().unwrap(), far.try_clone().unwrap());
     let back = std::thread::spawn(move || pass(far, near_too, &AtomicU64::new(0), u64::MAX));
-    pass(
-        near.try_clone().unwrap(),
-        far_too,
-        &AtomicU64::new(0),
-        u64::MAX,
-    );
+    pass(near.try_clone().unwrap(), far_too, &AtomicU64::new(0), u64::MAX);
     back.join().unwrap();
 }
 
@@ -168,7 +156,8 @@ impl Relay {
                 if over.load(Ordering::Relaxed) {
                     return;
                 }
-                // When nobody is there the connection ends, as it would at a registry that just died.
+                // When nobody is there the connection ends, as it would at a registry that just
+                // died.
                 let (Ok(near), Ok(far)) = (stream, TcpStream::connect(&target)) else {
                     continue;
                 };

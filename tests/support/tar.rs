@@ -17,7 +17,7 @@ impl Tar {
         self.entry(path, b'0', "", content)
     }
 
-    pub(crate) fn folder(self, path: &str) -> Tar {
+    pub(crate) fn directory(self, path: &str) -> Tar {
         self.entry(path, b'5', "", b"")
     }
 
@@ -31,16 +31,12 @@ impl Tar {
 
     /// An extended header for what follows.
     pub(crate) fn pax(self, records: &[(&str, &[u8])]) -> Tar {
-        let text: Vec<u8> = records
-            .iter()
-            .flat_map(|(key, value)| record(key, value))
-            .collect();
+        let text: Vec<u8> = records.iter().flat_map(|(key, value)| record(key, value)).collect();
         self.entry("pax", b'x', "", &text)
     }
 
     pub(crate) fn entry(mut self, path: &str, kind: u8, link: &str, content: &[u8]) -> Tar {
-        self.0
-            .extend(header(path, kind, link, content.len() as u64));
+        self.0.extend(header(path, kind, link, content.len() as u64));
         self.0.extend_from_slice(content);
         self.0.resize(self.0.len().next_multiple_of(BLOCK), 0);
         self
@@ -96,18 +92,12 @@ fn record(key: &str, value: &[u8]) -> Vec<u8> {
 
 /// SHA-256 in hexadecimal digits.
 pub(crate) fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The configuration of an image with layers of these digests.
 pub(crate) fn configuration(diff_ids: &[String]) -> String {
-    let ids: Vec<String> = diff_ids
-        .iter()
-        .map(|id| format!("\"sha256:{id}\""))
-        .collect();
+    let ids: Vec<String> = diff_ids.iter().map(|id| format!("\"sha256:{id}\"")).collect();
     format!(
         r#"{{"architecture":"amd64","os":"linux","config":{{}},"rootfs":{{"type":"layers","diff_ids":[{}]}}}}"#,
         ids.join(",")
@@ -123,10 +113,9 @@ pub(crate) fn docker_archive(layers: &[Vec<u8>]) -> Vec<u8> {
         r#"[{{"Config":"config.json","RepoTags":["hostile"],"Layers":[{}]}}]"#,
         names.join(",")
     );
-    let tar = ids.iter().zip(layers).fold(Tar::new(), |tar, (id, layer)| {
-        tar.file(&format!("{id}.tar"), layer)
-    });
-    tar.file("config.json", config.as_bytes())
-        .file("manifest.json", manifest.as_bytes())
-        .end()
+    let tar = ids
+        .iter()
+        .zip(layers)
+        .fold(Tar::new(), |tar, (id, layer)| tar.file(&format!("{id}.tar"), layer));
+    tar.file("config.json", config.as_bytes()).file("manifest.json", manifest.as_bytes()).end()
 }

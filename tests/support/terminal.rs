@@ -11,7 +11,7 @@ pub(crate) struct Terminal {
 
 impl Terminal {
     pub(crate) fn open(home: &Home) -> Terminal {
-        let socket = home.folder.join("tmux").to_str().unwrap().to_owned();
+        let socket = home.directory.join("tmux").to_str().unwrap().to_owned();
         let mut command = home.program("tmux");
         command.env("PS1", "host$ ").env("TERM", "xterm");
         command.args([
@@ -48,11 +48,7 @@ impl Terminal {
     }
 
     fn tmux(&self, args: &[&str]) -> String {
-        let output = Command::new("tmux")
-            .args(["-S", &self.socket])
-            .args(args)
-            .output()
-            .unwrap();
+        let output = Command::new("tmux").args(["-S", &self.socket]).args(args).output().unwrap();
         String::from_utf8(output.stdout).unwrap()
     }
 
@@ -73,16 +69,10 @@ impl Terminal {
     }
 
     pub(crate) fn resize(&self, columns: u16, rows: u16) {
-        self.tmux(&[
-            "resize-window",
-            "-x",
-            &columns.to_string(),
-            "-y",
-            &rows.to_string(),
-        ]);
+        self.tmux(&["resize-window", "-x", &columns.to_string(), "-y", &rows.to_string()]);
     }
 
-    /// What the screen shows, without spaces at the end of lines.
+    /// Returns the text on the screen, without spaces at the end of lines.
     pub(crate) fn screen(&self) -> String {
         self.tmux(&["capture-pane", "-p"])
     }
@@ -109,10 +99,7 @@ impl Terminal {
                 is_so(&screen)
             });
         }));
-        assert!(
-            seen.is_ok(),
-            "the terminal never showed {what:?}, but\n{screen}"
-        );
+        assert!(seen.is_ok(), "the terminal never showed {what:?}, but\n{screen}");
     }
 }
 

@@ -1,163 +1,220 @@
-//! The one form of an error: `tool: error: cannot open 'X': permission denied`, and `tool: hint: …` where we know the
-//! next step.
+//! The one form of an error: `msb run: error: cannot open 'X': permission denied`, and
+//! `msb run: hint: …` where the next step is known.
 //!
-//! Tools return [`anyhow::Result`]. Somewhere in the chain a [`Failure`] may stand: it says which exit code the whole
-//! has, and may carry the hint. Without one the exit code is 1.
+//! Tools return [`anyhow::Result`]. A [`Failure`] anywhere in the chain sets the exit code and may
+//! carry the hint. Without one the exit code is 1.
 //!
-//! A program that started the tool with `MSB_ERRORS=json` gets each of these lines as an object of JSON instead, the error
-//! with its [`Code`].
+//! A program that starts the tool with `MSB_ERRORS=json` gets one JSON object for each error, with
+//! its [`Code`] and its hint, and one for each warning and note.
 
 use std::borrow::Cow;
 use std::fmt;
 use std::io::{self, Write};
 use std::process::ExitCode;
+use std::sync::OnceLock;
 
+use msb_wire::exec::FailureKind;
 use serde::{Deserialize, Serialize};
 
 use super::escape::escape;
 use super::verbosity::{self, Verbosity};
 use super::{exit, output};
 
-/// The sort of failure; it decides the exit code.
+/// Kind of an error; it decides the exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum ErrorKind {
     /// The request failed.
     Failed,
     /// The command line is wrong.
     Usage,
     /// There is no such sandbox, image, ….
     NotFound,
-    /// It is there, but its state does not allow that.
+    /// The state of the object does not allow the request.
     WrongState,
-    /// A bug of ours.
+    /// A bug of msb.
     Bug,
 }
 
-/// What is wrong, by name, for programs; man page msb(1) lists them.
+/// Error code for programs; man page msb(1) lists them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Code {
     /// There is no sandbox of that name.
     SandboxNotFound,
-    /// There is a sandbox of that name already.
+    /// A sandbox of that name exists already.
     SandboxAlreadyExists,
-    /// The sandbox runs, and must not.
+    /// The sandbox runs, but must not.
     SandboxStillRunning,
-    /// The sandbox does not run, and must.
+    /// The sandbox does not run, but must.
     SandboxNotRunning,
     /// There is no such image.
     ImageNotFound,
     /// The image is used by sandboxes.
     ImageInUse,
-    /// The sandbox did not come up.
+    /// There is no such snapshot.
+    SnapshotNotFound,
+    /// A snapshot of that name exists already.
+    SnapshotAlreadyExists,
+    /// The sandbox of a snapshot runs, but must not.
+    SnapshotSandboxRunning,
+    /// The image of a snapshot is missing.
+    SnapshotImageMissing,
+    /// A snapshot is damaged.
+    SnapshotIntegrity,
+    /// The sandbox did not boot.
     BootFailed,
-    /// No samples are taken of the sandbox.
+    /// No samples of the sandbox are taken.
     MetricsDisabled,
-    /// A peer of another release does not serve this operation.
+    /// A peer of another release does not serve the operation.
     UnsupportedOperation,
-    /// What was asked for cannot be: a wrong name, number, size.
+    /// The command line is wrong: an unknown command or option, a missing argument.
+    Usage,
+    /// A value is invalid: a name, number or size.
     InvalidConfig,
-    /// Anything else that is not there.
+    /// There is no volume of that name.
+    VolumeNotFound,
+    /// A volume of that name exists already.
+    VolumeAlreadyExists,
+    /// The volume is used by a running sandbox.
+    VolumeInUse,
+    /// The image could not be pulled from its registry.
+    PullFailed,
+    /// The command was not started in the guest; [`ErrorLine::kind`] has the reason.
+    ExecFailed,
+    /// The command did not end in time and was killed.
+    ExecTimeout,
+    /// Another object is missing.
     NotFound,
-    /// Anything else that the state does not allow.
+    /// The state of another object does not allow the request.
     WrongState,
-    /// A bug of ours.
+    /// A bug of msb.
     Internal,
-    /// Anything else, and codes of later releases.
+    /// Any other error, and codes of later releases.
     #[serde(other)]
     Failed,
 }
 
 impl Code {
-    /// What a kind of failure is called when nothing more is known.
-    fn of(kind: Kind) -> Code {
+    /// Returns the code of an error of which only the kind is known.
+    fn of(kind: ErrorKind) -> Code {
         match kind {
-            Kind::Failed => Code::Failed,
-            Kind::Usage => Code::InvalidConfig,
-            Kind::NotFound => Code::NotFound,
-            Kind::WrongState => Code::WrongState,
-            Kind::Bug => Code::Internal,
+            ErrorKind::Failed => Code::Failed,
+            ErrorKind::Usage => Code::InvalidConfig,
+            ErrorKind::NotFound => Code::NotFound,
+            ErrorKind::WrongState => Code::WrongState,
+            ErrorKind::Bug => Code::Internal,
         }
     }
 }
 
-/// The line that stands for an error when a program reads it.
+/// An error line in JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Reported {
-    /// The tool's name.
+pub struct ErrorLine {
+    /// Name of the command as in the text form: `msb run`.
     pub tool: String,
-    /// What is wrong, by name.
+    /// Error code.
     pub code: Code,
-    /// What is wrong, for people.
+    /// Reason of [`Code::ExecFailed`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<FailureKind>,
+    /// Message, for people.
     pub error: String,
-    /// What can be done about it.
+    /// Hint, for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
 }
 
-/// The variable that asks for errors as JSON.
+/// Programs that users do not type. Their messages carry the name of the program file.
+const INTERNAL_PROGRAMS: [&str; 4] = ["msb-agent", "msb-intercept", "msb-supervisor", "msb-vmm"];
+
+/// Returns a program's name as the user types it: `msb run` for `msb-run`.
+pub fn command_name(tool: &str) -> Cow<'_, str> {
+    match tool.strip_prefix("msb-") {
+        Some(verb) if !INTERNAL_PROGRAMS.contains(&tool) => Cow::Owned(format!("msb {verb}")),
+        _ => Cow::Borrowed(tool),
+    }
+}
+
+/// The variable that selects the form of errors: `json`, or `text`, which is the default.
 pub const FORMAT_VARIABLE: &str = "MSB_ERRORS";
 
-/// An error with a kind, and perhaps a name and a hint.
+/// Checks the value of [`FORMAT_VARIABLE`]. A program that misspells it would otherwise parse text.
+pub fn check_format() -> Result<(), Failure> {
+    let Some(value) = std::env::var_os(FORMAT_VARIABLE) else {
+        return Ok(());
+    };
+    if value.is_empty() || value == "json" || value == "text" {
+        return Ok(());
+    }
+    let value = value.to_string_lossy();
+    let message = format!("the variable {FORMAT_VARIABLE} has the unknown value '{value}'");
+    Err(Failure::usage(message)
+        .hint(format!("use {FORMAT_VARIABLE}=json or {FORMAT_VARIABLE}=text")))
+}
+
+/// An error with a kind, and optionally a code and a hint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
-    kind: Kind,
+    kind: ErrorKind,
     code: Option<Code>,
+    exec_kind: Option<FailureKind>,
     message: String,
     hint: Option<String>,
 }
 
 impl Failure {
-    /// A failure: lower case, subject in single quotes, no full stop.
-    pub fn new(kind: Kind, message: impl Into<String>) -> Failure {
-        Failure {
-            kind,
-            code: None,
-            message: message.into(),
-            hint: None,
-        }
+    /// Returns an error. Messages are lower case, with names in single quotes and no full stop.
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Failure {
+        Failure { kind, code: None, exec_kind: None, message: message.into(), hint: None }
     }
 
-    /// The request failed.
+    /// Returns an error of kind [`ErrorKind::Failed`]: the request failed.
     pub fn failed(message: impl Into<String>) -> Failure {
-        Failure::new(Kind::Failed, message)
+        Failure::new(ErrorKind::Failed, message)
     }
 
-    /// The command line is wrong.
+    /// Returns an error of kind [`ErrorKind::Usage`]: the command line is wrong.
     pub fn usage(message: impl Into<String>) -> Failure {
-        Failure::new(Kind::Usage, message)
+        Failure::new(ErrorKind::Usage, message)
     }
 
-    /// There is no such thing.
+    /// Returns an error of kind [`ErrorKind::NotFound`]: an object is missing.
     pub fn not_found(message: impl Into<String>) -> Failure {
-        Failure::new(Kind::NotFound, message)
+        Failure::new(ErrorKind::NotFound, message)
     }
 
-    /// Its state does not allow that.
+    /// Returns an error of kind [`ErrorKind::WrongState`]: its state does not allow the request.
     pub fn wrong_state(message: impl Into<String>) -> Failure {
-        Failure::new(Kind::WrongState, message)
+        Failure::new(ErrorKind::WrongState, message)
     }
 
-    /// Gives it a name.
+    /// Sets the error code.
     #[must_use]
     pub fn code(mut self, code: Code) -> Failure {
         self.code = Some(code);
         self
     }
 
-    /// Says what the user can do next.
+    /// Sets the code [`Code::ExecFailed`] and the reason.
+    #[must_use]
+    pub fn exec_failed(mut self, kind: FailureKind) -> Failure {
+        self.exec_kind = Some(kind);
+        self.code(Code::ExecFailed)
+    }
+
+    /// Sets the hint: what the user can do next.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Failure {
         self.hint = Some(hint.into());
         self
     }
 
-    /// What the user can do next, if that is known.
+    /// Returns the hint, if there is one.
     pub fn hint_text(&self) -> Option<&str> {
         self.hint.as_deref()
     }
 
-    /// The sort of failure.
-    pub fn kind(&self) -> Kind {
+    /// Returns the kind.
+    pub fn kind(&self) -> ErrorKind {
         self.kind
     }
 }
@@ -170,44 +227,32 @@ impl fmt::Display for Failure {
 
 impl std::error::Error for Failure {}
 
-/// A failure that another program of ours has told already: only its exit code goes on.
+/// An exit code of another msb program, which has printed the error already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Told(pub u8);
+pub struct ReportedExit(pub u8);
 
-impl fmt::Display for Told {
+impl fmt::Display for ReportedExit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("it was told why")
+        f.write_str("the error was already reported")
     }
 }
 
-impl std::error::Error for Told {}
+impl std::error::Error for ReportedExit {}
 
-/// Prints the error (and its hint) to standard error and gives the exit code. Prints nothing, and gives success, when
-/// the error is only that nobody reads our output any more.
+/// Prints the error and its hint to standard error and returns the exit code. If the reader of
+/// standard output has gone, prints nothing and returns success.
 pub fn report(tool: &str, error: &anyhow::Error) -> u8 {
-    if let Some(Told(code)) = error.downcast_ref() {
+    if let Some(ReportedExit(code)) = error.downcast_ref() {
         return *code;
     }
     if output::is_closed(error) {
         return exit::DONE;
     }
-    if is_for_programs() {
-        print_json(&Reported {
-            tool: tool.to_owned(),
-            code: code(error),
-            error: message(error),
-            hint: hint(error).map(str::to_owned),
-        });
-    } else {
-        print_error(tool, &message(error));
-        if let Some(hint) = hint(error) {
-            print_line(tool, "hint", hint);
-        }
-    }
+    print_failure(tool, error);
     kind(error).map_or(exit::FAILED, exit::code)
 }
 
-/// What `main` returns: success, or the reported error's code.
+/// Returns the exit code of `main`: success, or that of the reported error.
 pub fn exit_code(tool: &str, result: anyhow::Result<()>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::from(exit::DONE),
@@ -215,40 +260,86 @@ pub fn exit_code(tool: &str, result: anyhow::Result<()>) -> ExitCode {
     }
 }
 
-/// Prints `tool: error: message`, for an error that does not end the tool (the next of several names).
-pub fn print_error(tool: &str, message: &str) {
-    print_line(tool, "error", message);
+/// Prints an error and its hint, also one that does not end the tool (the first of several names).
+pub fn print_failure(tool: &str, error: &anyhow::Error) {
+    if is_for_programs() {
+        return print_json(&ErrorLine {
+            tool: command_name(tool).into_owned(),
+            code: code(error),
+            kind: exec_kind(error),
+            error: message(error),
+            hint: hint(error).map(str::to_owned),
+        });
+    }
+    print_line(tool, "error", &message(error));
+    if let Some(hint) = hint(error) {
+        print_line(tool, "hint", hint);
+    }
 }
 
-/// Prints `tool: warning: message`.
+/// Prints an error of which only the message is known.
+pub fn print_error(tool: &str, message: &str) {
+    print_failure(tool, &Failure::failed(message).into());
+}
+
+/// Prints `msb VERB: warning: message`.
 pub fn print_warning(tool: &str, message: &str) {
-    if verbosity::says(Verbosity::Warn) {
+    if verbosity::is_enabled(Verbosity::Warn) {
         print_line(tool, "warning", message);
     }
 }
 
-/// Prints `tool: note: message`, for what is good to know and asks for nothing.
+/// Prints a warning and its hint.
+pub fn print_warning_with_hint(tool: &str, message: &str, hint: &str) {
+    if !verbosity::is_enabled(Verbosity::Warn) {
+        return;
+    }
+    if is_for_programs() {
+        let tool = command_name(tool);
+        return print_json(&serde_json::json!({"tool": tool, "warning": message, "hint": hint}));
+    }
+    print_line(tool, "warning", message);
+    print_line(tool, "hint", hint);
+}
+
+/// Prints a warning under the name that the program gave to [`catch_bugs`]. Modules below `main` use
+/// it, so that they need no name of their own.
+pub fn warn(message: &str) {
+    print_warning(program(), message);
+}
+
+/// Returns the name that the program gave to [`catch_bugs`].
+pub fn program() -> &'static str {
+    PROGRAM.get().copied().unwrap_or("msb")
+}
+
+/// Prints `msb VERB: note: message`, for information that needs no action.
 pub fn print_note(tool: &str, message: &str) {
-    if verbosity::says(Verbosity::Info) {
+    if verbosity::is_enabled(Verbosity::Info) {
         print_line(tool, "note", message);
     }
 }
 
-/// Prints `tool: hint: message`.
-pub fn print_hint(tool: &str, message: &str) {
-    print_line(tool, "hint", message);
+/// Prints a remark about empty output, such as `no sandboxes`, in place of a table.
+pub fn print_remark(tool: &str, message: &str) {
+    if is_for_programs() {
+        return print_line(tool, "note", message);
+    }
+    drop(io::stderr().write_all(format!("{message}\n").as_bytes()));
 }
 
-/// One write, so that lines of several processes do not mix. Where standard error is closed there is nobody to tell.
+/// Prints a line in one write, so that lines of several processes do not mix. Errors of a closed
+/// standard error are ignored.
 pub(super) fn print_line(tool: &str, what: &str, message: &str) {
     if is_for_programs() {
-        return print_json(&serde_json::json!({"tool": tool, what: message}));
+        return print_json(&serde_json::json!({"tool": command_name(tool), what: message}));
     }
-    let line = format!("{}: {what}: {}\n", escape(tool), escape(message));
+    let line = format!("{}: {what}: {}\n", escape::<str>(&command_name(tool)), escape(message));
     drop(io::stderr().write_all(line.as_bytes()));
 }
 
-fn is_for_programs() -> bool {
+/// Returns whether errors are printed as JSON.
+pub(super) fn is_for_programs() -> bool {
     std::env::var_os(FORMAT_VARIABLE).is_some_and(|value| value == "json")
 }
 
@@ -256,19 +347,24 @@ fn print_json(line: &impl Serialize) {
     drop(crate::jsonl::write(&mut io::stderr(), line));
 }
 
-/// The name of what is wrong.
+/// Returns the error code.
 pub fn code(error: &anyhow::Error) -> Code {
     let named = failures(error).find_map(|failure| failure.code);
     named.unwrap_or_else(|| kind(error).map_or(Code::Failed, Code::of))
 }
 
-/// The whole chain in one line, each cause after a colon.
+/// Returns the reason of [`Code::ExecFailed`].
+pub fn exec_kind(error: &anyhow::Error) -> Option<FailureKind> {
+    failures(error).find_map(|failure| failure.exec_kind)
+}
+
+/// Returns the whole chain in one line, with a colon before each cause.
 pub fn message(error: &anyhow::Error) -> String {
     let mut whole = String::new();
     for cause in error.chain() {
         let text = cause.to_string();
         let text = clean(&text);
-        // Some libraries put the cause's text into their own and name it as the source as well.
+        // Some libraries include the cause's text in their own and also return it as the source.
         if text.is_empty() || whole.ends_with(text.as_ref()) {
             continue;
         }
@@ -280,27 +376,25 @@ pub fn message(error: &anyhow::Error) -> String {
     whole
 }
 
-/// The kind of the first [`Failure`] in the chain.
-pub fn kind(error: &anyhow::Error) -> Option<Kind> {
+/// Returns the kind of the first [`Failure`] in the chain.
+pub fn kind(error: &anyhow::Error) -> Option<ErrorKind> {
     failures(error).next().map(|failure| failure.kind)
 }
 
-/// The first hint in the chain.
+/// Returns the first hint in the chain.
 pub fn hint(error: &anyhow::Error) -> Option<&str> {
     failures(error).find_map(|failure| failure.hint.as_deref())
 }
 
-/// Failures in the chain: one given as context (which only anyhow itself finds), then those that are errors.
+/// Returns the failures in the chain: one given as context (which only anyhow itself finds), then
+/// those that are errors.
 fn failures(error: &anyhow::Error) -> impl Iterator<Item = &Failure> {
     let context = error.downcast_ref::<Failure>();
-    context.into_iter().chain(
-        error
-            .chain()
-            .filter_map(|cause| cause.downcast_ref::<Failure>()),
-    )
+    context.into_iter().chain(error.chain().filter_map(|cause| cause.downcast_ref::<Failure>()))
 }
 
-/// `No such file or directory (os error 2)` becomes `no such file or directory`, wherever it stands in the text.
+/// Replaces `No such file or directory (os error 2)` by `no such file or directory`, anywhere in
+/// the text.
 pub fn clean(text: &str) -> Cow<'_, str> {
     const MARK: &str = " (os error ";
     let Some(start) = text.find(MARK) else {
@@ -319,7 +413,8 @@ pub fn clean(text: &str) -> Cow<'_, str> {
     ))
 }
 
-/// The first letter in lower case, unless the word is written in capitals (`I/O`, `JSON`).
+/// Returns the text with its first letter in lower case, unless the word is written in capitals
+/// (`I/O`, `JSON`).
 fn lower_first(text: &str) -> String {
     let mut characters = text.chars();
     match (characters.next(), characters.clone().next()) {
@@ -330,8 +425,13 @@ fn lower_first(text: &str) -> String {
     }
 }
 
-/// From now on a panic is told in our form and ends the program with the exit code for bugs.
+/// Name of the running program.
+static PROGRAM: OnceLock<&str> = OnceLock::new();
+
+/// Installs a panic hook that prints the panic in msb's form and exits with the code for bugs, and
+/// remembers the program's name for [`warn`].
 pub fn catch_bugs(tool: &'static str) {
+    PROGRAM.get_or_init(|| tool);
     std::panic::set_hook(Box::new(move |panic| {
         let place = panic
             .location()
@@ -343,7 +443,8 @@ pub fn catch_bugs(tool: &'static str) {
             .copied()
             .or(payload.downcast_ref::<String>().map(String::as_str));
         let text = text.unwrap_or("unknown");
-        print_error(tool, &format!("this is a bug of msb{place}: {text}"));
+        let bug = Failure::new(ErrorKind::Bug, format!("bug in msb{place}: {text}"));
+        print_failure(tool, &bug.into());
         std::process::exit(i32::from(exit::BUG));
     }));
 }
@@ -358,13 +459,8 @@ mod tests {
 
     #[test]
     fn a_chain_reads_as_one_sentence_without_numbers_of_the_system() {
-        let error = io_error()
-            .context("cannot open 'x'")
-            .context("cannot load 'y'");
-        assert_eq!(
-            message(&error),
-            "cannot load 'y': cannot open 'x': permission denied"
-        );
+        let error = io_error().context("cannot open 'x'").context("cannot load 'y'");
+        assert_eq!(message(&error), "cannot load 'y': cannot open 'x': permission denied");
     }
 
     #[test]
@@ -374,10 +470,14 @@ mod tests {
             "a: no such file or directory, sorry"
         );
         assert_eq!(clean("I/O trouble (os error 5)"), "I/O trouble");
-        assert_eq!(
-            clean("nothing to clean (os error"),
-            "nothing to clean (os error"
-        );
+        assert_eq!(clean("nothing to clean (os error"), "nothing to clean (os error");
+    }
+
+    #[test]
+    fn a_program_is_named_as_it_is_typed() {
+        assert_eq!(command_name("msb-run"), "msb run");
+        assert_eq!(command_name("msb-supervisor"), "msb-supervisor");
+        assert_eq!(command_name("msb"), "msb");
     }
 
     #[test]
@@ -391,19 +491,12 @@ mod tests {
         let root =
             anyhow::Error::new(Failure::not_found("there is no sandbox 'x'").hint("see 'msb ls'"));
         let error = root.context("cannot stop 'x'");
-        assert_eq!(
-            (kind(&error), hint(&error)),
-            (Some(Kind::NotFound), Some("see 'msb ls'"))
-        );
+        assert_eq!((kind(&error), hint(&error)), (Some(ErrorKind::NotFound), Some("see 'msb ls'")));
 
-        let error = io_error()
-            .context(Failure::wrong_state("'x' is running"))
-            .context("cannot remove 'x'");
-        assert_eq!((kind(&error), hint(&error)), (Some(Kind::WrongState), None));
-        assert_eq!(
-            message(&error),
-            "cannot remove 'x': 'x' is running: permission denied"
-        );
+        let error =
+            io_error().context(Failure::wrong_state("'x' is running")).context("cannot remove 'x'");
+        assert_eq!((kind(&error), hint(&error)), (Some(ErrorKind::WrongState), None));
+        assert_eq!(message(&error), "cannot remove 'x': 'x' is running: permission denied");
 
         assert_eq!(kind(&io_error()), None);
         assert_eq!(report("test", &error), exit::WRONG_STATE);

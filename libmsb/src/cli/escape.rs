@@ -1,11 +1,12 @@
-//! Text from outside (a guest, an archive, a file name) made safe for a terminal.
+//! Escaping of untrusted text (from a guest, an archive, a file name) for a terminal.
 //!
-//! An escape sequence in a name could rewrite the screen or type into the shell, and a right-to-left mark could turn a
-//! name around. Both, and bytes that are not UTF-8, are shown by their numbers: `\x1b`, `\u{202e}`, `\xff`.
+//! An escape sequence in a name could rewrite the screen or type into the shell, and a
+//! right-to-left mark could reverse a name. Both, and bytes that are not UTF-8, are shown by their
+//! numbers: `\x1b`, `\u{202e}`, `\xff`.
 
 use std::borrow::Cow;
 
-/// The text with everything that a terminal would act upon, or that is invisible, replaced by visible characters.
+/// Returns the text with control and invisible characters replaced by visible ones.
 pub fn escape<T: AsRef<[u8]> + ?Sized>(text: &T) -> Cow<'_, str> {
     let bytes = text.as_ref();
     if let Ok(text) = std::str::from_utf8(bytes)
@@ -15,19 +16,13 @@ pub fn escape<T: AsRef<[u8]> + ?Sized>(text: &T) -> Cow<'_, str> {
     }
     let mut safe = String::with_capacity(bytes.len() + 16);
     for chunk in bytes.utf8_chunks() {
-        chunk
-            .valid()
-            .chars()
-            .for_each(|character| put_char(&mut safe, character));
-        chunk
-            .invalid()
-            .iter()
-            .for_each(|byte| put_byte(&mut safe, *byte));
+        chunk.valid().chars().for_each(|character| put_char(&mut safe, character));
+        chunk.invalid().iter().for_each(|byte| put_byte(&mut safe, *byte));
     }
     Cow::Owned(safe)
 }
 
-/// Whether a terminal shows the character, and does nothing else.
+/// Returns whether a terminal shows the character and does nothing else.
 pub(crate) fn is_safe(character: char) -> bool {
     let directs_text = matches!(character,
         '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{61c}' | '\u{feff}'
@@ -56,10 +51,7 @@ mod tests {
 
     #[test]
     fn plain_text_is_not_copied() {
-        assert!(matches!(
-            escape("gr\u{fc}n \u{65e5}\u{672c}"),
-            Cow::Borrowed(_)
-        ));
+        assert!(matches!(escape("gr\u{fc}n \u{65e5}\u{672c}"), Cow::Borrowed(_)));
     }
 
     #[test]

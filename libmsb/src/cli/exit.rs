@@ -1,8 +1,8 @@
-//! Exit codes, the same in every tool. The page msb(1) has them for users.
+//! Exit codes, the same in every tool. msb(1) documents them.
 
-use super::error::Kind;
+use super::error::ErrorKind;
 
-/// Done.
+/// Success.
 pub const DONE: u8 = 0;
 /// The request failed.
 pub const FAILED: u8 = 1;
@@ -10,32 +10,34 @@ pub const FAILED: u8 = 1;
 pub const USAGE: u8 = 2;
 /// There is no such sandbox, image, ….
 pub const NOT_FOUND: u8 = 3;
-/// It is there, but its state does not allow that.
+/// The state of the object does not allow the request.
 pub const WRONG_STATE: u8 = 4;
-/// A bug of ours (EX_SOFTWARE of sysexits.h).
+/// A bug of msb (EX_SOFTWARE of sysexits.h).
 pub const BUG: u8 = 70;
 
-/// `run` and `exec`: the command did not end in time and was killed. The code of timeout(1).
+/// `msb run` and `msb exec`: the command did not end in time and was killed. The code of
+/// timeout(1).
 pub const TIMED_OUT: u8 = 124;
-/// `run` and `exec`: we failed, the guest's command was never started. The rule of docker, env(1) and timeout(1).
+/// `msb run` and `msb exec`: the guest's command was not started because msb failed. The rule of
+/// docker, env(1) and timeout(1).
 pub const COMMAND_NOT_STARTED: u8 = 125;
-/// `run` and `exec`: the command is there but cannot be executed.
+/// `msb run` and `msb exec`: the command cannot be executed.
 pub const COMMAND_NOT_EXECUTABLE: u8 = 126;
-/// `run` and `exec`: there is no such command in the guest.
+/// `msb run` and `msb exec`: the guest has no such command.
 pub const COMMAND_NOT_FOUND: u8 = 127;
 
-/// The exit code of a kind of failure.
-pub fn code(kind: Kind) -> u8 {
+/// Returns the exit code of an error kind.
+pub fn code(kind: ErrorKind) -> u8 {
     match kind {
-        Kind::Failed => FAILED,
-        Kind::Usage => USAGE,
-        Kind::NotFound => NOT_FOUND,
-        Kind::WrongState => WRONG_STATE,
-        Kind::Bug => BUG,
+        ErrorKind::Failed => FAILED,
+        ErrorKind::Usage => USAGE,
+        ErrorKind::NotFound => NOT_FOUND,
+        ErrorKind::WrongState => WRONG_STATE,
+        ErrorKind::Bug => BUG,
     }
 }
 
-/// The exit code of a process that a signal killed, as shells have it.
+/// Returns the exit code of a process that a signal killed, as shells define it.
 pub fn of_signal(signal: i32) -> u8 {
     128 + (signal & 127) as u8
 }

@@ -1,11 +1,11 @@
-//! One voice in every tool.
+//! The command line of every tool: arguments, errors, output.
 //!
 //! A tool's `main` is a page:
 //!
 //! ```no_run
 //! use std::process::ExitCode;
-//! use clap::{CommandFactory, Parser};
-//! use libmsb::cli::{args, completions, error, output};
+//! use clap::Parser;
+//! use libmsb::cli::output;
 //!
 //! /// Prints its argument.
 //! #[derive(Parser)]
@@ -15,15 +15,7 @@
 //! }
 //!
 //! fn main() -> ExitCode {
-//!     error::catch_bugs("msb-say");
-//!     if let Some(code) = completions::serve("msb-say", Args::command) {
-//!         return code;
-//!     }
-//!     let args: Args = match args::parse("msb-say", std::env::args_os()) {
-//!         Ok(args) => args,
-//!         Err(code) => return code,
-//!     };
-//!     error::exit_code("msb-say", run(&args))
+//!     libmsb::cli::main("msb-say", |args| run(&args))
 //! }
 //!
 //! fn run(args: &Args) -> anyhow::Result<()> {
@@ -31,24 +23,53 @@
 //! }
 //! ```
 //!
-//! **A closed pipe.** Rust programs start with SIGPIPE ignored, and so do our tools: a client of a running sandbox must
-//! not be killed in the middle of its clean-up because somebody typed `| head`. A write to a pipe that nobody reads
-//! fails with an error instead; written through [`output`], that error ends the tool quietly and with success.
-//! (`println!` would panic.) Programs that we start get the default action back: `std::process::Command` sees to it.
+//! **A closed pipe.** Rust programs start with SIGPIPE ignored, and so do these tools: a client of
+//! a running sandbox must not be killed in the middle of its clean-up because the user typed `|
+//! head`. A write to a pipe without a reader fails with an error instead. Written through
+//! [`output`], that error ends the tool silently and with success. (`println!` would panic.) Child
+//! processes get the default action: `std::process::Command` restores it.
 
-/// What users type: memory sizes, durations, names, variables, labels; and parsing with our own words for mistakes.
+use std::process::ExitCode;
+
+use crate::complete;
+use crate::state::config::apply_log_level;
+
+/// Parsers of arguments: memory sizes, durations, names, environment variables, labels; and usage
+/// errors.
 pub mod args;
-/// Shell completions and the command tree, made from a tool's own arguments.
-pub mod completions;
-/// The one form of an error, and its way to standard error and the exit code.
+/// The command tree and man page sections, generated from a tool's arguments.
+pub mod command_tree;
+/// Errors in one form, with hints and exit codes.
 pub mod error;
-/// Text from outside, made safe for a terminal.
+/// Escaping of untrusted text for a terminal.
 pub mod escape;
 /// Exit codes.
 pub mod exit;
-/// Standard output: data only, and quiet when nobody reads it any more.
+/// The generated part of a man page.
+pub(crate) mod mdoc;
+/// Standard output: data only. A broken pipe is not an error.
 pub mod output;
+/// Quoting for a shell.
+pub mod quote;
 /// Tables, times, ages and sizes for people.
 pub mod style;
-/// How much is said on standard error.
+/// Verbosity of messages on standard error.
 pub mod verbosity;
+
+/// Runs a tool: serves completions, parses the arguments, and prints the error of `run`. Returns the
+/// exit code.
+pub fn main<P: clap::Parser>(
+    tool: &'static str,
+    run: impl FnOnce(P) -> anyhow::Result<()>,
+) -> ExitCode {
+    error::catch_bugs(tool);
+    if let Some(code) = complete::serve(tool, P::command) {
+        return code;
+    }
+    let parsed = args::parse(tool, std::env::args_os());
+    apply_log_level();
+    match parsed {
+        Ok(args) => error::exit_code(tool, run(args)),
+        Err(code) => code,
+    }
+}

@@ -1,30 +1,30 @@
 //! Standard output: data only.
 //!
-//! When nobody reads it any more (`msb ls | head -1`), a write fails with [`Closed`] inside its [`io::Error`];
-//! [`super::error::report`] knows it and stays quiet. A broken pipe to anybody else (a sandbox, a child) is an error
-//! like any other.
+//! A write to a closed pipe (`msb ls | head -1`) fails with [`ClosedPipe`] inside its [`io::Error`],
+//! and [`super::error::report`] prints nothing. Any other broken pipe (to a sandbox, to a child) is an
+//! ordinary error.
 
 use std::fmt;
 use std::io::{self, IsTerminal, StdoutLock, Write};
 
-/// Nobody reads our standard output any more.
+/// An error: the reader of standard output has gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Closed;
+pub struct ClosedPipe;
 
-impl fmt::Display for Closed {
+impl fmt::Display for ClosedPipe {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("nobody reads the output")
+        f.write_str("the reader of the output has gone")
     }
 }
 
-impl std::error::Error for Closed {}
+impl std::error::Error for ClosedPipe {}
 
-/// Standard output, locked, line by line as the standard library has it. Call [`Write::flush`] at the end: an error
-/// at the end of the process would go unseen, and a full disk with it.
+/// Standard output, locked and line-buffered like the standard library's. Call [`Write::flush`] at
+/// the end: an error at process exit, such as a full disk, would be lost.
 #[derive(Debug)]
 pub struct Stdout(StdoutLock<'static>);
 
-/// Standard output whose errors [`super::error::report`] understands.
+/// Returns standard output whose errors [`super::error::report`] recognizes.
 pub fn stdout() -> Stdout {
     Stdout(io::stdout().lock())
 }
@@ -41,13 +41,10 @@ impl Write for Stdout {
 
 fn mark(error: io::Error) -> io::Error {
     match error.kind() {
-        io::ErrorKind::BrokenPipe => io::Error::new(io::ErrorKind::BrokenPipe, Closed),
+        io::ErrorKind::BrokenPipe => io::Error::new(io::ErrorKind::BrokenPipe, ClosedPipe),
         kind => io::Error::new(
             kind,
-            format!(
-                "cannot write to standard output: {}",
-                super::error::clean(&error.to_string())
-            ),
+            format!("cannot write to standard output: {}", super::error::clean(&error.to_string())),
         ),
     }
 }
@@ -64,19 +61,19 @@ pub fn print_json<T: serde::Serialize + ?Sized>(value: &T) -> io::Result<()> {
     print(&crate::jsonl::to_string_pretty(value)?)
 }
 
-/// Whether people look at standard output.
+/// Returns whether standard output is a terminal.
 pub fn is_terminal() -> bool {
     io::stdout().is_terminal()
 }
 
-/// Whether the error is that nobody reads our output any more: marked by [`Stdout`], or a broken pipe about which
-/// nothing else is said.
+/// Returns whether the error is that the reader of standard output has gone: marked by [`Stdout`],
+/// or a broken pipe without context.
 pub fn is_closed(error: &anyhow::Error) -> bool {
     let marked = |cause: &(dyn std::error::Error + 'static)| {
         cause
             .downcast_ref::<io::Error>()
             .and_then(io::Error::get_ref)
-            .is_some_and(|inner| inner.is::<Closed>())
+            .is_some_and(|inner| inner.is::<ClosedPipe>())
     };
     let bare = || {
         error
@@ -97,9 +94,6 @@ mod tests {
         assert!(is_closed(&closed));
         let full = anyhow::Error::new(mark(io::Error::from_raw_os_error(libc::ENOSPC)));
         assert!(!is_closed(&full));
-        assert_eq!(
-            full.to_string(),
-            "cannot write to standard output: no space left on device"
-        );
+        assert_eq!(full.to_string(), "cannot write to standard output: no space left on device");
     }
 }

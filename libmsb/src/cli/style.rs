@@ -1,4 +1,4 @@
-//! Tables, times, ages and sizes for people. Programs read `--format json` instead.
+//! Tables, times, ages and sizes for people. Programs use `--format json` instead.
 
 use std::borrow::Cow;
 use std::io::{self, Write};
@@ -22,49 +22,41 @@ pub struct Table {
 }
 
 impl Table {
-    /// A table with these columns. A name that starts with `>` has its column aligned to the right.
+    /// Returns a table with these columns. A name that starts with `>` aligns its column to the
+    /// right.
     pub fn new(columns: &[&str]) -> Table {
         Table {
-            header: columns
-                .iter()
-                .map(|name| name.trim_start_matches('>').to_owned())
-                .collect(),
+            header: columns.iter().map(|name| name.trim_start_matches('>').to_owned()).collect(),
             right: columns.iter().map(|name| name.starts_with('>')).collect(),
             rows: Vec::new(),
         }
     }
 
-    /// Adds a row. Cells beyond the columns are left out, missing ones are empty.
+    /// Adds a row. Excess cells are dropped, missing ones are empty.
     pub fn row<C: AsRef<str>>(&mut self, cells: impl IntoIterator<Item = C>) {
-        let mut row: Vec<String> = cells
-            .into_iter()
-            .map(|cell| escape(cell.as_ref()).into_owned())
-            .collect();
+        let mut row: Vec<String> =
+            cells.into_iter().map(|cell| escape(cell.as_ref()).into_owned()).collect();
         row.resize(self.header.len(), String::new());
         self.rows.push(row);
     }
 
-    /// Whether there are no rows.
+    /// Returns whether there are no rows.
     pub fn is_empty(&self) -> bool {
         self.rows.is_empty()
     }
 
-    /// Prints the table to standard output; the header is bold on a terminal that may have colors.
+    /// Prints the table to standard output. The header is bold on a terminal with colors.
     pub fn print(&self) -> io::Result<()> {
         let mut stdout = output::stdout();
         stdout.write_all(self.render(is_colored()).as_bytes())?;
         stdout.flush()
     }
 
-    /// The table as text.
+    /// Returns the table as text.
     pub fn render(&self, bold_header: bool) -> String {
         let widths = self.widths();
         let header = self.line(&self.header, &widths);
-        let mut text = if bold_header {
-            bold(&header).into_owned()
-        } else {
-            header
-        };
+        let mut text = if bold_header { bold(&header).into_owned() } else { header };
         text.push('\n');
         for row in &self.rows {
             text.push_str(&self.line(row, &widths));
@@ -75,14 +67,9 @@ impl Table {
 
     fn widths(&self) -> Vec<usize> {
         let column = |index: usize| {
-            self.rows
-                .iter()
-                .chain([&self.header])
-                .map(move |row| width(&row[index]))
+            self.rows.iter().chain([&self.header]).map(move |row| width(&row[index]))
         };
-        (0..self.header.len())
-            .map(|index| column(index).max().unwrap_or(0))
-            .collect()
+        (0..self.header.len()).map(|index| column(index).max().unwrap_or(0)).collect()
     }
 
     fn line(&self, cells: &[String], widths: &[usize]) -> String {
@@ -110,62 +97,52 @@ fn bold(text: &str) -> Cow<'_, str> {
     Cow::Owned(format!("\x1b[1m{text}\x1b[0m"))
 }
 
-/// Whether standard output may have colors: a terminal, no `NO_COLOR`, and not a dumb one.
+/// Returns whether standard output may have colors: a terminal that is not dumb, without
+/// `NO_COLOR`.
 pub fn is_colored() -> bool {
     let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     let dumb = std::env::var_os("TERM").is_some_and(|value| value == "dumb");
     output::is_terminal() && !no_color && !dumb
 }
 
-/// A moment: [`SystemTime`], or text as RFC 3339 has it.
-pub trait Moment {
-    /// The moment, unless it is no time or lies beyond the years that a calendar has.
+/// Conversion of a point in time: [`SystemTime`], or RFC 3339 text.
+pub trait ToTimestamp {
+    /// Returns the point in time; `None` if it is invalid or outside the calendar.
     fn timestamp(&self) -> Option<Timestamp>;
 }
 
-impl Moment for SystemTime {
+impl ToTimestamp for SystemTime {
     fn timestamp(&self) -> Option<Timestamp> {
         Timestamp::try_from(*self).ok()
     }
 }
 
-impl Moment for str {
+impl ToTimestamp for str {
     fn timestamp(&self) -> Option<Timestamp> {
         self.parse().ok()
     }
 }
 
-impl Moment for String {
+impl ToTimestamp for String {
     fn timestamp(&self) -> Option<Timestamp> {
         self.as_str().timestamp()
     }
 }
 
-/// The moment on the user's clock: `2026-11-23 14:05:09`. A dash when it is none.
-pub fn local_time(moment: &(impl Moment + ?Sized)) -> String {
+/// Returns the local time: `2026-11-23 14:05:09`. A dash if it is invalid.
+pub fn local_time(moment: &(impl ToTimestamp + ?Sized)) -> String {
     time_in(moment, TimeZone::system())
 }
 
-fn time_in(moment: &(impl Moment + ?Sized), zone: TimeZone) -> String {
+fn time_in(moment: &(impl ToTimestamp + ?Sized), zone: TimeZone) -> String {
     let Some(timestamp) = moment.timestamp() else {
         return "-".to_owned();
     };
-    timestamp
-        .to_zoned(zone)
-        .strftime("%Y-%m-%d %H:%M:%S")
-        .to_string()
+    timestamp.to_zoned(zone).strftime("%Y-%m-%d %H:%M:%S").to_string()
 }
 
-/// The moment as RFC 3339 has it, in UTC, to the second: `2026-11-23T14:05:09Z`.
-pub fn rfc3339(moment: SystemTime) -> String {
-    let seconds = moment.timestamp().unwrap_or_default().as_second();
-    Timestamp::from_second(seconds)
-        .unwrap_or_default()
-        .to_string()
-}
-
-/// How long ago that was: `3 minutes ago`. A dash when it is no time.
-pub fn age(moment: &(impl Moment + ?Sized), now: SystemTime) -> String {
+/// Returns the age: `3 minutes ago`. A dash if the time is invalid.
+pub fn age(moment: &(impl ToTimestamp + ?Sized), now: SystemTime) -> String {
     const UNITS: [(i64, &str); 6] = [
         (365 * 24 * 3600, "year"),
         (30 * 24 * 3600, "month"),
@@ -187,7 +164,13 @@ pub fn age(moment: &(impl Moment + ?Sized), now: SystemTime) -> String {
     }
 }
 
-/// A size in bytes with a binary unit: `7.8 MiB`.
+/// Returns a time for a table: its age, or the local time.
+pub fn when(time: Timestamp, absolute: bool) -> String {
+    let time = SystemTime::from(time);
+    if absolute { local_time(&time) } else { age(&time, SystemTime::now()) }
+}
+
+/// Returns a size in bytes with a binary unit: `7.8 MiB`.
 pub fn bytes(count: u64) -> String {
     const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
     if count < 1024 {
@@ -196,7 +179,7 @@ pub fn bytes(count: u64) -> String {
     let mut value = count as f64;
     let mut unit = "B";
     for name in UNITS {
-        // What would be printed as 1024.0 is 1.0 of the next unit.
+        // A value that would be printed as 1024.0 is 1.0 of the next unit.
         if value < 1023.95 {
             break;
         }
@@ -220,11 +203,7 @@ mod tests {
             table.render(false),
             "NAME       SIZE   STATUS\nweb           9   running\ndatabase   1024\n"
         );
-        assert!(
-            table
-                .render(true)
-                .starts_with("\x1b[1mNAME       SIZE   STATUS\x1b[0m\n")
-        );
+        assert!(table.render(true).starts_with("\x1b[1mNAME       SIZE   STATUS\x1b[0m\n"));
     }
 
     #[test]
@@ -237,16 +216,9 @@ mod tests {
     #[test]
     fn times_are_shown_on_the_local_clock() {
         let zone = TimeZone::fixed(jiff::tz::offset(2));
-        assert_eq!(
-            time_in("2026-11-23T12:05:09.5Z", zone.clone()),
-            "2026-11-23 14:05:09"
-        );
+        assert_eq!(time_in("2026-11-23T12:05:09.5Z", zone.clone()), "2026-11-23 14:05:09");
         assert_eq!(time_in(&UNIX_EPOCH, zone.clone()), "1970-01-01 02:00:00");
         assert_eq!(time_in("yesterday", zone), "-");
-        assert_eq!(
-            rfc3339(UNIX_EPOCH + Duration::from_millis(1500)),
-            "1970-01-01T00:00:01Z"
-        );
     }
 
     #[test]

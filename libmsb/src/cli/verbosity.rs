@@ -1,8 +1,8 @@
-//! How much a tool says on standard error, beside what it was asked for.
+//! Verbosity of messages on standard error.
 //!
-//! Every tool takes `--error`, `--warn`, `--info`, `--debug` and `--trace`, of which one counts. Without any of them it is
-//! what the program that started it had ([`VARIABLE`]), and `info` at first. Errors, and what can be done about them, are
-//! always said.
+//! Every tool accepts `--error`, `--warn`, `--info`, `--debug` and `--trace`, one of them at most.
+//! The default is that of the program that started it ([`VARIABLE`]), else that of the user's
+//! configuration, else `info`. Errors and their hints are always printed.
 
 use std::ffi::OsString;
 use std::process::Command;
@@ -12,10 +12,11 @@ use clap::{Arg, ArgAction, ArgMatches};
 
 use super::error::{Failure, print_line};
 
-/// Carries the choice to the programs that a tool starts: one of the words of [`Verbosity::WORDS`].
+/// Environment variable that passes the verbosity to child processes: one of the words of
+/// [`Verbosity::WORDS`].
 pub const VARIABLE: &str = "MSB_VERBOSITY";
 
-/// How much is said. Each has what is before it.
+/// Verbosity level. Each includes those before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Verbosity {
     /// Errors and hints.
@@ -24,14 +25,23 @@ pub enum Verbosity {
     Warn,
     /// Notes.
     Info,
-    /// What is done, step by step.
+    /// Steps of the work.
     Debug,
-    /// Locks that are taken and files that are replaced.
+    /// Details: locks and replaced files.
     Trace,
 }
 
+impl std::str::FromStr for Verbosity {
+    type Err = Failure;
+
+    fn from_str(word: &str) -> Result<Verbosity, Failure> {
+        let invalid = || Failure::usage("not one of error, warn, info, debug, trace");
+        Verbosity::of(word).ok_or_else(invalid)
+    }
+}
+
 impl Verbosity {
-    /// What is typed, after two dashes, for each.
+    /// Option name of each level, without the two dashes.
     pub const WORDS: [(&str, Verbosity); 5] = [
         ("error", Verbosity::Error),
         ("warn", Verbosity::Warn),
@@ -45,48 +55,70 @@ impl Verbosity {
         found.map(|(_, verbosity)| *verbosity)
     }
 
-    fn word(self) -> &'static str {
+    fn name(self) -> &'static str {
         let found = Self::WORDS.iter().find(|(_, known)| *known == self);
         found.map_or("", |(word, _)| word)
     }
 }
 
-/// What was chosen, and the name under which it is spoken.
+/// Level of the user's configuration.
+static CONFIGURED: OnceLock<Verbosity> = OnceLock::new();
+
+/// Name of the tool and its level.
 static CHOSEN: OnceLock<(String, Option<Verbosity>)> = OnceLock::new();
 
-/// Whether that much is to be said.
-pub fn says(verbosity: Verbosity) -> bool {
+/// Returns whether messages of a level are printed.
+pub fn is_enabled(verbosity: Verbosity) -> bool {
     verbosity <= chosen().unwrap_or(Verbosity::Info)
 }
 
-fn chosen() -> Option<Verbosity> {
-    let typed = CHOSEN.get().and_then(|(_, typed)| *typed);
-    typed.or_else(|| Verbosity::of(std::env::var_os(VARIABLE)?.to_str()?))
+/// Level of an option of one command, such as `msb run --quiet`.
+static COMMAND_LEVEL: OnceLock<Verbosity> = OnceLock::new();
+
+/// Sets the level for the rest of the process and for its child processes.
+pub fn set(verbosity: Verbosity) {
+    let _ = COMMAND_LEVEL.set(verbosity);
 }
 
-/// Whether a word is one of the options, of any tool.
+fn chosen() -> Option<Verbosity> {
+    if let Some(level) = COMMAND_LEVEL.get() {
+        return Some(*level);
+    }
+    let typed = CHOSEN.get().and_then(|(_, typed)| *typed);
+    let passed = || Verbosity::of(std::env::var_os(VARIABLE)?.to_str()?);
+    typed.or_else(passed).or_else(|| CONFIGURED.get().copied())
+}
+
+/// Sets the level for a process that got none from its command line or environment.
+pub fn set_default(verbosity: Verbosity) {
+    let _ = CONFIGURED.set(verbosity);
+}
+
+/// Returns whether a word is one of these options, which every tool has.
 pub fn is_option(word: &OsString) -> bool {
     let word = word.to_str().and_then(|word| word.strip_prefix("--"));
     word.and_then(Verbosity::of).is_some()
 }
 
-/// Says what is done: a step, or with [`Verbosity::Trace`] less than that. It is only put into words when it is said.
-pub fn say(verbosity: Verbosity, message: impl FnOnce() -> String) {
-    if verbosity > Verbosity::Info && says(verbosity) {
+/// Prints a message of level [`Verbosity::Debug`] or [`Verbosity::Trace`]. The message is only
+/// formatted if it is printed.
+pub fn log(verbosity: Verbosity, message: impl FnOnce() -> String) {
+    if verbosity > Verbosity::Info && is_enabled(verbosity) {
         let tool = CHOSEN.get().map_or("msb", |(tool, _)| tool);
-        print_line(tool, verbosity.word(), &message());
+        print_line(tool, verbosity.name(), &message());
     }
 }
 
-/// Gives a program that is to be started the choice that was typed.
-pub fn hand_on(command: &mut Command) {
-    if let Some((_, Some(typed))) = CHOSEN.get() {
-        command.env(VARIABLE, typed.word());
+/// Passes the level to a child process, if the user gave one.
+pub fn pass_to_child(command: &mut Command) {
+    let typed = CHOSEN.get().and_then(|(_, typed)| *typed);
+    if let Some(level) = COMMAND_LEVEL.get().copied().or(typed) {
+        command.env(VARIABLE, level.name());
     }
 }
 
-/// The tool's arguments with these options, which its help leaves to msb(1).
-pub(super) fn with_options(command: clap::Command) -> clap::Command {
+/// Adds these options to a tool's arguments. Its help leaves them to msb(1).
+pub fn with_options(command: clap::Command) -> clap::Command {
     let option = |word: &'static str| {
         let option = Arg::new(word).long(word).global(true).hide(true);
         option.action(ArgAction::SetTrue)
@@ -94,13 +126,13 @@ pub(super) fn with_options(command: clap::Command) -> clap::Command {
     command.args(Verbosity::WORDS.map(|(word, _)| option(word)))
 }
 
-/// Keeps the choice for the life of the program.
+/// Stores the level for the life of the process.
 pub(super) fn choose(tool: &str, matches: &ArgMatches) -> Result<(), Failure> {
     let typed = Verbosity::WORDS.iter();
     let typed: Vec<_> = typed.filter(|(word, _)| matches.get_flag(word)).collect();
     if let [(first, _), (second, _), ..] = typed[..] {
         return Err(Failure::usage(format!(
-            "'--{first}' and '--{second}' cannot be had together"
+            "'--{first}' and '--{second}' cannot be used together"
         )));
     }
     let typed = typed.first().map(|(_, verbosity)| *verbosity);
@@ -123,10 +155,7 @@ mod tests {
             assert!(matches(&words).get_flag("debug"), "{words:?}");
         }
         let error = choose("t", &matches(&["t", "--warn", "sub", "--trace"])).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "'--warn' and '--trace' cannot be had together"
-        );
+        assert_eq!(error.to_string(), "'--warn' and '--trace' cannot be used together");
     }
 
     #[test]

@@ -1,9 +1,9 @@
-//! System calls that are refused, by a filter of seccomp(2).
+//! System call filters: seccomp(2).
 //!
-//! It is a list of what nobody here needs, not of what they need: libraries, and QEMU, differ from release to release, and a
-//! call that is missing from a list of the needed ones kills a sandbox. What matters is on the list: everything that
-//! changes what is mounted, loads code into the kernel, looks into other processes, or makes namespaces in which an
-//! unprivileged process is root.
+//! The filter is a deny list, not an allow list. Libraries, and QEMU, differ from release to
+//! release, and a call that is missing from an allow list would kill a sandbox. The list holds the
+//! calls that matter: those that change mounts, load code into the kernel, access other processes,
+//! or create namespaces in which an unprivileged process is root.
 
 use std::collections::BTreeMap;
 
@@ -13,11 +13,11 @@ use seccompiler::{
     sock_filter,
 };
 
-use super::Taken;
+use super::StepOutcome;
 
-/// Refused always.
-const REFUSED: [c_long; 53] = [
-    // What is mounted where, and in which root.
+/// System calls that are always denied.
+const DENIED_ALWAYS: [c_long; 54] = [
+    // Mounts and the root directory.
     libc::SYS_mount,
     libc::SYS_umount2,
     libc::SYS_pivot_root,
@@ -33,13 +33,15 @@ const REFUSED: [c_long; 53] = [
     libc::SYS_swapoff,
     libc::SYS_quotactl,
     libc::SYS_acct,
+    // Files by path: Landlock restricts it only from Linux 6.2 on. ftruncate(2) stays.
+    libc::SYS_truncate,
     // Namespaces: each makes the whole of the kernel's privileged code reachable.
     libc::SYS_unshare,
     libc::SYS_setns,
-    // Files by number, around every path.
+    // Files by handle, which bypasses path checks.
     libc::SYS_name_to_handle_at,
     libc::SYS_open_by_handle_at,
-    // Code in the kernel, and another kernel.
+    // Kernel modules, and loading another kernel.
     libc::SYS_init_module,
     libc::SYS_finit_module,
     libc::SYS_delete_module,
@@ -47,7 +49,7 @@ const REFUSED: [c_long; 53] = [
     libc::SYS_kexec_load,
     libc::SYS_kexec_file_load,
     libc::SYS_reboot,
-    // Large interfaces with a history, and no use here.
+    // Large interfaces with a history of vulnerabilities, and unused here.
     libc::SYS_perf_event_open,
     libc::SYS_userfaultfd,
     libc::SYS_io_uring_setup,
@@ -70,7 +72,7 @@ const REFUSED: [c_long; 53] = [
     libc::SYS_process_madvise,
     libc::SYS_kcmp,
     libc::SYS_pidfd_getfd,
-    // The host's clock and name.
+    // The host's clock and host name.
     libc::SYS_settimeofday,
     libc::SYS_clock_settime,
     libc::SYS_adjtimex,
@@ -79,28 +81,23 @@ const REFUSED: [c_long; 53] = [
     libc::SYS_setdomainname,
 ];
 
-/// Refused to a process that starts no program any more.
-const PROGRAMS: [c_long; 2] = [libc::SYS_execve, libc::SYS_execveat];
+/// Denied to a process that starts no programs.
+const DENIED_EXEC: [c_long; 2] = [libc::SYS_execve, libc::SYS_execveat];
 
-/// Refused to a process that opens no connection: new sockets, and addresses for them. Landlock knows no sockets with a path,
-/// so that without this a process reaches the sockets of all other programs of its user. Sockets that are open stay as
-/// they are, and descriptors are passed over them.
-const CONNECTIONS: [c_long; 1] = [libc::SYS_connect];
+/// Denied to a process that opens no connections. Landlock does not cover Unix sockets with a path,
+/// so without this a process could reach the sockets of all other programs of its user. Open
+/// sockets stay usable, and descriptors can be passed over them.
+const DENIED_CONNECT: [c_long; 1] = [libc::SYS_connect];
 
-/// Refused besides to a process that takes no connection either.
-const ACCEPTED: [c_long; 5] = [
-    libc::SYS_socket,
-    libc::SYS_bind,
-    libc::SYS_listen,
-    libc::SYS_accept,
-    libc::SYS_accept4,
-];
+/// Denied in addition to a process that accepts no connections.
+const DENIED_ACCEPT: [c_long; 5] =
+    [libc::SYS_socket, libc::SYS_bind, libc::SYS_listen, libc::SYS_accept, libc::SYS_accept4];
 
-/// Families of sockets that a process makes which publishes ports.
-const PUBLISHED: [i32; 2] = [libc::AF_INET, libc::AF_INET6];
+/// Address families of sockets for published ports.
+const PUBLISHED_FAMILIES: [i32; 2] = [libc::AF_INET, libc::AF_INET6];
 
-/// Refused to a process that changes no metadata of files: Landlock does not restrict these calls.
-const METADATA: [c_long; 19] = [
+/// Denied to a process that changes no file metadata. Landlock does not restrict these calls.
+const DENIED_METADATA: [c_long; 19] = [
     libc::SYS_chmod,
     libc::SYS_fchmod,
     libc::SYS_fchmodat,
@@ -122,61 +119,58 @@ const METADATA: [c_long; 19] = [
     libc::SYS_futimesat,
 ];
 
-/// Numbers that this libc lacks (linux/arch/x86/entry/syscalls/syscall_64.tbl).
+/// System call numbers that this libc crate lacks (linux/arch/x86/entry/syscalls/syscall_64.tbl).
 const SYS_FCHMODAT2: c_long = 452;
 const SYS_SETXATTRAT: c_long = 463;
 const SYS_REMOVEXATTRAT: c_long = 466;
 
-/// Calls that a process may still need, beside the list of those that none does.
+/// Groups of system calls that a process may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Needed {
-    /// It starts a program.
+pub struct AllowedCalls {
+    /// True to allow programs to be started.
     pub programs: bool,
-    /// Its use of sockets.
-    pub sockets: Sockets,
-    /// It changes modes, owners, times or attributes of files.
+    /// Allowed use of sockets.
+    pub sockets: SocketUse,
+    /// True to allow changes of modes, owners, times and attributes of files.
     pub metadata: bool,
 }
 
-/// Use of sockets, beside those that are already open.
+/// Allowed use of sockets, in addition to those that are open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sockets {
-    /// Not at all.
+pub enum SocketUse {
+    /// No new sockets.
     Open,
-    /// It publishes ports of the Internet, and accepts connections; it opens none.
+    /// Sockets of published ports: the process accepts connections and opens none.
     Publish,
-    /// It opens, binds and connects sockets.
+    /// All: the process opens, binds and connects sockets.
     All,
 }
 
-impl Needed {
-    /// Nothing of all this.
-    pub const NOTHING: Needed = Needed {
-        programs: false,
-        sockets: Sockets::Open,
-        metadata: false,
-    };
+impl AllowedCalls {
+    /// No group.
+    pub const NONE: AllowedCalls =
+        AllowedCalls { programs: false, sockets: SocketUse::Open, metadata: false };
 
     fn refused(self) -> Vec<c_long> {
-        let mut refused = REFUSED.to_vec();
+        let mut refused = DENIED_ALWAYS.to_vec();
         if !self.programs {
-            refused.extend(PROGRAMS);
+            refused.extend(DENIED_EXEC);
         }
-        if self.sockets != Sockets::All {
-            refused.extend(CONNECTIONS);
+        if self.sockets != SocketUse::All {
+            refused.extend(DENIED_CONNECT);
         }
-        if self.sockets == Sockets::Open {
-            refused.extend(ACCEPTED);
+        if self.sockets == SocketUse::Open {
+            refused.extend(DENIED_ACCEPT);
         }
         if !self.metadata {
-            refused.extend(METADATA);
+            refused.extend(DENIED_METADATA);
             refused.push(libc::SYS_utimensat);
         }
         refused
     }
 }
 
-/// Of clone(2): the namespaces that it can make.
+/// Flags of clone(2) that create namespaces.
 const NAMESPACES: [i32; 7] = [
     libc::CLONE_NEWUSER,
     libc::CLONE_NEWNS,
@@ -187,23 +181,25 @@ const NAMESPACES: [i32; 7] = [
     libc::CLONE_NEWCGROUP,
 ];
 
-/// The bit that numbers of the x32 ABI have besides, on x86-64: every call is there under a second number, which no list
-/// names. Nowhere is there a number so high that is no such call.
+/// The bit of system call numbers of the x32 ABI, on x86-64: every call has such a second number,
+/// which no list contains. All numbers this high are x32 calls.
 const X32: u32 = 0x4000_0000;
 
-/// Where `struct seccomp_data` has the number of the call.
+/// Offset of the number in `struct seccomp_data`.
 const NUMBER_AT: u32 = 0;
 
-/// Refuses the calls from now on, but for those that are `needed`. They fail with EPERM.
-pub fn refuse_calls(needed: Needed) -> Taken {
+/// Installs the seccomp filter: denies the system calls, except those that are `needed`. They fail
+/// with EPERM.
+pub fn refuse_system_calls(needed: AllowedCalls) -> StepOutcome {
     match filter(needed) {
-        Ok(()) => Taken::Whole,
-        Err(error) => Taken::Not(error.to_string()),
+        Ok(()) => StepOutcome::Complete,
+        Err(error) => StepOutcome::Failed(error.to_string()),
     }
 }
 
-/// Refuses what goes around a list of refused calls by another number. To be taken before any such list.
-pub fn refuse_second_numbers() -> Result<(), seccompiler::Error> {
+/// Denies the second numbers of system calls (x32 ABI), which bypass a list. Call it before a list
+/// is installed.
+pub fn refuse_x32_calls() -> Result<(), seccompiler::Error> {
     const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
     const SKIP_UNLESS_AT_LEAST: u16 = (libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K) as u16;
     const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
@@ -216,8 +212,8 @@ pub fn refuse_second_numbers() -> Result<(), seccompiler::Error> {
     ])
 }
 
-fn filter(needed: Needed) -> Result<(), seccompiler::Error> {
-    refuse_second_numbers()?;
+fn filter(needed: AllowedCalls) -> Result<(), seccompiler::Error> {
+    refuse_x32_calls()?;
     let refused = needed.refused().into_iter();
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
         refused.map(|call| (call, Vec::new())).collect();
@@ -226,9 +222,9 @@ fn filter(needed: Needed) -> Result<(), seccompiler::Error> {
         clones.push(SeccompRule::new(vec![has_flag(flag)?])?);
     }
     rules.insert(libc::SYS_clone, clones);
-    if needed.sockets == Sockets::Publish {
+    if needed.sockets == SocketUse::Publish {
         let mut others = Vec::new();
-        for family in PUBLISHED {
+        for family in PUBLISHED_FAMILIES {
             others.push(SeccompCondition::new(
                 0,
                 SeccompCmpArgLen::Dword,
@@ -239,23 +235,16 @@ fn filter(needed: Needed) -> Result<(), seccompiler::Error> {
         rules.insert(libc::SYS_socket, vec![SeccompRule::new(others)?]);
     }
     apply(rules, EPERM)?;
-    // Its flags are in memory, where no filter can see them. The C library takes clone(2) for one that is not there.
-    apply(
-        BTreeMap::from([(libc::SYS_clone3, Vec::new())]),
-        libc::ENOSYS,
-    )
+    // The flags of clone3(2) are in memory, which a filter cannot read. With ENOSYS the C library
+    // falls back to clone(2).
+    apply(BTreeMap::from([(libc::SYS_clone3, Vec::new())]), libc::ENOSYS)
 }
 
-/// That the first argument holds a flag.
+/// Returns a condition: the first argument contains a flag.
 fn has_flag(flag: i32) -> Result<SeccompCondition, seccompiler::Error> {
     let flag = u64::from(flag.unsigned_abs());
     let operator = SeccompCmpOp::MaskedEq(flag);
-    Ok(SeccompCondition::new(
-        0,
-        SeccompCmpArgLen::Qword,
-        operator,
-        flag,
-    )?)
+    Ok(SeccompCondition::new(0, SeccompCmpArgLen::Qword, operator, flag)?)
 }
 
 fn apply(rules: BTreeMap<i64, Vec<SeccompRule>>, error: i32) -> Result<(), seccompiler::Error> {
@@ -270,14 +259,11 @@ fn apply(rules: BTreeMap<i64, Vec<SeccompRule>>, error: i32) -> Result<(), secco
 mod tests {
     use super::*;
 
-    /// In a thread of its own, which alone is filtered.
+    /// Runs a function in a thread of its own, to which the filter is limited.
     fn filtered<T: Send + 'static>(programs: bool, act: fn() -> T) -> T {
-        let needed = Needed {
-            programs,
-            ..Needed::NOTHING
-        };
+        let needed = AllowedCalls { programs, ..AllowedCalls::NONE };
         let thread = std::thread::spawn(move || {
-            assert_eq!(refuse_calls(needed), Taken::Whole);
+            assert_eq!(refuse_system_calls(needed), StepOutcome::Complete);
             act()
         });
         thread.join().unwrap()
@@ -290,12 +276,13 @@ mod tests {
         assert!(!filtered(false, start));
     }
 
-    /// A kernel without x32 says that there is no such call; it is ours to say that it is refused.
+    /// A kernel without x32 reports a missing call; the filter must report a denied one.
     #[test]
     #[cfg(target_arch = "x86_64")]
     fn a_call_is_refused_by_its_second_number_too() {
         let error = filtered(true, || {
-            // SAFETY: every argument is 0, so that the call, were it made, would name no memory of ours and fail.
+            // SAFETY: every argument is 0, so that the call, were it made, would name no memory of
+            // ours and fail.
             let answer =
                 unsafe { libc::syscall(c_long::from(X32) | libc::SYS_mount, 0, 0, 0, 0, 0) };
             assert_eq!(answer, -1);
@@ -311,23 +298,20 @@ mod tests {
         let path = directory.path().join("socket");
         let listener = UnixListener::bind(&path).unwrap();
         for (sockets, connects, accepts) in [
-            (Sockets::Open, false, false),
-            (Sockets::Publish, false, true),
-            (Sockets::All, true, true),
+            (SocketUse::Open, false, false),
+            (SocketUse::Publish, false, true),
+            (SocketUse::All, true, true),
         ] {
             let (path, ours) = (path.clone(), listener.try_clone().unwrap());
             let _waits = UnixStream::connect(&path).unwrap();
-            let needed = Needed {
-                sockets,
-                ..Needed::NOTHING
-            };
+            let needed = AllowedCalls { sockets, ..AllowedCalls::NONE };
             let thread = std::thread::spawn(move || {
-                assert_eq!(refuse_calls(needed), Taken::Whole);
+                assert_eq!(refuse_system_calls(needed), StepOutcome::Complete);
                 let accepted = ours.accept().is_ok();
                 // A pair connects this process with itself only.
                 assert!(UnixStream::pair().is_ok());
                 let published = std::net::TcpListener::bind("127.0.0.1:0").is_ok();
-                assert_eq!(published, sockets != Sockets::Open);
+                assert_eq!(published, sockets != SocketUse::Open);
                 (UnixStream::connect(&path).is_ok(), accepted)
             });
             assert_eq!(thread.join().unwrap(), (connects, accepts), "{sockets:?}");
@@ -346,12 +330,9 @@ mod tests {
         std::fs::write(&path, "x").unwrap();
         for metadata in [false, true] {
             let path = path.clone();
-            let needed = Needed {
-                metadata,
-                ..Needed::NOTHING
-            };
+            let needed = AllowedCalls { metadata, ..AllowedCalls::NONE };
             let thread = std::thread::spawn(move || {
-                assert_eq!(refuse_calls(needed), Taken::Whole);
+                assert_eq!(refuse_system_calls(needed), StepOutcome::Complete);
                 let file = File::options().write(true).open(&path).unwrap();
                 [
                     std::fs::set_permissions(&path, Permissions::from_mode(0o600)).is_ok(),

@@ -1,69 +1,80 @@
-//! Giving up what a process does not need, in named steps.
+//! Isolation: a process gives up privileges that it does not need, in named steps.
 //!
-//! A guest that breaks out of its machine, or a file that takes over its reader, finds itself in a process that can do
-//! little more than it was doing anyway. What a kernel lacks is told with its reason and does not stop a start: an older
-//! host is less safe, not useless. Each program chooses its steps; `msb inspect` shows which of them hold.
+//! An attacker who breaks out of a virtual machine, or exploits the parser of a file, controls a
+//! process with few privileges left. A step that the kernel does not support is reported with its
+//! reason and does not prevent the start: an older host is less safe, but usable. Each program
+//! chooses its steps; `msb inspect` shows them.
 
-/// System calls that are refused.
+/// System call filters (seccomp).
 mod calls;
-/// Namespaces of one's own.
+/// Capabilities of root.
+mod capabilities;
+/// Namespaces.
 mod namespaces;
-/// Files that stay within reach.
+/// Access to files (Landlock).
 mod paths;
+/// Resource limits.
+mod resources;
 
 use serde::{Deserialize, Serialize};
 
-pub use calls::{Needed, Sockets, refuse_calls, refuse_second_numbers};
-pub use namespaces::leave_network;
-pub use paths::{Access, Place, Reach, keep_paths};
+pub use calls::{AllowedCalls, SocketUse, refuse_system_calls, refuse_x32_calls};
+pub use capabilities::keep_capabilities;
+pub use namespaces::unshare_network;
+pub use paths::{LandlockScope, PathAccess, RulePath, restrict_paths};
+pub use resources::{disable_core_dumps, raise_file_limit};
 
-/// A step, and whether it could be taken.
+/// An isolation step and its outcome.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Step {
-    /// Which process took it: `vmm`, `share`, `net`, `supervisor`.
+    /// The process: `vmm`, `share`, `net`, `supervisor`.
     pub process: String,
-    /// What it is called.
+    /// Name of the step.
     pub step: String,
-    /// Whether it holds.
+    /// True if the step is in effect.
     pub holds: bool,
-    /// Why it does not, or not as far as it could.
+    /// Reason why it is not, or only partly.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 }
 
-/// How far a step could be taken.
+/// Outcome of an isolation step.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Taken {
-    /// All the way.
-    Whole,
-    /// As far as this kernel goes, and what it lacks.
-    Part(String),
-    /// Not at all, and why.
-    Not(String),
+pub enum StepOutcome {
+    /// The step is in effect.
+    Complete,
+    /// The step is partly in effect, because the kernel lacks a feature.
+    Partial(String),
+    /// The step is not in effect, with the reason.
+    Failed(String),
 }
 
-impl Step {
-    /// A step of a process.
-    pub fn of(process: &str, step: &str, taken: Taken) -> Step {
-        let (holds, reason) = match taken {
-            Taken::Whole => (true, None),
-            Taken::Part(reason) => (true, Some(reason)),
-            Taken::Not(reason) => (false, Some(reason)),
-        };
-        Step {
-            process: process.to_owned(),
-            step: step.to_owned(),
-            holds,
-            reason,
+impl From<std::io::Result<()>> for StepOutcome {
+    fn from(result: std::io::Result<()>) -> StepOutcome {
+        match result {
+            Ok(()) => StepOutcome::Complete,
+            Err(error) => StepOutcome::Failed(error.to_string()),
         }
     }
 }
 
-/// From now on no program that this process or its children execute has more rights than they have: neither set-user-id
-/// nor file capabilities count.
-pub fn refuse_privileges() -> Taken {
+impl Step {
+    /// Returns a step of a process.
+    pub fn of(process: &str, step: &str, taken: StepOutcome) -> Step {
+        let (holds, reason) = match taken {
+            StepOutcome::Complete => (true, None),
+            StepOutcome::Partial(reason) => (true, Some(reason)),
+            StepOutcome::Failed(reason) => (false, Some(reason)),
+        };
+        Step { process: process.to_owned(), step: step.to_owned(), holds, reason }
+    }
+}
+
+/// Sets `no_new_privs`: programs that this process or its children execute gain no privileges,
+/// neither by set-user-ID bits nor by file capabilities.
+pub fn set_no_new_privileges() -> StepOutcome {
     match rustix::thread::set_no_new_privs(true) {
-        Ok(()) => Taken::Whole,
-        Err(error) => Taken::Not(std::io::Error::from(error).to_string()),
+        Ok(()) => StepOutcome::Complete,
+        Err(error) => StepOutcome::Failed(std::io::Error::from(error).to_string()),
     }
 }

@@ -1,6 +1,6 @@
-//! Files that stay within reach: rules of Landlock (landlock(7)).
+//! Access to files: rules of landlock(7).
 //!
-//! Descriptors that are open stay as they are; what is opened from now on must lie at or below a place that was named.
+//! Open descriptors stay usable. Files that are opened later must be at or below a path in a rule.
 
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -11,77 +11,80 @@ use landlock::{
     Ruleset, RulesetAttr, RulesetCreated, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
 };
 
-use super::Taken;
+use super::StepOutcome;
 
-/// The rights that we know; of an older kernel those that it knows are taken.
+/// Landlock version of the rights used here. An older kernel enforces the rights that it supports.
 const FILES: ABI = ABI::V5;
 
-/// What may be done at a place.
+/// Access that a rule allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Access {
-    /// Files are read, folders listed.
+pub enum PathAccess {
+    /// Read files and list directories.
     Read,
-    /// And files are executed.
+    /// Read and execute files.
     Execute,
-    /// Files and folders are read, written, made and removed; devices are used.
+    /// Read, write, create and remove files and directories; use devices.
     Write,
-    /// Of files that are there, nothing; folders are made in it, removed, and renamed to another name in it.
-    Folders,
+    /// Create, remove and rename directories within one directory. No access to existing files.
+    Directories,
 }
 
-impl Access {
+impl PathAccess {
     fn rights(self) -> BitFlags<AccessFs> {
         let read = AccessFs::ReadFile | AccessFs::ReadDir;
         match self {
-            Access::Read => read,
-            Access::Execute => read | AccessFs::Execute,
-            Access::Write => AccessFs::from_all(FILES) & !BitFlags::from(AccessFs::Execute),
-            Access::Folders => AccessFs::MakeDir | AccessFs::RemoveDir | AccessFs::ReadDir,
+            PathAccess::Read => read,
+            PathAccess::Execute => read | AccessFs::Execute,
+            PathAccess::Write => AccessFs::from_all(FILES) & !BitFlags::from(AccessFs::Execute),
+            PathAccess::Directories => AccessFs::MakeDir | AccessFs::RemoveDir | AccessFs::ReadDir,
         }
     }
 }
 
-/// A place in the file system.
+/// File or directory of a rule.
 #[derive(Debug)]
-pub enum Place<'a> {
-    /// By its path. One that is not there needs no rule.
+pub enum RulePath<'a> {
+    /// A path. If it does not exist, the rule is ignored.
     Path(PathBuf),
-    /// By a descriptor, also when it has no name any more.
+    /// A descriptor, which works for unlinked files too.
     Open(BorrowedFd<'a>),
 }
 
-impl<P: AsRef<Path>> From<P> for Place<'_> {
+impl<P: AsRef<Path>> From<P> for RulePath<'_> {
     fn from(path: P) -> Self {
-        Place::Path(path.as_ref().to_owned())
+        RulePath::Path(path.as_ref().to_owned())
     }
 }
 
-/// What lies beyond files.
+/// Landlock scope: access beyond files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reach {
-    /// Signals go to processes of the same confinement only.
-    Alone,
-    /// Signals go where the system lets them, and TCP ports can be bound.
+pub enum LandlockScope {
+    /// Signals only to processes of the same Landlock domain.
+    Confined,
+    /// Signals as the system permits, and TCP ports can be bound.
     Ports,
 }
 
-/// Keeps the places that are named, and nothing else. Neither TCP nor abstract sockets of others can be used either, where
-/// the kernel knows to refuse them, but for what `reach` says.
-pub fn keep_paths(rules: &[(Place<'_>, Access)], reach: Reach) -> Taken {
+/// Restricts file access to the paths in the rules. Connecting to TCP ports and to abstract sockets
+/// of other processes is denied too, where the kernel supports it, within `reach`.
+pub fn restrict_paths(rules: &[(RulePath<'_>, PathAccess)], reach: LandlockScope) -> StepOutcome {
     match restrict(rules, reach) {
-        Ok(RulesetStatus::FullyEnforced) => Taken::Whole,
+        Ok(RulesetStatus::FullyEnforced) => StepOutcome::Complete,
         Ok(RulesetStatus::PartiallyEnforced) => {
-            Taken::Part("this kernel's Landlock is older and lacks some rights".to_owned())
+            StepOutcome::Partial("this kernel's Landlock is older and lacks some rights".to_owned())
         }
-        Ok(_) => Taken::Not("this kernel has no Landlock".to_owned()),
-        Err(error) => Taken::Not(error.to_string()),
+        Ok(_) => StepOutcome::Failed("this kernel has no Landlock".to_owned()),
+        Err(error) => StepOutcome::Failed(error.to_string()),
     }
 }
 
-fn restrict(rules: &[(Place<'_>, Access)], reach: Reach) -> Result<RulesetStatus, RulesetError> {
+fn restrict(
+    rules: &[(RulePath<'_>, PathAccess)],
+    reach: LandlockScope,
+) -> Result<RulesetStatus, RulesetError> {
     let mut scope = BitFlags::from(Scope::AbstractUnixSocket);
     let mut net = BitFlags::from(AccessNet::ConnectTcp);
-    if reach == Reach::Alone {
+    if reach == LandlockScope::Confined {
         scope |= Scope::Signal;
         net |= AccessNet::BindTcp;
     }
@@ -93,8 +96,8 @@ fn restrict(rules: &[(Place<'_>, Access)], reach: Reach) -> Result<RulesetStatus
         .create()?;
     for (place, access) in rules {
         ruleset = match place {
-            Place::Open(open) => allow(ruleset, open, *access)?,
-            Place::Path(path) => match PathFd::new(path) {
+            RulePath::Open(open) => allow(ruleset, open, *access)?,
+            RulePath::Path(path) => match PathFd::new(path) {
                 Ok(open) => allow(ruleset, open.as_fd(), *access)?,
                 Err(_) => ruleset,
             },
@@ -106,16 +109,16 @@ fn restrict(rules: &[(Place<'_>, Access)], reach: Reach) -> Result<RulesetStatus
 fn allow(
     ruleset: RulesetCreated,
     place: impl AsFd,
-    access: Access,
+    access: PathAccess,
 ) -> Result<RulesetCreated, RulesetError> {
     let mut rights = access.rights();
-    let is_folder = place
+    let is_directory = place
         .as_fd()
         .try_clone_to_owned()
         .and_then(|open| File::from(open).metadata())
         .is_ok_and(|metadata| metadata.is_dir());
-    if !is_folder {
-        // The others are refused for what is no folder.
+    if !is_directory {
+        // Landlock rejects the other rights for a file.
         rights &= AccessFs::from_file(FILES);
     }
     if rights.is_empty() {
@@ -129,18 +132,16 @@ mod tests {
     use super::*;
     use std::fs;
 
-    /// In a thread of its own, which alone is confined.
+    /// Runs a function in a thread of its own, to which the rules are limited.
     fn confined<T: Send + 'static>(
-        rules: Vec<(PathBuf, Access)>,
+        rules: Vec<(PathBuf, PathAccess)>,
         act: impl FnOnce() -> T + Send + 'static,
     ) -> Option<T> {
         let thread = std::thread::spawn(move || {
-            let rules: Vec<(Place<'_>, Access)> = rules
-                .into_iter()
-                .map(|(path, access)| (Place::Path(path), access))
-                .collect();
-            match keep_paths(&rules, Reach::Alone) {
-                Taken::Not(_) => None,
+            let rules: Vec<(RulePath<'_>, PathAccess)> =
+                rules.into_iter().map(|(path, access)| (RulePath::Path(path), access)).collect();
+            match restrict_paths(&rules, LandlockScope::Confined) {
+                StepOutcome::Failed(_) => None,
                 _ => Some(act()),
             }
         });
@@ -149,16 +150,16 @@ mod tests {
 
     #[test]
     fn what_was_not_named_is_out_of_reach_and_what_was_is_not() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = |name: &str| folder.path().join(name);
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
         for name in ["read", "write", "other"] {
             fs::create_dir(path(name)).unwrap();
             fs::write(path(name).join("file"), name).unwrap();
         }
         let rules = vec![
-            (path("read"), Access::Read),
-            (path("write"), Access::Write),
-            (path("missing"), Access::Write),
+            (path("read"), PathAccess::Read),
+            (path("write"), PathAccess::Write),
+            (path("missing"), PathAccess::Write),
         ];
         let (read, write, other) = (path("read/file"), path("write/file"), path("other/file"));
         let seen = confined(rules, move || {
@@ -172,7 +173,7 @@ mod tests {
                 std::process::Command::new("/bin/true").status().is_ok(),
             ]
         });
-        // A kernel without Landlock has nothing to show.
+        // Without Landlock there is nothing to check.
         if let Some(seen) = seen {
             assert_eq!(seen, [true, false, true, true, false, false, false]);
         }

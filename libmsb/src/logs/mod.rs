@@ -1,7 +1,8 @@
-//! The logs of a sandbox, for reading: whether it runs, is stopped, or is broken.
+//! Readers of a sandbox's logs, whether the sandbox runs, is stopped, or is broken.
 //!
-//! What commands printed is in `exec.log`, as lines of JSON that carry times (msb-events(5)); what the guest's kernel and
-//! the supervisor said is plain text without. All are rotated while they are read.
+//! The output of commands is in `exec.log`, as JSON lines with times (msb-events(5)). The output of
+//! the guest's kernel and of the supervisor is plain text without times. All logs are followed
+//! across log rotation.
 
 use std::io;
 use std::str::FromStr;
@@ -14,20 +15,20 @@ use serde::Deserialize;
 use crate::state::layout;
 use crate::state::sandboxes::Sandbox;
 
-/// Files that are renamed when they are full.
+/// Reading across log rotation.
 mod rotated;
 
 pub use rotated::{Cursor, MissedRotation};
 use rotated::{Line, RotatedReader};
 
-/// Who said something.
+/// Source of a log entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Source {
+pub enum LogSource {
     /// Standard output of a command.
     Stdout,
     /// Standard error of a command.
     Stderr,
-    /// Both, of a command on a terminal.
+    /// Standard output and error of a command on a terminal.
     Output,
     /// msb itself.
     System,
@@ -35,56 +36,57 @@ pub enum Source {
     Kernel,
 }
 
-impl Source {
-    /// All of them.
-    pub const ALL: [Source; 5] = [
-        Source::Stdout,
-        Source::Stderr,
-        Source::Output,
-        Source::System,
-        Source::Kernel,
+impl LogSource {
+    /// All sources.
+    pub const ALL: [LogSource; 5] = [
+        LogSource::Stdout,
+        LogSource::Stderr,
+        LogSource::Output,
+        LogSource::System,
+        LogSource::Kernel,
     ];
 
-    /// What commands print.
-    pub const COMMANDS: [Source; 3] = [Source::Stdout, Source::Stderr, Source::Output];
+    /// Sources that are output of commands.
+    pub const COMMANDS: [LogSource; 3] = [LogSource::Stdout, LogSource::Stderr, LogSource::Output];
 
-    /// The word for it.
-    pub fn word(self) -> &'static str {
+    /// Returns the name of the source, as in options and JSON.
+    pub fn name(self) -> &'static str {
         match self {
-            Source::Stdout => "stdout",
-            Source::Stderr => "stderr",
-            Source::Output => "output",
-            Source::System => "system",
-            Source::Kernel => "kernel",
+            LogSource::Stdout => "stdout",
+            LogSource::Stderr => "stderr",
+            LogSource::Output => "output",
+            LogSource::System => "system",
+            LogSource::Kernel => "kernel",
         }
     }
 }
 
-impl FromStr for Source {
+impl FromStr for LogSource {
     type Err = ();
 
-    fn from_str(word: &str) -> Result<Source, ()> {
-        let mut all = Source::ALL.into_iter();
-        all.find(|source| source.word() == word).ok_or(())
+    fn from_str(word: &str) -> Result<LogSource, ()> {
+        let mut all = LogSource::ALL.into_iter();
+        all.find(|source| source.name() == word).ok_or(())
     }
 }
 
-/// A portion of a log.
+/// An entry of a log.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
-    /// When; unknown for what the kernel and the supervisor's process printed.
+pub struct LogEntry {
+    /// Time; unknown for the output of the kernel and of the supervisor's process.
     pub time: Option<Timestamp>,
-    /// From where.
-    pub source: Source,
-    /// Which session, other than the main command.
+    /// Source of the entry.
+    pub source: LogSource,
+    /// Session that printed it, unless it was the main command.
     pub session: Option<String>,
-    /// What was said, byte for byte.
+    /// The output, byte for byte.
     pub data: Vec<u8>,
 }
 
 /// A line of `exec.log`.
 #[derive(Deserialize)]
-struct Logged {
+struct LogLine {
+    #[serde(with = "crate::time")]
     t: Timestamp,
     s: String,
     d: String,
@@ -94,61 +96,57 @@ struct Logged {
     id: Option<String>,
 }
 
-/// Reads the logs of a sandbox, from their begin to their end and on as they grow.
+/// A reader of a sandbox's logs, from their start to their end, and further as they grow.
 #[derive(Debug)]
-pub struct Reader {
+pub struct LogReader {
     exec: RotatedReader,
     kernel: Option<RotatedReader>,
     supervisor: Option<RotatedReader>,
-    sources: Vec<Source>,
+    sources: Vec<LogSource>,
     ending: bool,
 }
 
-/// How the last remark of a supervisor in the log begins; a reason may follow.
-pub const LAST_REMARK: &str = "sandbox stopped";
+/// Start of the last message of a supervisor in the log. A reason may follow.
+pub const LAST_MESSAGE: &str = "sandbox stopped";
 
-impl Reader {
-    /// Opens the logs. Files that are not there have nothing in them. With a cursor, the log of commands goes on behind it.
+impl LogReader {
+    /// Opens the logs. Missing files count as empty. With a cursor, the log of commands is read
+    /// from there on.
     pub fn open(
         sandbox: &Sandbox,
-        sources: &[Source],
+        sources: &[LogSource],
         after: Option<&Cursor>,
-    ) -> Result<Reader, OpenError> {
+    ) -> Result<LogReader, OpenError> {
         let exec = RotatedReader::open(sandbox.path(layout::EXEC_LOG), after)?;
         let plain = |source, file: &str| {
             let wanted = after.is_none() && sources.contains(&source);
             let open = || RotatedReader::open(sandbox.path(file), None);
             wanted.then(open).transpose()
         };
-        Ok(Reader {
+        Ok(LogReader {
             exec,
-            kernel: plain(Source::Kernel, layout::CONSOLE_LOG)?,
-            supervisor: plain(Source::System, layout::SUPERVISOR_LOG)?,
+            kernel: plain(LogSource::Kernel, layout::CONSOLE_LOG)?,
+            supervisor: plain(LogSource::System, layout::SUPERVISOR_LOG)?,
             sources: sources.to_vec(),
             ending: false,
         })
     }
 
-    /// The next portion; `None` when there is none for now.
-    pub fn next_entry(&mut self) -> io::Result<Option<Entry>> {
-        for (reader, source) in [
-            (&mut self.kernel, Source::Kernel),
-            (&mut self.supervisor, Source::System),
-        ] {
-            if let Some(line) = reader
-                .as_mut()
-                .map(RotatedReader::next_line)
-                .transpose()?
-                .flatten()
+    /// Returns the next entry; `None` if there is none yet.
+    pub fn next_entry(&mut self) -> io::Result<Option<LogEntry>> {
+        for (reader, source) in
+            [(&mut self.kernel, LogSource::Kernel), (&mut self.supervisor, LogSource::System)]
+        {
+            if let Some(line) = reader.as_mut().map(RotatedReader::next_line).transpose()?.flatten()
             {
                 return Ok(Some(plain(source, line)));
             }
         }
         while let Some(line) = self.exec.next_line()? {
-            // What a power cut or a full disk has left of a line is not worth losing the others for.
+            // A line that a power failure or a full disk has cut is skipped.
             let Some(entry) = parse(&line) else { continue };
-            self.ending =
-                entry.source == Source::System && entry.data.starts_with(LAST_REMARK.as_bytes());
+            self.ending = entry.source == LogSource::System
+                && entry.data.starts_with(LAST_MESSAGE.as_bytes());
             if self.sources.contains(&entry.source) {
                 return Ok(Some(entry));
             }
@@ -156,23 +154,24 @@ impl Reader {
         Ok(None)
     }
 
-    /// Whether the last that was read says that the sandbox has ended, or is about to.
+    /// Returns whether the last entry says that the sandbox has ended, or is about to.
     pub fn is_ending(&self) -> bool {
         self.ending
     }
 
-    /// The place in the log of commands behind what was read; `None` when there is no log yet.
+    /// Returns the position in the log of commands after the last entry; `None` if there is no log
+    /// yet.
     pub fn cursor(&self) -> Option<Cursor> {
         self.exec.cursor()
     }
 }
 
-/// Why logs cannot be read.
+/// An error of opening logs.
 #[derive(Debug)]
 pub enum OpenError {
     /// A file cannot be opened or read.
     Io(io::Error),
-    /// What the cursor stands for is gone.
+    /// The entries after the cursor were rotated away.
     Missed(MissedRotation),
 }
 
@@ -200,23 +199,18 @@ impl From<io::Error> for OpenError {
     }
 }
 
-fn plain(source: Source, line: Line) -> Entry {
-    Entry {
-        time: None,
-        source,
-        session: None,
-        data: line,
-    }
+fn plain(source: LogSource, line: Line) -> LogEntry {
+    LogEntry { time: None, source, session: None, data: line }
 }
 
-fn parse(line: &[u8]) -> Option<Entry> {
-    let logged: Logged = serde_json::from_slice(line).ok()?;
+fn parse(line: &[u8]) -> Option<LogEntry> {
+    let logged: LogLine = serde_json::from_slice(line).ok()?;
     let data = match logged.e.as_deref() {
         None => logged.d.into_bytes(),
         Some("b64") => BASE64.decode(logged.d).ok()?,
         Some(_) => return None,
     };
-    Some(Entry {
+    Some(LogEntry {
         time: Some(logged.t),
         source: logged.s.parse().ok()?,
         session: logged.id,
@@ -231,7 +225,7 @@ mod tests {
 
     #[test]
     fn portions_are_read_byte_for_byte_and_broken_lines_are_passed_over() {
-        let folder = tempfile::tempdir().unwrap();
+        let directory = tempfile::tempdir().unwrap();
         let log = concat!(
             "{\"t\":\"2026-11-23T14:05:09.120Z\",\"s\":\"stdout\",\"d\":\"a\\n\"}\n",
             "{\"t\":\"2026-11-23T14:0\n",
@@ -239,15 +233,15 @@ mod tests {
             "{\"t\":\"2026-11-23T14:05:09.121Z\",\"s\":\"stderr\",\"d\":\"//4=\",\"e\":\"b64\",\"id\":\"7\"}\n",
         );
         let sandboxes = Sandboxes::at(
-            folder.path().to_owned(),
-            folder.path().join("events"),
-            folder.path().join("run"),
+            directory.path().to_owned(),
+            directory.path().join("events"),
+            directory.path().join("run"),
         );
         let sandbox = sandboxes.named(&"x".parse().unwrap());
         std::fs::create_dir(&sandbox.dir).unwrap();
         std::fs::write(sandbox.path(layout::EXEC_LOG), log).unwrap();
         std::fs::write(sandbox.path(layout::CONSOLE_LOG), "Linux\n").unwrap();
-        let mut reader = Reader::open(&sandbox, &Source::ALL, None).unwrap();
+        let mut reader = LogReader::open(&sandbox, &LogSource::ALL, None).unwrap();
         let mut entries = Vec::new();
         while let Some(entry) = reader.next_entry().unwrap() {
             entries.push((entry.source, entry.session, entry.data));
@@ -255,9 +249,9 @@ mod tests {
         assert_eq!(
             entries,
             [
-                (Source::Kernel, None, b"Linux\n".to_vec()),
-                (Source::Stdout, None, b"a\n".to_vec()),
-                (Source::Stderr, Some("7".to_owned()), vec![0xff, 0xfe]),
+                (LogSource::Kernel, None, b"Linux\n".to_vec()),
+                (LogSource::Stdout, None, b"a\n".to_vec()),
+                (LogSource::Stderr, Some("7".to_owned()), vec![0xff, 0xfe]),
             ]
         );
     }

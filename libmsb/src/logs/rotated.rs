@@ -1,10 +1,12 @@
-//! Files that are renamed when they are full: `x.log` becomes `x.log.1`, that becomes `x.log.2`, and so on.
+//! Reading across log rotation: `x.log` becomes `x.log.1`, that becomes `x.log.2`, and so on.
 //!
-//! They are opened from the newest to the oldest: one that is renamed meanwhile is met twice, which shows, and none is
-//! passed over. A file that is open goes on to be read under whatever name, so a reader that keeps up misses nothing.
+//! Files are opened from the newest to the oldest. So a file that is renamed meanwhile is opened
+//! twice, which is detected, and none is missed. An open file is read to its end under any name, so
+//! a reader that keeps up misses nothing.
 //!
-//! A [`Cursor`] must survive rotations, restarts and copies of the folder. Numbers of inodes do not (a deleted file's
-//! number is given to the next one), so a file is known by a hash of its first line, which holds a time.
+//! A [`Cursor`] must survive rotations, restarts and copies of the directory. Inode numbers do not
+//! (a new file may get the number of a deleted one), so a file is identified by a hash of its first
+//! line, which holds a time.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -17,18 +19,18 @@ use std::str::FromStr;
 use super::OpenError;
 use crate::jsonl::LINE_BYTES_MAX;
 
-/// A whole line, its end included.
+/// A whole line, its newline included.
 pub(super) type Line = Vec<u8>;
 
-/// More files than any log of ours keeps.
+/// Limit of rotated files, above that of any log of msb.
 const FILES_MAX: u32 = 64;
 
-/// A place in a log, behind a line.
+/// A position in a log, after a line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cursor {
     /// Hash of the first line of the file.
     file: u64,
-    /// Bytes of the file that were read.
+    /// Offset in the file, in bytes.
     offset: u64,
 }
 
@@ -44,22 +46,19 @@ impl FromStr for Cursor {
     fn from_str(text: &str) -> Result<Cursor, String> {
         let parts = text.split_once('-').filter(|(file, _)| file.len() == 16);
         let cursor = parts.and_then(|(file, offset)| {
-            Some(Cursor {
-                file: u64::from_str_radix(file, 16).ok()?,
-                offset: offset.parse().ok()?,
-            })
+            Some(Cursor { file: u64::from_str_radix(file, 16).ok()?, offset: offset.parse().ok()? })
         });
-        cursor.ok_or_else(|| "not a cursor, as --show-cursor prints them".to_owned())
+        cursor.ok_or_else(|| "not a cursor as printed by --show-cursor".to_owned())
     }
 }
 
-/// The log that a cursor stands in was rotated away, or belongs to another sandbox.
+/// An error: the file of a cursor was rotated away, or belongs to another sandbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MissedRotation;
 
 impl fmt::Display for MissedRotation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the place of the cursor is gone from the log (MissedRotation)")
+        f.write_str("the log entries after the cursor were rotated away (MissedRotation)")
     }
 }
 
@@ -67,25 +66,25 @@ impl std::error::Error for MissedRotation {}
 
 /// An open file of a log.
 #[derive(Debug)]
-struct Part {
+struct LogFile {
     input: BufReader<File>,
     identity: (u64, u64),
-    /// Hash of its first line, once that is known.
+    /// Hash of its first line, once it is known.
     hash: Option<u64>,
     offset: u64,
-    /// The begin of a line whose end has not been written.
+    /// Start of a line whose newline has not been written yet.
     partial: Vec<u8>,
 }
 
-impl Part {
-    fn open(path: &Path) -> io::Result<Option<Part>> {
+impl LogFile {
+    fn open(path: &Path) -> io::Result<Option<LogFile>> {
         let file = match File::open(path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
         };
         let metadata = file.metadata()?;
-        Ok(Some(Part {
+        Ok(Some(LogFile {
             input: BufReader::with_capacity(64 * 1024, file),
             identity: (metadata.dev(), metadata.ino()),
             hash: None,
@@ -94,14 +93,11 @@ impl Part {
         }))
     }
 
-    /// The next whole line. One that is too long comes in pieces.
+    /// Returns the next whole line. A line that is too long is returned in pieces.
     fn next_line(&mut self) -> io::Result<Option<Line>> {
         use std::io::Read;
         let room = LINE_BYTES_MAX.saturating_sub(self.partial.len() as u64);
-        self.input
-            .by_ref()
-            .take(room)
-            .read_until(b'\n', &mut self.partial)?;
+        self.input.by_ref().take(room).read_until(b'\n', &mut self.partial)?;
         let whole =
             self.partial.last() == Some(&b'\n') || self.partial.len() as u64 >= LINE_BYTES_MAX;
         if !whole {
@@ -115,7 +111,7 @@ impl Part {
         Ok(Some(line))
     }
 
-    /// Goes to the place of a cursor. `false` when it is not in this file.
+    /// Seeks to a cursor. `false` if it is in another file.
     fn seek(&mut self, cursor: &Cursor) -> io::Result<bool> {
         let length = self.input.get_ref().metadata()?.len();
         if self.next_line()?.is_none() || self.hash != Some(cursor.file) || cursor.offset > length {
@@ -127,28 +123,25 @@ impl Part {
     }
 }
 
-/// FNV-1a: good enough to tell some files apart, and the same in every build.
+/// FNV-1a: sufficient to distinguish a few files, and the same in every build.
 fn hash(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
     })
 }
 
-/// Reads the lines of a log over all its files.
+/// A reader of the lines of a log, over all its files.
 #[derive(Debug)]
 pub(super) struct RotatedReader {
     path: PathBuf,
-    /// Oldest first. The first is being read.
-    parts: VecDeque<Part>,
+    /// Open files, oldest first. The first one is being read.
+    parts: VecDeque<LogFile>,
 }
 
 impl RotatedReader {
-    /// Opens what is there, behind a cursor if there is one.
+    /// Opens the files of a log, from a cursor on if there is one.
     pub(super) fn open(path: PathBuf, after: Option<&Cursor>) -> Result<RotatedReader, OpenError> {
-        let mut reader = RotatedReader {
-            parts: parts(&path, None)?,
-            path,
-        };
+        let mut reader = RotatedReader { parts: parts(&path, None)?, path };
         let Some(cursor) = after else {
             return Ok(reader);
         };
@@ -161,15 +154,11 @@ impl RotatedReader {
         Err(OpenError::Missed(MissedRotation))
     }
 
-    /// The next line; `None` when there is none for now.
+    /// Returns the next line; `None` if there is none yet.
     pub(super) fn next_line(&mut self) -> io::Result<Option<Line>> {
         loop {
-            if let Some(line) = self
-                .parts
-                .front_mut()
-                .map(Part::next_line)
-                .transpose()?
-                .flatten()
+            if let Some(line) =
+                self.parts.front_mut().map(LogFile::next_line).transpose()?.flatten()
             {
                 return Ok(Some(line));
             }
@@ -185,36 +174,29 @@ impl RotatedReader {
             if self.parts.len() == 1 {
                 continue;
             }
-            // It may have grown between the last look and its renaming.
-            if let Some(line) = self
-                .parts
-                .front_mut()
-                .map(Part::next_line)
-                .transpose()?
-                .flatten()
+            // The file may have grown between the last read and its renaming.
+            if let Some(line) =
+                self.parts.front_mut().map(LogFile::next_line).transpose()?.flatten()
             {
                 return Ok(Some(line));
             }
         }
     }
 
-    /// Behind the last line that was given; `None` before the first.
+    /// Returns the position after the last returned line; `None` before the first.
     pub(super) fn cursor(&self) -> Option<Cursor> {
         let part = self.parts.front()?;
-        Some(Cursor {
-            file: part.hash?,
-            offset: part.offset,
-        })
+        Some(Cursor { file: part.hash?, offset: part.offset })
     }
 }
 
-/// The files of a log, oldest first; if one is known already, only those that are newer.
-fn parts(path: &Path, known: Option<(u64, u64)>) -> io::Result<VecDeque<Part>> {
-    let mut parts: VecDeque<Part> = VecDeque::new();
+/// Opens the files of a log, oldest first. If one is known already, only the newer ones.
+fn parts(path: &Path, known: Option<(u64, u64)>) -> io::Result<VecDeque<LogFile>> {
+    let mut parts: VecDeque<LogFile> = VecDeque::new();
     let mut missing = 0;
     for number in 0..FILES_MAX {
-        let Some(part) = Part::open(&numbered(path, number))? else {
-            // Between two renames of a rotation one name is missing, and no two.
+        let Some(part) = LogFile::open(&numbered(path, number))? else {
+            // Between two renames of a rotation one name is missing, never two.
             missing += 1;
             if missing == 2 {
                 break;
@@ -246,7 +228,7 @@ mod tests {
     use std::fs;
     use std::io::Write;
 
-    /// A log as the supervisor writes it: two files are kept beside the current one.
+    /// A log like the supervisor's: two rotated files are kept.
     struct Log(tempfile::TempDir);
 
     impl Log {
@@ -265,10 +247,8 @@ mod tests {
 
         fn rotate(&self) {
             for number in [1, 0] {
-                let _ = fs::rename(
-                    numbered(&self.path(), number),
-                    numbered(&self.path(), number + 1),
-                );
+                let _ =
+                    fs::rename(numbered(&self.path(), number), numbered(&self.path(), number + 1));
             }
         }
 
@@ -300,10 +280,7 @@ mod tests {
         assert_eq!(rest(&mut reader), "3\n4\n5\n");
         log.write("f\n");
         assert_eq!(rest(&mut reader), "half\n");
-        assert_eq!(
-            rest(&mut log.reader(None).unwrap()),
-            "1\n2\n3\n4\n5\nhalf\n"
-        );
+        assert_eq!(rest(&mut log.reader(None).unwrap()), "1\n2\n3\n4\n5\nhalf\n");
     }
 
     #[test]
@@ -319,10 +296,7 @@ mod tests {
             log.write(&format!("new {}\n", expected.lines().count()));
         }
         let missed = log.reader(Some(&cursor)).unwrap_err();
-        assert!(
-            matches!(missed, OpenError::Missed(MissedRotation)),
-            "{missed}"
-        );
+        assert!(matches!(missed, OpenError::Missed(MissedRotation)), "{missed}");
         assert!("x".parse::<Cursor>().is_err());
         let beyond = Cursor {
             offset: 1000,

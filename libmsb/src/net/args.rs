@@ -1,8 +1,11 @@
-//! What is typed about the network of a sandbox: the same for `msb run`, `create`, `modify` and `msb-net explain`.
+//! Network options of the command line, shared by `msb run`, `msb create`, `msb modify` and `msb
+//! net explain`.
 
 use clap::Args;
 
-use super::dns::{NAMESERVERS_MAX, Nameserver, QUERY_TIMEOUT_MS_MAX};
+use super::dns::{
+    NAMESERVERS_MAX, Nameserver, QUERY_TIMEOUT_MS_MAX, SEARCH_DOMAINS_MAX, SearchDomain,
+};
 use super::policy::{Policy, Profile, RULES_MAX};
 use super::ports::{self, PublishedPorts};
 use super::prefix::Prefix;
@@ -12,66 +15,156 @@ use crate::cli::error::Failure;
 
 /// Options on the network.
 #[derive(Clone, Debug, Default, Args)]
-#[command(next_help_heading = "Network")]
 pub struct NetArgs {
-    /// What may be reached: public, private, host, several with commas; all; or none, no network (default: public)
-    #[arg(long, value_name = "WHAT", value_delimiter = ',')]
+    /// Allow groups of addresses: public, private, host, all or none [default: public]
+    ///
+    /// Several groups are separated by commas. `none` gives the sandbox no network. See msb-net(1)
+    /// for the addresses of each group.
+    #[arg(long, value_name = "GROUP", value_delimiter = ',', help_heading = "Network")]
     net: Vec<Profile>,
-    /// A rule, the first that fits counts: allow@example.com:tcp:443, deny@10.0.0.0/8; several with commas. Without --net
-    /// nothing else is allowed
-    #[arg(long, value_name = "RULE", value_parser = rule::parse_list)]
+    /// Select a network of docker: none, or bridge for the default
+    ///
+    /// `none` is the same as `--net none`. Other networks of docker do not exist.
+    #[arg(
+        long,
+        value_name = "NETWORK",
+        value_parser = parse_network,
+        conflicts_with_all = ["net", "no_net"],
+        help_heading = "Network"
+    )]
+    network: Option<DockerNetwork>,
+    /// Add a rule, such as allow@example.com:tcp:443; the first match decides
+    ///
+    /// Several rules are separated by commas. Without `--net`, nothing but what rules allow is
+    /// allowed. The syntax of RULE is in msb-net(1).
+    #[arg(long, value_name = "RULE", value_parser = rule::parse_list, help_heading = "Network")]
     net_rule: Vec<Rules>,
-    /// What holds where no rule fits: allow or deny (default: deny)
-    #[arg(long, value_name = "ACTION", value_parser = rule::parse_action, conflicts_with_all = ["net_default_egress", "net_default_ingress", "no_net"])]
+    /// Set the action when no rule matches: allow or deny [default: deny]
+    #[arg(
+        long,
+        value_name = "ACTION",
+        value_parser = rule::parse_action,
+        conflicts_with_all = ["net_default_egress", "net_default_ingress", "no_net"],
+        help_heading = "Network"
+    )]
     net_default: Option<Action>,
-    /// The same, for what the guest begins
-    #[arg(long, value_name = "ACTION", value_parser = rule::parse_action, conflicts_with = "no_net")]
+    /// Set the action for connections of the guest when no rule matches
+    #[arg(
+        long,
+        value_name = "ACTION",
+        value_parser = rule::parse_action,
+        conflicts_with = "no_net",
+        help_heading = "Network"
+    )]
     net_default_egress: Option<Action>,
-    /// The same, for who comes to published ports (default: allow)
-    #[arg(long, value_name = "ACTION", value_parser = rule::parse_action, conflicts_with = "no_net")]
+    /// Set the action for connections to published ports when no rule matches [default: allow]
+    #[arg(
+        long,
+        value_name = "ACTION",
+        value_parser = rule::parse_action,
+        conflicts_with = "no_net",
+        help_heading = "Network"
+    )]
     net_default_ingress: Option<Action>,
-    /// Nothing in or out, but what --net-rule allows
-    #[arg(long, conflicts_with = "net")]
+    /// Deny all that no --net-rule allows, in both directions
+    #[arg(long, conflicts_with = "net", help_heading = "Network")]
     no_net: bool,
-    /// Publish a port, or a range of ports
-    #[arg(short, long, value_name = "[BIND:]HOST:GUEST[/udp]")]
+    /// Publish a port or a range of ports of the guest on the host
+    ///
+    /// A range is written as `8000-8009:80-89`. BIND is an address of the host, 127.0.0.1 by
+    /// default; an IPv6 address is in brackets. The protocol is TCP, or UDP with `/udp`.
+    #[arg(
+        short,
+        long,
+        visible_alias = "publish",
+        value_name = "[BIND:]HOST:GUEST[/udp]",
+        help_heading = "Network"
+    )]
     port: Vec<PublishedPorts>,
-    /// Ask this server for names, and not those of the host
-    #[arg(long, value_name = "ADDRESS[:PORT]")]
+    /// Send DNS queries to ADDRESS instead of the name servers of the host
+    ///
+    /// If a server does not answer, the query goes to the next one.
+    #[arg(long, value_name = "ADDRESS[:PORT]", help_heading = "Network")]
     dns_nameserver: Vec<Nameserver>,
-    /// How long to wait for an answer to a question for a name (default: 5000)
-    #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u32).range(1..=i64::from(QUERY_TIMEOUT_MS_MAX)))]
+    /// Let the guest look up short names in DOMAIN too; host: in the search domains of the host
+    ///
+    /// The domains are written to `/etc/resolv.conf` of the guest at each start, in their order. By
+    /// default there are none, since those of the host would tell the guest the network that the
+    /// host belongs to. `--dns-search .` sets none where `config.json` has a default.
+    #[arg(long, value_name = "DOMAIN", value_parser = parse_search, help_heading = "Network")]
+    dns_search: Vec<Option<SearchDomain>>,
+    /// Set the timeout of a DNS query in milliseconds [default: 5000]
+    ///
+    /// The time covers the queries to all servers.
+    #[arg(
+        long,
+        value_name = "MS",
+        value_parser = clap::value_parser!(u32).range(1..=i64::from(QUERY_TIMEOUT_MS_MAX)),
+        help_heading = "Network"
+    )]
     dns_query_timeout_ms: Option<u32>,
-    /// Believe answers with private addresses
-    #[arg(long)]
+    /// Accept DNS answers that contain private addresses
+    #[arg(long, help_heading = "Network")]
     no_dns_rebind_protection: bool,
-    /// Connections that may be open at a time, each way (default: 4096)
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(CONNECTIONS_MAX)))]
+    /// Limit the open connections in each direction [default: 4096]
+    #[arg(
+        long,
+        value_name = "N",
+        value_parser = clap::value_parser!(u32).range(1..=i64::from(CONNECTIONS_MAX)),
+        help_heading = "Network"
+    )]
     max_connections: Option<u32>,
-    /// Take the guest's IPv4 address from here (default: 172.16.0.0/12)
-    #[arg(long, value_name = "CIDR")]
+    /// Take the guest's IPv4 address from CIDR [default: 172.16.0.0/12]
+    #[arg(long, value_name = "CIDR", help_heading = "Network")]
     net_ipv4_pool: Option<Prefix>,
-    /// Take the guest's IPv6 address from here (default: fd42:6d73:62::/48)
-    #[arg(long, value_name = "CIDR")]
+    /// Take the guest's IPv6 address from CIDR [default: fd42:6d73:62::/48]
+    #[arg(long, value_name = "CIDR", help_heading = "Network")]
     net_ipv6_pool: Option<Prefix>,
-    /// The host's network translates these addresses to IPv4, beside 64:ff9b::/96
-    #[arg(long, value_name = "CIDR", value_parser = parse_nat64)]
+    /// Declare a NAT64 prefix of the host's network, besides 64:ff9b::/96
+    #[arg(long, value_name = "CIDR", value_parser = parse_nat64, help_heading = "Network")]
     net_nat64_prefix: Vec<Prefix>,
 }
 
-/// What one `--net-rule` says. A name of its own, since clap would take a list for several options.
+/// Parses a search domain. As with docker, `.` stands for none.
+fn parse_search(text: &str) -> Result<Option<SearchDomain>, Failure> {
+    if text == "." { Ok(None) } else { text.parse().map(Some) }
+}
+
+/// A network of docker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum DockerNetwork {
+    None,
+    Bridge,
+}
+
+fn parse_network(text: &str) -> Result<DockerNetwork, Failure> {
+    match text {
+        "none" => Ok(DockerNetwork::None),
+        "bridge" | "default" => Ok(DockerNetwork::Bridge),
+        "host" => Err(Failure::usage(
+            "a virtual machine cannot use the host's network; use --net host to reach the host's \
+             addresses, and -p to publish ports",
+        )),
+        _ => Err(Failure::usage(
+            "only the networks none and bridge exist; use --net to allow groups of addresses",
+        )),
+    }
+}
+
+/// Rules of one `--net-rule`. The alias keeps clap from taking the list for several options.
 type Rules = Vec<Rule>;
 
-/// Shortest and longest range that a guest's network of its own is cut from.
+/// Longest prefix length of a guest's IPv4 pool.
 const IPV4_POOL_LENGTH_MAX: u8 = 30;
 const IPV6_POOL_LENGTH_MAX: u8 = 64;
 
 impl NetArgs {
-    /// Whether anything was said.
+    /// Returns whether any option was given.
     pub fn is_given(&self) -> bool {
         self.is_policy_given()
             || !self.port.is_empty()
             || !self.dns_nameserver.is_empty()
+            || !self.dns_search.is_empty()
             || self.dns_query_timeout_ms.is_some()
             || self.no_dns_rebind_protection
             || self.max_connections.is_some()
@@ -80,9 +173,22 @@ impl NetArgs {
             || !self.net_nat64_prefix.is_empty()
     }
 
-    /// Whether something was said that makes a new policy.
+    /// Returns whether search domains were given.
+    pub fn is_search_given(&self) -> bool {
+        !self.dns_search.is_empty()
+    }
+
+    /// Returns the groups of addresses.
+    fn profiles(&self) -> &[Profile] {
+        match self.network {
+            Some(DockerNetwork::None) => &[Profile::None],
+            Some(DockerNetwork::Bridge) | None => &self.net,
+        }
+    }
+
+    /// Returns whether an option was given that replaces the policy.
     fn is_policy_given(&self) -> bool {
-        !self.net.is_empty()
+        !self.profiles().is_empty()
             || !self.net_rule.is_empty()
             || self.net_default.is_some()
             || self.net_default_egress.is_some()
@@ -90,21 +196,25 @@ impl NetArgs {
             || self.no_net
     }
 
-    /// The network of a new sandbox.
+    /// Returns the network of a new sandbox.
     pub fn spec(&self) -> Result<NetSpec, Failure> {
         let mut spec = NetSpec::public();
         self.change(&mut spec)?;
         Ok(spec)
     }
 
-    /// Changes a network: what is said takes the place of what was there; ports come to those that are there.
+    /// Changes a network: given options replace the current values; ports are added to the current
+    /// ones.
     pub fn change(&self, spec: &mut NetSpec) -> Result<(), Failure> {
         if self.is_policy_given() {
             spec.policy = self.policy()?;
-            spec.enabled = !self.net.contains(&Profile::None);
+            spec.enabled = !self.profiles().contains(&Profile::None);
         }
         if !self.dns_nameserver.is_empty() {
             spec.dns.nameservers = self.dns_nameserver.clone();
+        }
+        if !self.dns_search.is_empty() {
+            spec.dns.search = self.dns_search.iter().flatten().cloned().collect();
         }
         if let Some(timeout) = self.dns_query_timeout_ms {
             spec.dns.query_timeout_ms = timeout;
@@ -126,29 +236,29 @@ impl NetArgs {
         check(spec)
     }
 
-    /// Rules come before profiles. Where rules are given alone, they are all there is, as in the reference.
+    /// Returns the policy. Rules precede profiles. With rules alone there are no profiles, as in
+    /// microsandbox.
     fn policy(&self) -> Result<Policy, Failure> {
         let alone = [Profile::All, Profile::None];
-        if self.net.len() > 1
-            && let Some(profile) = self.net.iter().find(|profile| alone.contains(profile))
+        let profiles = self.profiles();
+        if profiles.len() > 1
+            && let Some(profile) = profiles.iter().find(|profile| alone.contains(profile))
         {
             return Err(Failure::usage(format!(
-                "--net {profile} goes with no other network"
+                "--net {profile} cannot be combined with other networks"
             )));
         }
         let rules: Vec<Rule> = self.net_rule.iter().flatten().cloned().collect();
         let egress = self.net_default_egress.or(self.net_default);
         let ingress = self.net_default_ingress.or(self.net_default);
-        if self.net.contains(&Profile::None)
+        if profiles.contains(&Profile::None)
             && (!rules.is_empty() || egress.is_some() || ingress.is_some())
         {
-            return Err(
-                Failure::usage("--net none has no network that rules could be on")
-                    .hint("--no-net denies everything but what --net-rule allows"),
-            );
+            return Err(Failure::usage("--net none cannot be combined with network rules")
+                .hint("use --no-net to deny all but what --net-rule allows"));
         }
-        let mut policy = if !self.net.is_empty() {
-            Policy::of(&self.net)
+        let mut policy = if !profiles.is_empty() {
+            Policy::of(profiles)
         } else if rules.is_empty() && egress.is_none() && !self.no_net {
             Policy::public()
         } else {
@@ -164,31 +274,30 @@ impl NetArgs {
     }
 }
 
-/// What a network cannot be, wherever it comes from.
+/// Checks the limits of a network, from any source.
 fn check(spec: &NetSpec) -> Result<(), Failure> {
     if spec.policy.rules.len() > RULES_MAX {
+        return Err(Failure::usage(format!("more than {RULES_MAX} network rules")));
+    }
+    if spec.dns.search.len() > SEARCH_DOMAINS_MAX {
         return Err(Failure::usage(format!(
-            "more than {RULES_MAX} rules of the network"
+            "too many search domains (at most {SEARCH_DOMAINS_MAX})"
         )));
     }
     if spec.dns.nameservers.len() > NAMESERVERS_MAX {
-        return Err(Failure::usage(format!(
-            "more than {NAMESERVERS_MAX} name servers"
-        )));
+        return Err(Failure::usage(format!("more than {NAMESERVERS_MAX} name servers")));
     }
     if !spec.enabled && !spec.ports.is_empty() {
-        return Err(Failure::usage(
-            "a sandbox without a network cannot publish ports",
-        ));
+        return Err(Failure::usage("a sandbox without a network cannot publish ports"));
     }
     let pool = |pool: Prefix, ipv6: bool, length_max: u8| {
         let fits = pool.address().is_ipv6() == ipv6 && pool.length() <= length_max;
         fits.then_some(()).ok_or_else(|| {
             Failure::usage(format!(
-                "'{pool}' is not a range of {} for a guest",
+                "'{pool}' is not a valid {} range for a guest",
                 if ipv6 { "IPv6" } else { "IPv4" }
             ))
-            .hint(format!("it has a length of {length_max} at most"))
+            .hint(format!("use a prefix length of at most {length_max}"))
         })
     };
     pool(spec.ipv4_pool, false, IPV4_POOL_LENGTH_MAX)?;
@@ -196,15 +305,13 @@ fn check(spec: &NetSpec) -> Result<(), Failure> {
     ports::check(&spec.ports)
 }
 
-/// A prefix of one of the lengths that RFC 6052, 2.2 has.
+/// Parses a NAT64 prefix, whose length must be one of RFC 6052, 2.2.
 fn parse_nat64(text: &str) -> Result<Prefix, Failure> {
     let prefix: Prefix = text.parse()?;
     let lengths = [32, 40, 48, 56, 64, 96];
     if prefix.address().is_ipv4() || !lengths.contains(&prefix.length()) {
-        return Err(Failure::usage(format!(
-            "'{prefix}' is no prefix that IPv4 is translated to"
-        ))
-        .hint("it is of IPv6, of length 32, 40, 48, 56, 64 or 96 (RFC 6052)"));
+        return Err(Failure::usage(format!("'{prefix}' is not a NAT64 prefix"))
+            .hint("use an IPv6 prefix of length 32, 40, 48, 56, 64 or 96 (RFC 6052)"));
     }
     Ok(prefix)
 }
@@ -239,21 +346,15 @@ mod tests {
     #[test]
     fn the_policy_is_what_is_said() {
         assert_eq!(spec(""), NetSpec::public());
-        assert_eq!(
-            rules("--net public,host"),
-            "allow@public,allow@host deny allow"
-        );
-        assert_eq!(
-            rules("--net public --net private"),
-            "allow@public,allow@private deny allow"
-        );
+        assert_eq!(rules("--net public,host"), "allow@public,allow@host deny allow");
+        assert_eq!(rules("--net public --net private"), "allow@public,allow@private deny allow");
         assert_eq!(rules("--net all"), " allow allow");
+        assert_eq!(spec("--network none"), spec("--net none"));
+        assert_eq!(spec("--network bridge"), spec(""));
+        assert_eq!(spec("--publish 1:2"), spec("-p 1:2"));
         assert_eq!(rules("--no-net"), " deny deny");
         assert_eq!(rules("--net-default deny"), " deny deny");
-        assert_eq!(
-            rules("--net-default-ingress deny"),
-            "allow@public deny deny"
-        );
+        assert_eq!(rules("--net-default-ingress deny"), "allow@public deny deny");
         assert_eq!(
             rules("--net-rule deny@1.2.3.4,allow@public"),
             "deny@1.2.3.4,allow@public deny allow"
@@ -295,12 +396,7 @@ mod tests {
             assert!(typed(words).is_none(), "{words}");
         }
         assert!(typed("--net-ipv4-pool fd00::/8").unwrap().spec().is_err());
-        assert!(
-            typed("--net-ipv4-pool 10.0.0.0/31")
-                .unwrap()
-                .spec()
-                .is_err()
-        );
+        assert!(typed("--net-ipv4-pool 10.0.0.0/31").unwrap().spec().is_err());
     }
 
     #[test]
@@ -309,10 +405,7 @@ mod tests {
         let before = spec.clone();
         typed("").unwrap().change(&mut spec).unwrap();
         assert_eq!(spec, before);
-        typed("-p 81:81 -p 80:80")
-            .unwrap()
-            .change(&mut spec)
-            .unwrap();
+        typed("-p 81:81 -p 80:80").unwrap().change(&mut spec).unwrap();
         assert_eq!(spec.ports.len(), 2);
         assert_eq!((&spec.policy, &spec.dns), (&before.policy, &before.dns));
         typed("--net host").unwrap().change(&mut spec).unwrap();

@@ -1,12 +1,12 @@
-//! The network of a sandbox, as `spec.json` has it and `msb-net` is told: what may be reached (policy), how names are
-//! found (dns), what the host lets in (ports).
+//! The network of a sandbox, as in `spec.json` and in the settings of `msb-net`: policy, DNS,
+//! published ports.
 //!
-//! Nothing in here is ever guessed. A field or a word of a policy that is not known is refused, since a rule that is
-//! ignored would be a hole.
+//! Unknown fields and unknown words of a policy are refused, since an ignored rule would be a
+//! security hole.
 
 use serde::{Deserialize, Serialize};
 
-/// A type that JSON has as text, in the form that is typed.
+/// Implements serde for a type as text, in the form of the command line.
 macro_rules! text_in_json {
     ($type:ty) => {
         impl TryFrom<String> for $type {
@@ -27,21 +27,21 @@ macro_rules! text_in_json {
 
 /// `--net`, `--net-rule`, `--port`, … on the command line.
 pub mod args;
-/// How names are found.
+/// DNS settings.
 pub mod dns;
-/// Names of hosts, as rules have them.
+/// The host's own IP addresses.
+pub mod host_addresses;
+/// Host names in rules.
 pub mod name;
-/// Who is on it, and what `msb-net` is told.
+/// Addresses of the network, and the settings of `msb-net`.
 pub mod network;
-/// The host's own addresses.
-pub mod own;
-/// What may be reached, and by whom.
+/// The policy: rules and default actions.
 pub mod policy;
 /// Published ports.
 pub mod ports;
-/// Ranges of addresses: `10.0.0.0/8`.
+/// Address ranges: `10.0.0.0/8`.
 pub mod prefix;
-/// One rule, and its grammar.
+/// A rule, and its grammar.
 pub mod rule;
 
 use dns::DnsSettings;
@@ -49,44 +49,45 @@ use policy::Policy;
 use ports::PublishedPorts;
 use prefix::Prefix;
 
-/// The guest's name for its host, as the reference has it.
+/// The guest's name for its host, as in microsandbox.
 pub const HOST_ALIAS: &str = "host.microsandbox.internal";
-/// Connections that a guest may have open at a time, each way, when nobody says another number. The reference stops at
+/// Default limit of open connections of a guest, in each direction. The limit of microsandbox is
 /// 256, which one web browser can use up.
 pub const CONNECTIONS: u32 = 4096;
-/// Most that `--max-connections` takes.
+/// Largest limit that `--max-connections` accepts.
 pub const CONNECTIONS_MAX: u32 = 65_536;
-/// Most published ports of a sandbox, each range counted by its ports.
+/// Limit of published ports of a sandbox. A range counts by its ports.
 pub const PUBLISHED_MAX: usize = 4096;
-/// Where the IPv4 addresses of guests are taken from; the reference's.
+/// Default pool of the guests' IPv4 addresses, as in microsandbox.
 const IPV4_POOL: Prefix = Prefix::v4([172, 16, 0, 0], 12);
-/// Where the IPv6 addresses of guests are taken from; the reference's.
+/// Default pool of the guests' IPv6 addresses, as in microsandbox.
 const IPV6_POOL: Prefix = Prefix::v6([0xfd42, 0x6d73, 0x62, 0, 0, 0, 0, 0], 48);
 
 /// The network of a sandbox.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NetSpec {
-    /// Whether the guest has a network interface at all.
+    /// True if the guest has a network interface.
     pub enabled: bool,
-    /// What may be reached, and by whom.
+    /// The policy.
     pub policy: Policy,
-    /// How names are found.
+    /// DNS settings.
     pub dns: DnsSettings,
-    /// Ports of the host that lead into the guest.
+    /// Published ports.
     pub ports: Vec<PublishedPorts>,
-    /// Connections that may be open at a time, each way.
+    /// Limit of open connections, in each direction.
     pub max_connections: u32,
-    /// Where the guest's IPv4 address is taken from.
+    /// Pool of the guest's IPv4 address.
     pub ipv4_pool: Prefix,
-    /// Where the guest's IPv6 address is taken from.
+    /// Pool of the guest's IPv6 address.
     pub ipv6_pool: Prefix,
-    /// Prefixes that the host's network translates to IPv4, beside the well-known `64:ff9b::/96` (RFC 6052).
+    /// Prefixes that the host's network translates to IPv4 (NAT64), besides the well-known
+    /// `64:ff9b::/96` (RFC 6052).
     pub nat64: Vec<Prefix>,
 }
 
 impl NetSpec {
-    /// What a sandbox has when nothing is said: the public network and no other.
+    /// Returns the default: only the public network.
     pub fn public() -> NetSpec {
         NetSpec {
             enabled: true,
@@ -100,13 +101,10 @@ impl NetSpec {
         }
     }
 
-    /// No interface. A `spec.json` of the time before networks reads so: its sandbox had none, and gets none unasked.
+    /// Returns a network without an interface. It is the default for a `spec.json` older than
+    /// networks, whose sandbox had none.
     pub fn none() -> NetSpec {
-        NetSpec {
-            enabled: false,
-            policy: Policy::nothing(),
-            ..NetSpec::public()
-        }
+        NetSpec { enabled: false, policy: Policy::nothing(), ..NetSpec::public() }
     }
 }
 

@@ -1,4 +1,4 @@
-//! Names of hosts, as rules have them and as DNS and TLS give them: compared without case and without a last dot.
+//! Host names in rules, DNS and TLS: compared without case and without a trailing dot.
 
 use std::fmt;
 use std::str::FromStr;
@@ -13,8 +13,9 @@ pub const NAME_BYTES_MAX: usize = 253;
 /// Longest label, in bytes (RFC 1035, 2.3.4).
 const LABEL_BYTES_MAX: usize = 63;
 
-/// A name in its one form: small letters, no last dot. Labels are of letters, digits, `-` and `_`, so a name that is
-/// printed is nothing but a name. Names of other letters are their `xn--` form (RFC 5891).
+/// A host name in canonical form: lower case, no trailing dot. Labels consist of letters, digits,
+/// `-` and `_`, so a printed name is safe. Internationalized names have their `xn--` form (RFC
+/// 5891).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct HostName(String);
@@ -22,17 +23,17 @@ pub struct HostName(String);
 text_in_json!(HostName);
 
 impl HostName {
-    /// The name as text.
+    /// Returns the name as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// How many labels it has.
+    /// Returns the number of labels.
     pub fn labels(&self) -> usize {
         self.0.split('.').count()
     }
 
-    /// Whether it is that name or lies below it.
+    /// Returns whether the name is `suffix` or below it.
     pub fn is_within(&self, suffix: &HostName) -> bool {
         let Some(rest) = self.0.strip_suffix(&suffix.0) else {
             return false;
@@ -45,9 +46,9 @@ impl FromStr for HostName {
     type Err = Failure;
 
     fn from_str(text: &str) -> Result<HostName, Failure> {
-        let wrong = || Failure::usage(format!("'{}' is not the name of a host", escape(text)));
+        let wrong = || Failure::usage(format!("'{}' is not a host name", escape(text)));
         if !text.is_ascii() {
-            return Err(wrong().hint("write names of other letters in their xn-- form"));
+            return Err(wrong().hint("write internationalized names in their xn-- form"));
         }
         let name = text.strip_suffix('.').unwrap_or(text).to_ascii_lowercase();
         let letter = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
@@ -78,29 +79,12 @@ mod tests {
     fn case_and_a_last_dot_make_no_other_name() {
         assert_eq!(name("WWW.Example.COM."), name("www.example.com"));
         let long = "a".repeat(64);
-        for text in [
-            "",
-            ".",
-            "..",
-            "a..b",
-            ".a",
-            "a b",
-            "a/b",
-            "bücher.example",
-            &long,
-            &"a.".repeat(127),
-        ] {
-            assert_eq!(
-                text.parse::<HostName>().is_ok(),
-                text.len() == 254,
-                "{text}"
-            );
+        for text in
+            ["", ".", "..", "a..b", ".a", "a b", "a/b", "bücher.example", &long, &"a.".repeat(127)]
+        {
+            assert_eq!(text.parse::<HostName>().is_ok(), text.len() == 254, "{text}");
         }
-        assert!(
-            format!("{}a", "a.".repeat(127))
-                .parse::<HostName>()
-                .is_err()
-        );
+        assert!(format!("{}a", "a.".repeat(127)).parse::<HostName>().is_err());
     }
 
     #[test]

@@ -1,6 +1,7 @@
-//! The network of one guest: who is on it, by which addresses, and what `msb-net` is told about it.
+//! The network of one guest: its addresses, and the settings of `msb-net`.
 //!
-//! There are two on the wire, the guest and its gateway, which is this process. Every other address is behind the gateway.
+//! The link has two nodes, the guest and its gateway, which is msb-net. Every other address is
+//! behind the gateway.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -9,66 +10,69 @@ use serde::{Deserialize, Serialize};
 use super::NetSpec;
 use super::ports::Transport;
 
-/// Largest MTU: the largest IPv4 packet, rounded down as everybody does (a multiple of 16 and room for a header).
+/// Largest MTU: the largest IPv4 packet, rounded down as is common (a multiple of 16, with room for
+/// a header).
 pub const MTU_MAX: u16 = 65520;
-/// Smallest MTU: what IPv6 asks for (RFC 8200, 5).
+/// Smallest MTU: the minimum of IPv6 (RFC 8200, 5).
 pub const MTU_MIN: u16 = 1280;
 
 /// A hardware address.
 pub type Mac = [u8; 6];
 
-/// The gateway's link-local address: the router of the guest's IPv6.
+/// The gateway's link-local address: the IPv6 router of the guest.
 pub const GATEWAY_LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 
-/// Addresses of the two.
+/// The addresses of the guest and its gateway.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Network {
     /// The gateway's hardware address.
     pub gateway_mac: Mac,
-    /// The guest's hardware address, until its frames show another.
+    /// The guest's hardware address, until its frames show another one.
     pub guest_mac: Mac,
-    /// Largest packet, in bytes.
+    /// Maximum transmission unit, in bytes.
     pub mtu: u16,
-    /// IPv4, if the guest has it.
-    pub v4: Option<V4>,
-    /// IPv6, if the guest has it.
-    pub v6: Option<V6>,
+    /// The IPv4 network, if the guest has IPv4.
+    pub v4: Option<Ipv4Network>,
+    /// The IPv6 network, if the guest has IPv6.
+    pub v6: Option<Ipv6Network>,
 }
 
-/// A guest's IPv4.
+/// The IPv4 network of a guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct V4 {
-    /// The guest.
+pub struct Ipv4Network {
+    /// Address of the guest.
     pub guest: Ipv4Addr,
-    /// The gateway, which is also the name server and stands for the host.
+    /// Address of the gateway, which is also the name server and the guest's address of the host.
     pub gateway: Ipv4Addr,
-    /// Bits of the network's prefix.
+    /// Length of the network prefix, in bits.
     pub prefix: u8,
 }
 
-/// A guest's IPv6.
+/// The IPv6 network of a guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct V6 {
-    /// The guest.
+pub struct Ipv6Network {
+    /// Address of the guest.
     pub guest: Ipv6Addr,
-    /// The gateway, which is also the name server and stands for the host.
+    /// Address of the gateway, which is also the name server and the guest's address of the host.
     pub gateway: Ipv6Addr,
-    /// Bits of the network's prefix.
+    /// Length of the network prefix, in bits.
     pub prefix: u8,
 }
 
-/// First bytes of hardware addresses: locally administered (the bit 2), and "ms".
+/// First bytes of hardware addresses: the locally administered bit (2), and "ms".
 const MAC_PREFIX: [u8; 3] = [2, 0x6d, 0x73];
-/// Bits of the prefix of a guest's own network: four addresses of IPv4, of which two are the guest's and the gateway's.
+/// Length of the prefix of a guest's IPv4 network, in bits: four addresses, of which two are the
+/// guest's and the gateway's.
 const V4_BITS: u8 = 30;
 const V6_BITS: u8 = 64;
 
 impl Network {
-    /// The network of a sandbox. Its addresses are cut from the pools at a place that follows from its name: the same after
-    /// every start. Two sandboxes may have the same ones, since nothing connects their networks.
+    /// Returns the network of a sandbox. Its addresses are taken from the pools at an offset
+    /// derived from its name, so they are the same after every start. Two sandboxes may have the
+    /// same addresses, since their networks are not connected.
     pub fn of_sandbox(name: &str, net: &NetSpec) -> Network {
         let place = fnv(name.as_bytes());
         let [.., high, low] = place.to_be_bytes();
@@ -80,7 +84,7 @@ impl Network {
             IpAddr::V4(first) => {
                 let places = 1u128 << V4_BITS.saturating_sub(net.ipv4_pool.length());
                 let first = first.to_bits() + ((place % places) << (32 - V4_BITS)) as u32;
-                Some(V4 {
+                Some(Ipv4Network {
                     gateway: Ipv4Addr::from_bits(first + 1),
                     guest: Ipv4Addr::from_bits(first + 2),
                     prefix: V4_BITS,
@@ -92,7 +96,7 @@ impl Network {
             IpAddr::V6(first) => {
                 let places = 1u128 << V6_BITS.saturating_sub(net.ipv6_pool.length());
                 let first = first.to_bits() + ((place % places) << (128 - V6_BITS));
-                Some(V6 {
+                Some(Ipv6Network {
                     gateway: Ipv6Addr::from_bits(first + 1),
                     guest: Ipv6Addr::from_bits(first + 2),
                     prefix: V6_BITS,
@@ -100,37 +104,31 @@ impl Network {
             }
             IpAddr::V4(_) => None,
         };
-        Network {
-            gateway_mac: mac(1),
-            guest_mac: mac(2),
-            mtu: MTU_MAX,
-            v4,
-            v6,
-        }
+        Network { gateway_mac: mac(1), guest_mac: mac(2), mtu: MTU_MAX, v4, v6 }
     }
 
-    /// The gateway's addresses.
+    /// Returns the gateway's addresses.
     pub fn gateways(&self) -> Vec<IpAddr> {
         let v4 = self.v4.map(|v4| IpAddr::V4(v4.gateway));
         let v6 = self.v6.map(|v6| IpAddr::V6(v6.gateway));
         v4.into_iter().chain(v6).collect()
     }
 
-    /// Whether the numbers make sense.
+    /// Checks that the values are consistent.
     pub fn check(&self) -> Result<(), &'static str> {
         if !(MTU_MIN..=MTU_MAX).contains(&self.mtu) {
             return Err("the MTU must be 1280 to 65520");
         }
         if self.v4.is_some_and(|v4| !(1..=30).contains(&v4.prefix)) {
-            return Err("the prefix of IPv4 must have 1 to 30 bits");
+            return Err("the IPv4 prefix length must be 1 to 30");
         }
         if self.v6.is_some_and(|v6| !(1..=126).contains(&v6.prefix)) {
-            return Err("the prefix of IPv6 must have 1 to 126 bits");
+            return Err("the IPv6 prefix length must be 1 to 126");
         }
         Ok(())
     }
 
-    /// The gateway's address of the same family as another one.
+    /// Returns the gateway's address of the same family as another one.
     pub fn gateway(&self, like: IpAddr) -> Option<IpAddr> {
         match like {
             IpAddr::V4(_) => self.v4.map(|v4| v4.gateway.into()),
@@ -138,13 +136,13 @@ impl Network {
         }
     }
 
-    /// Whether an address is the gateway's own.
+    /// Returns whether an address is the gateway's own.
     pub fn is_gateway(&self, address: IpAddr) -> bool {
         self.gateway(address) == Some(address) || address == GATEWAY_LINK_LOCAL
     }
 
-    /// Whether the guest may use this address as its own: any other is forged. In the network of IPv6 a guest may choose
-    /// its addresses (RFC 4862, RFC 8981).
+    /// Returns whether the guest may use this source address; any other is forged. In its IPv6
+    /// network a guest may choose addresses (RFC 4862, RFC 8981).
     pub fn is_guest(&self, address: IpAddr) -> bool {
         match (address, self.v4, self.v6) {
             (IpAddr::V4(address), Some(v4), _) => address == v4.guest,
@@ -156,7 +154,7 @@ impl Network {
         }
     }
 
-    /// Whether an address is on the wire itself, where only the two of us are.
+    /// Returns whether an address is on the link, which has two nodes.
     pub fn is_on_link(&self, address: IpAddr) -> bool {
         match (address, self.v4, self.v6) {
             (IpAddr::V4(address), Some(v4), _) => {
@@ -171,13 +169,12 @@ impl Network {
     }
 }
 
-/// FNV-1a of 128 bits (RFC 9923): spreads names well, and nothing depends on nobody finding two that meet.
+/// Returns the FNV-1a hash of 128 bits (RFC 9923). It spreads names well, and collisions do no
+/// harm.
 fn fnv(bytes: &[u8]) -> u128 {
     const OFFSET: u128 = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d;
     const PRIME: u128 = 0x0000_0000_0100_0000_0000_0000_0000_013b;
-    bytes.iter().fold(OFFSET, |hash, byte| {
-        (hash ^ u128::from(*byte)).wrapping_mul(PRIME)
-    })
+    bytes.iter().fold(OFFSET, |hash, byte| (hash ^ u128::from(*byte)).wrapping_mul(PRIME))
 }
 
 fn same_prefix(one: Ipv6Addr, other: Ipv6Addr, bits: u8) -> bool {
@@ -188,53 +185,55 @@ fn same_prefix(one: Ipv6Addr, other: Ipv6Addr, bits: u8) -> bool {
 /// Longest settings, in bytes.
 pub const SETTINGS_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
-/// What a packet to `msb-net` begins with that brings published ports, as descriptors (unix(7), `SCM_RIGHTS`).
+/// First byte of a packet to `msb-net` with published ports, as descriptors (unix(7),
+/// `SCM_RIGHTS`).
 pub const PACKET_PORTS: u8 = b'p';
-/// The same of one that brings a file with [`Settings`] in JSON, as its only descriptor. It is answered by [`Answer`].
+/// First byte of a packet to `msb-net` with a file of [`NetSettings`] in JSON, as its only
+/// descriptor. Answered by [`SettingsReply`].
 pub const PACKET_SETTINGS: u8 = b's';
-/// Most descriptors of a packet: the kernel's bound (`SCM_MAX_FD`) is a little above.
+/// Limit of descriptors in a packet: slightly below the kernel's (`SCM_MAX_FD`).
 pub const PACKET_DESCRIPTORS_MAX: usize = 250;
 
-/// What became of new settings, in JSON.
+/// The reply to new settings, in JSON.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Answer {
-    /// Why they were not taken: then all is as it was.
+pub struct SettingsReply {
+    /// Error, if the settings were refused. Then the old ones stay.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }
 
-/// What `msb-net serve` is told by whoever starts it, and while it runs.
+/// Settings of `msb-net serve`, at its start and while it runs.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Settings {
-    /// Who is on the network.
+pub struct NetSettings {
+    /// Addresses of the guest and its gateway.
     pub network: Network,
-    /// What may be reached, how names are found, what is published.
+    /// Policy, DNS and published ports.
     pub net: NetSpec,
-    /// Addresses of the host's own: what is at them is the host, whatever they look like.
+    /// The host's own addresses. A connection to one of them is a connection to the host.
     #[serde(default)]
     pub own: Vec<IpAddr>,
-    /// Name servers that are asked, in this order.
+    /// Name servers, in the order of use.
     #[serde(default)]
     pub nameservers: Vec<SocketAddr>,
-    /// Published ports, bound already.
+    /// Published ports, already bound.
     #[serde(default)]
-    pub ports: Vec<HandedPort>,
+    pub ports: Vec<PassedPort>,
 }
 
-/// A socket of the host that leads to a port of the guest.
+/// A socket of the host for a published port.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct HandedPort {
-    /// The socket, which listens or takes datagrams: at the start its descriptor, later its place among the ports that
-    /// came for these settings. None: it is there already.
+pub struct PassedPort {
+    /// The socket, which listens or receives datagrams: at the start its descriptor, later its
+    /// index among the descriptors that came for these settings. `None`: msb-net has it already.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fd: Option<i32>,
-    /// What it is bound to: with `transport`, which port of the host it is.
+    /// Bound address. With `transport`, it identifies the port of the host.
     pub host: SocketAddr,
-    /// The guest's port.
+    /// Port of the guest.
     pub guest: u16,
-    /// What is spoken.
+    /// Transport protocol.
     pub transport: Transport,
 }
 
@@ -247,12 +246,12 @@ mod tests {
             gateway_mac: [2, 0x6d, 0x73, 0, 0, 1],
             guest_mac: [2, 0x6d, 0x73, 0, 0, 2],
             mtu: 1500,
-            v4: Some(V4 {
+            v4: Some(Ipv4Network {
                 guest: Ipv4Addr::new(172, 16, 0, 2),
                 gateway: Ipv4Addr::new(172, 16, 0, 1),
                 prefix: 30,
             }),
-            v6: Some(V6 {
+            v6: Some(Ipv6Network {
                 guest: "fd42:6d73:62::2".parse().unwrap(),
                 gateway: "fd42:6d73:62::1".parse().unwrap(),
                 prefix: 64,
@@ -294,14 +293,9 @@ mod tests {
         assert!(
             is_guest("172.16.0.2") && is_guest("fd42:6d73:62::2") && is_guest("fd42:6d73:62::99")
         );
-        for forged in [
-            "172.16.0.1",
-            "172.16.0.3",
-            "8.8.8.8",
-            "fd42:6d73:62::1",
-            "fd42:6d73:62:1::2",
-            "::1",
-        ] {
+        for forged in
+            ["172.16.0.1", "172.16.0.3", "8.8.8.8", "fd42:6d73:62::1", "fd42:6d73:62:1::2", "::1"]
+        {
             assert!(!is_guest(forged), "{forged}");
         }
     }

@@ -1,5 +1,4 @@
-//! What a guest may reach, and who may reach it: rules, the first that speaks of a connection counts, and what holds
-//! where none does.
+//! The network policy: rules, of which the first match decides, and default actions.
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,37 +9,34 @@ use super::rule::{Action, Group, Rule, Target};
 use crate::cli::error::Failure;
 use crate::cli::escape::escape;
 
-/// Most rules of one policy.
+/// Limit of rules in a policy.
 pub const RULES_MAX: usize = 1024;
 
-/// Rules, and what holds where none speaks.
+/// Rules, and default actions for connections that no rule matches.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Policy {
-    /// In order; numbered from 1.
+    /// Rules in order; numbered from 1.
     pub rules: Vec<Rule>,
-    /// What becomes of the guest's own connections that no rule speaks of.
+    /// Default action for the guest's own connections.
     pub egress: Action,
-    /// What becomes of connections to published ports that no rule speaks of.
+    /// Default action for connections to published ports.
     pub ingress: Action,
 }
 
 impl Policy {
-    /// The default: the Internet, and published ports.
+    /// Returns the default policy: allows the Internet, and connections to published ports.
     pub fn public() -> Policy {
         Policy::of(&[Profile::Public])
     }
 
-    /// Nothing goes out, and published ports are open.
+    /// Returns a policy that denies all of the guest's connections and allows those to published
+    /// ports.
     pub fn nothing() -> Policy {
-        Policy {
-            rules: Vec::new(),
-            egress: Action::Deny,
-            ingress: Action::Allow,
-        }
+        Policy { rules: Vec::new(), egress: Action::Deny, ingress: Action::Allow }
     }
 
-    /// What profiles let the guest do, together.
+    /// Returns a policy that allows the destinations of all profiles.
     pub fn of(profiles: &[Profile]) -> Policy {
         let mut policy = Policy::nothing();
         for profile in profiles {
@@ -49,10 +45,7 @@ impl Policy {
                 Profile::Private => Group::Private,
                 Profile::Host => Group::Host,
                 Profile::All => {
-                    return Policy {
-                        egress: Action::Allow,
-                        ..Policy::nothing()
-                    };
+                    return Policy { egress: Action::Allow, ..Policy::nothing() };
                 }
                 Profile::None => return Policy::nothing(),
             };
@@ -65,7 +58,7 @@ impl Policy {
     }
 }
 
-/// Sets of addresses by name, for `--net`.
+/// Named sets of addresses, for `--net`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Profile {
     /// The Internet.
@@ -74,7 +67,7 @@ pub enum Profile {
     Private,
     /// The host.
     Host,
-    /// Everything.
+    /// All addresses.
     All,
     /// No network interface.
     None,
@@ -91,10 +84,8 @@ impl FromStr for Profile {
             "all" => Profile::All,
             "none" => Profile::None,
             _ => {
-                return Err(
-                    Failure::usage(format!("'{}' is not a network", escape(text)))
-                        .hint("networks are public, private, host, all and none"),
-                );
+                return Err(Failure::usage(format!("'{}' is not a network", escape(text)))
+                    .hint("networks are public, private, host, all and none"));
             }
         })
     }
@@ -123,10 +114,7 @@ mod tests {
             let rules: Vec<String> = policy.rules.iter().map(ToString::to_string).collect();
             (rules.join(","), policy.egress)
         };
-        assert_eq!(
-            rules(&[Profile::Public]),
-            ("allow@public".into(), Action::Deny)
-        );
+        assert_eq!(rules(&[Profile::Public]), ("allow@public".into(), Action::Deny));
         assert_eq!(
             rules(&[Profile::Public, Profile::Host, Profile::Public]),
             ("allow@public,allow@host".into(), Action::Deny)

@@ -1,4 +1,4 @@
-//! Ports, and the ports of the host that lead into the guest.
+//! Ports and published ports.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -10,7 +10,7 @@ use super::PUBLISHED_MAX;
 use crate::cli::error::Failure;
 use crate::cli::escape::escape;
 
-/// One port, or several in a row. Never 0.
+/// A port or a range of ports. Never 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct PortRange {
     first: u16,
@@ -18,22 +18,22 @@ pub struct PortRange {
 }
 
 impl PortRange {
-    /// The first.
+    /// Returns the first port.
     pub fn first(self) -> u16 {
         self.first
     }
 
-    /// The last.
+    /// Returns the last port.
     pub fn last(self) -> u16 {
         self.last
     }
 
-    /// How many.
+    /// Returns the number of ports.
     pub fn count(self) -> usize {
         usize::from(self.last - self.first) + 1
     }
 
-    /// Whether a port is one of them.
+    /// Returns whether a port is in the range.
     pub fn contains(self, port: u16) -> bool {
         (self.first..=self.last).contains(&port)
     }
@@ -51,21 +51,17 @@ impl FromStr for PortRange {
         let (first, last) = (port(first), port(last));
         match (first, last) {
             (Some(first), Some(last)) if first <= last => Ok(PortRange { first, last }),
-            _ => Err(Failure::usage(format!(
-                "'{}' is not a port or a range of ports",
-                escape(text)
-            ))
-            .hint("ports are 1 to 65535, ranges as 8000-8010")),
+            _ => {
+                Err(Failure::usage(format!("'{}' is not a port or a range of ports", escape(text)))
+                    .hint("ports are 1 to 65535, ranges as 8000-8010"))
+            }
         }
     }
 }
 
 fn port(text: &str) -> Option<u16> {
     let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    digits
-        .then(|| text.parse().ok())
-        .flatten()
-        .filter(|port| *port > 0)
+    digits.then(|| text.parse().ok()).flatten().filter(|port| *port > 0)
 }
 
 impl fmt::Display for PortRange {
@@ -77,7 +73,7 @@ impl fmt::Display for PortRange {
     }
 }
 
-/// What a published port speaks.
+/// Transport protocol of a published port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Transport {
@@ -96,8 +92,8 @@ impl fmt::Display for Transport {
     }
 }
 
-/// Ports of the host that lead to as many of the guest: `[BIND:]HOST:GUEST[/tcp|/udp]`, where HOST and GUEST are ports or
-/// ranges of one length, and BIND an address of the host, in brackets if it is IPv6.
+/// Published ports: `[BIND:]HOST:GUEST[/tcp|/udp]`, where HOST and GUEST are ports or ranges of
+/// equal length, and BIND is an address of the host, in brackets if it is IPv6.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct PublishedPorts {
@@ -109,39 +105,39 @@ pub struct PublishedPorts {
 
 text_in_json!(PublishedPorts);
 
-/// One port of the host that leads to one of the guest.
+/// A published port: a port of the host that leads to a port of the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PublishedPort {
-    /// Where the host listens.
+    /// Listening address and port on the host.
     pub host: SocketAddr,
-    /// Where the guest listens.
+    /// Port of the guest.
     pub guest: u16,
-    /// What is spoken.
+    /// Transport protocol.
     pub transport: Transport,
 }
 
 impl PublishedPorts {
-    /// The address of the host that is listened on.
+    /// Returns the host's listening address.
     pub fn bind(&self) -> IpAddr {
         self.bind
     }
 
-    /// The host's ports.
+    /// Returns the host's ports.
     pub fn host(&self) -> PortRange {
         self.host
     }
 
-    /// The guest's ports.
+    /// Returns the guest's ports.
     pub fn guest(&self) -> PortRange {
         self.guest
     }
 
-    /// What is spoken.
+    /// Returns the transport protocol.
     pub fn transport(&self) -> Transport {
         self.transport
     }
 
-    /// Each of them.
+    /// Returns each published port.
     pub fn each(&self) -> impl Iterator<Item = PublishedPort> {
         let published = *self;
         let hosts = published.host.first..=published.host.last;
@@ -153,7 +149,8 @@ impl PublishedPorts {
         })
     }
 
-    /// Whether both want a port of the host's. The unspecified address is every address of its family.
+    /// Returns whether two specifications use the same port of the host. The unspecified address
+    /// includes every address of its family.
     pub fn overlaps(&self, other: &PublishedPorts) -> bool {
         let either = self.bind.is_unspecified() || other.bind.is_unspecified();
         let family = self.bind.is_ipv4() == other.bind.is_ipv4();
@@ -162,19 +159,17 @@ impl PublishedPorts {
     }
 }
 
-/// Refuses ports that cannot be had together.
+/// Refuses published ports that overlap.
 pub fn check(ports: &[PublishedPorts]) -> Result<(), Failure> {
     let count: usize = ports.iter().map(|ports| ports.host.count()).sum();
     if count > PUBLISHED_MAX {
         return Err(Failure::usage(format!(
-            "{count} published ports are more than {PUBLISHED_MAX}"
+            "{count} published ports exceed the limit of {PUBLISHED_MAX}"
         )));
     }
     for (place, one) in ports.iter().enumerate() {
         if let Some(other) = ports[..place].iter().find(|other| other.overlaps(one)) {
-            return Err(Failure::usage(format!(
-                "'{other}' and '{one}' publish the same port"
-            )));
+            return Err(Failure::usage(format!("'{other}' and '{one}' publish the same port")));
         }
     }
     Ok(())
@@ -185,11 +180,8 @@ impl FromStr for PublishedPorts {
 
     fn from_str(text: &str) -> Result<PublishedPorts, Failure> {
         let wrong = || {
-            Failure::usage(format!(
-                "'{}' does not say how to publish a port",
-                escape(text)
-            ))
-            .hint("write [BIND:]HOST:GUEST[/tcp|/udp], as 8080:80 or [::1]:5300:53/udp")
+            Failure::usage(format!("'{}' is not a valid published port", escape(text)))
+                .hint("write [BIND:]HOST:GUEST[/tcp|/udp], as 8080:80 or [::1]:5300:53/udp")
         };
         let (text, transport) = match text.split_once('/') {
             None => (text, Transport::Tcp),
@@ -210,20 +202,12 @@ impl FromStr for PublishedPorts {
                 guest.count()
             )));
         }
-        Ok(PublishedPorts {
-            bind,
-            host,
-            guest,
-            transport,
-        })
+        Ok(PublishedPorts { bind, host, guest, transport })
     }
 }
 
 fn parse_bind(text: &str) -> Option<IpAddr> {
-    match text
-        .strip_prefix('[')
-        .and_then(|text| text.strip_suffix(']'))
-    {
+    match text.strip_prefix('[').and_then(|text| text.strip_suffix(']')) {
         Some(inner) => inner.parse().ok().map(IpAddr::V6),
         None => text.parse().ok().map(IpAddr::V4),
     }

@@ -1,4 +1,4 @@
-//! Ranges of addresses: `10.0.0.0/8`, `fc00::/7`, or one address.
+//! Address ranges: `10.0.0.0/8`, `fc00::/7`, or one address.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -9,11 +9,11 @@ use serde::{Deserialize, Serialize};
 use crate::cli::error::Failure;
 use crate::cli::escape::escape;
 
-/// All addresses that begin with the same bits.
+/// An address range in CIDR notation: all addresses that start with the same bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Prefix {
-    /// The first address: bits beyond the length are 0.
+    /// First address: bits beyond the length are 0.
     address: IpAddr,
     length: u8,
 }
@@ -21,43 +21,34 @@ pub struct Prefix {
 text_in_json!(Prefix);
 
 impl Prefix {
-    /// A range of IPv4, its first address given.
+    /// Returns an IPv4 range from its first address.
     pub const fn v4(octets: [u8; 4], length: u8) -> Prefix {
         let [a, b, c, d] = octets;
-        Prefix {
-            address: IpAddr::V4(Ipv4Addr::new(a, b, c, d)),
-            length,
-        }
+        Prefix { address: IpAddr::V4(Ipv4Addr::new(a, b, c, d)), length }
     }
 
-    /// A range of IPv6, its first address given.
+    /// Returns an IPv6 range from its first address.
     pub const fn v6(segments: [u16; 8], length: u8) -> Prefix {
         let [a, b, c, d, e, f, g, h] = segments;
-        Prefix {
-            address: IpAddr::V6(Ipv6Addr::new(a, b, c, d, e, f, g, h)),
-            length,
-        }
+        Prefix { address: IpAddr::V6(Ipv6Addr::new(a, b, c, d, e, f, g, h)), length }
     }
 
-    /// One address.
+    /// Returns a range of one address.
     pub fn one(address: IpAddr) -> Prefix {
-        Prefix {
-            address,
-            length: bits(address),
-        }
+        Prefix { address, length: bits(address) }
     }
 
-    /// The first address.
+    /// Returns the first address.
     pub fn address(&self) -> IpAddr {
         self.address
     }
 
-    /// How many bits all addresses share.
+    /// Returns the prefix length, in bits.
     pub fn length(&self) -> u8 {
         self.length
     }
 
-    /// Whether an address is one of them. IPv4 and IPv6 are never in each other.
+    /// Returns whether the range contains an address. IPv4 and IPv6 ranges are disjoint.
     pub fn contains(&self, address: IpAddr) -> bool {
         bits(address) == bits(self.address) && masked(address, self.length) == self.address
     }
@@ -70,7 +61,7 @@ fn bits(address: IpAddr) -> u8 {
     }
 }
 
-/// The address with all bits beyond the length 0.
+/// Returns the address with all bits beyond the length set to 0.
 fn masked(address: IpAddr, length: u8) -> IpAddr {
     let beyond = u32::from(bits(address).saturating_sub(length));
     match address {
@@ -91,7 +82,7 @@ impl FromStr for Prefix {
     fn from_str(text: &str) -> Result<Prefix, Failure> {
         let wrong = || {
             Failure::usage(format!(
-                "'{}' is not a range of addresses, such as 10.0.0.0/8 or fd00::/8",
+                "'{}' is not an address range, such as 10.0.0.0/8 or fd00::/8",
                 escape(text)
             ))
         };
@@ -110,14 +101,9 @@ impl FromStr for Prefix {
             .filter(|length| *length <= bits(address))
             .ok_or_else(wrong)?;
         if masked(address, length) != address {
-            let right = Prefix {
-                address: masked(address, length),
-                length,
-            };
-            return Err(
-                Failure::usage(format!("'{}' has bits beyond its length", escape(text)))
-                    .hint(format!("the range is {right}")),
-            );
+            let right = Prefix { address: masked(address, length), length };
+            return Err(Failure::usage(format!("'{}' has bits beyond its length", escape(text)))
+                .hint(format!("the range is {right}")));
         }
         Ok(Prefix { address, length })
     }

@@ -1,16 +1,18 @@
-//! One rule, and its grammar, which is the reference's:
+//! A rule, and its grammar, which is that of microsandbox:
 //!
 //! ```text
 //! rule      = action [":" direction] "@" target [":" protocol [":" ports]]
 //! action    = "allow" | "deny"
 //! direction = "egress" | "ingress" | "any"                (egress)
-//! target    = "any" | group | IPV4[/N] | "[" IPV6[/N] "]" | NAME.NAME… | "*." SUFFIX | "suffix=" SUFFIX | "domain=" NAME
-//! group     = "public" | "private" | "loopback" | "link-local" | "meta" | "multicast" | "host" | "dns"
+//! target    = "any" | group | IPV4[/N] | "[" IPV6[/N] "]" | NAME.NAME… | "*." SUFFIX
+//!           | "suffix=" SUFFIX | "domain=" NAME
+//! group     = "public" | "private" | "loopback" | "link-local" | "meta" | "multicast"
+//!           | "host" | "dns"
 //! protocol  = "any" | "tcp" | "udp" | "icmpv4" | "icmpv6" (any)
 //! ports     = "any" | N | N-M                             (any)
 //! ```
 //!
-//! `spec.json` has rules in the same form.
+//! `spec.json` holds rules in the same form.
 
 use std::fmt;
 use std::str::FromStr;
@@ -23,46 +25,47 @@ use super::prefix::Prefix;
 use crate::cli::error::Failure;
 use crate::cli::escape::escape;
 
-/// Most letters of one rule: the longest name, the words around it, and room.
+/// Longest rule, in bytes: the longest name, the words around it, and a reserve.
 pub const RULE_BYTES_MAX: usize = 512;
 
-/// What becomes of a connection.
+/// The verdict of a rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Action {
-    /// It may be.
+    /// Allow the connection.
     Allow,
-    /// It may not.
+    /// Deny the connection.
     Deny,
 }
 
-/// Who begins.
+/// Direction of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Direction {
-    /// The guest: its connections to others.
+    /// From the guest.
     Egress,
-    /// Others: their connections to published ports.
+    /// To published ports of the guest.
     Ingress,
 }
 
-/// Addresses of one sort. An address has one sort only.
+/// Groups of addresses. Each address belongs to exactly one group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Group {
-    /// The Internet: what is in no other group, and in no range set apart for special use.
+    /// The Internet: addresses in no other group, and in no range reserved for special use.
     Public,
     /// The local network: `10/8`, `172.16/12`, `192.168/16`, `100.64/10`, `fc00::/7`.
     Private,
-    /// The host to itself: `127/8`, `::1`, and the unspecified addresses, which Linux takes for it.
+    /// The host's loopback: `127/8`, `::1`, and the unspecified addresses, which Linux treats
+    /// alike.
     Loopback,
-    /// The link: `169.254/16`, `fe80::/10`.
+    /// Link-local addresses: `169.254/16`, `fe80::/10`.
     LinkLocal,
-    /// Services of clouds that give out credentials: `169.254.169.254` and its like.
+    /// Metadata services of clouds, which give out credentials: `169.254.169.254` and similar.
     Meta,
     /// `224/4`, `ff00::/8`.
     Multicast,
-    /// The host: the gateway, and every address of the host's own.
+    /// The host: the gateway, and every address of the host.
     Host,
 }
 
@@ -77,32 +80,32 @@ impl Group {
         (Group::Host, "host"),
     ];
 
-    /// The word that stands for it.
+    /// Returns the name in rules.
     pub fn name(self) -> &'static str {
         let named = Group::ALL.iter().find(|(group, _)| *group == self);
         named.map_or("", |(_, name)| name)
     }
 }
 
-/// The other side.
+/// The remote side of a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
-    /// Whoever it is.
+    /// Any address.
     Any,
-    /// Addresses of a sort.
+    /// A group of addresses.
     Group(Group),
-    /// Questions for names, whatever the names are.
+    /// DNS queries, for any name.
     Dns,
-    /// Addresses of a range.
+    /// An address range.
     Range(Prefix),
-    /// Addresses that a name was found to have.
+    /// Addresses to which a name resolved.
     Name(HostName),
-    /// Addresses that a name, or one below it, was found to have.
+    /// Addresses to which a name, or one below it, resolved.
     Suffix(HostName),
 }
 
 impl Target {
-    /// Whether it is a name that the rule speaks of, and this one.
+    /// Returns whether the target is a name or suffix that matches `name`.
     pub fn names(&self, name: &HostName) -> bool {
         match self {
             Target::Name(own) => own == name,
@@ -111,13 +114,13 @@ impl Target {
         }
     }
 
-    /// Whether the rule speaks of names.
+    /// Returns whether the target is a name or suffix.
     pub fn is_named(&self) -> bool {
         matches!(self, Target::Name(_) | Target::Suffix(_))
     }
 }
 
-/// What is spoken.
+/// Protocol of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Protocol {
@@ -125,9 +128,9 @@ pub enum Protocol {
     Tcp,
     /// UDP.
     Udp,
-    /// Echo requests of IPv4.
+    /// ICMPv4 echo requests.
     Icmpv4,
-    /// Echo requests of IPv6.
+    /// ICMPv6 echo requests.
     Icmpv6,
 }
 
@@ -139,7 +142,7 @@ impl Protocol {
         (Protocol::Icmpv6, "icmpv6"),
     ];
 
-    /// Whether it has no ports.
+    /// Returns whether the protocol has no ports.
     pub fn is_icmp(self) -> bool {
         matches!(self, Protocol::Icmpv4 | Protocol::Icmpv6)
     }
@@ -164,43 +167,37 @@ impl fmt::Display for Protocol {
     }
 }
 
-/// One rule.
+/// A rule of a policy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Rule {
-    /// What becomes of a connection that it speaks of.
+    /// Action for matching connections.
     pub action: Action,
-    /// Who begins; `None` is both.
+    /// Direction of the connection; `None` for both.
     pub direction: Option<Direction>,
-    /// The other side.
+    /// The remote side.
     pub target: Target,
-    /// What is spoken; `None` is anything.
+    /// Protocol; `None` for any.
     pub protocol: Option<Protocol>,
-    /// Which ports: of the other side on the way out, of the guest on the way in. `None` is all.
+    /// Ports: of the remote side for egress, of the guest for ingress. `None` for all.
     pub ports: Option<PortRange>,
 }
 
 text_in_json!(Rule);
 
 impl Rule {
-    /// A rule on all that the guest sends to such a target.
+    /// Returns a rule for all that the guest sends to a target.
     pub fn egress(action: Action, target: Target) -> Rule {
-        Rule {
-            action,
-            direction: Some(Direction::Egress),
-            target,
-            protocol: None,
-            ports: None,
-        }
+        Rule { action, direction: Some(Direction::Egress), target, protocol: None, ports: None }
     }
 
-    /// Whether it speaks of connections that begin there.
+    /// Returns whether the rule applies to a direction.
     pub fn is_for(&self, direction: Direction) -> bool {
         self.direction.is_none_or(|own| own == direction)
     }
 }
 
-/// Rules as they are typed: one, or several with commas between.
+/// Parses a list of rules, separated by commas.
 pub fn parse_list(text: &str) -> Result<Vec<Rule>, Failure> {
     text.split(',').map(|rule| rule.trim().parse()).collect()
 }
@@ -214,53 +211,40 @@ impl FromStr for Rule {
             return Err(wrong("is too long"));
         }
         let Some((head, tail)) = text.split_once('@') else {
-            return Err(wrong("has no '@'").hint("a rule reads allow@example.com:tcp:443"));
+            return Err(wrong("has no '@'").hint("a rule has the form allow@example.com:tcp:443"));
         };
         let (action, direction) = parse_head(head)?;
         let (target, rest) = split_target(tail)?;
         let mut rest = rest.into_iter().flat_map(|rest| rest.split(':'));
-        let protocol = rest
-            .next()
-            .map(|word| parse_protocol(word, target))
-            .transpose()?
-            .flatten();
+        let protocol = rest.next().map(|word| parse_protocol(word, target)).transpose()?.flatten();
         let ports = rest.next().map(parse_ports).transpose()?.flatten();
         if rest.next().is_some() {
             return Err(wrong("has too many parts"));
         }
-        let rule = Rule {
-            action,
-            direction,
-            target: parse_target(target)?,
-            protocol,
-            ports,
-        };
+        let rule = Rule { action, direction, target: parse_target(target)?, protocol, ports };
         check(&rule).map_err(|(what, hint)| wrong(what).hint(hint))?;
         Ok(rule)
     }
 }
 
-/// What the parts of a rule cannot be together: what is wrong, and what to do.
+/// Checks that the parts of a rule fit together. The error is a message and a hint.
 fn check(rule: &Rule) -> Result<(), (&'static str, &'static str)> {
     let icmp = rule.protocol.is_some_and(Protocol::is_icmp);
     if icmp && rule.ports.is_some() {
-        return Err(("has ports, and ICMP has none", "leave the ports away"));
+        return Err(("has ports, but ICMP has none", "remove the ports"));
     }
     if rule.direction == Some(Direction::Egress) {
         return Ok(());
     }
     if icmp {
-        return Err((
-            "lets ICMP in, which nothing brings in",
-            "ICMP is for egress",
-        ));
+        return Err(("allows inbound ICMP, which is not supported", "use ICMP in egress rules"));
     }
     if rule.direction == Some(Direction::Ingress)
         && (rule.target.is_named() || rule.target == Target::Dns)
     {
         return Err((
-            "is on names, and who comes in has an address only",
-            "name the addresses instead",
+            "matches names, but inbound connections have only addresses",
+            "use addresses instead",
         ));
     }
     Ok(())
@@ -277,28 +261,23 @@ fn parse_head(head: &str) -> Result<(Action, Option<Direction>), Failure> {
         "ingress" => Some(Direction::Ingress),
         "any" => None,
         _ => {
-            return Err(
-                Failure::usage(format!("'{}' is not a direction", shortened(direction)))
-                    .hint("directions are egress, ingress and any"),
-            );
+            return Err(Failure::usage(format!("'{}' is not a direction", shortened(direction)))
+                .hint("directions are egress, ingress and any"));
         }
     };
     Ok((action, direction))
 }
 
-/// `allow` or `deny`.
+/// Parses `allow` or `deny`.
 pub fn parse_action(text: &str) -> Result<Action, Failure> {
     match text {
         "allow" => Ok(Action::Allow),
         "deny" => Ok(Action::Deny),
-        _ => Err(Failure::usage(format!(
-            "'{}' is neither allow nor deny",
-            shortened(text)
-        ))),
+        _ => Err(Failure::usage(format!("'{}' is neither allow nor deny", shortened(text)))),
     }
 }
 
-/// The target, and what stands behind its colon. The colons of IPv6 are inside brackets.
+/// Splits the target from the rest after its colon. The colons of IPv6 are inside brackets.
 fn split_target(tail: &str) -> Result<(&str, Option<&str>), Failure> {
     if !tail.starts_with('[') {
         return Ok(match tail.split_once(':') {
@@ -306,31 +285,20 @@ fn split_target(tail: &str) -> Result<(&str, Option<&str>), Failure> {
             None => (tail, None),
         });
     }
-    let wrong = || {
-        Failure::usage(format!(
-            "'{}' is not an address in brackets",
-            shortened(tail)
-        ))
-    };
+    let wrong = || Failure::usage(format!("'{}' is not an address in brackets", shortened(tail)));
     let end = tail.find(']').ok_or_else(wrong)?;
     match &tail[end + 1..] {
         "" => Ok((tail, None)),
-        rest => Ok((
-            &tail[..=end],
-            Some(rest.strip_prefix(':').ok_or_else(wrong)?),
-        )),
+        rest => Ok((&tail[..=end], Some(rest.strip_prefix(':').ok_or_else(wrong)?))),
     }
 }
 
 fn parse_target(text: &str) -> Result<Target, Failure> {
-    if let Some(inner) = text
-        .strip_prefix('[')
-        .and_then(|text| text.strip_suffix(']'))
-    {
+    if let Some(inner) = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')) {
         return match inner.parse::<Prefix>()? {
             prefix if prefix.address().is_ipv6() => Ok(Target::Range(prefix)),
             _ => Err(Failure::usage(format!(
-                "'{}' is IPv4, which has no brackets",
+                "'{}' is an IPv4 address, which takes no brackets",
                 shortened(text)
             ))),
         };
@@ -338,10 +306,7 @@ fn parse_target(text: &str) -> Result<Target, Failure> {
     if let Some(name) = text.strip_prefix("domain=") {
         return Ok(Target::Name(name.parse()?));
     }
-    if let Some(suffix) = text
-        .strip_prefix("suffix=")
-        .or_else(|| text.strip_prefix("*."))
-    {
+    if let Some(suffix) = text.strip_prefix("suffix=").or_else(|| text.strip_prefix("*.")) {
         return parse_suffix(suffix);
     }
     match text {
@@ -355,20 +320,18 @@ fn parse_target(text: &str) -> Result<Target, Failure> {
     parse_address_or_name(text)
 }
 
-/// A whole top-level domain is never meant.
+/// Parses a suffix. A whole top-level domain is refused as a mistake.
 fn parse_suffix(text: &str) -> Result<Target, Failure> {
     let suffix: HostName = text.parse()?;
     if suffix.labels() < 2 {
-        return Err(
-            Failure::usage(format!("'*.{suffix}' is on a whole top-level domain"))
-                .hint("a suffix has two labels at least, as *.example.com"),
-        );
+        return Err(Failure::usage(format!("'*.{suffix}' matches a whole top-level domain"))
+            .hint("use at least two labels, as in *.example.com"));
     }
     Ok(Target::Suffix(suffix))
 }
 
 fn parse_address_or_name(text: &str) -> Result<Target, Failure> {
-    // Digits and dots look like an address to everybody; '1.2.3' or '1.2.3.400' is a slip and no name.
+    // Digits and dots look like an address, so '1.2.3' or '1.2.3.400' is refused as a mistake.
     let last = text.rsplit('.').next().unwrap_or_default();
     let numeric = !last.is_empty() && last.bytes().all(|byte| byte.is_ascii_digit());
     if text.contains('/') || numeric {
@@ -390,9 +353,9 @@ fn ambiguous(word: &HostName) -> Failure {
     let failure = Failure::usage(format!("'{word}' is neither a group nor a name with a dot"));
     match near {
         Some(near) => failure.hint(format!(
-            "did you mean '{near}'? (the host of that name is 'domain={word}')"
+            "did you mean '{near}'? (write 'domain={word}' for the host of that name)"
         )),
-        None => failure.hint(format!("the host of that name is 'domain={word}'")),
+        None => failure.hint(format!("write 'domain={word}' for the host of that name")),
     }
 }
 
@@ -411,14 +374,10 @@ fn parse_protocol(word: &str, target: &str) -> Result<Option<Protocol>, Failure>
 }
 
 fn parse_ports(word: &str) -> Result<Option<PortRange>, Failure> {
-    if word == "any" {
-        Ok(None)
-    } else {
-        word.parse().map(Some)
-    }
+    if word == "any" { Ok(None) } else { word.parse().map(Some) }
 }
 
-/// How many letters must be put in, taken out or changed.
+/// Returns the edit distance between two words: insertions, deletions and replacements.
 fn distance(a: &str, b: &str) -> usize {
     let mut row: Vec<usize> = (0..=b.len()).collect();
     for (i, left) in a.bytes().enumerate() {
@@ -473,7 +432,7 @@ impl fmt::Display for Target {
 }
 
 impl fmt::Display for Rule {
-    /// The shortest form that reads as the same rule.
+    /// Writes the shortest form that parses to the same rule.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.action)?;
         match self.direction {
@@ -540,9 +499,9 @@ mod tests {
             said("allow@example.com:443"),
             "the port 443 of 'example.com' has no protocol; write example.com:tcp:443"
         );
-        assert!(said("allow:ingress@any:icmpv4").contains("ICMP is for egress"));
-        assert!(said("allow:any@any:icmpv6").contains("ICMP is for egress"));
-        assert!(said("allow:ingress@example.com").contains("an address only"));
+        assert!(said("allow:ingress@any:icmpv4").contains("use ICMP in egress rules"));
+        assert!(said("allow:any@any:icmpv6").contains("use ICMP in egress rules"));
+        assert!(said("allow:ingress@example.com").contains("only addresses"));
         assert!(said("allow@*.com").contains("top-level"));
         for text in [
             "",
@@ -570,11 +529,7 @@ mod tests {
         ] {
             assert!(parse_list(text).is_err(), "{text}");
         }
-        assert!(
-            format!("allow@domain={}", "a.".repeat(300))
-                .parse::<Rule>()
-                .is_err()
-        );
+        assert!(format!("allow@domain={}", "a.".repeat(300)).parse::<Rule>().is_err());
     }
 
     #[test]

@@ -1,28 +1,25 @@
-//! The clocks of samples. Ages are told by the clock that goes on from the host's boot, which nobody can set.
+//! Clocks of samples. Ages are measured by the clock that counts from the host's boot, which cannot
+//! be set.
 
 use std::sync::OnceLock;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::time::{ClockId, clock_gettime};
 
-/// Nanoseconds since the host's boot, its sleep included.
+/// Returns the nanoseconds since the host's boot, sleep included.
 pub fn boot_ns() -> u64 {
     let now = clock_gettime(ClockId::Boottime);
     let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
-    seconds
-        .saturating_mul(1_000_000_000)
-        .saturating_add(u64::try_from(now.tv_nsec).unwrap_or(0))
+    seconds.saturating_mul(1_000_000_000).saturating_add(u64::try_from(now.tv_nsec).unwrap_or(0))
 }
 
-/// Nanoseconds since 1970.
+/// Returns the nanoseconds since 1970.
 pub fn unix_ns() -> u64 {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// The kernel's name for this boot, in two halves.
+/// Returns the kernel's boot ID, in two halves.
 pub(super) fn boot_id() -> Option<[u64; 2]> {
     static ID: OnceLock<Option<[u64; 2]>> = OnceLock::new();
     *ID.get_or_init(|| {

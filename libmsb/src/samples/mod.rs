@@ -1,13 +1,16 @@
-//! The sample file of a sandbox: what it costs, written as the work is done and read by whoever wants to know.
+//! The sample file of a sandbox: its resource use, updated continuously for any number of readers.
 //!
-//! The file lies beside the sandbox's socket and has two pages of [`PAGE_BYTES`], each with one writer: the supervisor
-//! ([`Writer`]) and msb-net ([`NetWriter`]), which is handed a descriptor and never sees a name. msb-net, which has something
-//! to say all the time, maps its page, so that an update is a few stores and no system call. A file that shrinks under a
-//! mapping is the end of who mapped it (SIGBUS), and a guest that has broken into msb-net could shrink it: so the supervisor
-//! writes with pwrite(2), a few times a minute, and a reader ([`read`]) takes copies with pread(2), and knows by the
-//! sequence lock whether one is whole. Everything in it is hostile until that door is passed.
+//! The file is beside the sandbox's socket and has two pages of [`PAGE_BYTES`], each with one
+//! writer: the supervisor ([`SampleWriter`]) and msb-net ([`NetWriter`]), which gets a descriptor
+//! and no path. msb-net updates its page all the time and maps it, so an update is a few stores and
+//! no system call. A process that maps a file gets SIGBUS if the file shrinks, and a guest that has
+//! broken into msb-net could shrink it. So the supervisor writes with pwrite(2), a few times a
+//! minute, and a reader ([`read`]) copies the pages with pread(2).
 //!
-//! All numbers are little-endian and unsigned, 8 bytes each but where it says otherwise:
+//! A sequence lock tells readers whether a copy is consistent, without blocking the writer. The
+//! reader treats all contents as untrusted.
+//!
+//! All numbers are little-endian and unsigned, 8 bytes each unless stated otherwise:
 //!
 //! ```text
 //!  0      8        12     16        24          32
@@ -15,66 +18,65 @@
 //!            u32       u32
 //! ```
 //!
-//! The sequence is odd while the page is written. Bit N of "is there" says that value N is known: what is not known is
-//! missing, and never zero. New values take new places, so a page of another release can be read as far as it is known.
+//! The sequence is odd while the page is written. Bit N of "is there" means that value N is known.
+//! A value that is not known is missing, and never zero. New values get new places, so readers of
+//! another release can use the values that they know.
 //!
-//! A file counts only while its supervisor holds an open-file-description lock on it: what a killed one has left looks
-//! dead, and so does the file of an earlier boot. Counters begin at zero with each start of the machine, which is
-//! told in [`Field::StartedUnixNs`], and never go back after that, whatever the guest says.
+//! A file is live while its supervisor holds an open-file-description lock on it. A file that a
+//! killed supervisor left behind is dead, and so is a file of an earlier boot. Counters start at
+//! zero with each start of the virtual machine, recorded in [`Field::StartedUnixNs`], and never
+//! decrease after that, whatever the guest reports.
 
-/// The clocks of samples.
+/// Clocks of samples.
 mod clock;
-/// A page in memory.
+/// Pages: the writer's side of the sequence lock.
 mod page;
-/// The reader's side: the checked door.
+/// The reader, which validates the contents.
 mod reader;
-/// What a page holds.
+/// Values of a page.
 mod values;
-/// The writers' side.
+/// The writers.
 mod writer;
 
 pub use clock::{boot_ns, unix_ns};
-pub use reader::{Reader, Snapshot, read, read_net};
-pub use values::{Field, NetField, Slot, Values};
-pub use writer::{NetWriter, Writer, nameless_net_file};
+pub use reader::{SampleReader, Snapshot, read, read_net};
+pub use values::{Field, FieldSlot, NetField, Values};
+pub use writer::{NetWriter, SampleWriter, anonymous_net_file};
 
-/// Size of a page in bytes; that of memory, so that each writer maps its own.
+/// Size of a page in bytes. It equals the memory page size, so each writer maps its own page.
 pub const PAGE_BYTES: usize = 4096;
 
-/// Values that a page has room for.
+/// Limit of values in a page.
 pub const VALUES_MAX: usize = 64;
 
-/// Time between two samples when nobody watches, in milliseconds.
+/// Default interval of samples, in milliseconds.
 pub const INTERVAL_MS: u64 = 10_000;
-/// Time between two samples for one who watches and does not say, in milliseconds.
+/// Default interval of samples for a subscriber, in milliseconds.
 pub const WATCH_INTERVAL_MS: u64 = 1000;
 
 /// The first bytes of each page.
 const MAGIC: [u8; 8] = *b"msbsampl";
-/// The version of the layout.
+/// Version of the layout.
 const VERSION: u32 = 1;
-/// Pages of a file.
+/// Number of pages in a file.
 const PAGES: usize = 2;
-/// The supervisor's page.
+/// Number of the supervisor's page.
 const SUPERVISOR: u32 = 0;
-/// That of msb-net.
+/// Number of msb-net's page.
 const NET: u32 = 1;
 
-/// Where the sequence is in a page, in values of 8 bytes.
+/// Index of the sequence in a page, in words of 8 bytes.
 const SEQUENCE_AT: usize = 2;
-/// Where it says which values are there.
+/// Index of the bit set of known values.
 const PRESENT_AT: usize = 3;
-/// Where the first value is.
+/// Index of the first value.
 const VALUES_AT: usize = 4;
-/// Values of 8 bytes in a page, header included.
+/// Number of words of 8 bytes in a page, header included.
 const WORDS: usize = PAGE_BYTES / 8;
 
-/// The first two values of 8 bytes of a page, which say what it is.
+/// Returns the first two words of a page: magic, version and page number.
 fn title(page: u32) -> [u64; 2] {
-    [
-        u64::from_le_bytes(MAGIC),
-        u64::from(VERSION) | u64::from(page) << 32,
-    ]
+    [u64::from_le_bytes(MAGIC), u64::from(VERSION) | u64::from(page) << 32]
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! A page: the writer's end of the sequence lock, in memory and in a file.
+//! A page: the writer's side of the sequence lock, in memory and in a file.
 
 use std::fs::File;
 use std::io;
@@ -8,27 +8,30 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use super::{
-    PAGE_BYTES, PRESENT_AT, SEQUENCE_AT, Slot, VALUES_AT, VALUES_MAX, Values, WORDS, title,
+    FieldSlot, PAGE_BYTES, PRESENT_AT, SEQUENCE_AT, VALUES_AT, VALUES_MAX, Values, WORDS, title,
 };
 
-/// A page of a file, mapped. There is one writer of it, in one process.
+/// A mapped page of a file. It has one writer, in one process.
 #[derive(Debug)]
 pub(super) struct Page {
     start: NonNull<AtomicU64>,
 }
 
-// SAFETY: the mapping belongs to this value alone, is not tied to a thread, and all access goes through atomics.
+// SAFETY: the mapping belongs to this value alone, is not tied to a thread, and all access goes
+// through atomics.
 unsafe impl Send for Page {}
 
 impl Page {
-    /// Maps a page of a file, which must be long enough and of ours: nobody else may shrink it.
+    /// Maps a page of a file. The file must be long enough, and no other process may be able to
+    /// shrink it.
     pub(super) fn map(file: &File, page: u32) -> io::Result<Page> {
         let at = page as usize * PAGE_BYTES;
         if file.metadata()?.len() < (at + PAGE_BYTES) as u64 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        // SAFETY: a new mapping is asked for at a place of the kernel's choice; the descriptor is open for the call, the
-        // offset is a multiple of the page size, and the answer is checked before use.
+        // SAFETY: a new mapping is asked for at a place of the kernel's choice; the descriptor is
+        // open for the call, the offset is a multiple of the page size, and the answer is checked
+        // before use.
         let start = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
@@ -47,23 +50,24 @@ impl Page {
     }
 
     fn words(&self) -> &[AtomicU64] {
-        // SAFETY: the mapping is PAGE_BYTES long, aligned to a page, and lives as long as `self`; its contents are plain
-        // bytes that are only accessed as atomics in this process.
+        // SAFETY: the mapping is PAGE_BYTES long, aligned to a page, and lives as long as `self`;
+        // its contents are plain bytes that are only accessed as atomics in this process.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), WORDS) }
     }
 
-    /// Says what the page is, before anybody can see it.
-    pub(super) fn entitle(&self, page: u32) {
+    /// Writes the page's header, before any reader can see it.
+    pub(super) fn write_header(&self, page: u32) {
         for (word, value) in self.words().iter().zip(title(page)) {
             word.store(value.to_le(), Ordering::Relaxed);
         }
     }
 
-    /// Writes values. A reader gets those before or these, never a mixture.
-    pub(super) fn publish<S: Slot>(&self, values: &Values<S>) {
+    /// Publishes values under the sequence lock. A reader gets the old or the new values, never a
+    /// mixture.
+    pub(super) fn publish<S: FieldSlot>(&self, values: &Values<S>) {
         let words = self.words();
         let sequence = &words[SEQUENCE_AT];
-        // A writer that was killed while it wrote has left it odd.
+        // A writer that was killed during a write leaves an odd sequence.
         let before = u64::from_le(sequence.load(Ordering::Relaxed)) & !1;
         sequence.store(before.wrapping_add(1).to_le(), Ordering::Relaxed);
         fence(Ordering::Release);
@@ -78,13 +82,14 @@ impl Page {
 
 impl Drop for Page {
     fn drop(&mut self) {
-        // SAFETY: the mapping was made by `map` with this length, and nobody borrows it any more.
+        // SAFETY: the mapping was made by `map` with this length, and no borrow of it remains.
         unsafe { libc::munmap(self.start.as_ptr().cast(), PAGE_BYTES) };
     }
 }
 
-/// Writes the first page of a file; `sequence` is that of the last time. A reader gets the values before or these.
-pub(super) fn write_first<S: Slot>(
+/// Writes the first page of a file under the sequence lock, after `sequence`, the last one. A
+/// reader gets the old or the new values.
+pub(super) fn write_first<S: FieldSlot>(
     file: &File,
     page: u32,
     sequence: &mut u64,

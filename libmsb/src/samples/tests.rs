@@ -3,16 +3,16 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-fn folder() -> (tempfile::TempDir, PathBuf) {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("web/samples");
-    (folder, path)
+fn directory() -> (tempfile::TempDir, PathBuf) {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("web/samples");
+    (directory, path)
 }
 
 #[test]
 fn what_is_written_is_read_and_what_is_not_known_is_missing() {
-    let (_folder, path) = folder();
-    let mut writer = Writer::create(&path, |values| values.set(Field::Cpus, 2)).unwrap();
+    let (_directory, path) = directory();
+    let mut writer = SampleWriter::create(&path, |values| values.set(Field::Cpus, 2)).unwrap();
     writer.update(|values| values.set(Field::ResidentBytes, 0));
     let snapshot = read(&path).unwrap().unwrap();
     assert_eq!(snapshot.sandbox.get(Field::Cpus), Some(2));
@@ -26,8 +26,8 @@ fn what_is_written_is_read_and_what_is_not_known_is_missing() {
 
 #[test]
 fn the_page_of_the_network_has_a_writer_of_its_own() {
-    let (_folder, path) = folder();
-    let mut writer = Writer::create(&path, |_| {}).unwrap();
+    let (_directory, path) = directory();
+    let mut writer = SampleWriter::create(&path, |_| {}).unwrap();
     let mut net = NetWriter::from_fd(writer.net_descriptor().unwrap()).unwrap();
     net.counters().add(NetField::TxBytes, 5);
     net.counters().add(NetField::TxBytes, 6);
@@ -37,7 +37,7 @@ fn the_page_of_the_network_has_a_writer_of_its_own() {
     let counters = snapshot.net.unwrap();
     assert_eq!(counters.get(NetField::TxBytes), Some(11));
     assert_eq!(counters.get(NetField::RxBytes), Some(0));
-    // The sandbox does not live because msb-net does: its descriptor holds no lock.
+    // msb-net does not keep the file live: its descriptor holds no lock.
     let left = writer.net_descriptor().unwrap();
     let copy = path.with_file_name("kept");
     std::fs::hard_link(&path, &copy).unwrap();
@@ -57,9 +57,9 @@ fn a_counter_never_goes_back_and_is_not_forgotten() {
 
 #[test]
 fn a_file_that_nobody_keeps_is_no_sandbox_that_lives() {
-    let (_folder, path) = folder();
+    let (_directory, path) = directory();
     assert!(read(&path).unwrap().is_none());
-    let writer = Writer::create(&path, |_| {}).unwrap();
+    let writer = SampleWriter::create(&path, |_| {}).unwrap();
     let copy = path.with_file_name("copy");
     std::fs::copy(&path, &copy).unwrap();
     assert!(read(&path).unwrap().is_some());
@@ -70,16 +70,16 @@ fn a_file_that_nobody_keeps_is_no_sandbox_that_lives() {
 
 #[test]
 fn a_file_of_an_earlier_boot_is_no_sandbox_that_lives() {
-    let (_folder, path) = folder();
-    let mut writer = Writer::create(&path, |_| {}).unwrap();
+    let (_directory, path) = directory();
+    let mut writer = SampleWriter::create(&path, |_| {}).unwrap();
     writer.update(|values| values.set(Field::BootIdLow, 1));
     assert!(read(&path).unwrap().is_none());
 }
 
 #[test]
 fn a_file_that_is_cut_off_harms_neither_its_writer_nor_a_reader() {
-    let (_folder, path) = folder();
-    let mut writer = Writer::create(&path, |values| values.set(Field::Cpus, 2)).unwrap();
+    let (_directory, path) = directory();
+    let mut writer = SampleWriter::create(&path, |values| values.set(Field::Cpus, 2)).unwrap();
     let file = std::fs::File::options().write(true).open(&path).unwrap();
     file.set_len(0).unwrap();
     assert!(read(&path).is_err());
@@ -91,29 +91,27 @@ fn a_file_that_is_cut_off_harms_neither_its_writer_nor_a_reader() {
 
 #[test]
 fn a_left_over_file_gives_way_to_a_new_one() {
-    let (_folder, path) = folder();
+    let (_directory, path) = directory();
     std::fs::create_dir_all(path.parent().unwrap()).unwrap();
     std::fs::write(&path, b"left by a killed supervisor").unwrap();
     std::fs::write(path.with_file_name(".new-samples"), b"and this").unwrap();
-    let _writer = Writer::create(&path, |values| values.set(Field::Cpus, 3)).unwrap();
+    let _writer = SampleWriter::create(&path, |values| values.set(Field::Cpus, 3)).unwrap();
     let snapshot = read(&path).unwrap().unwrap();
     assert_eq!(snapshot.sandbox.get(Field::Cpus), Some(3));
 }
 
 #[test]
 fn a_reader_never_sees_half_of_an_update() {
-    let (_folder, path) = folder();
-    let mut writer = Writer::create(&path, |values| {
-        Field::ALL[4..]
-            .iter()
-            .for_each(|field| values.set(*field, 0));
+    let (_directory, path) = directory();
+    let mut writer = SampleWriter::create(&path, |values| {
+        Field::ALL[4..].iter().for_each(|field| values.set(*field, 0));
     })
     .unwrap();
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
             for _ in 0..2000 {
-                // A reader that never finds a pause says so; that is no half of an update.
+                // A reader that never finds a consistent page gets an error, not half an update.
                 let Ok(snapshot) = read(&path) else { continue };
                 let values = snapshot.unwrap().sandbox;
                 let first = values.get(Field::ALL[4]);
@@ -126,28 +124,26 @@ fn a_reader_never_sees_half_of_an_update() {
         while !done.load(Ordering::Relaxed) {
             number += 1;
             writer.update(|values| {
-                Field::ALL[4..]
-                    .iter()
-                    .for_each(|field| values.set(*field, number));
+                Field::ALL[4..].iter().for_each(|field| values.set(*field, number));
             });
         }
     });
 }
 
-/// A file that is held as a supervisor would, with these contents.
+/// Returns a file with these contents, locked as by a supervisor.
 fn hostile(contents: &[u8]) -> (tempfile::TempDir, PathBuf, crate::state::lock::Lock) {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("samples");
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("samples");
     let lock = crate::state::lock::Lock::exclusive(&path).unwrap();
     std::fs::write(&path, contents).unwrap();
-    (folder, path, lock)
+    (directory, path, lock)
 }
 
 #[test]
 fn a_hostile_file_is_an_error_that_names_it() {
     let whole = {
-        let (_folder, path) = folder();
-        let _writer = Writer::create(&path, |_| {}).unwrap();
+        let (_directory, path) = directory();
+        let _writer = SampleWriter::create(&path, |_| {}).unwrap();
         std::fs::read(&path).unwrap()
     };
     let mut other_version = whole.clone();
@@ -163,41 +159,34 @@ fn a_hostile_file_is_an_error_that_names_it() {
         &other_version,
         &torn,
     ] {
-        let (_folder, path, _lock) = hostile(contents);
+        let (_directory, path, _lock) = hostile(contents);
         let error = format!("{:#}", read(&path).unwrap_err());
         assert!(error.contains("samples'"), "{error}");
     }
-    let (_folder, path, _lock) = hostile(&whole);
+    let (_directory, path, _lock) = hostile(&whole);
     assert!(read(&path).unwrap().is_some());
 }
 
 #[test]
 fn what_is_no_file_is_not_waited_for() {
-    let folder = tempfile::tempdir().unwrap();
-    let fifo = folder.path().join("fifo");
-    rustix::fs::mknodat(
-        rustix::fs::CWD,
-        &fifo,
-        rustix::fs::FileType::Fifo,
-        0o600.into(),
-        0,
-    )
-    .unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let fifo = directory.path().join("fifo");
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, 0o600.into(), 0)
+        .unwrap();
     assert!(read(&fifo).is_err());
-    let link = folder.path().join("link");
+    let link = directory.path().join("link");
     std::os::unix::fs::symlink("/etc/passwd", &link).unwrap();
     assert!(read(&link).is_err());
-    assert!(read(folder.path()).is_err());
+    assert!(read(directory.path()).is_err());
 }
 
 #[test]
 fn bits_of_a_later_release_do_no_harm() {
-    let (_folder, path) = folder();
-    let _writer = Writer::create(&path, |values| values.set(Field::Cpus, 3)).unwrap();
+    let (_directory, path) = directory();
+    let _writer = SampleWriter::create(&path, |values| values.set(Field::Cpus, 3)).unwrap();
     let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
-    file.write_all_at(&[0xff; 8], (PRESENT_AT * 8) as u64)
-        .unwrap();
+    file.write_all_at(&[0xff; 8], (PRESENT_AT * 8) as u64).unwrap();
     let values = read(&path).unwrap();
-    // Every value is said to be there: also a boot that is not this one, if there is nothing else.
+    // Every value is marked as known, so at least the boot ID must differ.
     assert!(values.is_none_or(|snapshot| snapshot.sandbox.get(Field::Cpus) == Some(3)));
 }

@@ -1,19 +1,20 @@
-//! What a page holds: values by name, each there or missing.
+//! Values of a page: each has a name, and is known or missing.
 
 use std::fmt;
 use std::marker::PhantomData;
 
 use super::VALUES_MAX;
 
-/// The name of a value: its place in a page.
-pub trait Slot: Copy + fmt::Debug + 'static {
-    /// Every name, in the order of the places.
+/// The name of a value, which defines its place in a page.
+pub trait FieldSlot: Copy + fmt::Debug + 'static {
+    /// All names, in the order of their places.
     const ALL: &'static [Self];
-    /// The place, below [`VALUES_MAX`].
+    /// Returns the place, below [`VALUES_MAX`].
     fn place(self) -> usize;
 }
 
-/// Declares the names of a page's values. Places are part of the format: new ones go to the end.
+/// Declares the names of a page's values. Places are part of the format: append new ones at the
+/// end.
 macro_rules! slots {
     ($(#[$about:meta])* $name:ident { $($(#[$doc:meta])* $slot:ident,)* }) => {
         $(#[$about])*
@@ -21,7 +22,7 @@ macro_rules! slots {
         #[repr(u8)]
         pub enum $name { $($(#[$doc])* $slot,)* }
 
-        impl Slot for $name {
+        impl FieldSlot for $name {
             const ALL: &'static [$name] = &[$($name::$slot,)*];
 
             fn place(self) -> usize {
@@ -34,49 +35,52 @@ macro_rules! slots {
 }
 
 slots! {
-    /// The values of the supervisor's page. A counter begins at zero with the machine's start and never goes back.
+    /// Values of the supervisor's page. A counter starts at zero with the virtual machine and never
+    /// decreases.
     Field {
-        /// When the machine was started: nanoseconds since 1970.
+        /// Start of the virtual machine, in nanoseconds since 1970.
         StartedUnixNs,
-        /// The same, in nanoseconds since the host's boot.
+        /// Start of the virtual machine, in nanoseconds since the host's boot.
         StartedBootNs,
-        /// The host's boot: upper half of the kernel's boot id.
+        /// The host's boot ID, upper half.
         BootIdHigh,
-        /// Lower half.
+        /// The host's boot ID, lower half.
         BootIdLow,
-        /// The sandbox: microseconds since 1970 of its creation, which no other sandbox of the name has.
+        /// Identity of the sandbox: its creation time in microseconds since 1970, which no other
+        /// sandbox of the name has.
         SandboxId,
-        /// Process of the supervisor.
+        /// Process ID of the supervisor.
         SupervisorPid,
-        /// Process of the virtual machine.
+        /// Process ID of the virtual machine.
         VmmPid,
         /// Virtual processors.
         Cpus,
-        /// Memory that the guest was given, in bytes.
+        /// Memory of the guest, in bytes.
         MemoryLimitBytes,
-        /// Time between two samples now, in milliseconds.
+        /// Current interval of samples, in milliseconds.
         IntervalMs,
-        /// When the host's side was looked at: nanoseconds since the host's boot.
+        /// Time of the host's sample, in nanoseconds since the host's boot.
         HostAtNs,
-        /// Counter: CPU time of the threads that are virtual processors, in nanoseconds.
+        /// Counter: CPU time of the vCPU threads, in nanoseconds.
         VcpuNs,
-        /// CPU time of those threads over the last interval, in millionths of one processor.
+        /// CPU use of the vCPU threads over the last interval, in millionths of one processor.
         VcpuPpm,
-        /// Counter: CPU time of the supervisor and all below it, in nanoseconds.
+        /// Counter: CPU time of the supervisor and its descendants, in nanoseconds.
         HostCpuNs,
-        /// Resident memory of the machine's process and its helpers, in bytes.
+        /// Resident memory of the VMM process and its helpers, in bytes.
         ResidentBytes,
-        /// Counter: voluntary switches of all their threads.
+        /// Counter: voluntary context switches of all their threads.
         Wakeups,
-        /// What the writable disk takes on the host, in bytes.
+        /// Allocated size of the upper on the host, in bytes.
         UpperAllocatedBytes,
-        /// When the guest's side arrived: nanoseconds since the host's boot.
+        /// Arrival of the guest's sample, in nanoseconds since the host's boot.
         GuestAtNs,
-        /// Counter: CPU time as the guest counts it, in nanoseconds; neither idle, nor waiting, nor stolen.
+        /// Counter: CPU time as the guest counts it, in nanoseconds; without idle time, I/O wait
+        /// and steal time.
         GuestCpuNs,
         /// Memory that the guest's kernel manages, in bytes.
         MemoryTotalBytes,
-        /// Memory that the guest could still give to programs, in bytes.
+        /// Memory that is available to programs in the guest, in bytes.
         MemoryAvailableBytes,
         /// Counter: time in which some task waited for a processor, in microseconds.
         CpuSomeUs,
@@ -90,29 +94,29 @@ slots! {
         IoFullUs,
         /// Counter: bytes that the guest read from its disks.
         DiskReadBytes,
-        /// Counter: bytes that it wrote to them.
+        /// Counter: bytes that the guest wrote to its disks.
         DiskWrittenBytes,
         /// Counter: bytes that the guest's network interface received.
         GuestRxBytes,
-        /// Counter: bytes that it sent.
+        /// Counter: bytes that the guest's network interface sent.
         GuestTxBytes,
-        /// Counter: packets that it received.
+        /// Counter: packets that the guest's network interface received.
         GuestRxPackets,
-        /// Counter: packets that it sent.
+        /// Counter: packets that the guest's network interface sent.
         GuestTxPackets,
-        /// Processes in the guest, its kernel's own not counted.
+        /// Processes in the guest, without kernel threads.
         Processes,
-        /// Counter: processes that the guest's kernel killed for lack of memory.
+        /// Counter: processes killed by the guest's kernel because it was out of memory.
         OomKills,
-        /// Size of the file system on the writable disk, in bytes.
+        /// Size of the file system on the upper, in bytes.
         UpperSizeBytes,
-        /// What is used of it, in bytes.
+        /// Used space of the file system on the upper, in bytes.
         UpperUsedBytes,
     }
 }
 
 slots! {
-    /// The values of msb-net's page: what went through it. All are counters but what is open, and the time.
+    /// Values of msb-net's page. All are counters, except the open connections and the time.
     NetField {
         /// Bytes of frames to the guest.
         RxBytes,
@@ -122,49 +126,45 @@ slots! {
         RxPackets,
         /// Frames from the guest.
         TxPackets,
-        /// Connections and flows that were opened, by either side.
+        /// Connections and flows that either side opened.
         Connections,
-        /// Connections and flows that the policy refused.
+        /// Connections and flows that the policy denied.
         Denied,
         /// Connections and flows that are open now.
         Open,
         /// Connections through published ports that are open now.
         PublishedOpen,
-        /// When a published port was used last, by a connection that came or went or by a datagram: nanoseconds since the
-        /// host's boot, and 0 when it never was.
+        /// Last use of a published port, by the start or end of a connection or by a datagram:
+        /// nanoseconds since the host's boot, or 0 for never.
         PublishedAtNs,
     }
 }
 
 /// The values of a page.
 #[derive(Clone)]
-pub struct Values<S: Slot> {
+pub struct Values<S: FieldSlot> {
     pub(super) present: u64,
     pub(super) values: [u64; VALUES_MAX],
     names: PhantomData<S>,
 }
 
-impl<S: Slot> Values<S> {
-    /// Nothing is known.
+impl<S: FieldSlot> Values<S> {
+    /// Returns values that are all missing.
     pub fn new() -> Values<S> {
         Values::from_parts(0, [0; VALUES_MAX])
     }
 
     pub(super) fn from_parts(present: u64, values: [u64; VALUES_MAX]) -> Values<S> {
-        Values {
-            present,
-            values,
-            names: PhantomData,
-        }
+        Values { present, values, names: PhantomData }
     }
 
-    /// A value, if it is known.
+    /// Returns a value, if it is known.
     pub fn get(&self, slot: S) -> Option<u64> {
         let at = slot.place();
         (self.present & 1 << at != 0).then(|| self.values[at])
     }
 
-    /// Sets a value, or says that it is not known.
+    /// Sets a value, or marks it as missing.
     pub fn set(&mut self, slot: S, value: impl Into<Option<u64>>) {
         let at = slot.place();
         match value.into() {
@@ -176,7 +176,7 @@ impl<S: Slot> Values<S> {
         }
     }
 
-    /// Sets a counter, which never goes back: not when it is said to, and not when it is not known for a while.
+    /// Sets a counter, which never decreases and never becomes missing again.
     pub fn raise(&mut self, slot: S, value: impl Into<Option<u64>>) {
         if let Some(value) = value.into() {
             let before = self.get(slot).unwrap_or(0);
@@ -191,17 +191,15 @@ impl<S: Slot> Values<S> {
     }
 }
 
-impl<S: Slot> Default for Values<S> {
+impl<S: FieldSlot> Default for Values<S> {
     fn default() -> Values<S> {
         Values::new()
     }
 }
 
-impl<S: Slot> fmt::Debug for Values<S> {
+impl<S: FieldSlot> fmt::Debug for Values<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let known = S::ALL
-            .iter()
-            .filter_map(|slot| Some((slot, self.get(*slot)?)));
+        let known = S::ALL.iter().filter_map(|slot| Some((slot, self.get(*slot)?)));
         f.debug_map().entries(known).finish()
     }
 }

@@ -1,4 +1,4 @@
-//! The writers' side.
+//! The writers of sample files.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -9,13 +9,14 @@ use anyhow::Context;
 use rustix::fs::{MemfdFlags, memfd_create};
 
 use super::page::{Page, write_first};
-use super::{Field, NET, NetField, PAGE_BYTES, PAGES, SUPERVISOR, Slot, Values, clock};
+use super::{Field, FieldSlot, NET, NetField, PAGE_BYTES, PAGES, SUPERVISOR, Values, clock};
 use crate::state::lock::Lock;
 use crate::state::write;
 
-/// The sample file of a sandbox that lives, written by its supervisor. It is removed with this.
+/// The sample file of a live sandbox, written by its supervisor. It is removed when this is
+/// dropped.
 #[derive(Debug)]
-pub struct Writer {
+pub struct SampleWriter {
     file: File,
     sequence: u64,
     values: Values<Field>,
@@ -23,11 +24,14 @@ pub struct Writer {
     path: PathBuf,
 }
 
-impl Writer {
-    /// Makes the file, in the place of one that a killed supervisor has left. For the holder of the sandbox's lock. It
-    /// appears whole, with the values that are known now.
-    pub fn create(path: &Path, fill: impl FnOnce(&mut Values<Field>)) -> anyhow::Result<Writer> {
-        let cannot = || format!("cannot make the sample file '{}'", path.display());
+impl SampleWriter {
+    /// Creates the file, and replaces that of a killed supervisor. The caller must hold the
+    /// sandbox's lock. The file appears complete, with the values that are known now.
+    pub fn create(
+        path: &Path,
+        fill: impl FnOnce(&mut Values<Field>),
+    ) -> anyhow::Result<SampleWriter> {
+        let cannot = || format!("cannot create the sample file '{}'", path.display());
         write::create_dir(path.parent().unwrap_or(Path::new("/")))?;
         let new = new_name(path);
         match std::fs::remove_file(&new) {
@@ -38,8 +42,7 @@ impl Writer {
         }
         let lock = Lock::try_exclusive(&new)?.with_context(cannot)?;
         let file = reopen(&lock).with_context(cannot)?;
-        file.set_len((PAGES * PAGE_BYTES) as u64)
-            .with_context(cannot)?;
+        file.set_len((PAGES * PAGE_BYTES) as u64).with_context(cannot)?;
         let mut values = Values::new();
         if let Some([high, low]) = clock::boot_id() {
             values.set(Field::BootIdHigh, high);
@@ -49,41 +52,35 @@ impl Writer {
         let mut sequence = 0;
         write_first(&file, SUPERVISOR, &mut sequence, &values).with_context(cannot)?;
         std::fs::rename(&new, path).with_context(cannot)?;
-        Ok(Writer {
-            file,
-            sequence,
-            values,
-            lock,
-            path: path.to_owned(),
-        })
+        Ok(SampleWriter { file, sequence, values, lock, path: path.to_owned() })
     }
 
-    /// What was written last.
+    /// Returns the last written values.
     pub fn values(&self) -> &Values<Field> {
         &self.values
     }
 
-    /// Changes values, and lets them be seen. A file system that is full, which memory may be, does not show them.
+    /// Changes values and publishes them. If the file system is full, they are not published.
     pub fn update(&mut self, change: impl FnOnce(&mut Values<Field>)) {
         change(&mut self.values);
         let _ = write_first(&self.file, SUPERVISOR, &mut self.sequence, &self.values);
     }
 
-    /// A descriptor of the file for msb-net, which makes a [`NetWriter`] of it. It does not hold the lock: the sandbox is
-    /// not alive because msb-net is.
+    /// Returns a descriptor of the file for msb-net, which creates a [`NetWriter`] from it. It does
+    /// not hold the lock, so msb-net does not keep the file live.
     pub fn net_descriptor(&self) -> io::Result<OwnedFd> {
         Ok(reopen(&self.lock)?.into())
     }
 }
 
-impl Drop for Writer {
+impl Drop for SampleWriter {
     fn drop(&mut self) {
-        // What is left is a file that nobody holds, and looks dead.
+        // If it fails, a file without a lock remains, which counts as dead.
         let _ = std::fs::remove_file(&self.path);
     }
 }
 
-/// The name under which the file is made.
+/// Returns the temporary name of the file.
 fn new_name(path: &Path) -> PathBuf {
     let name = path.file_name().unwrap_or_default();
     let mut new = std::ffi::OsString::from(crate::state::layout::NEW_PREFIX);
@@ -91,21 +88,21 @@ fn new_name(path: &Path) -> PathBuf {
     path.with_file_name(new)
 }
 
-/// The locked file once more, as an open file of its own.
+/// Opens the locked file again, as an open file description of its own.
 fn reopen(lock: &Lock) -> io::Result<File> {
     use std::os::fd::AsFd;
     let path = format!("/proc/self/fd/{}", lock.as_fd().as_raw_fd());
     OpenOptions::new().read(true).write(true).open(path)
 }
 
-/// A file for msb-net to count in where the sandbox has no samples. It has no name, and nobody looks for it.
-pub fn nameless_net_file() -> io::Result<OwnedFd> {
+/// Creates an unlinked file for the counters of msb-net, for a sandbox without samples.
+pub fn anonymous_net_file() -> io::Result<OwnedFd> {
     let file = File::from(memfd_create("msb-net-counters", MemfdFlags::CLOEXEC)?);
     file.set_len((PAGES * PAGE_BYTES) as u64)?;
     Ok(file.into())
 }
 
-/// The counters of msb-net, in the page that is its own.
+/// The counters of msb-net, in its own page.
 #[derive(Debug)]
 pub struct NetWriter {
     page: Page,
@@ -113,10 +110,11 @@ pub struct NetWriter {
 }
 
 impl NetWriter {
-    /// Over the descriptor that [`Writer::net_descriptor`] gave; it is not needed afterwards. All counters begin at zero.
+    /// Maps the page over the descriptor from [`SampleWriter::net_descriptor`], which is closed.
+    /// All counters start at zero.
     pub fn from_fd(file: OwnedFd) -> io::Result<NetWriter> {
         let page = Page::map(&File::from(file), NET)?;
-        page.entitle(NET);
+        page.write_header(NET);
         let mut values = Values::new();
         for field in NetField::ALL {
             values.set(*field, 0);
@@ -125,12 +123,12 @@ impl NetWriter {
         Ok(NetWriter { page, values })
     }
 
-    /// The counters, to add to. Nobody sees them before [`NetWriter::publish`].
+    /// Returns the counters for updates. [`NetWriter::publish`] makes them visible.
     pub fn counters(&mut self) -> &mut Values<NetField> {
         &mut self.values
     }
 
-    /// Lets the counters be seen: a few stores, for each turn of a loop.
+    /// Publishes the counters: a few stores, on each iteration of an event loop.
     pub fn publish(&self) {
         self.page.publish(&self.values);
     }

@@ -1,4 +1,4 @@
-//! What a sandbox is to be.
+//! The builder of a sandbox.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -10,22 +10,23 @@ use crate::cli::args::SandboxName;
 use crate::cli::error::Code;
 use crate::state::Home;
 
-/// When an image comes from its registry.
+/// Pull policy: when an image is pulled from its registry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Pull {
-    /// Each time.
+pub enum PullPolicy {
+    /// At every creation.
     Always,
-    /// When it is not there.
+    /// Only a missing image.
     IfMissing,
-    /// Never: an image that is not there is an error.
+    /// Never: a missing image is an error.
     Never,
 }
 
-/// Puts a sandbox together. What was given is checked when it is created, before anything is touched.
+/// A builder of a sandbox. The values are checked at creation, before anything is changed.
 #[derive(Clone, Debug)]
 pub struct SandboxBuilder {
     name: String,
     image: Option<String>,
+    snapshot: Option<String>,
     cpus: Option<u8>,
     memory_mib: Option<u32>,
     options: Vec<OsString>,
@@ -39,6 +40,7 @@ impl SandboxBuilder {
         SandboxBuilder {
             name: name.into(),
             image: None,
+            snapshot: None,
             cpus: None,
             memory_mib: None,
             options: Vec::new(),
@@ -55,46 +57,53 @@ impl SandboxBuilder {
         self
     }
 
-    /// The image; or, by a path that begins with `/`, `./` or `../`, a folder or disk image of the host as the whole root
-    /// (man page msb-run(1)). There is no sandbox without.
+    /// Sets the image; or, with a path that starts with `/`, `./` or `../`, a directory or disk
+    /// image of the host as the whole root (man page msb-run(1)). Required without a snapshot.
     #[must_use]
     pub fn image(mut self, reference: impl Into<String>) -> Self {
         self.image = Some(reference.into());
         self
     }
 
-    /// When the image comes from its registry; if it is missing, when nothing is said.
+    /// Sets the snapshot to start from, by name, path or digest, instead of an image.
     #[must_use]
-    pub fn pull(self, when: Pull) -> Self {
+    pub fn from_snapshot(mut self, snapshot: impl Into<String>) -> Self {
+        self.snapshot = Some(snapshot.into());
+        self
+    }
+
+    /// Sets the pull policy; the default is [`PullPolicy::IfMissing`].
+    #[must_use]
+    pub fn pull(self, when: PullPolicy) -> Self {
         let word = match when {
-            Pull::Always => "always",
-            Pull::IfMissing => "if-missing",
-            Pull::Never => "never",
+            PullPolicy::Always => "always",
+            PullPolicy::IfMissing => "if-missing",
+            PullPolicy::Never => "never",
         };
         self.option("pull", word)
     }
 
-    /// Virtual processors; 1 when nothing is said, and never 0.
+    /// Sets the number of virtual processors; the default is 1, and 0 is invalid.
     #[must_use]
     pub fn cpus(mut self, cpus: u8) -> Self {
         self.cpus = Some(cpus);
         self
     }
 
-    /// Memory in MiB; 512 when nothing is said, and never 0.
+    /// Sets the memory in MiB; the default is 512, and 0 is invalid.
     #[must_use]
     pub fn memory_mib(mut self, mib: u32) -> Self {
         self.memory_mib = Some(mib);
         self
     }
 
-    /// A label.
+    /// Adds a label.
     #[must_use]
     pub fn label(self, key: &str, value: &str) -> Self {
         self.option("label", format!("{key}={value}"))
     }
 
-    /// A variable of every command.
+    /// Adds an environment variable of every command.
     #[must_use]
     pub fn env(self, name: &str, value: impl Into<OsString>) -> Self {
         let mut assignment = OsString::from(format!("{name}="));
@@ -102,76 +111,80 @@ impl SandboxBuilder {
         self.option("env", assignment)
     }
 
-    /// Directory of commands that name none.
+    /// Sets the working directory of commands that name none.
     #[must_use]
     pub fn workdir(self, directory: impl Into<OsString>) -> Self {
         self.option("workdir", directory)
     }
 
-    /// `USER[:GROUP]` of commands that name none.
+    /// Sets the user, `USER[:GROUP]`, of commands that name none.
     #[must_use]
     pub fn user(self, user: impl Into<OsString>) -> Self {
         self.option("user", user)
     }
 
-    /// Host name of the guest.
+    /// Sets the host name of the guest.
     #[must_use]
     pub fn hostname(self, name: &str) -> Self {
         self.option("hostname", name)
     }
 
-    /// The program that takes the place of the image's entrypoint.
+    /// Replaces the image's entrypoint.
     #[must_use]
     pub fn entrypoint(self, program: impl Into<OsString>) -> Self {
         self.option("entrypoint", program)
     }
 
-    /// The main command, in place of the image's: when it ends, so does the sandbox.
+    /// Replaces the image's main command. When it ends, the sandbox ends.
     #[must_use]
     pub fn command<W: Into<OsString>>(mut self, words: impl IntoIterator<Item = W>) -> Self {
         self.command = words.into_iter().map(Into::into).collect();
         self
     }
 
-    /// It is stopped when nobody has used it for so long.
+    /// Stops the sandbox after this time without use.
     #[must_use]
     pub fn idle_timeout(self, time: Duration) -> Self {
         self.option("idle-timeout", format!("{}ms", time.as_millis()))
     }
 
-    /// It is stopped when it has run for so long.
+    /// Stops the sandbox after this time.
     #[must_use]
     pub fn max_duration(self, time: Duration) -> Self {
         self.option("max-duration", format!("{}ms", time.as_millis()))
     }
 
-    /// A sandbox of that name goes first, with its disk; it has this time to stop, and is killed at once when it is zero.
+    /// Replaces a sandbox of that name and its disk. It has this time to stop; with zero it is
+    /// killed at once.
     #[must_use]
     pub fn replace(self, time: Duration) -> Self {
         self.option("replace-with-timeout", format!("{}ms", time.as_millis()))
     }
 
-    /// Whether it outlives this program. One that does not is stopped when its [`Sandbox`] is dropped, and when this
-    /// program ends, however it ends.
+    /// Sets whether the sandbox outlives this program. If not, it is stopped when its [`Sandbox`]
+    /// is dropped, and when this program ends in any way.
     #[must_use]
     pub fn detached(mut self, detached: bool) -> Self {
         self.detached = detached;
         self
     }
 
-    /// The state directory, in place of that of the environment.
+    /// Sets the state directory, instead of that of the environment.
     #[must_use]
     pub fn home(mut self, root: &Path) -> Self {
         self.home = Some(Home::at(root));
         self
     }
 
-    /// Makes the sandbox, starts it, and waits until its guest takes commands.
+    /// Creates and starts the sandbox, and waits until its guest accepts commands.
     pub fn create(self) -> Result<Sandbox, Error> {
         let invalid = |message: &str| Err(Error::new(Code::InvalidConfig, message));
         let name: SandboxName = self.name.parse()?;
-        let Some(image) = &self.image else {
-            return invalid("a sandbox needs an image");
+        let source = match (&self.image, &self.snapshot) {
+            (Some(image), None) => image.clone(),
+            (None, Some(snapshot)) => format!("--snapshot={snapshot}"),
+            (None, None) => return invalid("a sandbox needs an image or a snapshot"),
+            (Some(_), Some(_)) => return invalid("a sandbox has an image or a snapshot, not both"),
         };
         if self.cpus == Some(0) {
             return invalid("cpus cannot be 0");
@@ -183,7 +196,7 @@ impl SandboxBuilder {
         args.push(format!("--name={name}").into());
         args.extend(self.cpus.map(|cpus| format!("--cpus={cpus}").into()));
         args.extend(self.memory_mib.map(|mib| format!("--memory={mib}").into()));
-        args.push(image.into());
+        args.push(source.into());
         args.push("--".into());
         args.extend(self.command);
         let home = self.home.map_or_else(Home::from_env, Ok)?;

@@ -1,29 +1,39 @@
-//! Errors by name.
+//! Errors of the SDK.
 
 use std::fmt;
 
 use msb_wire::client::ClientError;
+use msb_wire::exec::FailureKind;
 
-use crate::cli::error::{Code, Reported, code, hint, message};
+use crate::cli::error::{Code, ErrorLine, code, exec_kind, hint, message};
 
-/// Why a call failed.
+/// An error of a call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Error {
-    /// What is wrong, by name.
+    /// Error code, for programs.
     pub code: Code,
-    /// What is wrong, for people.
+    /// Message, for people.
     pub message: String,
-    /// What can be done about it.
+    /// Hint, for people.
     pub hint: Option<String>,
+    /// Reason of [`Code::ExecFailed`].
+    pub exec_failure: Option<FailureKind>,
 }
 
 impl Error {
     pub(crate) fn new(code: Code, message: impl Into<String>) -> Error {
-        Error {
-            code,
-            message: message.into(),
-            hint: None,
-        }
+        Error { code, message: message.into(), hint: None, exec_failure: None }
+    }
+
+    /// Returns the error of a command that was not started.
+    pub(crate) fn of_exec(kind: FailureKind, message: impl Into<String>) -> Error {
+        let code = match kind {
+            FailureKind::UnsupportedOperation => Code::UnsupportedOperation,
+            FailureKind::Paused => Code::WrongState,
+            _ => Code::ExecFailed,
+        };
+        let exec_failure = (code == Code::ExecFailed).then_some(kind);
+        Error { exec_failure, ..Error::new(code, message) }
     }
 }
 
@@ -41,6 +51,7 @@ impl From<anyhow::Error> for Error {
             code: code(&error),
             message: message(&error),
             hint: hint(&error).map(str::to_owned),
+            exec_failure: exec_kind(&error),
         }
     }
 }
@@ -57,13 +68,10 @@ impl From<std::io::Error> for Error {
     }
 }
 
-impl From<Reported> for Error {
-    fn from(reported: Reported) -> Error {
-        Error {
-            code: reported.code,
-            message: reported.error,
-            hint: reported.hint,
-        }
+impl From<ErrorLine> for Error {
+    fn from(reported: ErrorLine) -> Error {
+        let ErrorLine { code, kind: exec_failure, error: message, hint, .. } = reported;
+        Error { code, message, hint, exec_failure }
     }
 }
 
@@ -71,7 +79,7 @@ impl From<ClientError> for Error {
     fn from(error: ClientError) -> Error {
         let code = match error {
             ClientError::Unsupported(_) | ClientError::Version(_) => Code::UnsupportedOperation,
-            // A supervisor that goes away takes its sandbox with it.
+            // Without its supervisor a sandbox does not run.
             ref gone if gone.is_gone() => Code::SandboxNotRunning,
             _ => Code::Failed,
         };

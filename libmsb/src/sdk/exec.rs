@@ -2,8 +2,8 @@
 
 use std::ffi::OsString;
 
-use msb_wire::client::{Call, Connection, Incoming};
-use msb_wire::exec::{ExecControl, ExecEvent, ExecRequest, FailureKind};
+use msb_wire::client::{ClientCall, ClientConnection, Incoming};
+use msb_wire::exec::{ExecControl, ExecEvent, ExecRequest};
 use msb_wire::frame::{STDERR, STDIN};
 use msb_wire::sandbox::Request;
 use msb_wire::text::Text;
@@ -12,58 +12,59 @@ use super::error::Error;
 use crate::capture::{CAPTURE_BYTES, CaptureBuffer};
 use crate::cli::error::Code;
 
-/// As whom, where and with what a command runs.
+/// Options of a command.
 #[derive(Clone, Debug, Default)]
 pub struct ExecOptions {
-    /// Variables, above those of the sandbox.
+    /// Environment variables, which override those of the sandbox.
     pub env: Vec<(OsString, OsString)>,
-    /// Directory, in place of the sandbox's.
+    /// Working directory, instead of the sandbox's.
     pub cwd: Option<OsString>,
-    /// `USER[:GROUP]`, in place of the sandbox's.
+    /// User, `USER[:GROUP]`, instead of the sandbox's.
     pub user: Option<OsString>,
-    /// What the command reads. With [`Exec`], more may follow.
+    /// Standard input. With [`ExecSession`], more may follow.
     pub stdin: Vec<u8>,
-    /// Bytes of each stream that [`Output`] keeps; by default 8 MiB. What is streamed has no limit.
+    /// Limit of captured bytes of each stream in [`ExecOutput`]; 8 MiB by default. Streamed output
+    /// has no limit.
     pub capture_max: Option<u64>,
 }
 
-/// A command that has ended.
+/// The result of a command that has ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Output {
-    /// Exit code, 128 + signal when a signal killed it.
+pub struct ExecOutput {
+    /// Exit code; 128 + signal if a signal killed it.
     pub code: i32,
-    /// What it wrote to its standard output.
+    /// Standard output.
     pub stdout: Vec<u8>,
-    /// What it wrote to its standard error.
+    /// Standard error.
     pub stderr: Vec<u8>,
-    /// Whether a stream was longer than what is kept of it.
+    /// True if a stream was longer than the limit.
     pub truncated: bool,
 }
 
-/// A piece of what a running command has to say.
+/// An event of a running command.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Streamed {
+pub enum StreamEvent {
     /// Bytes of its standard output.
     Stdout(Vec<u8>),
     /// Bytes of its standard error.
     Stderr(Vec<u8>),
-    /// It has ended, with this exit code. The last piece.
+    /// Last: the command has ended, with this exit code.
     Exited(i32),
 }
 
-/// A command that runs. Dropping this kills it.
+/// A running command. It is killed when this is dropped.
 #[derive(Debug)]
-pub struct Exec {
-    call: Call,
+pub struct ExecSession {
+    call: ClientCall,
     ended: bool,
 }
 
-impl Exec {
+impl ExecSession {
     pub(super) fn start(
-        connection: Connection,
+        connection: ClientConnection,
         argv: Vec<Text>,
         options: ExecOptions,
-    ) -> Result<Exec, Error> {
+    ) -> Result<ExecSession, Error> {
         let assignment = |(name, value): (OsString, OsString)| {
             let mut text = name;
             text.push("=");
@@ -78,28 +79,26 @@ impl Exec {
             stdin: true,
             ..ExecRequest::default()
         };
-        let exec = Exec {
-            call: connection.open(&Request::Exec(request))?,
-            ended: false,
-        };
+        let exec = ExecSession { call: connection.open(&Request::Exec(request))?, ended: false };
         if !options.stdin.is_empty() {
             exec.write(&options.stdin)?;
         }
         Ok(exec)
     }
 
-    /// Gives the command something to read; waits while it does not read. For another thread: [`Exec::writer`].
+    /// Writes to the command's standard input. Blocks while the command does not read. For another
+    /// thread: [`ExecSession::writer`].
     pub fn write(&self, bytes: &[u8]) -> Result<(), Error> {
         Ok(self.call.sender.data(STDIN, bytes)?)
     }
 
-    /// Tells the command that its input has ended.
+    /// Closes the command's standard input.
     pub fn close_stdin(&self) -> Result<(), Error> {
         Ok(self.call.sender.end(STDIN)?)
     }
 
-    /// The writing half, for another thread.
-    pub fn writer(&self) -> msb_wire::client::Sender {
+    /// Returns the writing half, for another thread.
+    pub fn writer(&self) -> msb_wire::client::CallSender {
         self.call.sender.clone()
     }
 
@@ -108,8 +107,8 @@ impl Exec {
         Ok(self.call.sender.control(&ExecControl::Signal { signal })?)
     }
 
-    /// What comes next; `None` behind the end.
-    pub fn receive(&mut self) -> Result<Option<Streamed>, Error> {
+    /// Returns the next event; `None` after the end.
+    pub fn receive(&mut self) -> Result<Option<StreamEvent>, Error> {
         while !self.ended {
             match self.call.reader.receive()? {
                 None => {
@@ -122,15 +121,15 @@ impl Exec {
                         continue;
                     }
                     return Ok(Some(if channel == STDERR {
-                        Streamed::Stderr(bytes)
+                        StreamEvent::Stderr(bytes)
                     } else {
-                        Streamed::Stdout(bytes)
+                        StreamEvent::Stdout(bytes)
                     }));
                 }
                 Some(Incoming::Event { message, last }) => {
                     self.ended = last;
                     if last {
-                        return end(&message).map(|code| Some(Streamed::Exited(code)));
+                        return end(&message).map(|code| Some(StreamEvent::Exited(code)));
                     }
                 }
             }
@@ -139,36 +138,31 @@ impl Exec {
     }
 }
 
-/// The exit code, unless the command was never started.
+/// Returns the exit code, unless the command was never started.
 fn end(message: &[u8]) -> Result<i32, Error> {
-    let event: ExecEvent = serde_json::from_slice(message)
-        .map_err(|error| Error::new(Code::Failed, format!("an event of the guest: {error}")))?;
+    let event: ExecEvent = serde_json::from_slice(message).map_err(|error| {
+        Error::new(Code::Failed, format!("invalid event from the guest: {error}"))
+    })?;
     if let ExecEvent::Failed { kind, message } = event {
-        let code = match kind {
-            FailureKind::UnsupportedOperation => Code::UnsupportedOperation,
-            FailureKind::NotFound => Code::NotFound,
-            FailureKind::Paused => Code::WrongState,
-            _ => Code::Failed,
-        };
-        return Err(Error::new(code, message));
+        return Err(Error::of_exec(kind, message));
     }
     Ok(event.exit_code().unwrap_or_default())
 }
 
-/// Runs a command to its end. Its input was given; the rest is collected.
-pub(super) fn run(mut exec: Exec, capture_max: Option<u64>) -> Result<Output, Error> {
-    // A command that has closed its input, or is gone, needs no end of it.
+/// Runs a command to its end, with its input already given, and captures its output.
+pub(super) fn run(mut exec: ExecSession, capture_max: Option<u64>) -> Result<ExecOutput, Error> {
+    // A command that has closed its input, or has ended, needs no end of input.
     let _ = exec.close_stdin();
     let buffer = || CaptureBuffer::new(capture_max.unwrap_or(CAPTURE_BYTES));
     let (mut stdout, mut stderr, mut exit_code) = (buffer(), buffer(), 0);
     while let Some(piece) = exec.receive()? {
         match piece {
-            Streamed::Stdout(bytes) => stdout.append(&bytes),
-            Streamed::Stderr(bytes) => stderr.append(&bytes),
-            Streamed::Exited(code) => exit_code = code,
+            StreamEvent::Stdout(bytes) => stdout.append(&bytes),
+            StreamEvent::Stderr(bytes) => stderr.append(&bytes),
+            StreamEvent::Exited(code) => exit_code = code,
         }
     }
-    Ok(Output {
+    Ok(ExecOutput {
         code: exit_code,
         truncated: stdout.is_truncated() || stderr.is_truncated(),
         stdout: stdout.into_bytes(),

@@ -8,68 +8,69 @@ use super::tool;
 use crate::cli::error::Code;
 use crate::state::Home;
 
-/// An image as the list has it. Fields that this release does not know are left out.
+/// An image, as in the list. Fields that this release does not know are ignored.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Image {
-    /// Its full reference.
+    /// Canonical reference.
     pub reference: String,
-    /// Digest of its manifest.
+    /// Digest of the manifest.
     pub digest: String,
-    /// What its layers take on the disk.
+    /// Size of the layers on disk, in bytes.
     pub size_bytes: u64,
-    /// Processor that its programs are for.
+    /// Processor architecture of its programs.
     pub architecture: String,
-    /// Operating system that its programs are for.
+    /// Operating system of its programs.
     pub os: String,
-    /// Number of its layers.
+    /// Number of layers.
     pub layer_count: u64,
 }
 
-/// An image, with its configuration and layers as `msb image inspect --format json` has them.
+/// An image with its configuration and layers, as `msb image inspect --format json` prints them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageDetail {
-    /// As in the list.
+    /// The fields of the list.
     #[serde(flatten)]
     pub image: Image,
-    /// Its configuration.
+    /// The configuration.
     #[serde(default)]
     pub config: serde_json::Value,
-    /// Its layers, the lowest first.
+    /// The layers, lowest first.
     #[serde(default)]
     pub layers: Vec<serde_json::Value>,
 }
 
-/// What a prune has removed.
+/// The result of a prune.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PruneReport {
-    /// References.
+    /// Removed references.
     pub image_refs_removed: u64,
-    /// Manifests.
+    /// Removed manifests.
     pub manifests_removed: u64,
-    /// Layers.
+    /// Removed layers.
     pub layers_removed: u64,
-    /// Bytes that the disk has got back.
+    /// Freed bytes on disk.
     #[serde(default)]
     pub bytes_reclaimed: Option<u64>,
 }
 
 impl Image {
-    /// The image of a reference.
+    /// Returns the image of a reference.
     pub fn get(reference: &str) -> Result<Image, Error> {
         Image::inspect(reference).map(|detail| detail.image)
     }
 
-    /// All that is known of an image.
+    /// Returns the details of an image.
     pub fn inspect(reference: &str) -> Result<ImageDetail, Error> {
         ask(&["inspect", "--format", "json", "--", reference])
     }
 
-    /// Every image.
+    /// Returns all images.
     pub fn list() -> Result<Vec<Image>, Error> {
         ask(&["list", "--format", "json"])
     }
 
-    /// Removes a reference, and what only it needs. An image that sandboxes use stays, unless it is forced.
+    /// Removes a reference, and the data that only it uses. An image that sandboxes use is kept,
+    /// unless `force` is set.
     pub fn remove(reference: &str, force: bool) -> Result<(), Error> {
         let mut args = vec!["remove"];
         args.extend(force.then_some("--force"));
@@ -77,7 +78,7 @@ impl Image {
         tool::run(&Home::from_env()?, "msb-image", args).map(drop)
     }
 
-    /// Removes what no sandbox uses.
+    /// Removes images that no sandbox uses.
     pub fn prune() -> Result<PruneReport, Error> {
         ask(&["prune", "--yes", "--format", "json"])
     }
@@ -86,5 +87,5 @@ impl Image {
 fn ask<T: DeserializeOwned>(args: &[&str]) -> Result<T, Error> {
     let answer = tool::run(&Home::from_env()?, "msb-image", args)?;
     serde_json::from_slice(&answer)
-        .map_err(|error| Error::new(Code::Failed, format!("msb-image's answer: {error}")))
+        .map_err(|error| Error::new(Code::Failed, format!("invalid output of msb-image: {error}")))
 }

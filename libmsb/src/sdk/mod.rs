@@ -1,8 +1,7 @@
-//! For programs that use sandboxes: the same small surface as the tools.
+//! The Rust SDK, for programs that use sandboxes.
 //!
-//! What changes something is done by the tools themselves, which are run as programs: there is one way to make a
-//! sandbox, whoever makes it. What is only looked at is read from the state directory, and commands are run over the
-//! sandbox's socket.
+//! Calls that change something run the tools as programs, so there is one implementation for both.
+//! Calls that only read use the state directory, and commands are run over the sandbox's socket.
 //!
 //! ```no_run
 //! use libmsb::sdk::Sandbox;
@@ -27,16 +26,19 @@ mod error;
 mod exec;
 mod image;
 mod sandbox;
+mod snapshot;
 mod tool;
 
-pub use builder::{Pull, SandboxBuilder};
+pub use builder::{PullPolicy, SandboxBuilder};
 pub use error::Error;
-pub use exec::{Exec, ExecOptions, Output, Streamed};
+pub use exec::{ExecOptions, ExecOutput, ExecSession, StreamEvent};
 pub use image::{Image, ImageDetail, PruneReport};
 pub use sandbox::{Sandbox, SandboxHandle};
+pub use snapshot::{Snapshot, SnapshotOptions};
 
 pub use crate::cli::error::Code;
 pub use crate::state::status::{Reason, State};
+pub use msb_wire::exec::FailureKind;
 
-/// What we call ourselves to a supervisor.
+/// Name of this program in the handshake.
 const PROGRAM: &str = concat!("libmsb ", env!("CARGO_PKG_VERSION"));

@@ -1,57 +1,58 @@
-//! Sandboxes, made, found and used.
+//! Sandboxes and handles to them.
 
 use std::ffi::OsString;
 use std::io::{PipeWriter, Write};
 use std::time::Duration;
 
-use msb_wire::client::Connection;
+use msb_wire::client::ClientConnection;
 use msb_wire::text::Text;
 
 use super::PROGRAM;
 use super::builder::SandboxBuilder;
 use super::error::Error;
-use super::exec::{Exec, ExecOptions, Output, run};
+use super::exec::{ExecOptions, ExecOutput, ExecSession, run};
 use super::tool;
 use crate::cli::args::SandboxName;
 use crate::cli::error::Code;
 use crate::selector::Selector;
 use crate::state::Home;
-use crate::state::sandboxes::Seen;
+use crate::state::sandboxes::SandboxSnapshot;
 use crate::state::spec::Spec;
 use crate::state::status::State;
 
-/// A sandbox by name, whoever made it; dropping this does nothing to it.
+/// A handle to a sandbox, by name. Dropping it does nothing to the sandbox.
 #[derive(Clone, Debug)]
 pub struct SandboxHandle {
     home: Home,
     name: SandboxName,
 }
 
-/// A sandbox that this program has made. Unless it is detached, it is stopped when this is dropped.
+/// A sandbox that this program has created. Unless it is detached, it is stopped when this is
+/// dropped.
 #[derive(Debug)]
 pub struct Sandbox {
     handle: SandboxHandle,
-    /// When this is closed, by whatever end of this program, the sandbox is stopped.
-    bond: Option<PipeWriter>,
+    /// The keepalive pipe: when it is closed, by any end of this program, the sandbox is stopped.
+    keepalive: Option<PipeWriter>,
 }
 
 impl Sandbox {
-    /// Begins a sandbox of that name.
+    /// Returns a builder of a sandbox with that name.
     pub fn builder(name: impl Into<String>) -> SandboxBuilder {
         SandboxBuilder::new(name)
     }
 
-    /// The sandbox of a name, in the state directory of the environment.
+    /// Returns the sandbox of a name, in the state directory of the environment.
     pub fn get(name: &str) -> Result<SandboxHandle, Error> {
         SandboxHandle::find(Home::from_env()?, name)
     }
 
-    /// Every sandbox that can be read, sorted by name.
+    /// Returns all readable sandboxes, sorted by name.
     pub fn list() -> Result<Vec<SandboxHandle>, Error> {
         Sandbox::list_with(&[])
     }
 
-    /// Every sandbox that can be read and has these labels, as `key=value` or `key`.
+    /// Returns all readable sandboxes with these labels, given as `key=value` or `key`.
     pub fn list_with(labels: &[&str]) -> Result<Vec<SandboxHandle>, Error> {
         SandboxHandle::list(Home::from_env()?, labels)
     }
@@ -65,7 +66,7 @@ impl Sandbox {
         let handle = SandboxHandle { home, name };
         if detached {
             tool::run(&handle.home, "msb-create", args)?;
-            return Ok(Sandbox { handle, bond: None });
+            return Ok(Sandbox { handle, keepalive: None });
         }
         let (reader, writer) = std::io::pipe()?;
         let mut command = tool::command(&handle.home, "msb-create", ["--bond-fd=0"])?;
@@ -73,16 +74,13 @@ impl Sandbox {
         if !output.status.success() {
             return Err(tool::failure("msb-create", &output.stderr));
         }
-        Ok(Sandbox {
-            handle,
-            bond: Some(writer),
-        })
+        Ok(Sandbox { handle, keepalive: Some(writer) })
     }
 
-    /// Lets it outlive this program.
+    /// Detaches the sandbox, so it outlives this program.
     pub fn detach(mut self) -> Result<SandboxHandle, Error> {
-        if let Some(mut bond) = self.bond.take() {
-            bond.write_all(b"d")?;
+        if let Some(mut keepalive) = self.keepalive.take() {
+            keepalive.write_all(b"d")?;
         }
         Ok(self.handle)
     }
@@ -97,86 +95,79 @@ impl std::ops::Deref for Sandbox {
 }
 
 impl SandboxHandle {
-    /// The sandbox of a name, which must be there.
+    /// Returns the sandbox of a name, which must exist.
     pub fn find(home: Home, name: &str) -> Result<SandboxHandle, Error> {
         let name: SandboxName = name.parse()?;
         home.sandboxes().find(&name)?;
         Ok(SandboxHandle { home, name })
     }
 
-    /// Every sandbox of a state directory that can be read and has these labels.
+    /// Returns all readable sandboxes of a state directory with these labels.
     pub fn list(home: Home, labels: &[&str]) -> Result<Vec<SandboxHandle>, Error> {
-        let selectors: Vec<Selector> = labels
-            .iter()
-            .map(|label| label.parse())
-            .collect::<Result<_, _>>()?;
+        let selectors: Vec<Selector> =
+            labels.iter().map(|label| label.parse()).collect::<Result<_, _>>()?;
         let entries = home.sandboxes().list()?;
         let chosen = entries.iter().filter(|entry| {
             let seen = entry.seen.as_ref();
             seen.is_ok_and(|seen| Selector::all_match(&selectors, &seen.spec.labels))
         });
         chosen
-            .map(|entry| {
-                Ok(SandboxHandle {
-                    home: home.clone(),
-                    name: entry.name.parse()?,
-                })
-            })
+            .map(|entry| Ok(SandboxHandle { home: home.clone(), name: entry.name.parse()? }))
             .collect()
     }
 
-    /// Its name.
+    /// Returns the name.
     pub fn name(&self) -> &str {
         self.name.as_str()
     }
 
-    /// What it is now.
+    /// Returns the current state.
     pub fn state(&self) -> Result<State, Error> {
-        Ok(self.look()?.state)
+        Ok(self.snapshot()?.state)
     }
 
-    /// What it should be.
+    /// Returns the specification.
     pub fn spec(&self) -> Result<Spec, Error> {
-        Ok(self.look()?.spec)
+        Ok(self.snapshot()?.spec)
     }
 
-    /// All that can be said of it at one moment.
-    pub fn look(&self) -> Result<Seen, Error> {
-        Ok(self.home.sandboxes().find(&self.name)?.look()?)
+    /// Returns specification, status and state, read at one moment.
+    pub fn snapshot(&self) -> Result<SandboxSnapshot, Error> {
+        Ok(self.home.sandboxes().find(&self.name)?.snapshot()?)
     }
 
-    /// Starts it, if it does not run, and waits until its guest takes commands.
+    /// Starts the sandbox, if it does not run, and waits until its guest accepts commands.
     pub fn start(&self) -> Result<(), Error> {
         self.verb("msb-start", &["--quiet"])
     }
 
-    /// Pauses it: stops the processors of its guest.
+    /// Pauses the processors of the guest.
     pub fn pause(&self) -> Result<(), Error> {
         self.verb("msb-pause", &[])
     }
 
-    /// Resumes it after a pause.
+    /// Resumes the guest after a pause.
     pub fn resume(&self) -> Result<(), Error> {
         self.verb("msb-resume", &[])
     }
 
-    /// Stops it in order, and kills it when that takes more than ten seconds.
+    /// Stops the sandbox in order, and kills it after ten seconds.
     pub fn stop(&self) -> Result<(), Error> {
         self.stop_with_timeout(Duration::from_secs(10))
     }
 
-    /// Stops it in order, and kills it when that takes more than this time.
+    /// Stops the sandbox in order, and kills it after this time.
     pub fn stop_with_timeout(&self, time: Duration) -> Result<(), Error> {
         let time = format!("--timeout={}ms", time.as_millis());
         self.verb("msb-stop", &["--quiet", &time])
     }
 
-    /// Kills it.
+    /// Kills the sandbox.
     pub fn kill(&self) -> Result<(), Error> {
         self.verb("msb-stop", &["--quiet", "--force"])
     }
 
-    /// Removes it, with its disk. It must not run.
+    /// Removes the sandbox, with its disk. It must not run.
     pub fn remove(&self) -> Result<(), Error> {
         self.verb("msb-rm", &[])
     }
@@ -187,11 +178,11 @@ impl SandboxHandle {
         tool::run(&self.home, tool, args).map(drop)
     }
 
-    /// Runs a command to its end, its input empty.
+    /// Runs a command to its end, with empty input.
     pub fn exec<W: Into<OsString>>(
         &self,
         command: impl IntoIterator<Item = W>,
-    ) -> Result<Output, Error> {
+    ) -> Result<ExecOutput, Error> {
         self.exec_with(command, ExecOptions::default())
     }
 
@@ -200,21 +191,18 @@ impl SandboxHandle {
         &self,
         command: impl IntoIterator<Item = W>,
         options: ExecOptions,
-    ) -> Result<Output, Error> {
+    ) -> Result<ExecOutput, Error> {
         let capture_max = options.capture_max;
         run(self.exec_stream(command, options)?, capture_max)
     }
 
-    /// Starts a command whose output is read as it comes.
+    /// Starts a command and streams its output.
     pub fn exec_stream<W: Into<OsString>>(
         &self,
         command: impl IntoIterator<Item = W>,
         options: ExecOptions,
-    ) -> Result<Exec, Error> {
-        let argv: Vec<Text> = command
-            .into_iter()
-            .map(|word| Text::from(word.into()))
-            .collect();
+    ) -> Result<ExecSession, Error> {
+        let argv: Vec<Text> = command.into_iter().map(|word| Text::from(word.into())).collect();
         if argv.is_empty() {
             return Err(Error::new(Code::InvalidConfig, "a command needs a program"));
         }
@@ -224,6 +212,6 @@ impl SandboxHandle {
             return Err(Error::new(Code::SandboxNotRunning, message));
         }
         let socket = self.home.agent_socket(&self.name);
-        Exec::start(Connection::connect(&socket, PROGRAM)?, argv, options)
+        ExecSession::start(ClientConnection::connect(&socket, PROGRAM)?, argv, options)
     }
 }

@@ -1,15 +1,15 @@
-//! Running a tool.
+//! Execution of tools.
 
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use super::error::Error;
-use crate::cli::error::{Code, FORMAT_VARIABLE, Reported};
+use crate::cli::error::{Code, ErrorLine, FORMAT_VARIABLE};
 use crate::state::Home;
 use crate::tools;
 
-/// A tool with its arguments, for a state directory.
+/// Returns a tool's command with arguments, for a state directory.
 pub(super) fn command<A: AsRef<OsStr>>(
     home: &Home,
     tool: &str,
@@ -17,15 +17,13 @@ pub(super) fn command<A: AsRef<OsStr>>(
 ) -> Result<Command, Error> {
     let mut command =
         tools::command(tool).map_err(|error| Error::new(Code::Failed, error.to_string()))?;
-    command
-        .args(args)
-        .env(FORMAT_VARIABLE, "json")
-        .stdin(Stdio::null());
+    command.args(args).env(FORMAT_VARIABLE, "json").stdin(Stdio::null());
     set_home(&mut command, home.root());
     Ok(command)
 }
 
-/// Where the state directory is that of the environment, the sockets stay where the environment has them.
+/// Sets the state directory. If it is that of the environment, the sockets stay where the
+/// environment has them.
 fn set_home(command: &mut Command, root: &Path) {
     let same = Home::from_env().is_ok_and(|home| home.root() == root);
     if !same {
@@ -33,7 +31,7 @@ fn set_home(command: &mut Command, root: &Path) {
     }
 }
 
-/// Runs a tool to its end and gives what it printed.
+/// Runs a tool to its end and returns its output.
 pub(super) fn run<A: AsRef<OsStr>>(
     home: &Home,
     tool: &str,
@@ -46,12 +44,12 @@ pub(super) fn run<A: AsRef<OsStr>>(
     Err(failure(tool, &output.stderr))
 }
 
-/// The error that a tool reported: the last line that is one.
+/// Returns the error that a tool reported: its last error line.
 pub(super) fn failure(tool: &str, stderr: &[u8]) -> Error {
     let reported = stderr
         .split(|byte| *byte == b'\n')
         .rev()
-        .find_map(|line| serde_json::from_slice::<Reported>(line).ok());
+        .find_map(|line| serde_json::from_slice::<ErrorLine>(line).ok());
     reported.map_or_else(
         || {
             let text = String::from_utf8_lossy(stderr);
@@ -61,7 +59,7 @@ pub(super) fn failure(tool: &str, stderr: &[u8]) -> Error {
     )
 }
 
-/// Arguments as they are put together.
+/// Returns words as arguments.
 pub(super) fn words(words: &[&str]) -> Vec<OsString> {
     words.iter().map(OsString::from).collect()
 }
@@ -76,10 +74,7 @@ mod tests {
         let error = failure("msb-rm", stderr);
         assert_eq!(error.code, Code::SandboxNotFound);
         assert_eq!(error.hint.as_deref(), Some("h"));
-        assert_eq!(
-            failure("msb-rm", b"killed").message,
-            "msb-rm failed: killed"
-        );
+        assert_eq!(failure("msb-rm", b"killed").message, "msb-rm failed: killed");
     }
 
     #[test]

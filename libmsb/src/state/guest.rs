@@ -1,104 +1,188 @@
-//! What a guest is made of and may do: the field `guest` of `spec.json`. man page msb-spec(5).
+//! Settings of a guest: the field `guest` of `spec.json`. man page msb-spec(5).
 
 use std::path::PathBuf;
 
+use msb_wire::exec::Rlimit;
 use msb_wire::guest::{InitRequest, Security};
-use msb_wire::text::Text;
-use serde::{Deserialize, Serialize};
+use msb_wire::text::{Text, from_hex, to_hex};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// What a guest is made of and may do. Missing in files of older versions, and then all of it is the default.
+use crate::signal_number::SignalNumber;
+
+/// Settings of a guest. Missing in files of older versions; then all have their defaults.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuestSpec {
-    /// What its commands may do.
+    /// Privileges of commands.
     #[serde(default, skip_serializing_if = "Security::is_default")]
     pub security: Security,
-    /// Where what it writes goes.
+    /// The upper: storage of changes to the root.
     #[serde(default, skip_serializing_if = "RootDisk::is_managed")]
     pub root_disk: RootDisk,
-    /// The image's own init, which becomes its first process.
+    /// The image's own init, which becomes the guest's first process.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub init: Option<InitRequest>,
-    /// What runs when no command is named.
+    /// The program for shells, used if no command is given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shell: Option<Text>,
-    /// Changes of its files before anything of the image runs for the first time, in this order.
+    /// Resource limits of all commands.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub changes: Vec<Change>,
+    pub rlimits: Vec<Rlimit>,
+    /// Signal that asks the main command to end. `None`: SIGTERM, to all processes of the guest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop_signal: Option<SignalNumber>,
+    /// Directories that exist in the guest before its first command: the image's volumes. Absolute
+    /// paths.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub directories: Vec<Text>,
+    /// Changes of files before the first start of the image's programs, in this order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub changes: Vec<GuestChange>,
 }
 
 impl GuestSpec {
-    /// Whether it has scripts, which are found before other programs.
+    /// Returns whether there are scripts. They take precedence over other programs.
     pub fn has_scripts(&self) -> bool {
-        self.changes
-            .iter()
-            .any(|change| matches!(change, Change::Script { .. }))
+        self.changes.iter().any(|change| matches!(change, GuestChange::Script { .. }))
     }
 }
 
-/// Where what a guest writes to its root goes.
+/// The upper: storage of a guest's changes to its root.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum RootDisk {
-    /// To a disk of the sandbox, which is made and removed with it.
+    /// A disk of the sandbox, created and removed with it.
     #[default]
     Managed,
-    /// To the guest's memory: it is gone when the guest ends.
+    /// The guest's memory: changes are lost when the guest ends.
     Tmpfs {
-        /// How much may be written, in MiB.
+        /// Limit of changes, in MiB.
         size_mib: u64,
     },
-    /// To a disk of the user with an ext4 file system, which stays when the sandbox is removed.
+    /// A disk of the user with an ext4 file system. It is kept when the sandbox is removed.
     Disk {
-        /// The file, absolute.
+        /// Absolute path of the file.
         path: PathBuf,
-        /// Its format, which is declared and never probed: a guest could write another's header.
+        /// Format, declared and never probed: a guest could write the header of another format.
         format: DiskFormat,
     },
 }
 
 impl RootDisk {
-    /// For serde: whether it need not be said.
+    /// Returns whether it is the default, which serde skips.
     pub fn is_managed(&self) -> bool {
         *self == RootDisk::Managed
     }
 }
 
-/// Formats of a user's disks.
+/// Format of a user's disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DiskFormat {
-    /// The bytes of the disk.
+    /// Raw: the bytes of the disk.
     Raw,
-    /// QEMU's own format, without a backing file.
+    /// QEMU's qcow2, without a backing file.
     Qcow2,
+}
+
+/// The content of a file: any bytes. In JSON it is a string if it is UTF-8, else `{"hex": "…"}`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileBody(pub Vec<u8>);
+
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum BodyForm {
+    Utf8(String),
+    Raw { hex: String },
+}
+
+impl Serialize for FileBody {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match String::from_utf8(self.0.clone()) {
+            Ok(text) => BodyForm::Utf8(text),
+            Err(_) => BodyForm::Raw { hex: to_hex(&self.0) },
+        }
+        .serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for FileBody {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<FileBody, D::Error> {
+        match BodyForm::deserialize(deserializer)? {
+            BodyForm::Utf8(text) => Some(text.into_bytes()),
+            BodyForm::Raw { hex } => from_hex(&hex),
+        }
+        .map(FileBody)
+        .ok_or_else(|| D::Error::custom("not a string of hexadecimal digits"))
+    }
 }
 
 /// A change of the guest's files.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
-pub enum Change {
-    /// A file that is executed by its name.
+pub enum GuestChange {
+    /// Creates a script, which is executed by its name.
     Script {
-        /// Its name.
+        /// Name of the script.
         name: String,
-        /// Its content.
+        /// Content of the script.
         body: Text,
     },
-    /// A file or folder of the host is copied; it is read when the change is made.
+    /// Copies a file or directory of the host. It is read when the change is applied.
     Copy {
-        /// On the host, absolute.
+        /// Absolute path on the host.
         from: Text,
-        /// What it becomes in the guest, absolute.
+        /// Absolute path in the guest.
         to: Text,
+        /// Permission bits, instead of those of the source.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        mode: Option<u32>,
+        /// True if the path in the guest must not exist.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        exclusive: bool,
     },
-    /// A folder is made, with those above it.
-    MakeFolder {
-        /// In the guest, absolute.
+    /// Writes a file.
+    Write {
+        /// Absolute path in the guest.
         path: Text,
+        /// Content of the file.
+        body: FileBody,
+        /// Permission bits; 0644 by default.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        mode: Option<u32>,
+        /// True if the path must not exist.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        exclusive: bool,
     },
-    /// What is there is removed.
+    /// Appends to a file, which must exist.
+    Append {
+        /// Absolute path in the guest.
+        path: Text,
+        /// The bytes to append.
+        body: FileBody,
+    },
+    /// Creates a symbolic link.
+    Link {
+        /// Absolute path of the link in the guest.
+        path: Text,
+        /// Target of the link.
+        target: Text,
+        /// True if the path must not exist. Otherwise it is removed first.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        exclusive: bool,
+    },
+    /// Creates a directory, with its parents.
+    #[serde(rename = "make_folder")]
+    MakeDirectory {
+        /// Absolute path in the guest.
+        path: Text,
+        /// Permission bits of the directory; 0755 by default.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        mode: Option<u32>,
+    },
+    /// Removes a file or directory.
     Remove {
-        /// In the guest, absolute.
+        /// Absolute path in the guest.
         path: Text,
     },
 }
@@ -112,5 +196,15 @@ mod tests {
         assert_eq!(serde_json::to_string(&GuestSpec::default()).unwrap(), "{}");
         let read: GuestSpec = serde_json::from_str("{}").unwrap();
         assert_eq!(read, GuestSpec::default());
+    }
+
+    #[test]
+    fn the_content_of_a_file_may_hold_any_bytes() {
+        for bytes in [&b""[..], b"text\n", b"\0", b"\0\x01\xff"] {
+            let body = FileBody(bytes.to_vec());
+            let json = serde_json::to_string(&body).unwrap();
+            assert_eq!(serde_json::from_str::<FileBody>(&json).unwrap(), body, "{json}");
+        }
+        assert!(serde_json::from_str::<FileBody>(r#"{"hex":"f"}"#).is_err());
     }
 }

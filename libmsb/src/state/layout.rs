@@ -1,112 +1,131 @@
-//! The name of every file and folder of the state directory. man page msb-state(5) lists them all.
+//! Names of all files and directories of the state directory. man page msb-state(5) lists them.
 
-/// The state directory in the user's home, when `MSB_HOME` is not set.
+/// The state directory in the user's home, if `MSB_HOME` is not set.
 pub const HOME: &str = ".msb";
-/// Holds the version of the layout; a program that knows another one touches nothing.
+/// Version of the layout. A program of another version changes nothing.
 pub const VERSION: &str = "version";
-/// The version of the layout.
+/// Current version of the layout.
 pub const VERSION_NUMBER: &str = "1";
 
-/// What happened to sandboxes, as JSON lines.
+/// Event log of all sandboxes, as JSON lines.
 pub const EVENTS: &str = "events.log";
-/// What users set: registries. Written by them only.
+/// Configuration: registries. Written only by users.
 pub const CONFIG: &str = "config.json";
 
-/// Folder of all that belongs to images.
+/// Directory of the image store.
 pub const IMAGES: &str = "images";
-/// One file a reference: which manifest it names.
+/// Records of references, one file each, with the digest of the manifest.
 pub const REFS: &str = "refs";
 /// Manifests as raw JSON, named by the hexadecimal digits of their SHA-256.
 pub const MANIFESTS: &str = "manifests";
-/// Configurations as raw JSON, named likewise.
+/// Configurations as raw JSON, named by the hexadecimal digits of their SHA-256.
 pub const CONFIGS: &str = "configs";
 /// Converted layers, two files each, named by the digits of their diff_id.
 pub const LAYERS: &str = "layers";
 /// Suffix of a layer's file contents.
 pub const LAYER_DATA: &str = ".data";
-/// Suffix of everything else of a layer's tar.
+/// Suffix of a layer's index: all of its tar but the file contents.
 pub const LAYER_INDEX: &str = ".index";
-/// Layers as they came, compressed, named by the digits of their SHA-256: only if that was asked for.
+/// Compressed layers as downloaded, named by the digits of their SHA-256. Kept on request only.
 pub const BLOBS: &str = "blobs";
-/// Blobs on their way from a registry, whole or not, named by the digits of their digest.
+/// Blobs that are being downloaded from a registry, complete or not, named by the digits of their
+/// digest.
 pub const DOWNLOADS: &str = "downloads";
 /// Disks, two files each, named by the digits of their manifest.
 pub const DISKS: &str = "disks";
-/// Suffix of a disk's EROFS metadata; the format's version is part of it.
+/// Suffix of a disk's EROFS metadata. It contains the format's version.
 pub const DISK_EROFS: &str = ".v1.erofs";
-/// Suffix of the descriptor that strings metadata and layers together.
+/// Suffix of the descriptor that joins metadata and layers.
 pub const DISK_VMDK: &str = ".v1.vmdk";
 
-/// Folder of sandboxes, one folder each.
+/// Directory of sandboxes, one directory each.
 pub const SANDBOXES: &str = "sandboxes";
-/// Held as long as the sandbox lives; in the image store: shared by users of images, exclusive for removal.
+/// Lock that is held while the sandbox is live. In the image store: shared by users of images,
+/// exclusive for removal.
 pub const LOCK: &str = "lock";
-/// What the sandbox should be.
+/// Specification of a sandbox.
 pub const SPEC: &str = "spec.json";
-/// Held by who changes the specification.
+/// Lock for changes of the specification.
 pub const SPEC_LOCK: &str = "spec.lock";
-/// What the sandbox is.
+/// Status of a sandbox.
 pub const STATUS: &str = "status.json";
-/// The writable disk: ext4, sparse.
+/// The upper: a writable disk, ext4, sparse.
 pub const UPPER: &str = "upper.img";
-/// What the main command printed, as JSON lines.
+/// Output of the main command, as JSON lines.
 pub const EXEC_LOG: &str = "exec.log";
-/// Commands that run, or ran, without a client.
+/// Jobs: commands that run, or ran, without a client.
 pub const JOBS: &str = "jobs.json";
-/// What the guest's kernel and agent printed.
+/// Output of the guest's kernel and agent.
 pub const CONSOLE_LOG: &str = "console.log";
-/// What the guest's network did, as JSON lines.
+/// Log of the guest's network, as JSON lines.
 pub const NET_LOG: &str = "net.log";
-/// What the supervisor and the VMM printed.
+/// Output of the supervisor and the VMM process.
 pub const SUPERVISOR_LOG: &str = "supervisor.log";
 
-/// Folder of what SSH needs: of a sandbox, and of the state directory.
+/// Directory of SSH files: of a sandbox, and of the state directory.
 pub const SSH: &str = "ssh";
-/// The private key by which SSH clients know a sandbox.
+/// Host key of a sandbox, private.
 pub const HOST_KEY: &str = "host_key";
-/// The private key by which the owner of the state directory is let in to every sandbox.
+/// Private key of the state directory's owner, which every sandbox accepts.
 pub const OWNER_KEY: &str = "id_ed25519";
-/// The public keys that are let in.
+/// Authorized public keys.
 pub const AUTHORIZED_KEYS: &str = "authorized_keys";
-/// The host key of a sandbox, for clients that we start.
+/// Host key of a sandbox, for SSH clients that msb starts.
 pub const KNOWN_HOSTS: &str = "known_hosts";
 
-/// Folder of named volumes, one folder each, with a [`LOCK`] that is held as long as a sandbox uses the volume.
+/// Directory of named volumes, one directory each, with a [`LOCK`] that is held while a sandbox
+/// uses the volume.
 pub const VOLUMES: &str = "volumes";
-/// What the volume is.
+/// Record of a volume.
 pub const VOLUME: &str = "volume.json";
 /// The image of a volume of the kind `disk`: ext4, sparse.
 pub const VOLUME_DISK: &str = "disk.img";
-/// The contents of a volume of the kind `dir`.
+/// Contents of a volume of the kind `dir`.
 pub const VOLUME_DATA: &str = "data";
 
-/// Folder of initial RAM disks, one for each kernel and agent, named by a digest of both.
+/// Directory of aliases, scripts that `msb install` writes.
+pub const ALIASES: &str = "bin";
+
+/// Directory of snapshots, one directory each, or a symbolic link to one elsewhere.
+pub const SNAPSHOTS: &str = "snapshots";
+/// Manifest of a snapshot.
+pub const SNAPSHOT_MANIFEST: &str = "manifest.json";
+/// Disk of a snapshot: a copy of an [`UPPER`].
+pub const SNAPSHOT_DISK: &str = "upper.ext4";
+
+/// Directory of initial RAM disks (initramfs), one for each kernel and agent, named by a digest of
+/// both.
 pub const BOOT: &str = "boot";
 
-/// Suffix of the state of a guest that later guests start from, in [`BOOT`], named by a digest of the machine's kind.
+/// Suffix of a boot state, from which later guests start, in [`BOOT`]. Named by a digest of the
+/// virtual machine's configuration.
 pub const BOOT_STATE: &str = ".state";
-/// Suffix of the file that says why no such state could be made.
+/// Suffix of the file with the reason why no boot state could be saved.
 pub const BOOT_STATE_FAILED: &str = ".failed";
-/// Held by who makes such a state.
+/// Lock that is held while a boot state is saved.
 pub const BOOT_STATE_LOCK: &str = "state.lock";
 
-/// What was said about the engine, so that it is said once.
+/// Last warning about unknown fields of the configuration.
+pub const CONFIG_NOTE: &str = "config.note";
+/// Notes about the engine that were printed already.
 pub const ENGINE_NOTE: &str = "engine.note";
 
-/// Folder of sockets in the state directory.
+/// Directory of sockets in the state directory.
 pub const RUN: &str = "run";
-/// Folder of sockets in `$XDG_RUNTIME_DIR`.
+/// Directory of sockets in `$XDG_RUNTIME_DIR`.
 pub const RUNTIME: &str = "msb";
-/// Folder of the slots for boots, beside those of sandboxes, whose names do not begin with a dot.
+/// Directory of the boot slots, beside the directories of sandboxes, whose names do not start with
+/// a dot.
 pub const BOOT_SLOTS: &str = ".slots";
-/// Held by the first of those who wait for a slot.
+/// Lock that is held by the first process in the queue for a slot.
 pub const BOOT_QUEUE: &str = "queue";
-/// The socket of a sandbox's supervisor.
+/// Socket of a sandbox's supervisor.
 pub const AGENT_SOCKET: &str = "agent.sock";
-/// What the sandbox costs; see [`crate::samples`].
+/// Sample file of a sandbox; see [`crate::samples`].
 pub const SAMPLES: &str = "samples";
 
-/// Begins the name of a folder that is being made and does not count yet. No sandbox's name begins so.
+/// Prefix of the name of a directory that is being created and not valid yet. No sandbox's name
+/// starts with it.
 pub const NEW_PREFIX: &str = ".new-";
-/// Begins the name of a folder that is being removed and counts no more.
+/// Prefix of the name of a directory that is being removed.
 pub const GONE_PREFIX: &str = ".gone-";

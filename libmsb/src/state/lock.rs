@@ -1,9 +1,9 @@
-//! Locks: who is alive, who may write.
+//! Locks: they show which sandboxes are live, and who may write.
 //!
-//! These are open-file-description locks (`F_OFD_SETLK`, fcntl(2)): one belongs to the open file, is inherited with
-//! its descriptor through fork and exec, and is free when the last process that holds the descriptor is gone, however
-//! it went. Whoever only wants to know asks with `F_OFD_GETLK`, which takes nothing: asking with flock(2) takes
-//! the lock for a moment, and makes others fail.
+//! These are open-file-description locks (`F_OFD_SETLK`, fcntl(2)). Such a lock belongs to the open
+//! file and is inherited with its descriptor through fork and exec. It is released when the last
+//! process that holds the descriptor has ended, for any reason. `F_OFD_GETLK` tests a lock without
+//! taking it. A test with flock(2) would take the lock for a moment and make other processes fail.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -13,50 +13,49 @@ use std::path::Path;
 
 use anyhow::Context;
 
-use crate::cli::verbosity::{Verbosity, say};
+use crate::cli::verbosity::{Verbosity, log};
 
-/// A lock that is held. It is free again when this, and every inherited copy of its descriptor, is closed.
+/// A lock. It is released when this, and every inherited copy of its descriptor, is closed.
 #[derive(Debug)]
 pub struct Lock {
     file: File,
 }
 
-/// How a lock is shared.
+/// Mode of a lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Mode {
+enum LockMode {
     Shared,
     Exclusive,
 }
 
 impl Lock {
-    /// Takes the lock alone, and waits for it. Creates the lock file.
+    /// Takes an exclusive lock; blocks until it is free. Creates the lock file.
     pub fn exclusive(path: &Path) -> anyhow::Result<Lock> {
-        take(path, Mode::Exclusive, true)?.context("the lock was not given")
+        take(path, LockMode::Exclusive, true)?.context("the lock was not granted")
     }
 
-    /// Takes the lock together with others, and waits for it. Creates the lock file.
+    /// Takes a shared lock; blocks until it is free. Creates the lock file.
     pub fn shared(path: &Path) -> anyhow::Result<Lock> {
-        take(path, Mode::Shared, true)?.context("the lock was not given")
+        take(path, LockMode::Shared, true)?.context("the lock was not granted")
     }
 
-    /// Takes the lock alone, or gives `None` when somebody holds it. Creates the lock file.
+    /// Takes an exclusive lock; `None` if it is held. Creates the lock file.
     pub fn try_exclusive(path: &Path) -> anyhow::Result<Option<Lock>> {
-        take(path, Mode::Exclusive, false)
+        take(path, LockMode::Exclusive, false)
     }
 
-    /// Takes the lock together with others, or gives `None` when somebody holds it alone. Creates the lock file.
+    /// Takes a shared lock; `None` if it is held exclusively. Creates the lock file.
     pub fn try_shared(path: &Path) -> anyhow::Result<Option<Lock>> {
-        take(path, Mode::Shared, false)
+        take(path, LockMode::Shared, false)
     }
 
-    /// A lock that was inherited: the descriptor holds it already.
+    /// Returns an inherited lock, which the descriptor holds already.
     pub fn inherited(descriptor: OwnedFd) -> Lock {
-        Lock {
-            file: File::from(descriptor),
-        }
+        Lock { file: File::from(descriptor) }
     }
 
-    /// Whether the locked file is the one that `path` names now. After a wait it may have been replaced.
+    /// Returns whether `path` still refers to the locked file. It may have been replaced during a
+    /// wait.
     pub fn is_of(&self, path: &Path) -> bool {
         let same =
             |a: &std::fs::Metadata, b: &std::fs::Metadata| a.dev() == b.dev() && a.ino() == b.ino();
@@ -76,7 +75,8 @@ impl AsFd for Lock {
     }
 }
 
-/// Whether somebody holds the lock at `path`. Takes nothing and creates nothing; a missing file is not held.
+/// Returns whether the lock at `path` is held. Does not take it and creates nothing; a missing file
+/// is not held.
 pub fn is_held(path: &Path) -> anyhow::Result<bool> {
     let file = match File::open(path) {
         Ok(file) => file,
@@ -88,14 +88,14 @@ pub fn is_held(path: &Path) -> anyhow::Result<bool> {
     is_locked(&file).with_context(|| cannot_lock(path))
 }
 
-/// Whether somebody else holds a lock on an open file. Takes nothing.
+/// Returns whether another open file description holds a lock on a file. Does not take it.
 pub fn is_locked(file: &File) -> io::Result<bool> {
     let mut question = request(libc::F_WRLCK);
     fcntl(file, libc::F_OFD_GETLK, &mut question)?;
     Ok(question.l_type != libc::F_UNLCK as libc::c_short)
 }
 
-fn take(path: &Path, mode: Mode, wait: bool) -> anyhow::Result<Option<Lock>> {
+fn take(path: &Path, mode: LockMode, wait: bool) -> anyhow::Result<Option<Lock>> {
     loop {
         let file = OpenOptions::new()
             .read(true)
@@ -105,23 +105,14 @@ fn take(path: &Path, mode: Mode, wait: bool) -> anyhow::Result<Option<Lock>> {
             .mode(0o600)
             .custom_flags(libc::O_NOFOLLOW)
             .open(path);
-        let lock = Lock {
-            file: file.with_context(|| cannot_lock(path))?,
-        };
-        let kind = if mode == Mode::Shared {
-            libc::F_RDLCK
-        } else {
-            libc::F_WRLCK
-        };
-        let command = if wait {
-            libc::F_OFD_SETLKW
-        } else {
-            libc::F_OFD_SETLK
-        };
+        let lock = Lock { file: file.with_context(|| cannot_lock(path))? };
+        let kind = if mode == LockMode::Shared { libc::F_RDLCK } else { libc::F_WRLCK };
+        let command = if wait { libc::F_OFD_SETLKW } else { libc::F_OFD_SETLK };
         match fcntl(&lock.file, command, &mut request(kind)) {
-            // Whoever held it may have removed the file while we waited: then this lock guards nothing.
+            // The previous holder may have removed the file during the wait. Then this lock
+            // protects nothing.
             Ok(()) if lock.is_of(path) => {
-                say(Verbosity::Trace, || format!("locked '{}'", path.display()));
+                log(Verbosity::Trace, || format!("locked '{}'", path.display()));
                 return Ok(Some(lock));
             }
             Ok(()) => {}
@@ -152,14 +143,10 @@ fn request(kind: libc::c_int) -> libc::flock {
 }
 
 fn fcntl(file: &File, command: libc::c_int, request: &mut libc::flock) -> io::Result<()> {
-    // SAFETY: the descriptor is open for as long as `file` is borrowed, and the F_OFD_* commands read and write one
-    // `struct flock`, which `request` is, exclusively borrowed.
+    // SAFETY: the descriptor is open for as long as `file` is borrowed, and the F_OFD_* commands
+    // read and write one `struct flock`, which `request` is, exclusively borrowed.
     let result = unsafe { libc::fcntl(file.as_raw_fd(), command, request as *mut libc::flock) };
-    if result == -1 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(())
-    }
+    if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 #[cfg(test)]
@@ -168,8 +155,8 @@ mod tests {
 
     #[test]
     fn a_held_lock_is_seen_and_not_given_twice() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("lock");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("lock");
         assert!(!is_held(&path).unwrap());
         let lock = Lock::try_exclusive(&path).unwrap().unwrap();
         assert!(is_held(&path).unwrap());
@@ -181,8 +168,8 @@ mod tests {
 
     #[test]
     fn asking_takes_nothing() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("lock");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("lock");
         drop(Lock::try_exclusive(&path).unwrap());
         for _ in 0..100 {
             let asker = std::thread::spawn({
@@ -196,8 +183,8 @@ mod tests {
 
     #[test]
     fn a_copy_of_the_descriptor_keeps_the_lock() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("lock");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("lock");
         let lock = Lock::try_exclusive(&path).unwrap().unwrap();
         let copy = lock.as_fd().try_clone_to_owned().unwrap();
         drop(lock);
@@ -208,8 +195,8 @@ mod tests {
 
     #[test]
     fn shared_locks_go_together_and_keep_an_exclusive_one_out() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("lock");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("lock");
         let one = Lock::shared(&path).unwrap();
         let two = Lock::try_shared(&path).unwrap().unwrap();
         assert!(Lock::try_exclusive(&path).unwrap().is_none());

@@ -1,29 +1,29 @@
-//! What a sandbox mounts besides its root: the field `mounts` of `spec.json`. man page msb-spec(5).
+//! Mounts of a sandbox besides its root: the field `mounts` of `spec.json`. man page msb-spec(5).
 
 use msb_wire::text::Text;
 use serde::{Deserialize, Serialize};
 
 use super::volumes::VolumeName;
-use crate::machine::Format;
+use crate::machine::DiskImageFormat;
 
-/// One mount.
+/// A mount.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mount {
-    /// Where, an absolute path of the guest.
+    /// Mount point, an absolute path in the guest.
     pub target: Text,
-    /// What.
+    /// Source of the mount.
     #[serde(flatten)]
     pub source: Source,
-    /// Whether the guest can only read. Older files say `readonly`.
+    /// True for read-only. Older files have `readonly`.
     #[serde(default, alias = "readonly", skip_serializing_if = "is_off")]
     pub read_only: bool,
-    /// Whether no program in it can be started.
+    /// True for `noexec`: programs cannot be executed.
     #[serde(default, skip_serializing_if = "is_off")]
     pub noexec: bool,
-    /// Whether programs in it give nobody the rights of their owner.
+    /// True for `nosuid`: the set-user-ID and set-group-ID bits have no effect.
     #[serde(default, skip_serializing_if = "is_off")]
     pub nosuid: bool,
-    /// Whether device nodes in it are none.
+    /// True for `nodev`: device nodes have no effect.
     #[serde(default, skip_serializing_if = "is_off")]
     pub nodev: bool,
 }
@@ -32,65 +32,51 @@ fn is_off(flag: &bool) -> bool {
     !flag
 }
 
-/// What is mounted.
+/// Source of a mount.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Source {
-    /// A folder or a file of the host.
+    /// A directory or a file of the host.
     Bind {
-        /// Its path: absolute, and free of symbolic links when it was written down. One that appears in it later is an
-        /// error at the next start.
+        /// Path: absolute, and without symbolic links when it was recorded. A symbolic link that
+        /// appears in it later is an error at the next start.
         source: Text,
     },
     /// A named volume.
     Volume {
-        /// The volume.
+        /// Name of the volume.
         name: VolumeName,
     },
     /// A disk image with a file system.
     Disk {
-        /// The image's path, as that of a bind.
+        /// Path of the image, as for a bind mount.
         source: Text,
-        /// Its format, as the user declared it.
-        format: Format,
-        /// The kind of file system; without it the guest tries those that its kernel has.
+        /// Format, as declared by the user.
+        format: DiskImageFormat,
+        /// File system type. Without it the guest tries those that its kernel supports.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         fstype: Option<String>,
     },
     /// Memory of the guest.
     Tmpfs {
-        /// How much of it at most, in MiB; without it half of the guest's.
+        /// Size limit in MiB; without it half of the guest's memory.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         size_mib: Option<u64>,
     },
 }
 
 impl Mount {
-    /// A mount that can be written to, without any restriction.
+    /// Returns a writable mount without restrictions.
     pub fn new(target: Text, source: Source) -> Mount {
-        Mount {
-            target,
-            source,
-            read_only: false,
-            noexec: false,
-            nosuid: false,
-            nodev: false,
-        }
+        Mount { target, source, read_only: false, noexec: false, nosuid: false, nodev: false }
     }
 
-    /// The words of its options, as they are typed: `ro,noexec`.
+    /// Returns the options as on the command line: `ro,noexec`.
     pub fn options(&self) -> String {
         let access = if self.read_only { "ro" } else { "rw" };
-        let flags = [
-            (self.noexec, "noexec"),
-            (self.nosuid, "nosuid"),
-            (self.nodev, "nodev"),
-        ];
+        let flags = [(self.noexec, "noexec"), (self.nosuid, "nosuid"), (self.nodev, "nodev")];
         let flags = flags.iter().filter(|(on, _)| *on).map(|(_, word)| *word);
-        std::iter::once(access)
-            .chain(flags)
-            .collect::<Vec<_>>()
-            .join(",")
+        std::iter::once(access).chain(flags).collect::<Vec<_>>().join(",")
     }
 }
 

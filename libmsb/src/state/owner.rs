@@ -9,7 +9,7 @@ use anyhow::Context;
 
 use crate::cli::error::Failure;
 
-/// Bits of a mode that let others write.
+/// Mode bits that let other users write.
 const WRITABLE_BY_OTHERS: u32 = 0o022;
 
 /// Returns whether a user is trusted: this user, or root.
@@ -17,13 +17,13 @@ pub fn is_trusted(uid: u32) -> bool {
     uid == 0 || uid == rustix::process::geteuid().as_raw()
 }
 
-/// Checks a directory that is used as this user's own, if it is there: it belongs to this user or root, and nobody else
-/// may write to it. Symbolic links are followed, if they are trusted, too.
+/// Checks an existing directory that this user relies on: it must belong to this user or root, and
+/// no other user may write to it. Symbolic links are followed if they are trusted, too.
 pub fn check_dir(path: &Path) -> anyhow::Result<()> {
-    let cannot = || format!("cannot look at '{}'", path.display());
+    let cannot = || format!("cannot stat '{}'", path.display());
     let link = match std::fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        // Using it tells what it is instead, or that it is out of reach.
+        // The later use reports that it is no directory, or not accessible.
         Err(error)
             if matches!(
                 error.kind(),
@@ -50,23 +50,23 @@ fn check(path: &Path, data: &Metadata) -> anyhow::Result<()> {
         let message = format!("'{shown}' belongs to another user (uid {})", data.uid());
         let us = rustix::process::geteuid().as_raw();
         let hint = format!(
-            "set MSB_HOME to a directory of your own, or if its contents are yours: chown -R {us} '{shown}'"
+            "set MSB_HOME to a directory of your own, or if its contents are yours: \
+             chown -R {us} '{shown}'"
         );
         return Err(Failure::failed(message).hint(hint).into());
     }
     // A link has no mode of its own.
     if !data.is_symlink() && data.mode() & WRITABLE_BY_OTHERS != 0 {
-        let message = format!(
-            "other users can write to '{shown}' (mode {:04o})",
-            data.mode() & 0o7777
-        );
-        let hint = format!("if nobody else has written to it: chmod go-w '{shown}'");
+        let message =
+            format!("other users can write to '{shown}' (mode {:04o})", data.mode() & 0o7777);
+        let hint = format!("if you trust its contents: chmod go-w '{shown}'");
         return Err(Failure::failed(message).hint(hint).into());
     }
     Ok(())
 }
 
-/// Returns whether `$XDG_RUNTIME_DIR` belongs to this user. After su(1) it may still be that of another user.
+/// Returns whether a directory such as `$XDG_RUNTIME_DIR` belongs to this user. After su(1) the
+/// variable may still name that of another user.
 pub(super) fn is_own_dir(path: &Path) -> bool {
     let us = rustix::process::geteuid().as_raw();
     std::fs::metadata(path).is_ok_and(|data| {
@@ -84,32 +84,24 @@ mod tests {
 
     #[test]
     fn a_directory_that_others_can_write_to_is_refused() {
-        let folder = tempfile::tempdir().unwrap();
-        let home = folder.path().join("home");
+        let directory = tempfile::tempdir().unwrap();
+        let home = directory.path().join("home");
         check_dir(&home).unwrap();
         std::fs::create_dir(&home).unwrap();
-        symlink(&home, folder.path().join("link")).unwrap();
-        for (mode, trusted) in [
-            (0o700, true),
-            (0o755, true),
-            (0o775, false),
-            (0o1777, false),
-        ] {
+        symlink(&home, directory.path().join("link")).unwrap();
+        for (mode, trusted) in [(0o700, true), (0o755, true), (0o775, false), (0o1777, false)] {
             set_permissions(&home, Permissions::from_mode(mode)).unwrap();
-            for path in [home.clone(), folder.path().join("link")] {
+            for path in [home.clone(), directory.path().join("link")] {
                 assert_eq!(check_dir(&path).is_ok(), trusted, "{mode:o} {path:?}");
             }
             assert_eq!(is_own_dir(&home), trusted, "{mode:o}");
         }
         let error = check_dir(&home).unwrap_err();
-        let mend = format!(
-            "if nobody else has written to it: chmod go-w '{}'",
-            home.display()
-        );
-        assert_eq!(hint(&error), Some(&*mend));
-        // What is no directory is for others to say.
-        std::fs::write(folder.path().join("file"), "").unwrap();
-        check_dir(&folder.path().join("file/below")).unwrap();
+        let expected = format!("if you trust its contents: chmod go-w '{}'", home.display());
+        assert_eq!(hint(&error), Some(&*expected));
+        // A path that is not a directory is not refused here.
+        std::fs::write(directory.path().join("file"), "").unwrap();
+        check_dir(&directory.path().join("file/below")).unwrap();
     }
 
     #[test]
@@ -119,7 +111,7 @@ mod tests {
         assert!(!is_trusted(us + 1));
         assert!(!is_own_dir(Path::new("/nowhere")));
         if us != 0 {
-            // Root's, and so a stranger's here.
+            // Owned by root, not by this user.
             assert!(!is_own_dir(Path::new("/usr")));
             check_dir(Path::new("/usr")).unwrap();
         }

@@ -1,7 +1,7 @@
-//! What a sandbox is: `status.json`, written by its supervisor.
+//! The status of a sandbox: `status.json`, written by its supervisor.
 //!
-//! The file says what the supervisor last knew; whether the sandbox lives is said by its lock alone. [`State::seen`]
-//! puts both together.
+//! The file holds the last state that the supervisor wrote. Only the lock shows whether the sandbox
+//! is live. [`State::seen`] combines both.
 
 use serde::{Deserialize, Serialize};
 
@@ -10,27 +10,27 @@ use crate::isolate::Step;
 /// Longest file, in bytes.
 pub const STATUS_BYTES_MAX: u64 = 1024 * 1024;
 
-/// The states of a sandbox.
+/// State of a sandbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum State {
-    /// Made and never started.
+    /// It was created and never started.
     Created,
-    /// The supervisor is at work and the guest does not take commands yet.
+    /// The supervisor runs, and the guest does not accept commands yet.
     Starting,
-    /// The guest takes commands.
+    /// The guest accepts commands.
     Running,
-    /// The guest's processors were stopped on demand, and go on when the sandbox is resumed.
+    /// The guest's processors are paused on request, until the sandbox is resumed.
     Paused,
     /// The guest is shutting down.
     Stopping,
-    /// It ended in order, or was killed on demand.
+    /// It ended in order, or was killed on request.
     Stopped,
-    /// It ended without anybody having asked for it.
+    /// It ended unexpectedly.
     Crashed,
 }
 
 impl State {
-    /// The state, given whether the lock is held.
+    /// Returns the state, given whether the lock is held.
     pub fn seen(self, alive: bool) -> State {
         match (self, alive) {
             (state, false) if state.is_active() => State::Crashed,
@@ -40,16 +40,13 @@ impl State {
         }
     }
 
-    /// Whether the sandbox's virtual machine may be there.
+    /// Returns whether the sandbox's virtual machine may exist.
     pub fn is_active(self) -> bool {
-        matches!(
-            self,
-            State::Starting | State::Running | State::Paused | State::Stopping
-        )
+        matches!(self, State::Starting | State::Running | State::Paused | State::Stopping)
     }
 
-    /// The word for it, as in the file.
-    pub fn word(self) -> &'static str {
+    /// Returns the name of the state, as in the file.
+    pub fn name(self) -> &'static str {
         match self {
             State::Created => "Created",
             State::Starting => "Starting",
@@ -62,23 +59,23 @@ impl State {
     }
 }
 
-/// Why a sandbox ended.
+/// Reason of a sandbox's end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reason {
     /// Its main command ended.
     Completed,
-    /// Somebody asked for it.
+    /// A stop was requested.
     StopRequested,
-    /// Somebody asked for it and did not want to wait.
+    /// A kill was requested.
     KillRequested,
-    /// The client that it was attached to went away.
+    /// The attached client has gone.
     ClientGone,
-    /// The supervisor was told to end by a signal.
+    /// The supervisor received a signal to terminate.
     Signal,
-    /// The guest did not come up.
+    /// The guest did not boot.
     BootFailed,
-    /// The guest had run out of memory: its kernel killed the main command, or panicked.
+    /// The guest ran out of memory: its kernel killed the main command, or panicked.
     OutOfMemory,
     /// The guest's kernel panicked.
     GuestPanicked,
@@ -86,23 +83,24 @@ pub enum Reason {
     GuestPoweredOff,
     /// The guest restarted itself.
     GuestRebooted,
-    /// The virtual machine ended by itself, in order, and the guest did not say why.
+    /// The virtual machine ended by itself, in order, and the guest gave no reason.
     VmExited,
-    /// The process of the virtual machine failed, or was killed.
+    /// The VMM process failed, or was killed.
     VmmFailed,
-    /// The process of the network failed, or was killed.
+    /// The process msb-net failed, or was killed.
     NetFailed,
-    /// The process that shares folders of the host with the guest failed, or was killed.
+    /// The server of shared directories failed, or was killed.
     ShareFailed,
-    /// The guest's agent broke the protocol, or ended.
+    /// The guest's agent violated the protocol, or ended.
     AgentFailed,
-    /// The supervisor could not go on.
+    /// The supervisor failed.
     SupervisorFailed,
-    /// The supervisor was killed, and could not say how the sandbox ended. Whoever takes the sandbox next says so.
+    /// The supervisor was killed and could not write the reason. The next holder of the lock writes
+    /// this one.
     SupervisorGone,
-    /// Nobody used it for the time that was set.
+    /// The idle timeout expired.
     IdleTimeout,
-    /// It lived as long as it was allowed to.
+    /// The maximum duration was reached.
     MaxDuration,
     /// A reason of a later version.
     #[serde(other)]
@@ -110,14 +108,14 @@ pub enum Reason {
 }
 
 impl Reason {
-    /// The word for it, as in the file.
-    pub fn word(self) -> String {
+    /// Returns the name of the reason, as in the file.
+    pub fn name(self) -> String {
         let json = serde_json::to_value(self).unwrap_or_default();
         json.as_str().unwrap_or("other").to_owned()
     }
 
-    /// Words for one that nobody asked for, and that is no success.
-    pub fn trouble(self) -> Option<&'static str> {
+    /// Returns a message, if the end was unexpected and is no success.
+    pub fn problem(self) -> Option<&'static str> {
         match self {
             Reason::Completed
             | Reason::StopRequested
@@ -135,7 +133,7 @@ impl Reason {
             Reason::VmExited => Some("ended by itself"),
             Reason::VmmFailed => Some("VMM failed"),
             Reason::NetFailed => Some("network failed"),
-            Reason::ShareFailed => Some("shared folders failed"),
+            Reason::ShareFailed => Some("shared directories failed"),
             Reason::AgentFailed => Some("agent failed"),
             Reason::SupervisorFailed => Some("supervisor failed"),
             Reason::SupervisorGone => Some("supervisor was killed"),
@@ -143,66 +141,67 @@ impl Reason {
     }
 }
 
-/// How a guest was started.
+/// Kind of a guest's start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum BootKind {
-    /// Its kernel booted.
+    /// Its kernel booted (cold boot).
     Cold,
-    /// From the memory of a guest that had booted.
+    /// From the memory of a booted guest (boot state).
     Memory,
     /// In a way of a later version.
     #[serde(other)]
     Other,
 }
 
-/// What the supervisor last knew.
+/// The status that the supervisor wrote last.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Status {
     /// The state when the file was written; see [`State::seen`].
     pub state: State,
-    /// When the state was entered.
+    /// Time when the state was entered.
+    #[serde(with = "crate::time")]
     pub since: jiff::Timestamp,
-    /// When the virtual machine was started last.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// Time of the last start of the virtual machine.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "crate::time::optional")]
     pub started_at: Option<jiff::Timestamp>,
-    /// Why it ended.
+    /// Reason of the end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<Reason>,
     /// More about the reason, for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
-    /// Exit code of the main command, 128 + signal when a signal killed it.
+    /// Exit code of the main command; 128 + signal if a signal killed it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit_code: Option<i32>,
-    /// Whether it was the guest's kernel that ended the main command, for lack of memory.
+    /// True if the guest's kernel killed the main command because it was out of memory.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub oom_killed: bool,
-    /// Whether the guest's file systems were flushed and clean at the end.
+    /// True if the guest's file systems were flushed and clean at the end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clean: Option<bool>,
-    /// The engine that runs it: `qemu` or `krun`.
+    /// Engine: `qemu` or `krun`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub engine: Option<String>,
-    /// How the guest was started.
+    /// Kind of the guest's last start.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot: Option<BootKind>,
     /// Release of the guest's kernel.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kernel: Option<String>,
-    /// What its processes have given up; see [`Step`].
+    /// Isolation steps of its processes; see [`Step`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub isolation: Vec<Step>,
-    /// Whether the changes that come before the first boot were made.
+    /// True if the changes before the first boot were made.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub changed: bool,
-    /// Fields of later versions, kept.
+    /// Fields of later versions, which are preserved.
     #[serde(flatten)]
     pub other: serde_json::Map<String, serde_json::Value>,
 }
 
 impl Status {
-    /// A status without details.
+    /// Returns a status without details.
     pub fn new(state: State) -> Status {
         Status {
             state,

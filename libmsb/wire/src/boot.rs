@@ -1,39 +1,41 @@
-//! The first request of a guest's life.
+//! The boot request: the first request to a guest's agent.
 //!
-//! Everything that the guest must know travels here and never on the kernel's command line: there is no limit of a
-//! few kilobytes, and nothing to be read in `/proc/cmdline`.
+//! All settings of the guest are sent here and none on the kernel's command line. So they have no
+//! limit of a few kilobytes, and `/proc/cmdline` does not show them.
 
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::guest::Settings;
+use crate::guest::GuestSettings;
 use crate::mount::GuestMount;
 use crate::text::Text;
 
-/// Sets the guest up. Answered by one [`BootEvent`], which ends the stream.
+/// A request to set the guest up. Answered by one [`BootEvent`], which ends the stream.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BootRequest {
-    /// Where the root file system comes from.
+    /// Source of the root file system.
     pub root: Root,
     /// The guest's host name.
     pub hostname: String,
-    /// The guest's machine-id(5), 32 hexadecimal digits; put in place where the image has none.
+    /// The guest's machine-id(5), 32 hexadecimal digits. Installed if the image has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine_id: Option<String>,
-    /// Variables of every command (`NAME=value`), below those of the command itself.
+    /// Environment variables of every command (`NAME=value`). The command's own variables override
+    /// them.
     #[serde(default)]
     pub env: Vec<Text>,
-    /// Directory of every command that names none.
+    /// Working directory of commands that name none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cwd: Option<Text>,
-    /// User of every command that names none: `USER|UID[:GROUP|GID]`.
+    /// User of commands that name none: `USER|UID[:GROUP|GID]`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<Text>,
-    /// The network, if the guest has one; an agent must serve [`crate::handshake::operation::NET`] for it.
+    /// The network, if the guest has one. The agent must serve
+    /// [`crate::handshake::operation::NET`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub net: Option<BootNet>,
-    /// What is mounted besides the root. Needs [`crate::handshake::operation::MOUNTS`].
+    /// Mounts besides the root. The agent must serve [`crate::handshake::operation::MOUNTS`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub mounts: Vec<GuestMount>,
     /// The host's clock, in nanoseconds since 1970.
@@ -41,89 +43,96 @@ pub struct BootRequest {
     /// Random bytes in hexadecimal digits, for the guest's entropy pool.
     #[serde(default)]
     pub entropy_hex: String,
-    /// What commands may do.
+    /// Settings that older agents ignore.
     #[serde(default)]
-    pub guest: Settings,
+    pub guest: GuestSettings,
 }
 
-/// A guest's network.
+/// The network interface of a guest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BootNet {
-    /// The hardware address by which the interface is found.
+    /// Hardware address of the interface.
     pub mac: [u8; 6],
-    /// Largest packet, in bytes.
+    /// Maximum transmission unit, in bytes.
     pub mtu: u32,
-    /// Addresses, each with its way out.
+    /// Addresses, each with its gateway.
     pub addresses: Vec<BootAddress>,
     /// Name servers, for `/etc/resolv.conf`.
     pub nameservers: Vec<IpAddr>,
-    /// Names of hosts, for `/etc/hosts`.
+    /// Search domains, for the same file.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub search: Vec<String>,
+    /// Host names, for `/etc/hosts`.
     #[serde(default)]
     pub hosts: Vec<(IpAddr, String)>,
 }
 
-/// An address of the guest.
+/// An IP address of the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BootAddress {
     /// The address.
     pub address: IpAddr,
-    /// Bits of its network's prefix.
+    /// Length of the network prefix, in bits.
     pub prefix: u8,
-    /// The way to all others, in the same network.
+    /// Default gateway, in the same network.
     pub gateway: IpAddr,
 }
 
-/// Where the root file system comes from. Disks are named by their serial number.
+/// Source of the root file system. Disks are named by their serial numbers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Root {
-    /// An EROFS image below, an ext4 file system above.
+    /// An overlay: an EROFS image as the lower layer, an ext4 file system as the upper.
     Overlay {
         /// Serial number of the disk with the EROFS image.
         lower: String,
-        /// Serial number of the disk with the ext4 file system, which grows to the size of its disk.
+        /// Serial number of the disk with the ext4 file system. The file system grows to the size
+        /// of the disk.
         upper: String,
     },
-    /// An EROFS image below, memory above: what is written is gone when the guest ends.
+    /// An overlay: an EROFS image as the lower layer, memory as the upper. Changes are lost when
+    /// the guest ends.
     OverlayInMemory {
         /// Serial number of the disk with the EROFS image.
         lower: String,
-        /// How much may be written, in MiB.
+        /// Limit of the upper layer, in MiB.
         size_mib: u64,
     },
-    /// A folder of the host, which is written to itself. Needs [`crate::handshake::operation::BOOT_ROOT`].
+    /// A directory of the host, mounted writable. The agent must serve
+    /// [`crate::handshake::operation::BOOT_ROOT`].
     Share {
-        /// The tag of the virtiofs device.
+        /// Tag of the virtiofs device.
         tag: String,
-        /// The entry of the share's root, one plain name.
+        /// Entry of the share's root: one plain name.
         entry: String,
     },
-    /// The file system of a disk, which is written to itself. Needs [`crate::handshake::operation::BOOT_ROOT`].
+    /// A disk with a file system, mounted writable. The agent must serve
+    /// [`crate::handshake::operation::BOOT_ROOT`].
     Disk {
         /// Serial number of the disk.
         serial: String,
-        /// The kind of file system; without it the agent tries those that the kernel has.
+        /// File system type. Without it the agent tries those that the kernel supports.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         fstype: Option<String>,
     },
 }
 
-/// How the boot ended.
+/// The result of a boot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum BootEvent {
-    /// The guest takes commands.
+    /// The guest accepts commands.
     Ready {
-        /// Release of the guest's kernel, as `uname -r` has it.
+        /// Release of the guest's kernel, as `uname -r` prints it.
         kernel: String,
-        /// Nanoseconds from the kernel's start to now (CLOCK_BOOTTIME).
+        /// Time from the kernel's start until now, in nanoseconds (CLOCK_BOOTTIME).
         ready_ns: u64,
     },
     /// The guest cannot be used.
     Failed {
-        /// What was being done: `modules`, `root`, `hostname`, ….
+        /// The failed step: `modules`, `root`, `hostname`, ….
         stage: String,
-        /// Why it failed.
+        /// The reason.
         message: String,
     },
 }

@@ -1,8 +1,9 @@
-//! The host's side of a call, over a Unix socket; blocking, without a runtime.
+//! The host's client: one call over a Unix socket, blocking, without an async runtime.
 //!
-//! A [`Connection`] is made and says hello; [`Connection::open`] turns it into one [`Call`]. The call has a reader, for
-//! one thread, and a [`Sender`], which any number of threads may share: sending data waits until the other side
-//! has granted credit for it, so a slow command never fills memory.
+//! A [`ClientConnection`] connects and performs the handshake; [`ClientConnection::open`] turns it
+//! into one [`ClientCall`]. The call has a reader, for one thread, and a [`CallSender`], which any
+//! number of threads can share. Sending is subject to flow control: it blocks until the other side
+//! has granted credit, so a slow command never fills memory.
 
 use std::fmt;
 use std::io::{self, Write};
@@ -15,40 +16,40 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::credit::{ReceiveCredit, SendCredit};
-use crate::frame::{self, Assembler, CHANNELS, Decoder, Kind, flags};
+use crate::frame::{self, Assembler, CHANNELS, Decoder, FrameKind, flags};
 use crate::handshake::{Hello, UnsupportedOperation, VersionMismatch};
 use crate::limits::{DATA_BYTES, HELLO_TIMEOUT_MS, WINDOW_BYTES};
 use crate::samples::SamplesRequest;
 use crate::sandbox::Request;
 
-/// The stream of a connection's one call.
+/// Number of the one stream of a connection.
 const STREAM: u32 = 1;
 
-/// `sun_path` of unix(7) has 108 bytes, its end included.
+/// Longest path of a socket: `sun_path` of unix(7) has 108 bytes, the terminating NUL included.
 const SOCKET_PATH_BYTES_MAX: usize = 107;
 
-/// Why a call could not be made.
+/// An error of opening a call.
 #[derive(Debug)]
 pub enum ClientError {
-    /// The socket is not there or nobody serves it.
+    /// The socket is missing, or no process listens on it.
     Connect(io::Error),
     /// The connection broke.
     Io(io::Error),
-    /// The peer did not say hello as it should.
+    /// The peer's hello is missing or invalid.
     Hello(String),
-    /// The peer is there and says nothing.
+    /// The peer accepted the connection but sent no hello in time.
     Silent,
-    /// No common version.
+    /// There is no common version.
     Version(VersionMismatch),
-    /// The peer does not serve this operation.
+    /// The peer does not serve the operation.
     Unsupported(UnsupportedOperation),
 }
 
 impl ClientError {
-    /// Whether nobody is there, or any more. What a peer said and cannot be read is another matter.
+    /// Returns whether the peer is missing or has gone. Invalid data from a peer does not count.
     pub fn is_gone(&self) -> bool {
         match self {
-            // Somebody else is there, in the place of the supervisor.
+            // An inner error means that another user's process listens there, not the supervisor.
             ClientError::Connect(error) => error.get_ref().is_none(),
             ClientError::Io(error) => error.kind() != io::ErrorKind::InvalidData,
             _ => false,
@@ -62,7 +63,7 @@ impl fmt::Display for ClientError {
             ClientError::Connect(_) => f.write_str("cannot reach the sandbox"),
             ClientError::Io(_) => f.write_str("the connection to the sandbox broke"),
             ClientError::Hello(reason) => {
-                write!(f, "the sandbox's supervisor did not say hello: {reason}")
+                write!(f, "handshake with the sandbox's supervisor failed: {reason}")
             }
             ClientError::Silent => f.write_str("the sandbox's supervisor does not answer"),
             ClientError::Version(error) => error.fmt(f),
@@ -86,128 +87,126 @@ impl From<io::Error> for ClientError {
     }
 }
 
-/// A connection to a supervisor, after hello.
+/// A connection to a supervisor, after the handshake.
 #[derive(Debug)]
-pub struct Connection {
+pub struct ClientConnection {
     socket: UnixStream,
     decoder: Decoder,
     peer: Hello,
 }
 
-impl Connection {
-    /// Connects to a sandbox's socket. `program` is what we call ourselves.
-    pub fn connect(socket: &Path, program: &str) -> Result<Connection, ClientError> {
-        Connection::over(reach(socket).map_err(ClientError::Connect)?, program)
+impl ClientConnection {
+    /// Connects to a sandbox's socket. `program` is the name that this program sends in its hello.
+    pub fn connect(socket: &Path, program: &str) -> Result<ClientConnection, ClientError> {
+        ClientConnection::from_socket(
+            connect_checked(socket).map_err(ClientError::Connect)?,
+            program,
+        )
     }
 
-    /// Whether somebody listens at a socket. Whoever does sees a client that goes at once.
+    /// Returns whether a process listens on a socket. The listener sees a client that disconnects
+    /// at once.
     pub fn is_served(socket: &Path) -> bool {
-        let nobody = [io::ErrorKind::NotFound, io::ErrorKind::ConnectionRefused];
-        !reach(socket).is_err_and(|error| nobody.contains(&error.kind()))
+        let absent = [io::ErrorKind::NotFound, io::ErrorKind::ConnectionRefused];
+        !connect_checked(socket).is_err_and(|error| absent.contains(&error.kind()))
     }
 
-    /// Says hello over a connected socket.
-    pub fn over(mut socket: UnixStream, program: &str) -> Result<Connection, ClientError> {
+    /// Performs the handshake over a connected socket.
+    pub fn from_socket(
+        mut socket: UnixStream,
+        program: &str,
+    ) -> Result<ClientConnection, ClientError> {
         let hello = serde_json::to_vec(&Hello::of(program, &[])).map_err(io::Error::from)?;
         let mut out = Vec::new();
-        frame::put_message(&mut out, frame::CONNECTION, Kind::Hello, 0, &hello);
+        frame::put_message(&mut out, frame::CONNECTION, FrameKind::Hello, 0, &hello);
         socket.write_all(&out)?;
         socket.set_read_timeout(Some(Duration::from_millis(HELLO_TIMEOUT_MS)))?;
         let mut decoder = Decoder::new();
         let peer = read_hello(&mut socket, &mut decoder)?;
         socket.set_read_timeout(None)?;
-        peer.agree().map_err(ClientError::Version)?;
-        Ok(Connection {
-            socket,
-            decoder,
-            peer,
-        })
+        peer.negotiate().map_err(ClientError::Version)?;
+        Ok(ClientConnection { socket, decoder, peer })
     }
 
-    /// What the peer said of itself.
+    /// Returns the peer's hello.
     pub fn peer(&self) -> &Hello {
         &self.peer
     }
 
-    /// The socket: whose process serves it can be asked of it.
+    /// Returns the socket, for example to look up the process at its other end.
     pub fn socket(&self) -> &UnixStream {
         &self.socket
     }
 
-    /// The socket and what the peer said of itself, for a program that has several calls on one connection and reads the
-    /// frames itself. Nothing was read beyond the peer's hello: it says nothing more before it is asked.
+    /// Returns the socket and the peer's hello, for a program that makes several calls on one
+    /// connection and reads the frames itself. Nothing beyond the hello has been read: the peer
+    /// sends nothing more before a request.
     pub fn into_socket(self) -> (UnixStream, Hello) {
         (self.socket, self.peer)
     }
 
     /// Opens the connection's call.
-    pub fn open(self, request: &Request) -> Result<Call, ClientError> {
-        for operation in request.needs() {
-            self.peer
-                .require(operation)
-                .map_err(ClientError::Unsupported)?;
+    pub fn open(self, request: &Request) -> Result<ClientCall, ClientError> {
+        for operation in request.supervisor_operations() {
+            self.peer.require(operation).map_err(ClientError::Unsupported)?;
         }
         let message = serde_json::to_vec(request).map_err(io::Error::from)?;
         let mut out = Vec::new();
-        frame::put_message(&mut out, STREAM, Kind::Open, 0, &message);
+        frame::put_message(&mut out, STREAM, FrameKind::Open, 0, &message);
         let mut socket = self.socket;
         socket.write_all(&out)?;
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(CallState {
             socket: Mutex::new(socket.try_clone()?),
             hang_up: socket.try_clone()?,
-            gates: Mutex::new(Gates::default()),
+            gates: Mutex::new(ChannelCredits::default()),
             opened: Condvar::new(),
         });
-        let reader = Reader {
+        let reader = CallReader {
             socket,
             decoder: self.decoder,
             assembler: Assembler::new(),
             shared: Arc::clone(&shared),
         };
-        Ok(Call {
-            reader,
-            sender: Sender { shared },
-        })
+        Ok(ClientCall { reader, sender: CallSender { shared } })
     }
 }
 
-/// Has samples taken at an interval for as long as the socket is open: it is not read, nothing more is written to it, and
-/// no answer is waited for; see [`crate::samples`]. A supervisor that does not know the request refuses it, and no more.
+/// Subscribes to samples at an interval for as long as the socket is open. The caller does not read
+/// from the socket, writes nothing more to it and waits for no answer; see [`crate::samples`]. A
+/// supervisor that does not know the request only refuses it.
 pub fn subscribe(
     socket: &Path,
     program: &str,
     request: SamplesRequest,
 ) -> Result<UnixStream, ClientError> {
-    let mut socket = reach(socket).map_err(ClientError::Connect)?;
+    let mut socket = connect_checked(socket).map_err(ClientError::Connect)?;
     let hello = serde_json::to_vec(&Hello::of(program, &[])).map_err(io::Error::from)?;
     let request = serde_json::to_vec(&Request::Samples(request)).map_err(io::Error::from)?;
     let mut out = Vec::new();
-    frame::put_message(&mut out, frame::CONNECTION, Kind::Hello, 0, &hello);
-    frame::put_message(&mut out, STREAM, Kind::Open, 0, &request);
+    frame::put_message(&mut out, frame::CONNECTION, FrameKind::Hello, 0, &hello);
+    frame::put_message(&mut out, STREAM, FrameKind::Open, 0, &request);
     socket.write_all(&out)?;
     Ok(socket)
 }
 
-/// A socket that is connected, before any hello. Its path may be longer than an address takes: then it goes through the
-/// folder's descriptor.
+/// Connects a socket, before the handshake. A path that is too long for a socket address is opened
+/// through a descriptor of its directory.
 ///
-/// Who listens must be this user or root: another one could have taken the place of the sandbox.
-pub fn reach(path: &Path) -> io::Result<UnixStream> {
+/// The listener must run as this user or root: another user's process could have taken the place of
+/// the sandbox.
+pub fn connect_checked(path: &Path) -> io::Result<UnixStream> {
     let socket = connect(path)?;
     check_peer(&socket)?;
     Ok(socket)
 }
 
-/// Checks that the process at the other end of a Unix socket is of this user or root.
+/// Checks that the process at the other end of a Unix socket runs as this user or root.
 pub fn check_peer(socket: &UnixStream) -> io::Result<()> {
     let uid = rustix::net::sockopt::socket_peercred(socket)?.uid;
     if uid.is_root() || uid == rustix::process::geteuid() {
         return Ok(());
     }
-    let message = format!(
-        "the other end belongs to another user (uid {})",
-        uid.as_raw()
-    );
+    let message = format!("the other end belongs to another user (uid {})", uid.as_raw());
     Err(io::Error::new(io::ErrorKind::PermissionDenied, message))
 }
 
@@ -215,25 +214,22 @@ fn connect(path: &Path) -> io::Result<UnixStream> {
     if path.as_os_str().len() <= SOCKET_PATH_BYTES_MAX {
         return UnixStream::connect(path);
     }
-    let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
+    let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(io::ErrorKind::InvalidInput.into());
     };
-    let folder = std::fs::File::open(folder)?;
-    UnixStream::connect(Path::new(&format!("/proc/self/fd/{}", folder.as_raw_fd())).join(name))
+    let directory = std::fs::File::open(directory)?;
+    UnixStream::connect(Path::new(&format!("/proc/self/fd/{}", directory.as_raw_fd())).join(name))
 }
 
 fn read_hello(socket: &mut UnixStream, decoder: &mut Decoder) -> Result<Hello, ClientError> {
     let mut assembler = Assembler::new();
     loop {
         while let Some(frame) = decoder.next_frame().map_err(io::Error::from)? {
-            if frame.header.kind != Kind::Hello {
-                return Err(ClientError::Hello(
-                    "it said something else first".to_owned(),
-                ));
+            if frame.header.kind != FrameKind::Hello {
+                return Err(ClientError::Hello("unexpected frame before hello".to_owned()));
             }
-            if let Some(message) = assembler
-                .push(&frame.header, frame.payload())
-                .map_err(io::Error::from)?
+            if let Some(message) =
+                assembler.push(&frame.header, frame.payload()).map_err(io::Error::from)?
             {
                 return serde_json::from_slice(&message)
                     .map_err(|error| ClientError::Hello(error.to_string()));
@@ -252,52 +248,51 @@ fn read_hello(socket: &mut UnixStream, decoder: &mut Decoder) -> Result<Hello, C
 
 /// An open call.
 #[derive(Debug)]
-pub struct Call {
-    /// What the other side says. For one thread.
-    pub reader: Reader,
-    /// What we say. For any number of threads.
-    pub sender: Sender,
+pub struct ClientCall {
+    /// The receiving half, for one thread.
+    pub reader: CallReader,
+    /// The sending half, for any number of threads.
+    pub sender: CallSender,
 }
 
 #[derive(Debug, Default)]
-struct Gates {
+struct ChannelCredits {
     send: [SendCredit; CHANNELS],
     receive: [ReceiveCredit; CHANNELS],
-    /// Bytes that came and were not granted back yet.
+    /// Bytes received and not yet granted back, per channel.
     outstanding: [u32; CHANNELS],
     closed: bool,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct CallState {
     socket: Mutex<UnixStream>,
-    /// The same socket, to break the connection off while somebody waits to write.
+    /// A duplicate of the socket, to shut the connection down while another thread blocks in a
+    /// write.
     hang_up: UnixStream,
-    gates: Mutex<Gates>,
+    gates: Mutex<ChannelCredits>,
     opened: Condvar,
 }
 
-impl Shared {
-    fn gates(&self) -> MutexGuard<'_, Gates> {
+impl CallState {
+    fn gates(&self) -> MutexGuard<'_, ChannelCredits> {
         self.gates.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn send(&self, bytes: &[u8]) -> io::Result<()> {
-        self.socket
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .write_all(bytes)
+        self.socket.lock().unwrap_or_else(PoisonError::into_inner).write_all(bytes)
     }
 }
 
-/// The writing half of a call.
+/// The sending half of a call.
 #[derive(Clone, Debug)]
-pub struct Sender {
-    shared: Arc<Shared>,
+pub struct CallSender {
+    shared: Arc<CallState>,
 }
 
-impl Sender {
-    /// Sends data; waits while there is no credit. An error when the call is over.
+impl CallSender {
+    /// Sends data on a channel. Blocks while there is no credit (flow control). Fails when the call
+    /// is over.
     pub fn data(&self, channel: u8, mut bytes: &[u8]) -> io::Result<()> {
         let mut out = Vec::new();
         while !bytes.is_empty() {
@@ -313,7 +308,8 @@ impl Sender {
 
     fn wait_for_credit(&self, channel: u8, wanted: usize) -> io::Result<usize> {
         let index = usize::from(channel);
-        let waiting = |gates: &mut Gates| !gates.closed && gates.send[index].available() == 0;
+        let waiting =
+            |gates: &mut ChannelCredits| !gates.closed && gates.send[index].available() == 0;
         let mut gates = self
             .shared
             .opened
@@ -330,27 +326,21 @@ impl Sender {
         }
     }
 
-    /// Says that no more data comes on a channel.
+    /// Sends the end of a channel.
     pub fn end(&self, channel: u8) -> io::Result<()> {
         let mut out = Vec::new();
-        frame::put_frame(&mut out, STREAM, Kind::Data, channel, flags::END, &[]);
+        frame::put_frame(&mut out, STREAM, FrameKind::Data, channel, flags::END, &[]);
         self.shared.send(&out)
     }
 
-    /// Sends a message about the call.
+    /// Sends a control message.
     pub fn control(&self, message: &impl Serialize) -> io::Result<()> {
         let mut out = Vec::new();
-        frame::put_message(
-            &mut out,
-            STREAM,
-            Kind::Control,
-            0,
-            &serde_json::to_vec(message)?,
-        );
+        frame::put_message(&mut out, STREAM, FrameKind::Control, 0, &serde_json::to_vec(message)?);
         self.shared.send(&out)
     }
 
-    /// Says that received data was used up, so that more may come.
+    /// Records received bytes as consumed and grants credit for more.
     pub fn used(&self, channel: u8, bytes: usize) -> io::Result<()> {
         let index = usize::from(channel);
         let grant = {
@@ -365,58 +355,58 @@ impl Sender {
         self.shared.send(&out)
     }
 
-    /// Breaks the connection off: the reader sees its end.
+    /// Shuts the connection down: the reader sees end of file.
     pub fn hang_up(&self) {
-        // Should it be broken already, that is as good.
+        // An error means that it is shut down already.
         let _ = self.shared.hang_up.shutdown(std::net::Shutdown::Both);
     }
 
-    /// Says that we have lost interest. The last event still comes.
+    /// Asks the peer to end the call. The last event still comes.
     pub fn close(&self) -> io::Result<()> {
         let mut out = Vec::new();
-        frame::put_frame(&mut out, STREAM, Kind::Close, 0, 0, &[]);
+        frame::put_frame(&mut out, STREAM, FrameKind::Close, 0, 0, &[]);
         self.shared.send(&out)
     }
 }
 
-/// What came from the other side.
+/// A message or data from the other side.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Incoming {
-    /// Bytes of a channel. Give them back with [`Sender::used`] when they are used up.
+    /// Bytes of a channel. Once consumed, return them with [`CallSender::used`].
     Data {
         /// The channel.
         channel: u8,
-        /// The bytes; may be empty at the end.
+        /// The bytes; may be empty at the end of the channel.
         bytes: Vec<u8>,
-        /// Nothing follows on this channel.
+        /// True if nothing follows on this channel.
         end: bool,
     },
-    /// A message in JSON.
+    /// An event, in JSON.
     Event {
-        /// The message.
+        /// The JSON text.
         message: Vec<u8>,
-        /// The call is over.
+        /// True if the call is over.
         last: bool,
     },
 }
 
-/// The reading half of a call.
+/// The receiving half of a call.
 #[derive(Debug)]
-pub struct Reader {
+pub struct CallReader {
     socket: UnixStream,
     decoder: Decoder,
     assembler: Assembler,
-    shared: Arc<Shared>,
+    shared: Arc<CallState>,
 }
 
-impl Reader {
-    /// Waits for what comes next. `None` when the other side has closed the connection.
+impl CallReader {
+    /// Waits for the next item. `None` when the other side has closed the connection.
     pub fn receive(&mut self) -> io::Result<Option<Incoming>> {
         self.receive_after(|_| ())
     }
 
-    /// [`Reader::receive`], with `wait` before each read of the socket, which blocks until there is something: for whoever
-    /// has to wait for something else as well.
+    /// [`CallReader::receive`] with a call of `wait` before each read of the socket, which blocks
+    /// until data is there. For callers that wait for another event as well.
     pub fn receive_after(
         &mut self,
         mut wait: impl FnMut(BorrowedFd<'_>),
@@ -425,11 +415,11 @@ impl Reader {
             while let Some(frame) = self.decoder.next_frame()? {
                 let (header, credit) = (frame.header, frame.credit());
                 if header.stream != STREAM {
-                    return Err(invalid("a frame of a stream that was never opened"));
+                    return Err(invalid("frame of a stream that was not opened"));
                 }
                 match header.kind {
-                    Kind::Credit => self.shared.grant(header.channel, credit.unwrap_or(0))?,
-                    Kind::Data => {
+                    FrameKind::Credit => self.shared.grant(header.channel, credit.unwrap_or(0))?,
+                    FrameKind::Data => {
                         let bytes = frame.payload().to_vec();
                         self.shared.receive(header.channel, bytes.len())?;
                         return Ok(Some(Incoming::Data {
@@ -438,16 +428,13 @@ impl Reader {
                             end: header.ends(),
                         }));
                     }
-                    Kind::Event => {
+                    FrameKind::Event => {
                         if let Some(message) = self.assembler.push(&header, frame.payload())? {
-                            return Ok(Some(Incoming::Event {
-                                message,
-                                last: header.ends(),
-                            }));
+                            return Ok(Some(Incoming::Event { message, last: header.ends() }));
                         }
                     }
-                    Kind::Hello | Kind::Open | Kind::Control | Kind::Close => {
-                        return Err(invalid("a frame that only a client may send"));
+                    FrameKind::Hello | FrameKind::Open | FrameKind::Control | FrameKind::Close => {
+                        return Err(invalid("frame that only a client may send"));
                     }
                 }
             }
@@ -463,19 +450,19 @@ impl Reader {
     }
 }
 
-impl Drop for Reader {
+impl Drop for CallReader {
     fn drop(&mut self) {
-        // Nobody takes grants any more: whoever waits for one must learn that none will come.
+        // Grants are no longer processed, so a sender that waits for one must fail.
         self.shared.gates().closed = true;
         self.shared.opened.notify_all();
     }
 }
 
-impl Shared {
+impl CallState {
     fn grant(&self, channel: u8, bytes: u32) -> io::Result<()> {
         let mut gates = self.gates();
         if !gates.send[usize::from(channel)].grant(bytes) {
-            return Err(invalid("more credit than a window"));
+            return Err(invalid("credit exceeds the window"));
         }
         drop(gates);
         self.opened.notify_all();
@@ -486,7 +473,7 @@ impl Shared {
         let outstanding = &mut self.gates().outstanding[usize::from(channel)];
         *outstanding = outstanding.saturating_add(u32::try_from(bytes).unwrap_or(u32::MAX));
         if *outstanding > WINDOW_BYTES {
-            Err(invalid("more data than there was credit for"))
+            Err(invalid("data exceeds the granted credit"))
         } else {
             Ok(())
         }
@@ -505,7 +492,7 @@ mod tests {
     use crate::handshake::operation;
     use std::io::Read;
 
-    /// A peer that says hello and then does what it is told.
+    /// A peer that performs the handshake and then runs `act`.
     fn peer(
         operations: &'static [&'static str],
         act: impl FnOnce(&mut UnixStream) + Send + 'static,
@@ -514,7 +501,7 @@ mod tests {
         std::thread::spawn(move || {
             let mut out = Vec::new();
             let hello = serde_json::to_vec(&Hello::of("peer 1", operations)).unwrap();
-            frame::put_message(&mut out, 0, Kind::Hello, 0, &hello);
+            frame::put_message(&mut out, 0, FrameKind::Hello, 0, &hello);
             theirs.write_all(&out).unwrap();
             act(&mut theirs);
         });
@@ -522,15 +509,14 @@ mod tests {
     }
 
     fn exec() -> Request {
-        Request::Exec(ExecRequest {
-            argv: vec!["true".into()],
-            ..ExecRequest::default()
-        })
+        Request::Exec(ExecRequest { argv: vec!["true".into()], ..ExecRequest::default() })
     }
 
     #[test]
     fn a_call_that_the_peer_does_not_know_fails_alone() {
-        let connection = Connection::over(peer(&[operation::STOP], |_| {}), "test 1").unwrap();
+        // The peer stays until it has the client's hello.
+        let socket = peer(&[operation::STOP], |socket| drop(socket.read(&mut [0; 256])));
+        let connection = ClientConnection::from_socket(socket, "test 1").unwrap();
         let error = connection.open(&exec()).unwrap_err();
         assert!(matches!(error, ClientError::Unsupported(_)), "{error}");
     }
@@ -546,61 +532,40 @@ mod tests {
             let mut rest = Vec::new();
             let _ = socket.read_to_end(&mut rest);
         });
-        let call = Connection::over(socket, "test 1")
-            .unwrap()
-            .open(&exec())
-            .unwrap();
+        let call = ClientConnection::from_socket(socket, "test 1").unwrap().open(&exec()).unwrap();
         let sender = call.sender.clone();
         let writer = std::thread::spawn(move || {
-            sender
-                .data(STDIN, &vec![7; WINDOW_BYTES as usize + 100])
-                .unwrap();
+            sender.data(STDIN, &vec![7; WINDOW_BYTES as usize + 100]).unwrap();
             sender.data(STDIN, b"no credit is left for this")
         });
         let mut reader = call.reader;
-        reader
-            .socket
-            .set_read_timeout(Some(Duration::from_millis(200)))
-            .unwrap();
+        reader.socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
         assert!(reader.receive().is_err());
         drop(reader);
-        assert_eq!(
-            writer.join().unwrap().unwrap_err().kind(),
-            io::ErrorKind::BrokenPipe
-        );
+        assert_eq!(writer.join().unwrap().unwrap_err().kind(), io::ErrorKind::BrokenPipe);
     }
 
     #[test]
     fn a_peer_that_sends_more_than_it_may_is_refused() {
         let socket = peer(&[operation::EXEC], |socket| {
             let mut out = Vec::new();
-            frame::put_data(
-                &mut out,
-                STREAM,
-                STDOUT,
-                &vec![0; WINDOW_BYTES as usize + 1],
-            );
+            frame::put_data(&mut out, STREAM, STDOUT, &vec![0; WINDOW_BYTES as usize + 1]);
             let _ = socket.write_all(&out);
         });
-        let mut call = Connection::over(socket, "test 1")
-            .unwrap()
-            .open(&exec())
-            .unwrap();
-        let error = std::iter::from_fn(|| Some(call.reader.receive()))
-            .find_map(Result::err)
-            .unwrap();
+        let mut call =
+            ClientConnection::from_socket(socket, "test 1").unwrap().open(&exec()).unwrap();
+        let error =
+            std::iter::from_fn(|| Some(call.reader.receive())).find_map(Result::err).unwrap();
         assert_eq!(error.kind(), io::ErrorKind::InvalidData);
     }
 
     #[test]
     fn a_peer_that_is_not_ours_is_told_apart() {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
-        theirs
-            .write_all(b"SSH-2.0-OpenSSH_9.2p1 and more\r\n")
-            .unwrap();
-        assert!(Connection::over(ours, "test 1").is_err());
+        theirs.write_all(b"SSH-2.0-OpenSSH_9.2p1 and more\r\n").unwrap();
+        assert!(ClientConnection::from_socket(ours, "test 1").is_err());
         let (ours, theirs) = UnixStream::pair().unwrap();
         drop(theirs);
-        assert!(Connection::over(ours, "test 1").is_err());
+        assert!(ClientConnection::from_socket(ours, "test 1").is_err());
     }
 }

@@ -1,69 +1,71 @@
-//! Connections from inside the guest.
+//! TCP connections from inside the guest.
 //!
-//! The stream of a connection: the client opens it with a [`ConnectRequest`]; the agent connects a TCP socket in the
-//! guest, so `127.0.0.1` is the guest's and the sandbox's network policy applies, and answers
-//! [`ConnectEvent::Connected`] or [`ConnectEvent::Failed`] (last). Bytes for the peer go on the channel of standard
-//! input, bytes of the peer on that of standard output; each direction is ended by a data frame with `END` and leaves
-//! the other one open. [`ConnectEvent::Ended`] is last, after both have ended. A stream that the client closes is
-//! broken off.
+//! The client opens a stream with a [`ConnectRequest`]. The agent connects a TCP socket in the
+//! guest, so `127.0.0.1` is the guest's own address and the sandbox's network policy applies. It
+//! answers [`ConnectEvent::Connected`] or [`ConnectEvent::Failed`] (last). Bytes to the peer use
+//! the channel of standard input, bytes from the peer that of standard output. A data frame with
+//! `END` closes one direction and leaves the other open. [`ConnectEvent::Ended`] is last, after
+//! both directions have ended. If the client closes the stream, the connection is aborted.
 
 use serde::{Deserialize, Serialize};
 
-/// Connects to a TCP port, from inside the guest.
+/// A request to connect to a TCP port from inside the guest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConnectRequest {
-    /// A name, an IPv4 or an IPv6 address. Names are looked up by the guest: in its `/etc/hosts`, then by its resolvers.
+    /// A host name, an IPv4 or an IPv6 address. The guest resolves names: in its `/etc/hosts`, then
+    /// by its resolvers.
     pub host: String,
     /// The port, not 0.
     pub port: u16,
-    /// Time to find the name and connect, in milliseconds; at most [`TIMEOUT_MS_MAX`].
+    /// Timeout of name resolution and connection together, in milliseconds; at most
+    /// [`TIMEOUT_MS_MAX`].
     pub timeout_ms: u32,
 }
 
-/// Time after which an attempt to connect is given up, whatever was asked for.
+/// Longest timeout of a connection attempt, in milliseconds. Longer requests are cut to it.
 pub const TIMEOUT_MS_MAX: u32 = 120_000;
 
-/// What the agent says of a connection.
+/// An event of a connection.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum ConnectEvent {
-    /// It stands.
+    /// The connection is established.
     Connected {
         /// Address and port of the peer.
         peer: String,
     },
-    /// Last: it was never there.
+    /// Last: the connection was never established.
     Failed {
-        /// The sort of failure.
+        /// The kind of failure.
         kind: ConnectFailure,
-        /// Why, for people.
+        /// The reason, for people.
         message: String,
     },
-    /// Last: it is over.
+    /// Last: the connection has ended.
     Ended {
-        /// Why it broke, when it did not end as it should.
+        /// The error, if the connection broke.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         error: Option<String>,
     },
 }
 
-/// Why there is no connection.
+/// The reason why a connection was not established.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ConnectFailure {
-    /// Nobody listens there, or a policy refuses it.
+    /// No process listens there, or a policy denies it.
     Refused,
-    /// There is no way there.
+    /// There is no route.
     Unreachable,
-    /// Nobody answered in time.
+    /// No answer came in time.
     TimedOut,
     /// The name has no address.
     NameNotFound,
     /// The guest is out of sockets or memory.
     ResourceLimit,
-    /// The agent does not serve this operation.
+    /// The agent does not serve the operation.
     UnsupportedOperation,
-    /// Anything else, and kinds of later versions.
+    /// Any other reason, and reasons of later versions.
     #[serde(other)]
     Other,
 }
@@ -81,21 +83,12 @@ mod tests {
         };
         let read = |json: &str| serde_json::from_str::<ConnectEvent>(json).unwrap();
         for (kind, seen) in [
-            (
-                FailureKind::UnsupportedOperation,
-                ConnectFailure::UnsupportedOperation,
-            ),
+            (FailureKind::UnsupportedOperation, ConnectFailure::UnsupportedOperation),
             (FailureKind::ResourceLimit, ConnectFailure::ResourceLimit),
             (FailureKind::BadCwd, ConnectFailure::Other),
         ] {
             let message = "no".to_owned();
-            assert_eq!(
-                read(&refused(kind)),
-                ConnectEvent::Failed {
-                    kind: seen,
-                    message
-                }
-            );
+            assert_eq!(read(&refused(kind)), ConnectEvent::Failed { kind: seen, message });
         }
     }
 }

@@ -1,11 +1,11 @@
-//! Credit: how many bytes a sender may still send on a channel.
+//! Credit-based flow control: the number of bytes that a sender may still send on a channel.
 //!
-//! Each channel starts with [`WINDOW_BYTES`]. The receiver grants more as it uses up what came, so a reader that is
-//! slow stalls its own channel and no other, and no buffer ever holds more than a window.
+//! Each channel starts with [`WINDOW_BYTES`]. The receiver grants more as it consumes data. So a
+//! slow reader stalls only its own channel, and no buffer holds more than one window.
 
 use crate::limits::{CREDIT_STEP_BYTES, WINDOW_BYTES};
 
-/// The sender's account of a channel.
+/// Credit of a channel, at the sender.
 #[derive(Clone, Copy, Debug)]
 pub struct SendCredit {
     left: u64,
@@ -13,19 +13,18 @@ pub struct SendCredit {
 
 impl Default for SendCredit {
     fn default() -> Self {
-        SendCredit {
-            left: u64::from(WINDOW_BYTES),
-        }
+        SendCredit { left: u64::from(WINDOW_BYTES) }
     }
 }
 
 impl SendCredit {
-    /// Bytes that may be sent now.
+    /// Returns the number of bytes that may be sent now.
     pub fn available(&self) -> usize {
         self.left as usize
     }
 
-    /// Books bytes as sent. `false` when the peer was not allowed to send that many: a violation.
+    /// Subtracts sent bytes. Returns `false` if the credit does not cover them: a protocol
+    /// violation.
     #[must_use]
     pub fn spend(&mut self, bytes: usize) -> bool {
         let Some(left) = self.left.checked_sub(bytes as u64) else {
@@ -35,7 +34,8 @@ impl SendCredit {
         true
     }
 
-    /// Books a grant of the receiver. `false` when it adds up to more than a window: a violation.
+    /// Adds a grant of the receiver. Returns `false` if the credit exceeds a window: a protocol
+    /// violation.
     #[must_use]
     pub fn grant(&mut self, bytes: u32) -> bool {
         self.left = self.left.saturating_add(u64::from(bytes));
@@ -43,18 +43,16 @@ impl SendCredit {
     }
 }
 
-/// The receiver's account of a channel: when to grant, and how much.
+/// Credit of a channel, at the receiver: decides when to grant, and how much.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ReceiveCredit {
     used: u32,
 }
 
 impl ReceiveCredit {
-    /// Books bytes as used up. Gives the grant to send, once it is worth a frame.
+    /// Records bytes as consumed. Returns the grant to send, once it is worth a frame.
     pub fn used(&mut self, bytes: usize) -> Option<u32> {
-        self.used = self
-            .used
-            .saturating_add(u32::try_from(bytes).unwrap_or(u32::MAX));
+        self.used = self.used.saturating_add(u32::try_from(bytes).unwrap_or(u32::MAX));
         if self.used < CREDIT_STEP_BYTES {
             return None;
         }

@@ -5,18 +5,15 @@
 //!  | length | stream | kind | channel | flags | payload …
 //! ```
 //!
-//! All numbers are big-endian. `length` is that of the payload alone. Stream 0 belongs to the connection itself
-//! (hello); every other stream is one call. Bytes from the other side pass through [`Decoder`], and only what it
-//! lets through is ever looked at: after it the shape is known to be right.
+//! All numbers are big-endian. `length` is that of the payload alone. Stream 0 belongs to the
+//! connection itself (hello); every other stream is one call, so one connection multiplexes many
+//! calls. [`Decoder`] is the parser of bytes from the other side: frames that it returns are valid.
 
 use std::collections::HashMap;
 use std::fmt;
 use std::io::{self, Read};
 
-use crate::limits::{DATA_BYTES, MESSAGE_BYTES_MAX, PAYLOAD_BYTES_MAX};
-
-/// Size of a frame's header, in bytes.
-pub const HEADER_BYTES: usize = 12;
+use crate::limits::{DATA_BYTES, HEADER_BYTES, MESSAGE_BYTES_MAX, PAYLOAD_BYTES_MAX};
 
 /// The stream of the connection itself.
 pub const CONNECTION: u32 = 0;
@@ -30,82 +27,84 @@ pub const STDERR: u8 = 2;
 /// Number of channels that a stream may have.
 pub const CHANNELS: usize = 3;
 
-/// Bits of a header's flags. Bits without a meaning must be zero.
+/// Bits of a header's flags. Undefined bits must be zero.
 pub mod flags {
-    /// The message goes on in the next frame of the same stream and kind.
+    /// The message continues in the next frame of the same stream and kind.
     pub const MORE: u16 = 1;
-    /// Data: nothing follows on this channel. Event: the call is over and its stream number is free.
+    /// Data: nothing follows on this channel. Event: the call is over and its stream number is
+    /// free.
     pub const END: u16 = 2;
 }
 
-/// What a frame carries.
+/// Kind of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
-pub enum Kind {
+pub enum FrameKind {
     /// First frame of each side: [`crate::handshake::Hello`] as JSON.
     Hello = 1,
     /// Client to guest: opens a stream with a request (JSON with the field `op`).
     Open = 2,
-    /// Raw bytes of a channel, counted against its credit.
+    /// Raw bytes of a channel, subject to flow control.
     Data = 3,
-    /// Payload: a `u32`, the number of bytes more that the receiver of the channel takes.
+    /// Flow control. Payload: a `u32`, the number of further bytes that the receiver of the channel
+    /// accepts.
     Credit = 4,
     /// Client to guest: JSON about an open stream (resize, signal).
     Control = 5,
     /// Guest to client: JSON about an open stream. The last one has [`flags::END`].
     Event = 6,
-    /// Client to guest: the client has lost interest. The guest ends the call and still sends its last event.
+    /// Client to guest: ends the call. The guest still sends its last event.
     Close = 7,
 }
 
-impl Kind {
-    fn parse(byte: u8) -> Option<Kind> {
+impl FrameKind {
+    fn parse(byte: u8) -> Option<FrameKind> {
         [
-            Kind::Hello,
-            Kind::Open,
-            Kind::Data,
-            Kind::Credit,
-            Kind::Control,
-            Kind::Event,
-            Kind::Close,
+            FrameKind::Hello,
+            FrameKind::Open,
+            FrameKind::Data,
+            FrameKind::Credit,
+            FrameKind::Control,
+            FrameKind::Event,
+            FrameKind::Close,
         ]
         .into_iter()
         .find(|kind| *kind as u8 == byte)
     }
 
-    /// Whether the payload is a message in JSON, which may be spread over several frames.
+    /// Returns whether the payload is a JSON message, which may span several frames.
     pub fn is_message(self) -> bool {
-        matches!(self, Kind::Hello | Kind::Open | Kind::Control | Kind::Event)
+        matches!(self, FrameKind::Hello | FrameKind::Open | FrameKind::Control | FrameKind::Event)
     }
 }
 
-/// A checked header.
+/// A valid header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Header {
+pub struct FrameHeader {
     /// Payload length in bytes, at most [`PAYLOAD_BYTES_MAX`].
     pub length: usize,
-    /// The call that this frame belongs to, 0 for the connection.
+    /// Number of the stream, 0 for the connection.
     pub stream: u32,
-    /// What the payload is.
-    pub kind: Kind,
+    /// Kind of the frame.
+    pub kind: FrameKind,
     /// The channel, for data and credit; 0 otherwise.
     pub channel: u8,
     /// [`flags`].
     pub flags: u16,
 }
 
-impl Header {
-    /// Reads and checks a header.
-    pub fn parse(bytes: &[u8; HEADER_BYTES]) -> Result<Header, FrameError> {
+impl FrameHeader {
+    /// Parses and checks a header.
+    pub fn parse(bytes: &[u8; HEADER_BYTES]) -> Result<FrameHeader, FrameError> {
         let [l0, l1, l2, l3, s0, s1, s2, s3, kind, channel, f0, f1] = *bytes;
         let length = u32::from_be_bytes([l0, l1, l2, l3]);
         if length as usize > PAYLOAD_BYTES_MAX {
             return Err(FrameError::TooLong { length });
         }
-        let header = Header {
+        let header = FrameHeader {
             length: length as usize,
             stream: u32::from_be_bytes([s0, s1, s2, s3]),
-            kind: Kind::parse(kind).ok_or(FrameError::UnknownKind { kind })?,
+            kind: FrameKind::parse(kind).ok_or(FrameError::UnknownKind { kind })?,
             channel,
             flags: u16::from_be_bytes([f0, f1]),
         };
@@ -115,73 +114,56 @@ impl Header {
 
     fn check_shape(&self) -> Result<(), FrameError> {
         let allowed = match self.kind {
-            Kind::Hello | Kind::Open | Kind::Control => flags::MORE,
-            Kind::Event => flags::MORE | flags::END,
-            Kind::Data => flags::END,
-            Kind::Credit | Kind::Close => 0,
+            FrameKind::Hello | FrameKind::Open | FrameKind::Control => flags::MORE,
+            FrameKind::Event => flags::MORE | flags::END,
+            FrameKind::Data => flags::END,
+            FrameKind::Credit | FrameKind::Close => 0,
         };
         let on_connection = self.stream == CONNECTION;
-        let has_channel = matches!(self.kind, Kind::Data | Kind::Credit);
+        let has_channel = matches!(self.kind, FrameKind::Data | FrameKind::Credit);
         let malformed = self.flags & !allowed != 0
-            || on_connection != (self.kind == Kind::Hello)
+            || on_connection != (self.kind == FrameKind::Hello)
             || usize::from(self.channel) >= CHANNELS
             || (self.channel != 0 && !has_channel)
-            || (self.kind == Kind::Credit && self.length != 4);
-        if malformed {
-            Err(FrameError::Malformed { kind: self.kind })
-        } else {
-            Ok(())
-        }
+            || (self.kind == FrameKind::Credit && self.length != 4);
+        if malformed { Err(FrameError::Malformed { kind: self.kind }) } else { Ok(()) }
     }
 
-    /// The header as it goes over the wire.
+    /// Returns the encoded header.
     pub fn to_bytes(&self) -> [u8; HEADER_BYTES] {
         let [l0, l1, l2, l3] = (self.length as u32).to_be_bytes();
         let [s0, s1, s2, s3] = self.stream.to_be_bytes();
         let [f0, f1] = self.flags.to_be_bytes();
-        [
-            l0,
-            l1,
-            l2,
-            l3,
-            s0,
-            s1,
-            s2,
-            s3,
-            self.kind as u8,
-            self.channel,
-            f0,
-            f1,
-        ]
+        [l0, l1, l2, l3, s0, s1, s2, s3, self.kind as u8, self.channel, f0, f1]
     }
 
-    /// Whether this frame ends its message, channel or call.
+    /// Returns whether this frame ends its message, channel or call.
     pub fn ends(&self) -> bool {
         self.flags & flags::END != 0
     }
 }
 
-/// Why bytes from the other side are no frame. The connection cannot go on after it.
+/// An error in a frame. The connection cannot continue after it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FrameError {
     /// The payload is longer than [`PAYLOAD_BYTES_MAX`].
     TooLong {
-        /// The length that was announced, in bytes.
+        /// The announced length, in bytes.
         length: u32,
     },
-    /// A kind that this version does not know.
+    /// The kind is unknown in this version.
     UnknownKind {
-        /// The byte at the kind's place.
+        /// The byte of the kind.
         kind: u8,
     },
-    /// Flags, stream or channel that do not go with the kind.
+    /// Flags, stream or channel that are invalid for the kind.
     Malformed {
         /// The kind of the frame.
-        kind: Kind,
+        kind: FrameKind,
     },
     /// A message that grew beyond [`MESSAGE_BYTES_MAX`].
     MessageTooLong,
-    /// Too many messages were begun and not ended.
+    /// Too many unfinished messages.
     TooManyMessages,
 }
 
@@ -189,15 +171,12 @@ impl fmt::Display for FrameError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             FrameError::TooLong { length } => {
-                write!(
-                    f,
-                    "a frame of {length} bytes is longer than the limit of {PAYLOAD_BYTES_MAX}"
-                )
+                write!(f, "frame of {length} bytes exceeds the limit of {PAYLOAD_BYTES_MAX}")
             }
-            FrameError::UnknownKind { kind } => write!(f, "a frame of unknown kind {kind}"),
-            FrameError::Malformed { kind } => write!(f, "a malformed {kind:?} frame"),
+            FrameError::UnknownKind { kind } => write!(f, "unknown frame kind {kind}"),
+            FrameError::Malformed { kind } => write!(f, "malformed {kind:?} frame"),
             FrameError::MessageTooLong => {
-                write!(f, "a message is longer than {MESSAGE_BYTES_MAX} bytes")
+                write!(f, "message exceeds the limit of {MESSAGE_BYTES_MAX} bytes")
             }
             FrameError::TooManyMessages => write!(f, "too many unfinished messages"),
         }
@@ -215,26 +194,26 @@ impl From<FrameError> for io::Error {
 /// A whole frame, header included, in the decoder's buffer.
 #[derive(Debug)]
 pub struct Frame<'a> {
-    /// The checked header.
-    pub header: Header,
+    /// The header.
+    pub header: FrameHeader,
     bytes: &'a mut [u8],
 }
 
 impl Frame<'_> {
-    /// What follows the header.
+    /// Returns the bytes after the header.
     pub fn payload(&self) -> &[u8] {
         self.bytes.get(HEADER_BYTES..).unwrap_or_default()
     }
 
-    /// The number that a credit frame carries; `None` for every other kind.
+    /// Returns the number in a credit frame; `None` for every other kind.
     pub fn credit(&self) -> Option<u32> {
-        if self.header.kind != Kind::Credit {
+        if self.header.kind != FrameKind::Credit {
             return None;
         }
         self.payload().try_into().ok().map(u32::from_be_bytes)
     }
 
-    /// The frame's bytes under another stream number: what a relay sends on.
+    /// Returns the frame's bytes with another stream number, for a relay.
     pub fn renumbered(&mut self, stream: u32) -> &[u8] {
         self.header.stream = stream;
         self.bytes[..HEADER_BYTES].copy_from_slice(&self.header.to_bytes());
@@ -242,9 +221,9 @@ impl Frame<'_> {
     }
 }
 
-/// Takes bytes in any portions and gives checked frames.
+/// A decoder: takes bytes in any portions and returns valid frames.
 ///
-/// It never holds more than one largest frame and one read beyond it.
+/// It holds at most one frame of the largest size and one read beyond it.
 #[derive(Debug, Default)]
 pub struct Decoder {
     buffer: Vec<u8>,
@@ -252,11 +231,11 @@ pub struct Decoder {
     end: usize,
 }
 
-/// What one read may bring, in bytes.
+/// Size of one read, in bytes.
 const READ_BYTES: usize = 64 * 1024;
 
 impl Decoder {
-    /// An empty decoder.
+    /// Returns an empty decoder.
     pub fn new() -> Decoder {
         Decoder::default()
     }
@@ -269,7 +248,7 @@ impl Decoder {
         Ok(count)
     }
 
-    /// The place for bytes to be read into; follow up with [`Decoder::filled`].
+    /// Returns free buffer space to read into; call [`Decoder::filled`] afterwards.
     pub fn room(&mut self) -> &mut [u8] {
         if self.start > 0 {
             self.buffer.copy_within(self.start..self.end, 0);
@@ -282,53 +261,54 @@ impl Decoder {
         &mut self.buffer[self.end..]
     }
 
-    /// Says that `count` bytes were put into [`Decoder::room`].
+    /// Records that `count` bytes were written to [`Decoder::room`].
     pub fn filled(&mut self, count: usize) {
         self.end = (self.end + count).min(self.buffer.len());
     }
 
-    /// The next whole frame, or `None` when more bytes are needed.
+    /// Returns the next whole frame, or `None` if more bytes are needed.
     pub fn next_frame(&mut self) -> Result<Option<Frame<'_>>, FrameError> {
         let pending = &self.buffer[self.start..self.end];
         let Some(head) = pending.first_chunk::<HEADER_BYTES>() else {
             return Ok(None);
         };
-        let header = Header::parse(head)?;
+        let header = FrameHeader::parse(head)?;
         let total = HEADER_BYTES + header.length;
         if pending.len() < total {
             return Ok(None);
         }
-        let begin = self.start;
+        let start = self.start;
         self.start += total;
-        Ok(Some(Frame {
-            header,
-            bytes: &mut self.buffer[begin..begin + total],
-        }))
+        Ok(Some(Frame { header, bytes: &mut self.buffer[start..start + total] }))
     }
 
-    /// Whether bytes of an unfinished frame are waiting.
+    /// Returns whether the buffer holds part of an unfinished frame.
     pub fn is_mid_frame(&self) -> bool {
         self.start < self.end
     }
 }
 
-/// Messages of one side that may be begun and not ended at a time.
+/// Limit of unfinished messages of one side.
 const UNFINISHED_MAX: usize = 64;
 
-/// Puts messages together from frames that carry [`flags::MORE`].
+/// An assembler of messages from frames that carry [`flags::MORE`].
 #[derive(Debug, Default)]
 pub struct Assembler {
-    unfinished: HashMap<(u32, Kind), Vec<u8>>,
+    unfinished: HashMap<(u32, FrameKind), Vec<u8>>,
 }
 
 impl Assembler {
-    /// An assembler with nothing begun.
+    /// Returns an empty assembler.
     pub fn new() -> Assembler {
         Assembler::default()
     }
 
-    /// Takes the payload of a message frame; gives the whole message when this was its last frame.
-    pub fn push(&mut self, header: &Header, payload: &[u8]) -> Result<Option<Vec<u8>>, FrameError> {
+    /// Takes the payload of a message frame. Returns the whole message with its last frame.
+    pub fn push(
+        &mut self,
+        header: &FrameHeader,
+        payload: &[u8],
+    ) -> Result<Option<Vec<u8>>, FrameError> {
         let key = (header.stream, header.kind);
         let more = header.flags & flags::MORE != 0;
         if more && !self.unfinished.contains_key(&key) && self.unfinished.len() >= UNFINISHED_MAX {
@@ -346,7 +326,7 @@ impl Assembler {
         Ok(Some(message))
     }
 
-    /// Forgets what was begun on a stream that is over.
+    /// Discards the unfinished messages of a stream that is over.
     pub fn forget(&mut self, stream: u32) {
         self.unfinished.retain(|(of, _), _| *of != stream);
     }
@@ -356,25 +336,25 @@ impl Assembler {
 pub fn put_frame(
     out: &mut Vec<u8>,
     stream: u32,
-    kind: Kind,
+    kind: FrameKind,
     channel: u8,
     flags: u16,
     payload: &[u8],
 ) {
     debug_assert!(payload.len() <= PAYLOAD_BYTES_MAX);
-    let header = Header {
-        length: payload.len(),
-        stream,
-        kind,
-        channel,
-        flags,
-    };
+    let header = FrameHeader { length: payload.len(), stream, kind, channel, flags };
     out.extend_from_slice(&header.to_bytes());
     out.extend_from_slice(payload);
 }
 
-/// Appends a message, in as many frames as it takes. `last_flags` go on the last one.
-pub fn put_message(out: &mut Vec<u8>, stream: u32, kind: Kind, last_flags: u16, message: &[u8]) {
+/// Appends a message, in as many frames as needed. `last_flags` are set on the last one.
+pub fn put_message(
+    out: &mut Vec<u8>,
+    stream: u32,
+    kind: FrameKind,
+    last_flags: u16,
+    message: &[u8],
+) {
     let mut rest = message;
     while rest.len() > PAYLOAD_BYTES_MAX {
         let (head, tail) = rest.split_at(PAYLOAD_BYTES_MAX);
@@ -384,23 +364,23 @@ pub fn put_message(out: &mut Vec<u8>, stream: u32, kind: Kind, last_flags: u16, 
     put_frame(out, stream, kind, 0, last_flags, rest);
 }
 
-/// Appends data in as many frames as it takes.
+/// Appends data, in as many frames as needed.
 pub fn put_data(out: &mut Vec<u8>, stream: u32, channel: u8, data: &[u8]) {
     for part in data.chunks(DATA_BYTES) {
-        put_frame(out, stream, Kind::Data, channel, 0, part);
+        put_frame(out, stream, FrameKind::Data, channel, 0, part);
     }
 }
 
 /// Appends a grant of credit.
 pub fn put_credit(out: &mut Vec<u8>, stream: u32, channel: u8, bytes: u32) {
-    put_frame(out, stream, Kind::Credit, channel, 0, &bytes.to_be_bytes());
+    put_frame(out, stream, FrameKind::Credit, channel, 0, &bytes.to_be_bytes());
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn decode(bytes: &[u8]) -> Result<Vec<(Header, Vec<u8>)>, FrameError> {
+    fn decode(bytes: &[u8]) -> Result<Vec<(FrameHeader, Vec<u8>)>, FrameError> {
         let mut decoder = Decoder::new();
         let mut source = bytes;
         let mut frames = Vec::new();
@@ -415,23 +395,21 @@ mod tests {
     #[test]
     fn frames_come_out_as_they_went_in() {
         let mut out = Vec::new();
-        put_message(&mut out, 0, Kind::Hello, 0, b"{}");
+        put_message(&mut out, 0, FrameKind::Hello, 0, b"{}");
         put_data(&mut out, 7, STDOUT, &vec![9; DATA_BYTES + 1]);
         put_credit(&mut out, 7, STDIN, 4096);
-        put_message(&mut out, 7, Kind::Event, flags::END, b"[]");
+        put_message(&mut out, 7, FrameKind::Event, flags::END, b"[]");
         let frames = decode(&out).unwrap();
-        let kinds: Vec<_> = frames
-            .iter()
-            .map(|(header, payload)| (header.kind, payload.len()))
-            .collect();
+        let kinds: Vec<_> =
+            frames.iter().map(|(header, payload)| (header.kind, payload.len())).collect();
         assert_eq!(
             kinds,
             [
-                (Kind::Hello, 2),
-                (Kind::Data, DATA_BYTES),
-                (Kind::Data, 1),
-                (Kind::Credit, 4),
-                (Kind::Event, 2)
+                (FrameKind::Hello, 2),
+                (FrameKind::Data, DATA_BYTES),
+                (FrameKind::Data, 1),
+                (FrameKind::Credit, 4),
+                (FrameKind::Event, 2)
             ]
         );
         assert!(frames[4].0.ends());
@@ -443,10 +421,7 @@ mod tests {
         put_data(&mut out, 3, STDIN, b"abc");
         let mut decoder = Decoder::new();
         for (at, byte) in out.iter().enumerate() {
-            assert!(
-                decoder.next_frame().unwrap().is_none(),
-                "whole before byte {at}"
-            );
+            assert!(decoder.next_frame().unwrap().is_none(), "whole before byte {at}");
             decoder.fill(&mut &[*byte][..]).unwrap();
         }
         assert_eq!(decoder.next_frame().unwrap().unwrap().payload(), b"abc");
@@ -455,38 +430,21 @@ mod tests {
 
     #[test]
     fn what_is_no_frame_is_refused() {
-        let good = Header {
-            length: 0,
-            stream: 1,
-            kind: Kind::Data,
-            channel: 1,
-            flags: 0,
-        };
+        let good =
+            FrameHeader { length: 0, stream: 1, kind: FrameKind::Data, channel: 1, flags: 0 };
         let refused = |change: fn(&mut [u8; HEADER_BYTES])| {
             let mut bytes = good.to_bytes();
             change(&mut bytes);
-            Header::parse(&bytes).unwrap_err()
+            FrameHeader::parse(&bytes).unwrap_err()
         };
-        assert_eq!(
-            refused(|b| b[0] = 1),
-            FrameError::TooLong { length: 1 << 24 }
-        );
+        assert_eq!(refused(|b| b[0] = 1), FrameError::TooLong { length: 1 << 24 });
         assert_eq!(refused(|b| b[8] = 0), FrameError::UnknownKind { kind: 0 });
+        assert_eq!(refused(|b| b[9] = 3), FrameError::Malformed { kind: FrameKind::Data });
+        assert_eq!(refused(|b| b[10] = 0x80), FrameError::Malformed { kind: FrameKind::Data });
+        assert_eq!(refused(|b| b[7] = 0), FrameError::Malformed { kind: FrameKind::Data });
         assert_eq!(
-            refused(|b| b[9] = 3),
-            FrameError::Malformed { kind: Kind::Data }
-        );
-        assert_eq!(
-            refused(|b| b[10] = 0x80),
-            FrameError::Malformed { kind: Kind::Data }
-        );
-        assert_eq!(
-            refused(|b| b[7] = 0),
-            FrameError::Malformed { kind: Kind::Data }
-        );
-        assert_eq!(
-            refused(|b| b[8] = Kind::Credit as u8),
-            FrameError::Malformed { kind: Kind::Credit }
+            refused(|b| b[8] = FrameKind::Credit as u8),
+            FrameError::Malformed { kind: FrameKind::Credit }
         );
     }
 
@@ -494,7 +452,7 @@ mod tests {
     fn a_long_message_is_put_together_and_one_beyond_the_limit_is_refused() {
         let message = vec![b'x'; 3 * PAYLOAD_BYTES_MAX + 5];
         let mut out = Vec::new();
-        put_message(&mut out, 9, Kind::Open, 0, &message);
+        put_message(&mut out, 9, FrameKind::Open, 0, &message);
         let mut assembler = Assembler::new();
         let frames = decode(&out).unwrap();
         let mut whole = None;
@@ -504,10 +462,10 @@ mod tests {
         }
         assert_eq!(whole.unwrap(), message);
 
-        let more = Header {
+        let more = FrameHeader {
             length: 0,
             stream: 9,
-            kind: Kind::Open,
+            kind: FrameKind::Open,
             channel: 0,
             flags: flags::MORE,
         };
@@ -515,10 +473,7 @@ mod tests {
         for _ in 0..MESSAGE_BYTES_MAX / PAYLOAD_BYTES_MAX {
             assert_eq!(assembler.push(&more, &part).unwrap(), None);
         }
-        assert_eq!(
-            assembler.push(&more, &part),
-            Err(FrameError::MessageTooLong)
-        );
+        assert_eq!(assembler.push(&more, &part), Err(FrameError::MessageTooLong));
     }
 
     #[test]
@@ -527,12 +482,7 @@ mod tests {
         put_data(&mut out, 5, STDERR, b"payload");
         let mut decoder = Decoder::new();
         decoder.fill(&mut &out[..]).unwrap();
-        let bytes = decoder
-            .next_frame()
-            .unwrap()
-            .unwrap()
-            .renumbered(77)
-            .to_vec();
+        let bytes = decoder.next_frame().unwrap().unwrap().renumbered(77).to_vec();
         let (header, payload) = decode(&bytes).unwrap().remove(0);
         assert_eq!(
             (header.stream, header.channel, payload.as_slice()),

@@ -1,83 +1,81 @@
-//! A socket in the guest behind which the SSH agent of a client answers.
+//! SSH agent forwarding: a socket in the guest that leads to the SSH agent of a client.
 //!
-//! The stream is that of a command ([`crate::exec`]): a process of the agent's own, as the user that is asked for, makes
-//! a socket that only this user reaches. Its standard output and input carry [`Piece`]s of the connections to that
-//! socket: the first one out is [`Piece::Path`]. What the connections say is for the two ends to know
-//! (draft-miller-ssh-agent). When the client closes the stream, the socket goes.
+//! The stream is that of a command ([`crate::exec`]): a process of the guest's agent, running as
+//! the requested user, creates a socket that only this user can reach. Its standard output and
+//! input carry [`AgentMessage`]s about the connections to that socket; the first one from the guest
+//! is [`AgentMessage::Path`]. The contents of the connections are opaque here
+//! (draft-miller-ssh-agent). When the client closes the stream, the socket is removed.
 
 use serde::{Deserialize, Serialize};
 
 use crate::text::Text;
 
-/// Makes a socket for one client's agent.
+/// A request to create a socket for one client's SSH agent.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeyAgentRequest {
-    /// `USER|UID[:GROUP|GID]`, in place of the sandbox's: whose the socket is.
+    /// User `USER|UID[:GROUP|GID]` who owns the socket, instead of the sandbox's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<Text>,
 }
 
-/// Connections at a time.
+/// Limit of simultaneous connections.
 pub const CONNECTIONS_MAX: usize = 16;
 
-/// Bytes of data in one piece.
+/// Limit of data in one message, in bytes.
 pub const PIECE_BYTES_MAX: usize = 16 * 1024;
 
 /// Bytes before the data: the connection's number, the kind, the length of the data.
 const HEAD_BYTES: usize = 4 + 1 + 4;
 
-/// What one side says of a connection, which has a number that the guest gave it.
+/// A message about a connection, which has a number that the guest assigned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Piece<'a> {
-    /// From the guest, first and once: where the socket is.
+pub enum AgentMessage<'a> {
+    /// From the guest, first and once: the path of the socket.
     Path(&'a [u8]),
-    /// From the guest: somebody connected.
+    /// From the guest: a new connection.
     Opened(u32),
-    /// Bytes, not none.
+    /// Data, never empty.
     Data(u32, &'a [u8]),
-    /// Nothing more is said on this connection, either way. Each side says so once.
+    /// The connection is closed in both directions. Each side sends this once.
     Closed(u32),
 }
 
-/// Bytes that are no piece.
+/// An error: bytes that are not a valid message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Malformed;
+pub struct MalformedMessage;
 
-impl<'a> Piece<'a> {
-    /// Takes the first piece off `bytes`; `None` when it is not all there yet.
-    pub fn take(bytes: &mut &'a [u8]) -> Result<Option<Piece<'a>>, Malformed> {
+impl<'a> AgentMessage<'a> {
+    /// Parses the first message and removes it from `bytes`; `None` if it is incomplete.
+    pub fn take(bytes: &mut &'a [u8]) -> Result<Option<AgentMessage<'a>>, MalformedMessage> {
         let Some((head, rest)) = bytes.split_first_chunk::<HEAD_BYTES>() else {
             return Ok(None);
         };
         let [a, b, c, d, kind, length @ ..] = *head;
-        let (id, length) = (
-            u32::from_be_bytes([a, b, c, d]),
-            u32::from_be_bytes(length) as usize,
-        );
+        let (id, length) = (u32::from_be_bytes([a, b, c, d]), u32::from_be_bytes(length) as usize);
         if length > PIECE_BYTES_MAX {
-            return Err(Malformed);
+            return Err(MalformedMessage);
         }
         let Some((data, rest)) = rest.split_at_checked(length) else {
             return Ok(None);
         };
         let piece = match (kind, data) {
-            (0, [_, ..]) if id == 0 => Piece::Path(data),
-            (1, []) => Piece::Opened(id),
-            (2, [_, ..]) => Piece::Data(id, data),
-            (3, []) => Piece::Closed(id),
-            _ => return Err(Malformed),
+            (0, [_, ..]) if id == 0 => AgentMessage::Path(data),
+            (1, []) => AgentMessage::Opened(id),
+            (2, [_, ..]) => AgentMessage::Data(id, data),
+            (3, []) => AgentMessage::Closed(id),
+            _ => return Err(MalformedMessage),
         };
         *bytes = rest;
         Ok(Some(piece))
     }
 
-    /// Appends the piece. Data beyond [`PIECE_BYTES_MAX`] is for the caller to divide.
+    /// Appends the message. The caller splits data longer than [`PIECE_BYTES_MAX`].
     pub fn put(self, out: &mut Vec<u8>) {
         let (id, kind, data) = match self {
-            Piece::Path(path) => (0, 0, path),
-            Piece::Opened(id) => (id, 1, &[][..]),
-            Piece::Data(id, data) => (id, 2, data),
-            Piece::Closed(id) => (id, 3, &[][..]),
+            AgentMessage::Path(path) => (0, 0, path),
+            AgentMessage::Opened(id) => (id, 1, &[][..]),
+            AgentMessage::Data(id, data) => (id, 2, data),
+            AgentMessage::Closed(id) => (id, 3, &[][..]),
         };
         out.extend_from_slice(&id.to_be_bytes());
         out.push(kind);
@@ -93,10 +91,10 @@ mod tests {
     #[test]
     fn pieces_come_out_as_they_went_in_and_not_before_they_are_whole() {
         let pieces = [
-            Piece::Path(b"/tmp/a"),
-            Piece::Opened(7),
-            Piece::Data(7, b"hi"),
-            Piece::Closed(7),
+            AgentMessage::Path(b"/tmp/a"),
+            AgentMessage::Opened(7),
+            AgentMessage::Data(7, b"hi"),
+            AgentMessage::Closed(7),
         ];
         let mut bytes = Vec::new();
         for piece in pieces {
@@ -105,7 +103,7 @@ mod tests {
         for end in 0..=bytes.len() {
             let mut rest = &bytes[..end];
             let mut seen = Vec::new();
-            while let Some(piece) = Piece::take(&mut rest).unwrap() {
+            while let Some(piece) = AgentMessage::take(&mut rest).unwrap() {
                 seen.push(piece);
             }
             assert_eq!(seen, pieces[..seen.len()]);
@@ -125,7 +123,7 @@ mod tests {
             (head(1, 0, [0, 0, 0, 1]), 1),
         ] {
             let bytes = [bytes, vec![0; data]].concat();
-            assert_eq!(Piece::take(&mut &bytes[..]), Err(Malformed), "{bytes:?}");
+            assert_eq!(AgentMessage::take(&mut &bytes[..]), Err(MalformedMessage), "{bytes:?}");
         }
     }
 }

@@ -1,41 +1,47 @@
-//! The protocol between the guest's agent, the supervisor of a sandbox, and the clients on the host.
+//! The protocol between the guest's agent, the supervisor of a sandbox, and the clients on the
+//! host.
 //!
-//! One byte stream carries many numbered streams, each a call: it is opened with a request, carries bytes
-//! on channels under credit, and ends with one last event. The contract is man page msb-wire(5).
+//! One byte stream multiplexes many numbered streams, each a call. A request opens a call, bytes go
+//! on its channels under credit-based flow control, and one last event ends it. The specification
+//! is man page msb-wire(5).
 
-/// The first request of a guest's life: what its root, name and environment are.
+/// Keeping overwritten blocks for a copy of the upper disk.
+pub mod backup;
+/// The boot request: root, name, network and environment of a guest.
 pub mod boot;
-/// The host's side of a call, over a Unix socket; blocking, std only.
+/// The host's client, over a Unix socket; blocking, std only.
 pub mod client;
 /// TCP connections from inside the guest.
 pub mod connect;
-/// How many bytes a sender may still send on a channel.
+/// Credit: flow control of a channel.
 pub mod credit;
-/// Commands in the guest: the request, what is said while they run, and how they end.
+/// Commands in the guest: request, control messages, events.
 pub mod exec;
-/// Files and folders, into a guest and out of it.
+/// Copies of files and directories, into a guest and out of it.
 pub mod file;
-/// Frames: the header, the checked door for bytes from the other side, and the writer.
+/// Frames: header, decoder and encoder.
 pub mod frame;
-/// What a guest may do, and what is its first process.
+/// Freezing the guest's upper file system.
+pub mod freeze;
+/// Security settings of a guest, and its init.
 pub mod guest;
-/// The first frame of each side: versions, operations, and what to do when they differ.
+/// The handshake: versions and operations of each side.
 pub mod handshake;
-/// Commands that go on without a client.
+/// Jobs: commands that continue without a client.
 pub mod job;
-/// A socket in the guest for the SSH agent of a client.
+/// SSH agent forwarding.
 pub mod key_agent;
-/// Every bound of the protocol.
+/// Limits of the protocol.
 pub mod limits;
-/// What a guest mounts besides its root.
+/// Mounts of a guest besides its root.
 pub mod mount;
-/// A network that becomes another while its sandbox runs.
+/// Changes of the network of a running sandbox.
 pub mod network;
-/// What a guest costs, as its agent sees it.
+/// Samples of a guest's resource use, as its agent measures it.
 pub mod samples;
-/// Requests to the supervisor itself.
+/// All requests, and those to the supervisor itself.
 pub mod sandbox;
-/// A server of the SSH file transfer protocol in the guest.
+/// SFTP: a file server in the guest.
 pub mod sftp;
-/// Strings that may hold bytes which are not UTF-8, in JSON.
+/// Byte strings that need not be UTF-8, in JSON.
 pub mod text;

@@ -1,34 +1,35 @@
-//! A network that becomes another while its sandbox runs.
+//! Changes of the network of a running sandbox.
 //!
-//! The client opens a stream with a [`NetworkRequest`]; the supervisor's one answer is a [`NetworkEvent`].
+//! The client opens a stream with a [`NetworkRequest`]. The supervisor answers with one
+//! [`NetworkEvent`].
 
 use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
-/// Makes what may be reached, the name servers and the published ports others.
+/// A request to replace the policy, the name servers and the published ports.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetworkRequest {
-    /// The network, as `spec.json` has it (msb-spec(5)).
+    /// The network, in the format of `spec.json` (msb-spec(5)).
     pub net: serde_json::Value,
-    /// Name servers that are asked, in this order: the supervisor has no file to look them up in.
+    /// Name servers, in the order of use: the supervisor cannot read the host's list itself.
     pub nameservers: Vec<SocketAddr>,
     /// The host's own addresses.
     pub own: Vec<IpAddr>,
 }
 
-/// What became of it.
+/// The result of a change.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum NetworkEvent {
-    /// The network is the one that was asked for.
+    /// The change was made.
     #[serde(rename = "network_changed")]
     Changed,
-    /// It is what it was.
+    /// Nothing was changed.
     Failed {
-        /// Why.
+        /// The reason.
         message: String,
-        /// What can be done.
+        /// A hint.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         hint: Option<String>,
     },

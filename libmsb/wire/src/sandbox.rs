@@ -1,4 +1,4 @@
-//! Requests, and those to the supervisor itself.
+//! All requests, and those to the supervisor itself.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,6 +6,7 @@ use crate::boot::BootRequest;
 use crate::connect::ConnectRequest;
 use crate::exec::ExecRequest;
 use crate::file::FilesRequest;
+use crate::freeze::FreezeRequest;
 use crate::guest::InitRequest;
 use crate::handshake::operation;
 use crate::job::{AttachRequest, SignalRequest};
@@ -19,8 +20,8 @@ use crate::sftp::SftpRequest;
 #[serde(tag = "op", rename_all = "snake_case")]
 pub enum Request {
     /// Set the guest up (supervisor to agent).
-    Boot(BootRequest),
-    /// Set the guest's clock, if it is off (supervisor to agent). Answered by [`ClockEvent`].
+    Boot(Box<BootRequest>),
+    /// Set the guest's clock, if it differs (supervisor to agent). Answered by [`ClockEvent`].
     Clock(ClockRequest),
     /// Connect to a TCP port from inside the guest.
     Connect(ConnectRequest),
@@ -30,39 +31,51 @@ pub enum Request {
     Files(FilesRequest),
     /// Serve files by the SSH file transfer protocol.
     Sftp(SftpRequest),
-    /// Have a socket in the guest for the SSH agent of a client.
+    /// Freeze the upper file system while the stream is open.
+    Freeze(FreezeRequest),
+    /// Forward the SSH agent of a client to a socket in the guest.
     KeyAgent(KeyAgentRequest),
-    /// Hand over to the image's init (supervisor to agent). Answered by [`crate::guest::InitEvent`].
+    /// Hand over to the image's init (supervisor to agent). Answered by
+    /// [`crate::guest::InitEvent`].
     Init(InitRequest),
-    /// End all processes, flush, power off (supervisor to agent). Answered by [`StopEvent`] before the power goes.
+    /// End all processes, flush, power off (supervisor to agent). Answered by [`StopEvent`] before
+    /// the power goes off.
     Shutdown(ShutdownRequest),
-    /// Answer at once (to the agent). Answered by [`PingEvent`]; one that does not know it refuses, which is a sign of life
-    /// too.
+    /// Answer at once (to the agent). Answered by [`PingEvent`]. An agent that does not know it
+    /// refuses, which is a sign of life too.
     Ping,
-    /// Say again and again what the guest costs (supervisor to agent); take samples at this interval while the client is
-    /// connected (client to supervisor).
+    /// Send samples at an interval (supervisor to agent); take samples at this interval while the
+    /// client is connected (client to supervisor).
     Samples(SamplesRequest),
-    /// Say how the sandbox ended (client to supervisor). Answered by [`EndEvent`] when its lock is free.
+    /// Report the end of the sandbox (client to supervisor). Answered by [`EndEvent`] when its lock
+    /// is free.
     Wait,
     /// Stop the sandbox (client to supervisor). Answered by [`StopEvent`] when it has stopped.
     Stop(StopRequest),
-    /// Stop the guest's processors (client to supervisor). Answered by [`PauseEvent`] when they have stopped.
+    /// Pause the guest's processors (client to supervisor). Answered by [`PauseEvent`] when they
+    /// have stopped.
     Pause,
-    /// Let the processors of a paused guest run again (client to supervisor). Answered by [`PauseEvent`] when they run and
-    /// the guest's clock is set.
+    /// Resume the processors of a paused guest (client to supervisor). Answered by [`PauseEvent`]
+    /// when they run and the guest's clock is set.
     Resume,
-    /// Send a signal to a job (client to supervisor). Answered by [`crate::job::JobEvent::Signalled`].
+    /// Keep the blocks of the upper disk that the guest overwrites, while the client is connected
+    /// (client to supervisor). Answered by [`crate::backup::BackupEvent`].
+    StartBackup,
+    /// End that (client to supervisor). Answered by [`crate::backup::BackupEvent`].
+    EndBackup,
+    /// Send a signal to a job (client to supervisor). Answered by
+    /// [`crate::job::JobEvent::Signalled`].
     Signal(SignalRequest),
-    /// Be with a job until it ends (client to supervisor); see [`crate::job`].
+    /// Attach to a job until it ends (client to supervisor); see [`crate::job`].
     Attach(AttachRequest),
     /// Change the network (client to supervisor). Answered by [`crate::network::NetworkEvent`].
     Network(NetworkRequest),
 }
 
 impl Request {
-    /// All that a supervisor must list to serve this request: its operation, and fields of it that a peer from before
-    /// them would pass over.
-    pub fn needs(&self) -> Vec<&'static str> {
+    /// Returns the operations that a supervisor must serve for this request: its own, and those of
+    /// fields that an older peer would ignore.
+    pub fn supervisor_operations(&self) -> Vec<&'static str> {
         let mut needs = vec![self.operation()];
         if let Request::Exec(exec) = self {
             needs.extend(exec.login.then_some(operation::EXEC_LOGIN));
@@ -71,31 +84,29 @@ impl Request {
             needs.extend(exec.job.then_some(operation::JOBS));
         }
         if let Request::Files(files) = self {
-            needs.extend(
-                files
-                    .direction
-                    .is_change()
-                    .then_some(operation::FILES_CHANGE),
-            );
+            needs.extend(files.direction.is_change().then_some(operation::FILES_CHANGE));
+            needs.extend(files.is_patch().then_some(operation::FILES_PATCH));
         }
         needs
     }
 
-    /// The same of an agent, which never sees what is for the supervisor.
-    pub fn needs_of_agent(&self) -> Vec<&'static str> {
-        let mut needs = self.needs();
+    /// Returns the operations that the agent must serve. Fields for the supervisor do not reach it.
+    pub fn agent_operations(&self) -> Vec<&'static str> {
+        let mut needs = self.supervisor_operations();
         needs.retain(|need| ![operation::EXEC_LOG, operation::JOBS].contains(need));
         needs
     }
 
-    /// The name under which a peer lists that it serves this request.
+    /// Returns the name of the operation that a peer must serve.
     pub fn operation(&self) -> &'static str {
         match self {
+            Request::StartBackup | Request::EndBackup => operation::BACKUP,
             Request::Boot(_) => operation::BOOT,
             Request::Clock(_) => operation::CLOCK,
             Request::Connect(_) => operation::CONNECT,
             Request::Exec(_) => operation::EXEC,
             Request::Files(_) => operation::FILES,
+            Request::Freeze(_) => operation::FREEZE,
             Request::Init(_) => operation::INIT,
             Request::KeyAgent(_) => operation::KEY_AGENT,
             Request::Pause => operation::PAUSE,
@@ -112,47 +123,52 @@ impl Request {
     }
 }
 
-/// Ends the guest.
+/// A request to shut the guest down.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ShutdownRequest {
-    /// When the guest is killed if it has not shut down, in milliseconds from now. Older supervisors do not say it.
+    /// Time until the guest is killed if it has not shut down, in milliseconds. Older supervisors
+    /// do not send it.
     #[serde(default = "ShutdownRequest::default_ms")]
     pub timeout_ms: u64,
+    /// Signal that asks the main command to end; the other processes get SIGTERM after its end. An
+    /// older agent ignores it. Without it, or without a main command, all get SIGTERM at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signal: Option<i32>,
 }
 
 impl ShutdownRequest {
-    /// What supervisors that do not say how long wait.
+    /// Returns the timeout of supervisors that do not send one.
     fn default_ms() -> u64 {
         10_000
     }
 }
 
-/// Tells the guest the time.
+/// A request to set the guest's clock.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClockRequest {
     /// The host's clock, in nanoseconds since 1970.
     pub unix_ns: u64,
 }
 
-/// The answer to the time.
+/// The answer to a clock request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum ClockEvent {
-    /// The guest has taken notice.
+    /// The guest has compared its clock.
     Clock {
-        /// How far the guest's clock was behind, in milliseconds; negative when it was ahead.
+        /// Delay of the guest's clock, in milliseconds; negative if it was ahead.
         behind_ms: i64,
-        /// Whether it was set.
+        /// True if the clock was set.
         stepped: bool,
     },
-    /// It could not be set.
+    /// The clock could not be set.
     Failed {
-        /// Why.
+        /// The reason.
         message: String,
     },
 }
 
-/// The answer to a ping.
+/// The answer to a ping request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum PingEvent {
@@ -160,15 +176,15 @@ pub enum PingEvent {
     Pong,
 }
 
-/// The answer to a wait.
+/// The answer to a wait request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum EndEvent {
     /// The sandbox has ended.
     Ended {
-        /// The state that it is in now, as in `status.json`.
+        /// The state of the sandbox now, as in `status.json`.
         state: String,
-        /// Why it ended, as in `status.json`.
+        /// The reason of the end, as in `status.json`.
         reason: String,
         /// More about the reason, for people.
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -176,35 +192,36 @@ pub enum EndEvent {
         /// Exit code of the main command, if it ended.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         exit_code: Option<i32>,
-        /// Whether the guest's file systems were flushed and clean.
+        /// True if the guest's file systems were flushed and clean.
         clean: bool,
     },
 }
 
-/// Stops a sandbox.
+/// A request to stop a sandbox.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StopRequest {
-    /// Time for the guest to shut down, in milliseconds; then it is killed. 0 kills at once.
+    /// Time for the guest to shut down, in milliseconds. After it the guest is killed. 0 kills at
+    /// once.
     pub timeout_ms: u64,
 }
 
-/// The answer to a stop.
+/// The answer to a stop request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum StopEvent {
-    /// Done. From the agent: everything is flushed and the file systems are read-only.
+    /// The stop is done. From the agent: everything is flushed and the file systems are read-only.
     Stopped {
-        /// Whether the guest shut down by itself, its file systems clean.
+        /// True if the guest shut down by itself, with clean file systems.
         clean: bool,
     },
-    /// It could not be done.
+    /// The stop failed.
     Failed {
-        /// Why.
+        /// The reason.
         message: String,
     },
 }
 
-/// The answer to a pause and to a resume.
+/// The answer to a pause or resume request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum PauseEvent {
@@ -212,27 +229,27 @@ pub enum PauseEvent {
     Paused,
     /// The guest's processors run, and its clock is set.
     Resumed,
-    /// The sandbox is in the state that it was in.
+    /// The request failed, and the sandbox keeps its state.
     Failed {
-        /// The kind of the failure.
+        /// The kind of failure.
         kind: PauseFailure,
-        /// Why, for people.
+        /// The reason, for people.
         message: String,
-        /// What can be done.
+        /// A hint.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         hint: Option<String>,
     },
 }
 
-/// Kinds of failures of a pause and of a resume.
+/// Kind of a failure to pause or resume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PauseFailure {
     /// The state of the sandbox does not allow it: paused already, not paused, starting, stopping.
     WrongState,
-    /// The engine cannot pause a machine.
+    /// The engine cannot pause a virtual machine.
     UnsupportedOperation,
-    /// Anything else, and kinds of later versions.
+    /// Any other reason, and reasons of later versions.
     #[serde(other)]
     Other,
 }

@@ -1,4 +1,4 @@
-//! Terminals for commands.
+//! Pseudo-terminals of commands.
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -8,13 +8,13 @@ use rustix::io::Errno;
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
 use rustix::termios::{LocalModes, SpecialCodeIndex, Winsize, tcgetattr, tcgetpgrp, tcsetwinsize};
 
-/// What a terminal does with what it is told.
+/// Terminal modes.
 pub(crate) mod modes;
 
-/// Group of terminals: what devpts gives to new ones, and what every distribution calls `tty`.
+/// Group of terminals: the same as devpts uses, named `tty` in all distributions.
 pub(crate) const TTY_GROUP: u32 = 5;
 
-/// A new terminal: our end, which does not block, and the command's.
+/// Opens a pseudo-terminal. Returns the agent's end, which does not block, and the command's end.
 pub(crate) fn open(size: WindowSize, owner: u32) -> Result<(OwnedFd, OwnedFd), Errno> {
     let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
     let ours = openpt(flags)?;
@@ -22,31 +22,22 @@ pub(crate) fn open(size: WindowSize, owner: u32) -> Result<(OwnedFd, OwnedFd), E
     let theirs = ioctl_tiocgptpeer(&ours, flags)?;
     resize(&ours, size)?;
     fcntl_setfl(&ours, OFlags::RDWR | OFlags::NONBLOCK)?;
-    let _ = fchown(
-        &theirs,
-        Some(Uid::from_raw(owner)),
-        Some(Gid::from_raw(TTY_GROUP)),
-    );
+    let _ = fchown(&theirs, Some(Uid::from_raw(owner)), Some(Gid::from_raw(TTY_GROUP)));
     Ok((ours, theirs))
 }
 
-/// Tells the terminal its size; the kernel tells the programs on it.
+/// Sets the window size; the kernel signals the programs on the terminal.
 pub(crate) fn resize(terminal: impl AsFd, size: WindowSize) -> Result<(), Errno> {
-    let size = Winsize {
-        ws_row: size.rows,
-        ws_col: size.cols,
-        ws_xpixel: 0,
-        ws_ypixel: 0,
-    };
+    let size = Winsize { ws_row: size.rows, ws_col: size.cols, ws_xpixel: 0, ws_ypixel: 0 };
     tcsetwinsize(terminal, size)
 }
 
-/// The process group in the foreground.
+/// Returns the foreground process group.
 pub(crate) fn foreground(terminal: impl AsFd) -> Option<i32> {
     tcgetpgrp(terminal).ok().map(|group| group.as_raw_pid())
 }
 
-/// The byte that means "end of input" now; `None` when the terminal is read byte by byte, and nothing means that.
+/// Returns the end-of-input character (VEOF), or `None` if the terminal is not in canonical mode.
 pub(crate) fn end_of_input(terminal: impl AsFd) -> Option<u8> {
     let modes = tcgetattr(terminal).ok()?;
     let code = modes.special_codes[SpecialCodeIndex::VEOF];

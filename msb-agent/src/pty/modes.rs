@@ -1,4 +1,4 @@
-//! Modes of a terminal, by the numbers that SSH gives them (RFC 4254, 8).
+//! Terminal modes by their numbers in SSH (RFC 4254 section 8).
 
 use std::os::fd::AsFd;
 
@@ -8,10 +8,10 @@ use rustix::termios::{
     tcgetattr, tcsetattr,
 };
 
-/// The value by which a client says that a special character is off.
+/// Value by which a client disables a special character.
 const DISABLED: u32 = 255;
 
-/// Special characters by number. What Linux does not have is not here.
+/// Special characters by number, without those that Linux lacks.
 const CODES: [(u8, SpecialCodeIndex); 15] = [
     (1, SpecialCodeIndex::VINTR),
     (2, SpecialCodeIndex::VQUIT),
@@ -72,13 +72,13 @@ const OUTPUT: [(u8, OutputModes); 6] = [
     (75, OutputModes::ONLRET),
 ];
 
-/// The size of a byte is one of several values under a mask, the odd parity a flag.
+/// Control modes: the character size is a value under a mask, the parity modes are flags.
 const CS7: u8 = 90;
 const CS8: u8 = 91;
 const PARENB: u8 = 92;
 const PARODD: u8 = 93;
 
-/// Sets modes of a terminal. Numbers that are not known, and speeds, are passed over: the RFC asks for it.
+/// Sets modes of a terminal. Unknown numbers and speeds are ignored, as the RFC requires.
 pub(crate) fn set(terminal: impl AsFd, modes: &[(u8, u32)]) -> Result<(), Errno> {
     if modes.is_empty() {
         return Ok(());
@@ -93,7 +93,7 @@ pub(crate) fn set(terminal: impl AsFd, modes: &[(u8, u32)]) -> Result<(), Errno>
 fn apply(state: &mut Termios, number: u8, value: u32) {
     let on = value != 0;
     if let Some(code) = named(&CODES, number) {
-        // 0 turns a special character off on Linux.
+        // On Linux, 0 disables a special character.
         let code_value = if value == DISABLED { 0 } else { value };
         state.special_codes[code] = u8::try_from(code_value).unwrap_or(0);
     } else if let Some(mode) = named(&INPUT, number) {
@@ -111,11 +111,7 @@ fn apply_control(modes: &mut ControlModes, number: u8, on: bool) {
     match number {
         CS7 | CS8 if on => {
             modes.remove(ControlModes::CSIZE);
-            modes.insert(if number == CS7 {
-                ControlModes::CS7
-            } else {
-                ControlModes::CS8
-            });
+            modes.insert(if number == CS7 { ControlModes::CS7 } else { ControlModes::CS8 });
         }
         PARENB => modes.set(ControlModes::PARENB, on),
         PARODD => modes.set(ControlModes::PARODD, on),
@@ -134,25 +130,15 @@ mod tests {
     use msb_wire::exec::WindowSize;
 
     #[test]
-    fn a_terminal_has_the_modes_that_were_asked_for_and_its_own_otherwise() {
+    fn requested_modes_are_set_and_others_kept() {
         let size = WindowSize { rows: 24, cols: 80 };
         let owner = rustix::process::getuid().as_raw();
         let (_ours, theirs) = super::super::open(size, owner).unwrap();
         let before = tcgetattr(&theirs).unwrap();
         assert!(before.local_modes.contains(LocalModes::ECHO));
-        // No echo, UTF-8, another interrupt character, none for suspending; a speed and an unknown number.
-        set(
-            &theirs,
-            &[
-                (53, 0),
-                (42, 1),
-                (1, 0x1d),
-                (10, 255),
-                (128, 9600),
-                (200, 1),
-            ],
-        )
-        .unwrap();
+        // No echo, UTF-8, another interrupt character, none for suspend; a speed and an unknown
+        // number.
+        set(&theirs, &[(53, 0), (42, 1), (1, 0x1d), (10, 255), (128, 9600), (200, 1)]).unwrap();
         let after = tcgetattr(&theirs).unwrap();
         assert!(!after.local_modes.contains(LocalModes::ECHO));
         assert!(after.local_modes.contains(LocalModes::ICANON));

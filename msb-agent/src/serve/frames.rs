@@ -1,52 +1,52 @@
-//! What the host says, frame by frame.
+//! Frames from the host.
 
 use std::fmt;
 use std::time::Duration;
 
 use msb_wire::exec::{ExecControl, FailureKind};
-use msb_wire::frame::{Decoder, FrameError, Header, Kind, STDIN};
+use msb_wire::frame::{Decoder, FrameError, FrameHeader, FrameKind, STDIN};
 use msb_wire::handshake::{Hello, VersionMismatch};
 use msb_wire::samples::SamplesEvent;
 use rustix::event::PollFlags;
 
 use super::Agent;
 use crate::console::reason;
-use crate::exec::Refusal;
-use crate::samples::Samples;
+use crate::exec::StartRefusal;
+use crate::samples::SampleStream;
 use crate::session::CreditViolation;
 
-/// Time for the host's end of the port to be opened; before that it looks as if it were gone.
-const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
+/// Timeout for the host to open its end of the port; before that the port looks disconnected.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Why the connection cannot go on.
-enum Broken {
+/// Reason why the connection cannot continue.
+enum ProtocolError {
     Frame(FrameError),
     Versions(VersionMismatch),
     Hello(String),
     StreamInUse(u32),
 }
 
-impl fmt::Display for Broken {
+impl fmt::Display for ProtocolError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Broken::Frame(error) => write!(f, "the host sent {error}"),
-            Broken::Versions(error) => error.fmt(f),
-            Broken::Hello(why) => write!(f, "the host said no hello: {why}"),
-            Broken::StreamInUse(stream) => {
-                write!(f, "the host opened stream {stream}, which is open")
+            ProtocolError::Frame(error) => write!(f, "the host sent {error}"),
+            ProtocolError::Versions(error) => error.fmt(f),
+            ProtocolError::Hello(why) => write!(f, "invalid Hello from the host: {why}"),
+            ProtocolError::StreamInUse(stream) => {
+                write!(f, "the host opened stream {stream}, which is open already")
             }
         }
     }
 }
 
-impl From<FrameError> for Broken {
-    fn from(error: FrameError) -> Broken {
-        Broken::Frame(error)
+impl From<FrameError> for ProtocolError {
+    fn from(error: FrameError) -> ProtocolError {
+        ProtocolError::Frame(error)
     }
 }
 
 impl Agent {
-    /// Reads frames and acts on them.
+    /// Reads frames and handles them.
     pub(super) fn read_port(&mut self, events: PollFlags) {
         let gone = events.intersects(PollFlags::HUP | PollFlags::ERR);
         if !gone && !events.contains(PollFlags::IN) {
@@ -54,70 +54,72 @@ impl Agent {
         }
         let (count, ended) = match self.port.read() {
             Ok(read) => read,
-            Err(error) => self.lost(&reason(error)),
+            Err(error) => self.end_on_lost_host(&reason(error)),
         };
         let mut decoder = std::mem::take(&mut self.port.incoming);
         let result = self.take_frames(&mut decoder);
         self.port.incoming = decoder;
-        if let Err(broken) = result {
-            self.give_up(&broken.to_string());
+        if let Err(violation) = result {
+            self.end_on_violation(&violation.to_string());
         }
         if count == 0 && (gone || ended) {
-            self.host_is_away();
+            self.handle_disconnect();
         }
     }
 
-    /// The host's end of the port is not open: not yet, or not any more.
-    fn host_is_away(&mut self) {
-        if self.greeted || self.started.elapsed() > CONNECT_PATIENCE {
-            self.lost("it hung up");
+    /// Handles a port whose other end is not open: not yet, or not any more.
+    fn handle_disconnect(&mut self) {
+        if self.hello_received || self.started.elapsed() > CONNECT_TIMEOUT {
+            self.end_on_lost_host("it closed the connection");
         }
         std::thread::sleep(Duration::from_millis(1));
     }
 
-    fn take_frames(&mut self, decoder: &mut Decoder) -> Result<(), Broken> {
+    fn take_frames(&mut self, decoder: &mut Decoder) -> Result<(), ProtocolError> {
         while let Some(frame) = decoder.next_frame()? {
             let header = frame.header;
-            if !self.greeted && header.kind != Kind::Hello {
-                return Err(Broken::Hello(format!(
-                    "a frame of kind {:?} came first",
+            if !self.hello_received && header.kind != FrameKind::Hello {
+                return Err(ProtocolError::Hello(format!(
+                    "the first frame is of kind {:?}",
                     header.kind
                 )));
             }
             match header.kind {
-                Kind::Hello => self.take_hello(&header, frame.payload())?,
-                Kind::Open => self.take_open(&header, frame.payload())?,
-                Kind::Data => self.take_data(&header, frame.payload()),
-                Kind::Credit => self.take_credit(&header, frame.credit().unwrap_or(0)),
-                Kind::Control => self.take_control(&header, frame.payload())?,
-                Kind::Close => self.take_close(header.stream),
-                Kind::Event => return Err(FrameError::Malformed { kind: Kind::Event }.into()),
+                FrameKind::Hello => self.take_hello(&header, frame.payload())?,
+                FrameKind::Open => self.take_open(&header, frame.payload())?,
+                FrameKind::Data => self.take_data(&header, frame.payload()),
+                FrameKind::Credit => self.take_credit(&header, frame.credit().unwrap_or(0)),
+                FrameKind::Control => self.take_control(&header, frame.payload())?,
+                FrameKind::Close => self.take_close(header.stream),
+                FrameKind::Event => {
+                    return Err(FrameError::Malformed { kind: FrameKind::Event }.into());
+                }
             }
         }
         Ok(())
     }
 
-    fn take_hello(&mut self, header: &Header, payload: &[u8]) -> Result<(), Broken> {
-        if self.greeted {
-            return Err(FrameError::Malformed { kind: Kind::Hello }.into());
+    fn take_hello(&mut self, header: &FrameHeader, payload: &[u8]) -> Result<(), ProtocolError> {
+        if self.hello_received {
+            return Err(FrameError::Malformed { kind: FrameKind::Hello }.into());
         }
         let Some(message) = self.messages.push(header, payload)? else {
             return Ok(());
         };
-        let hello: Hello =
-            serde_json::from_slice(&message).map_err(|error| Broken::Hello(error.to_string()))?;
-        hello.agree().map_err(Broken::Versions)?;
-        self.greeted = true;
+        let hello: Hello = serde_json::from_slice(&message)
+            .map_err(|error| ProtocolError::Hello(error.to_string()))?;
+        hello.negotiate().map_err(ProtocolError::Versions)?;
+        self.hello_received = true;
         Ok(())
     }
 
-    fn take_open(&mut self, header: &Header, payload: &[u8]) -> Result<(), Broken> {
+    fn take_open(&mut self, header: &FrameHeader, payload: &[u8]) -> Result<(), ProtocolError> {
         let stream = header.stream;
         if self.sessions.contains_key(&stream)
             || self.connections.contains_key(&stream)
-            || Samples::on(&mut self.samples, stream).is_some()
+            || SampleStream::on(&mut self.samples, stream).is_some()
         {
-            return Err(Broken::StreamInUse(stream));
+            return Err(ProtocolError::StreamInUse(stream));
         }
         match self.messages.push(header, payload)? {
             None => {
@@ -131,14 +133,15 @@ impl Agent {
         Ok(())
     }
 
-    /// Frames of streams that are over are on their way still when the last event is sent: they mean nothing.
-    fn take_data(&mut self, header: &Header, payload: &[u8]) {
+    /// Handles input data. Frames of ended streams are ignored: they may have been sent before the
+    /// last event arrived.
+    fn take_data(&mut self, header: &FrameHeader, payload: &[u8]) {
         let out = &mut self.port.outgoing;
         if let Some(connection) = self.connections.get_mut(&header.stream) {
             if header.channel == STDIN
                 && connection.take_input(payload, header.ends(), out).is_err()
             {
-                self.violated(header.stream);
+                self.end_violating_stream(header.stream);
             }
             return;
         }
@@ -146,16 +149,16 @@ impl Agent {
             return;
         };
         if header.channel == STDIN && session.take_input(payload, header.ends(), out).is_err() {
-            self.violated(header.stream);
+            self.end_violating_stream(header.stream);
         }
     }
 
-    fn take_credit(&mut self, header: &Header, bytes: u32) {
+    fn take_credit(&mut self, header: &FrameHeader, bytes: u32) {
         if let Some(connection) = self.connections.get_mut(&header.stream) {
             if connection.take_credit(header.channel, bytes).is_err() {
-                self.violated(header.stream);
+                self.end_violating_stream(header.stream);
             } else {
-                // It may have been left alone for want of credit, with bytes to be read.
+                // It may have had data to read and no credit.
                 connection.advance(
                     PollFlags::empty(),
                     self.port.has_room(),
@@ -169,30 +172,31 @@ impl Agent {
             return;
         };
         if let Err(CreditViolation) = session.take_credit(header.channel, bytes) {
-            self.violated(header.stream);
+            self.end_violating_stream(header.stream);
         }
     }
 
-    /// The call ends here, for the host; what is left of the process is reaped like any other.
-    fn violated(&mut self, stream: u32) {
+    /// Ends a stream after a violation of flow control. The process, if any is left, is reaped like
+    /// any other.
+    fn end_violating_stream(&mut self, stream: u32) {
         if let Some(connection) = self.connections.get_mut(&stream) {
-            connection.end(Some("the client sent more than it was granted".into()));
+            connection.end(Some("the client exceeded its flow control window".into()));
         }
         if let Some(session) = self.sessions.remove(&stream) {
             session.hang_up();
             self.messages.forget(stream);
             self.refuse(
                 stream,
-                Refusal::new(
+                StartRefusal::new(
                     FailureKind::Other,
-                    "the client sent more than it was granted",
+                    "the client exceeded its flow control window",
                 ),
             );
         }
     }
 
-    fn take_control(&mut self, header: &Header, payload: &[u8]) -> Result<(), Broken> {
-        if let Some(samples) = Samples::on(&mut self.samples, header.stream) {
+    fn take_control(&mut self, header: &FrameHeader, payload: &[u8]) -> Result<(), ProtocolError> {
+        if let Some(samples) = SampleStream::on(&mut self.samples, header.stream) {
             if let Some(message) = self.messages.push(header, payload)? {
                 samples.control(&message);
             }
@@ -204,7 +208,7 @@ impl Agent {
         let Some(message) = self.messages.push(header, payload)? else {
             return Ok(());
         };
-        // A control of a later version is no reason to end a command.
+        // A control of a later version does not end the command.
         if let Ok(control) = serde_json::from_slice::<ExecControl>(&message) {
             session.control(&control);
         }
@@ -216,10 +220,10 @@ impl Agent {
         if self.opening.remove(&stream) {
             self.refuse(
                 stream,
-                Refusal::new(FailureKind::Other, "closed before the request was complete"),
+                StartRefusal::new(FailureKind::Other, "closed before the request was complete"),
             );
         }
-        if Samples::on(&mut self.samples, stream).is_some() {
+        if SampleStream::on(&mut self.samples, stream).is_some() {
             self.samples = None;
             self.put_last(stream, serde_json::to_vec(&SamplesEvent::Closed));
         }

@@ -1,74 +1,79 @@
-//! The loop over the port, the commands and their ends.
+//! Event loop over the port, commands and signals.
 //!
-//! One turn: wait until something is ready; write what the port takes; read frames and act on them; reap; move bytes of
-//! the commands that are ready, each channel once and each time another command first; write again. What is to be
-//! written is bounded, as output is read only while the port has room and frames only while the host reads answers.
+//! One iteration: wait for events; write what the port accepts; read frames and handle them; reap
+//! processes; move data of the commands that are ready, each channel once, starting with another
+//! command each time; write again. Buffered data is bounded, because output is read only while the
+//! port has room, and frames only while the host reads answers.
 
-mod end;
 mod frames;
 mod requests;
+mod shutdown;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use msb_wire::exec::ExecEvent;
-use msb_wire::frame::{Assembler, Kind, flags, put_message};
+use msb_wire::frame::{Assembler, FrameKind, flags, put_message};
 use msb_wire::samples::SamplesEvent;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, WaitOptions, wait};
 
-use self::end::Stopping;
-use crate::boot::Guest;
-use crate::connection::{Connection, put_connect_event};
+use self::shutdown::ShutdownState;
+use crate::boot::GuestState;
+use crate::connection::{TcpConnection, put_connect_event};
 use crate::console::{log, reason};
-use crate::modules::Modules;
-use crate::port::Port;
-use crate::samples::Samples;
-use crate::session::{Session, put_event, scratch};
+use crate::modules::KernelModules;
+use crate::port::AgentPort;
+use crate::samples::SampleStream;
+use crate::session::{CommandSession, put_event, scratch};
 use crate::spawn::Spawner;
 use crate::sys;
 
-/// What was ready after a wait.
-struct Ready {
+/// Result of a wait.
+struct PollResult {
     port: PollFlags,
     children: bool,
-    /// Streams with something to move, and whether it is that nobody reads the input.
+    /// Streams with data to move, and whether their input has lost its reader.
     sessions: Vec<(u32, bool)>,
-    /// Streams of connections, and what is ready.
+    /// Streams of connections with events.
     connections: Vec<(u32, PollFlags)>,
 }
 
-/// The agent at work.
+/// State of the agent.
 pub(crate) struct Agent {
-    port: Port,
+    port: AgentPort,
     children: OwnedFd,
-    modules: Modules,
-    guest: Option<Guest>,
+    modules: KernelModules,
+    guest: Option<GuestState>,
     /// The image's own init, if it runs.
     init: Option<Pid>,
-    greeted: bool,
+    hello_received: bool,
     started: Instant,
     messages: Assembler,
-    /// Streams whose request is not complete.
+    /// Streams whose request is incomplete.
     opening: BTreeSet<u32>,
-    sessions: BTreeMap<u32, Session>,
-    connections: BTreeMap<u32, Connection>,
+    sessions: BTreeMap<u32, CommandSession>,
+    /// Stream of the main command.
+    main: Option<u32>,
+    connections: BTreeMap<u32, TcpConnection>,
     spawner: Spawner,
     scratch: Box<[u8]>,
-    turn: usize,
-    /// Whether processes were left when the last was reaped.
+    iteration: usize,
+    /// Set if processes were left after the last reap.
     has_children: bool,
-    /// When the modules that can wait are loaded.
-    later: Option<Instant>,
-    samples: Option<Samples>,
-    stopping: Option<Stopping>,
+    /// Time at which the remaining modules are loaded.
+    modules_due: Option<Instant>,
+    samples: Option<SampleStream>,
+    stopping: Option<ShutdownState>,
+    /// Stream that has the upper file system frozen.
+    frozen: Option<u32>,
 }
 
 impl Agent {
-    /// With the port open and our hello said.
-    pub(crate) fn new(port: Port, modules: Modules) -> Result<Agent, String> {
+    /// Returns an agent with an open port, on which its Hello was sent.
+    pub(crate) fn new(port: AgentPort, modules: KernelModules) -> Result<Agent, String> {
         let children = sys::child_signals()
             .map_err(|error| format!("cannot wait for processes: {}", reason(error)))?;
         Ok(Agent {
@@ -77,29 +82,31 @@ impl Agent {
             modules,
             guest: None,
             init: None,
-            greeted: false,
+            hello_received: false,
             started: Instant::now(),
             messages: Assembler::new(),
             opening: BTreeSet::new(),
             sessions: BTreeMap::new(),
+            main: None,
             connections: BTreeMap::new(),
             spawner: Spawner::new(),
             scratch: scratch(),
-            turn: 0,
+            iteration: 0,
             has_children: false,
-            later: None,
+            modules_due: None,
             samples: None,
             stopping: None,
+            frozen: None,
         })
     }
 
-    /// Serves until the machine ends.
+    /// Serves until the VM ends.
     pub(crate) fn serve(mut self) -> ! {
         loop {
             let ready = self.wait();
-            self.turn = self.turn.wrapping_add(1);
+            self.iteration = self.iteration.wrapping_add(1);
             if let Err(error) = self.port.write() {
-                self.lost(&reason(error));
+                self.end_on_lost_host(&reason(error));
             }
             self.read_port(ready.port);
             if ready.children {
@@ -109,24 +116,21 @@ impl Agent {
             self.advance_connections(&ready.connections);
             self.end_sessions();
             self.end_connections();
-            self.stop_further();
+            self.continue_shutdown();
             self.load_later();
             self.sample();
             if let Err(error) = self.port.write() {
-                self.lost(&reason(error));
+                self.end_on_lost_host(&reason(error));
             }
         }
     }
 
-    fn wait(&self) -> Ready {
+    fn wait(&self) -> PollResult {
         let count = 2 + 3 * self.sessions.len() + self.connections.len();
         let mut polled = Vec::with_capacity(count);
         let mut owners = Vec::with_capacity(3 * self.sessions.len());
         polled.push(PollFd::from_borrowed_fd(self.port.fd(), self.port_events()));
-        polled.push(PollFd::from_borrowed_fd(
-            self.children.as_fd(),
-            PollFlags::IN,
-        ));
+        polled.push(PollFd::from_borrowed_fd(self.children.as_fd(), PollFlags::IN));
         let has_room = self.port.has_room();
         for (stream, session) in &self.sessions {
             for watch in session.watches(has_room) {
@@ -149,19 +153,15 @@ impl Agent {
             }
         }
         let flags = |at: usize| polled.get(at).map_or(PollFlags::empty(), |fd| fd.revents());
-        let sessions = owners
-            .iter()
-            .enumerate()
-            .filter_map(|(at, (stream, is_input))| {
-                let events = flags(at + 2);
-                (!events.is_empty())
-                    .then(|| (*stream, *is_input && events.contains(PollFlags::ERR)))
-            });
+        let sessions = owners.iter().enumerate().filter_map(|(at, (stream, is_input))| {
+            let events = flags(at + 2);
+            (!events.is_empty()).then(|| (*stream, *is_input && events.contains(PollFlags::ERR)))
+        });
         let connections = connected
             .iter()
             .map(|(stream, at)| (*stream, flags(*at)))
             .filter(|(_, events)| !events.is_empty());
-        Ready {
+        PollResult {
             port: flags(0),
             children: !flags(1).is_empty(),
             sessions: sessions.collect(),
@@ -178,17 +178,14 @@ impl Agent {
 
     fn timeout(&self) -> Option<Timespec> {
         let stopping = self.stopping.as_ref().map(|stopping| stopping.until);
-        let sample = self.samples.as_ref().map(Samples::due);
-        let connecting = self.connections.values().filter_map(Connection::wake_at);
-        let until = [stopping, self.later, sample]
-            .into_iter()
-            .flatten()
-            .chain(connecting)
-            .min()?;
+        let sample = self.samples.as_ref().map(SampleStream::due);
+        let connecting = self.connections.values().filter_map(TcpConnection::wake_at);
+        let until =
+            [stopping, self.modules_due, sample].into_iter().flatten().chain(connecting).min()?;
         Timespec::try_from(until.saturating_duration_since(Instant::now())).ok()
     }
 
-    /// The next sample, when it is time. While the host does not read, there is none.
+    /// Sends a sample if one is due. None is sent while the host does not read.
     fn sample(&mut self) {
         let has_room = self.port.has_room();
         if let Some(samples) = &mut self.samples
@@ -196,29 +193,20 @@ impl Agent {
             && has_room
             && let Ok(json) = serde_json::to_vec(&SamplesEvent::Sample(Box::new(sample)))
         {
-            put_message(
-                &mut self.port.outgoing,
-                samples.stream(),
-                Kind::Event,
-                0,
-                &json,
-            );
+            put_message(&mut self.port.outgoing, samples.stream(), FrameKind::Event, 0, &json);
         }
     }
 
-    /// Takes the status of every process that has ended; those of no command were orphans.
+    /// Reaps all processes that have ended: commands, and orphans.
     fn reap(&mut self) {
-        // The signals say no more than that there is something to wait for.
+        // The signals only mean that there may be processes to reap.
         let mut ignored = [0; 1024];
         while rustix::io::read(&self.children, &mut ignored).is_ok() {}
         loop {
             match wait(WaitOptions::NOHANG) {
                 Ok(Some((pid, status))) if self.init == Some(pid) => self.init_ended(status),
                 Ok(Some((pid, status))) => {
-                    let session = self
-                        .sessions
-                        .values_mut()
-                        .find(|session| session.pid() == pid);
+                    let session = self.sessions.values_mut().find(|session| session.pid() == pid);
                     if let Some(session) = session.filter(|session| !session.is_draining()) {
                         session.ended(status);
                     }
@@ -241,25 +229,21 @@ impl Agent {
             .map(|(stream, _)| (*stream, false));
         let mut streams: Vec<(u32, bool)> = ready.into_iter().chain(ended).collect();
         streams.dedup();
-        // Another one is first each time, since the port may have room for few.
+        // Start with another one each time, because the port may have room for few.
         let count = streams.len().max(1);
-        streams.rotate_left(self.turn % count);
+        streams.rotate_left(self.iteration % count);
         for (stream, reader_is_gone) in streams {
             let Some(session) = self.sessions.get_mut(&stream) else {
                 continue;
             };
             if reader_is_gone {
-                session.lost_reader(&mut self.port.outgoing);
+                session.input_lost_reader(&mut self.port.outgoing);
             }
-            session.pump(
-                self.port.has_room(),
-                &mut self.port.outgoing,
-                &mut self.scratch,
-            );
+            session.pump(self.port.has_room(), &mut self.port.outgoing, &mut self.scratch);
         }
     }
 
-    /// Connections that are ready, or whose time has come.
+    /// Continues connections that are ready or have timed out.
     fn advance_connections(&mut self, ready: &[(u32, PollFlags)]) {
         let now = Instant::now();
         let due = self
@@ -268,9 +252,9 @@ impl Agent {
             .filter(|(_, connection)| connection.wake_at().is_some_and(|at| at <= now))
             .map(|(stream, _)| (*stream, PollFlags::empty()));
         let mut turns: Vec<(u32, PollFlags)> = due.chain(ready.iter().copied()).collect();
-        // Another one is first each time, since the port may have room for few.
+        // Start with another one each time, because the port may have room for few.
         let count = turns.len().max(1);
-        turns.rotate_left(self.turn % count);
+        turns.rotate_left(self.iteration % count);
         for (stream, events) in turns {
             if let Some(connection) = self.connections.get_mut(&stream) {
                 connection.advance(
@@ -303,13 +287,27 @@ impl Agent {
         for (stream, event) in over {
             self.sessions.remove(&stream);
             self.messages.forget(stream);
+            if self.frozen == Some(stream) {
+                self.thaw();
+            }
+            self.main = self.main.filter(|main| *main != stream);
             put_event(&mut self.port.outgoing, stream, flags::END, &event);
         }
     }
 
+    /// Thaws the upper file system, if a helper that was killed has left it frozen.
+    fn thaw(&mut self) {
+        if self.frozen.take().is_some()
+            && let Some(guest) = &self.guest
+        {
+            // It fails if the helper has thawed it.
+            let _ = sys::thaw(guest.upper.as_fd());
+        }
+    }
+
     fn load_later(&mut self) {
-        if self.later.is_some_and(|time| time <= Instant::now()) {
-            self.later = None;
+        if self.modules_due.is_some_and(|time| time <= Instant::now()) {
+            self.modules_due = None;
             self.modules.load_later();
         }
     }

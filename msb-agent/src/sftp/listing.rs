@@ -1,4 +1,5 @@
-//! What a list of names shows: attributes, and the line of `ls -l` that old clients print as it is.
+//! Attributes and lines of directory listings. Old clients print the line, in the format of
+//! `ls -l`, unchanged.
 
 use std::collections::HashMap;
 use std::fs::Metadata;
@@ -6,53 +7,46 @@ use std::os::unix::fs::MetadataExt;
 
 use rustix::fs::FileType;
 
-use super::packet::Attributes;
+use super::packet::FileAttributes;
 
-/// Bytes of `/etc/passwd` and `/etc/group` that are read.
+/// Maximum number of bytes to read from `/etc/passwd` and `/etc/group`.
 const FILE_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
-/// After so many seconds a time is shown with its year, as by ls(1).
+/// Age in seconds from which a time is shown with its year, as by ls(1).
 const RECENT_SECONDS: i64 = 182 * DAY_SECONDS;
 const DAY_SECONDS: i64 = 86_400;
 
-/// Names of users and groups by their numbers.
+/// Names of users and groups by id.
 #[derive(Debug, Default)]
-pub(super) struct Names {
+pub(super) struct AccountNames {
     users: HashMap<u32, String>,
     groups: HashMap<u32, String>,
 }
 
-impl Names {
-    /// As the guest has them now.
-    pub(super) fn read() -> Names {
+impl AccountNames {
+    /// Reads the guest's current files.
+    pub(super) fn read() -> AccountNames {
         let named = |path: &str| {
             let small = std::fs::metadata(path)
                 .is_ok_and(|file| file.is_file() && file.len() <= FILE_BYTES_MAX);
-            let content = if small {
-                std::fs::read(path).ok()
-            } else {
-                None
-            };
+            let content = if small { std::fs::read(path).ok() } else { None };
             by_number(&String::from_utf8_lossy(&content.unwrap_or_default()))
         };
-        Names {
-            users: named("/etc/passwd"),
-            groups: named("/etc/group"),
-        }
+        AccountNames { users: named("/etc/passwd"), groups: named("/etc/group") }
     }
 
-    /// A user's name, if it has one.
+    /// Returns a user's name if it has one.
     pub(super) fn user(&self, number: u32) -> Option<&str> {
         self.users.get(&number).map(String::as_str)
     }
 
-    /// A group's name, if it has one.
+    /// Returns a group's name if it has one.
     pub(super) fn group(&self, number: u32) -> Option<&str> {
         self.groups.get(&number).map(String::as_str)
     }
 }
 
-/// Both files have the number in the third field. The first name of a number counts.
+/// Parses names by id, which is the third field of both files. The first name of an id counts.
 fn by_number(file: &str) -> HashMap<u32, String> {
     let mut names = HashMap::new();
     for line in file.lines() {
@@ -65,10 +59,10 @@ fn by_number(file: &str) -> HashMap<u32, String> {
     names
 }
 
-/// The protocol's attributes of a file. Its times have 32 bits: what does not fit is as near as it can be.
-pub(super) fn attributes(file: &Metadata) -> Attributes {
+/// Returns the attributes of a file. Times have 32 bits and are clamped.
+pub(super) fn attributes(file: &Metadata) -> FileAttributes {
     let time = |seconds: i64| u32::try_from(seconds.max(0)).unwrap_or(u32::MAX);
-    Attributes {
+    FileAttributes {
         size: Some(file.size()),
         owner: Some((file.uid(), file.gid())),
         mode: Some(file.mode()),
@@ -76,8 +70,8 @@ pub(super) fn attributes(file: &Metadata) -> Attributes {
     }
 }
 
-/// A line as `ls -l` prints it, in UTC.
-pub(super) fn line(name: &[u8], file: &Metadata, names: &Names, now: i64) -> Vec<u8> {
+/// Formats a line as `ls -l` does, in UTC.
+pub(super) fn line(name: &[u8], file: &Metadata, names: &AccountNames, now: i64) -> Vec<u8> {
     let number = |name: Option<&str>, id: u32| name.map_or_else(|| id.to_string(), str::to_owned);
     let head = format!(
         "{} {:>4} {:<8} {:<8} {:>8} {} ",
@@ -117,9 +111,8 @@ fn mode(mode: u32) -> String {
 }
 
 fn date(seconds: i64, now: i64) -> String {
-    const MONTHS: [&str; 12] = [
-        "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec",
-    ];
+    const MONTHS: [&str; 12] =
+        ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
     let (year, month, day) = civil(seconds.div_euclid(DAY_SECONDS));
     let month = MONTHS[month % 12];
     let minute = seconds.rem_euclid(DAY_SECONDS) / 60;
@@ -130,9 +123,10 @@ fn date(seconds: i64, now: i64) -> String {
     }
 }
 
-/// Year, month (from 0) and day of the Gregorian calendar for a number of days since 1970.
+/// Converts days since 1970 to year, month (from 0) and day of the Gregorian calendar.
 fn civil(days: i64) -> (i64, usize, i64) {
-    // Years begin in March here, so that a leap day is a year's last; 400 of them have always as many days.
+    // Years start in March here, so that the leap day is the last day of a year; 400 years always
+    // have the same number of days.
     const ERA_DAYS: i64 = 146_097;
     let days = days + 719_468;
     let (era, day) = (days.div_euclid(ERA_DAYS), days.rem_euclid(ERA_DAYS));
@@ -141,11 +135,7 @@ fn civil(days: i64) -> (i64, usize, i64) {
     let month = (5 * day + 2) / 153;
     let day_of_month = day - (153 * month + 2) / 5 + 1;
     let in_next_year = i64::from(month >= 10);
-    (
-        era * 400 + year + in_next_year,
-        ((month + 2) % 12) as usize,
-        day_of_month,
-    )
+    (era * 400 + year + in_next_year, ((month + 2) % 12) as usize, day_of_month)
 }
 
 #[cfg(test)]
@@ -179,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_name_of_a_number_counts() {
+    fn the_first_name_of_an_id_counts() {
         let names = by_number("root:x:0:0::/:\ntoor:x:0:\nbroken\nann:x:7");
         assert_eq!(names.get(&0).map(String::as_str), Some("root"));
         assert_eq!(names.get(&7).map(String::as_str), Some("ann"));

@@ -1,4 +1,4 @@
-//! What is done for a request.
+//! Implementation of the SFTP requests.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -15,189 +15,187 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use super::listing::{self, Names};
+use super::listing::{self, AccountNames};
 use super::packet::{
-    self, Attributes, CHUNK_BYTES_MAX, Handle, Malformed, PACKET_BYTES_MAX, Reply, Request, Status,
+    self, CHUNK_BYTES_MAX, ClientRequest, FileAttributes, FileHandle, MalformedPacket,
+    PACKET_BYTES_MAX, ReplyWriter, StatusCode,
 };
 use crate::console::reason;
 use crate::users;
 
-/// Files and folders that one client may have open.
+/// Maximum number of open files and directories of one client.
 const HANDLES_MAX: usize = 512;
 
-/// Bytes of names in one answer; a client asks again for the rest.
+/// Maximum number of bytes in a list of names; the client requests the rest.
 const NAMES_BYTES: usize = 32 * 1024;
 
 /// Permission bits of a mode.
 const PERMISSIONS: u32 = 0o7777;
 
-/// Something open.
-enum Open {
+/// An open file or directory.
+enum OpenEntry {
     File {
         file: File,
-        /// Written at its end, whatever offset is given.
+        /// Data is appended, regardless of the offset.
         append: bool,
     },
-    Folder {
+    Directory {
         path: PathBuf,
         entries: ReadDir,
     },
 }
 
-/// The server's side of one client.
-pub(super) struct Server {
+/// Server for one client.
+pub struct SftpServer {
     read_only: bool,
-    open: HashMap<Handle, Open>,
-    next: Handle,
-    names: Names,
+    open: HashMap<FileHandle, OpenEntry>,
+    next: FileHandle,
+    names: AccountNames,
 }
 
-/// Why a request failed.
-struct Failed(Status, String);
+/// Status and message of a failed request.
+struct RequestError(StatusCode, String);
 
-impl From<io::Error> for Failed {
-    fn from(error: io::Error) -> Failed {
+impl From<io::Error> for RequestError {
+    fn from(error: io::Error) -> RequestError {
         let status = match error.kind() {
-            ErrorKind::NotFound | ErrorKind::NotADirectory => Status::NoSuchFile,
-            ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => Status::PermissionDenied,
-            ErrorKind::Unsupported => Status::Unsupported,
-            _ => Status::Failure,
+            ErrorKind::NotFound | ErrorKind::NotADirectory => StatusCode::NoSuchFile,
+            ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
+                StatusCode::PermissionDenied
+            }
+            ErrorKind::Unsupported => StatusCode::Unsupported,
+            _ => StatusCode::Failure,
         };
-        Failed(status, reason(error))
+        RequestError(status, reason(error))
     }
 }
 
-impl From<Errno> for Failed {
-    fn from(error: Errno) -> Failed {
+impl From<Errno> for RequestError {
+    fn from(error: Errno) -> RequestError {
         io::Error::from(error).into()
     }
 }
 
-type Done = Result<(), Failed>;
+type StatusResult = Result<(), RequestError>;
 
-impl Server {
-    /// For a client that may change files, or not.
-    pub(super) fn new(read_only: bool) -> Server {
-        Server {
-            read_only,
-            open: HashMap::new(),
-            next: 0,
-            names: Names::read(),
-        }
+impl SftpServer {
+    /// Returns a server, optionally one that refuses changes.
+    pub fn new(read_only: bool) -> SftpServer {
+        SftpServer { read_only, open: HashMap::new(), next: 0, names: AccountNames::read() }
     }
 
     /// Appends the answer to a packet.
-    pub(super) fn answer(&mut self, packet: &[u8], out: &mut Vec<u8>) {
+    pub fn answer(&mut self, packet: &[u8], out: &mut Vec<u8>) {
         let (number, request) = packet::parse(packet);
         let done = match request {
-            Ok(request) if self.read_only && changes(&request) => Err(Failed(
-                Status::PermissionDenied,
-                "files may only be read here".into(),
-            )),
+            Ok(request) if self.read_only && changes(&request) => {
+                Err(RequestError(StatusCode::PermissionDenied, "the server is read-only".into()))
+            }
             Ok(request) => self.serve(number, request, out),
-            Err(Malformed) => Err(Failed(Status::BadMessage, "a malformed request".into())),
+            Err(MalformedPacket) => {
+                Err(RequestError(StatusCode::BadMessage, "malformed request".into()))
+            }
         };
-        if let Err(Failed(status, message)) = done {
+        if let Err(RequestError(status, message)) = done {
             packet::put_status(out, number, status, &message);
         }
     }
 
-    fn serve(&mut self, number: u32, request: Request<'_>, out: &mut Vec<u8>) -> Done {
+    fn serve(
+        &mut self,
+        number: u32,
+        request: ClientRequest<'_>,
+        out: &mut Vec<u8>,
+    ) -> StatusResult {
         match request {
-            Request::Init => packet::put_version(out),
-            Request::Open {
-                path,
-                flags,
-                attributes,
-            } => {
+            ClientRequest::Init => packet::put_version(out),
+            ClientRequest::Open { path, flags, attributes } => {
                 let open = open_file(&path, flags, attributes)?;
-                packet::put_handle(out, number, self.keep(open)?);
+                packet::put_handle(out, number, self.add_handle(open)?);
             }
-            Request::OpenFolder(path) => {
+            ClientRequest::OpenDirectory(path) => {
                 let entries = fs::read_dir(&path)?;
-                packet::put_handle(out, number, self.keep(Open::Folder { path, entries })?);
+                packet::put_handle(
+                    out,
+                    number,
+                    self.add_handle(OpenEntry::Directory { path, entries })?,
+                );
             }
-            Request::Read {
-                handle,
-                offset,
-                length,
-            } => {
+            ClientRequest::Read { handle, offset, length } => {
                 let file = self.file(handle)?;
                 let read = |room: &mut [u8]| file.read_at(room, offset);
                 if packet::put_data(out, number, length, read)? == 0 {
-                    return Err(end());
+                    return Err(end_of_file());
                 }
             }
-            Request::ReadFolder(handle) => self.read_folder(number, handle, out)?,
-            Request::Stat(path) => put_metadata(out, number, &fs::metadata(path)?),
-            Request::Lstat(path) => put_metadata(out, number, &fs::symlink_metadata(path)?),
-            Request::Fstat(handle) => put_metadata(out, number, &self.metadata(handle)?),
-            Request::RealPath(path) => put_path(out, number, &real_path(&path)?),
-            Request::ReadLink(path) => put_path(out, number, &fs::read_link(path)?),
-            Request::ExpandPath(path) => put_path(out, number, &real_path(&expand(&path)?)?),
-            Request::HomeFolder(user) => put_path(out, number, &home(&user)?),
-            Request::StatVfs(path) => put_statvfs(out, number, &statvfs(&path)?),
-            Request::FstatVfs(handle) => put_statvfs(out, number, &fstatvfs(self.file(handle)?)?),
-            Request::Limits => put_limits(out, number),
-            Request::Names { users, groups } => self.put_names(out, number, &users, &groups),
+            ClientRequest::ReadDirectory(handle) => self.read_directory(number, handle, out)?,
+            ClientRequest::Stat(path) => put_metadata(out, number, &fs::metadata(path)?),
+            ClientRequest::Lstat(path) => put_metadata(out, number, &fs::symlink_metadata(path)?),
+            ClientRequest::Fstat(handle) => put_metadata(out, number, &self.metadata(handle)?),
+            ClientRequest::RealPath(path) => put_path(out, number, &real_path(&path)?),
+            ClientRequest::ReadLink(path) => put_path(out, number, &fs::read_link(path)?),
+            ClientRequest::ExpandPath(path) => put_path(out, number, &real_path(&expand(&path)?)?),
+            ClientRequest::HomeDirectory(user) => put_path(out, number, &home(&user)?),
+            ClientRequest::StatVfs(path) => put_statvfs(out, number, &statvfs(&path)?),
+            ClientRequest::FstatVfs(handle) => {
+                put_statvfs(out, number, &fstatvfs(self.file(handle)?)?)
+            }
+            ClientRequest::Limits => put_limits(out, number),
+            ClientRequest::Names { users, groups } => self.put_names(out, number, &users, &groups),
             other => {
                 self.change(other)?;
-                packet::put_status(out, number, Status::Ok, "done");
+                packet::put_status(out, number, StatusCode::Ok, "done");
             }
         }
         Ok(())
     }
 
-    /// Requests that are answered by their status alone.
-    fn change(&mut self, request: Request<'_>) -> Done {
+    /// Serves a request whose answer is a status.
+    fn change(&mut self, request: ClientRequest<'_>) -> StatusResult {
         match request {
-            Request::Close(handle) => {
+            ClientRequest::Close(handle) => {
                 let closed = self.open.remove(&handle).ok_or_else(no_handle)?;
                 drop(closed);
             }
-            Request::Write {
-                handle,
-                offset,
-                data,
-            } => match self.open.get(&handle) {
-                Some(Open::File { file, append: true }) => io::Write::write_all(&mut &*file, data)?,
-                Some(Open::File { file, .. }) => file.write_all_at(data, offset)?,
+            ClientRequest::Write { handle, offset, data } => match self.open.get(&handle) {
+                Some(OpenEntry::File { file, append: true }) => {
+                    io::Write::write_all(&mut &*file, data)?
+                }
+                Some(OpenEntry::File { file, .. }) => file.write_all_at(data, offset)?,
                 _ => return Err(no_handle()),
             },
-            Request::Setstat(path, wanted) => set_attributes(&path, wanted, AtFlags::empty())?,
-            Request::LinkSetstat(path, wanted) => {
+            ClientRequest::Setstat(path, wanted) => {
+                set_attributes(&path, wanted, AtFlags::empty())?
+            }
+            ClientRequest::LinkSetstat(path, wanted) => {
                 set_attributes(&path, wanted, AtFlags::SYMLINK_NOFOLLOW)?;
             }
-            Request::Fsetstat(handle, wanted) => set_of_file(self.file(handle)?, wanted)?,
-            Request::Remove(path) => fs::remove_file(path)?,
-            Request::MakeFolder(path, wanted) => {
+            ClientRequest::Fsetstat(handle, wanted) => set_of_file(self.file(handle)?, wanted)?,
+            ClientRequest::Remove(path) => fs::remove_file(path)?,
+            ClientRequest::MakeDirectory(path, wanted) => {
                 let mode = wanted.mode.unwrap_or(0o777) & PERMISSIONS;
                 mkdir(&path, Mode::from_raw_mode(mode))?;
             }
-            Request::RemoveFolder(path) => fs::remove_dir(path)?,
-            Request::Rename { from, to, replace } => rename(&from, &to, replace)?,
-            Request::Symlink { target, link } => symlink(target, link)?,
-            Request::HardLink { from, to } => fs::hard_link(from, to)?,
-            Request::Sync(handle) => self.file(handle)?.sync_all()?,
-            Request::CopyData {
-                from,
-                offset,
-                length,
-                to,
-                to_offset,
-            } => self.copy(from, offset, length, to, to_offset)?,
+            ClientRequest::RemoveDirectory(path) => fs::remove_dir(path)?,
+            ClientRequest::Rename { from, to, replace } => rename(&from, &to, replace)?,
+            ClientRequest::Symlink { target, link } => symlink(target, link)?,
+            ClientRequest::HardLink { from, to } => fs::hard_link(from, to)?,
+            ClientRequest::Sync(handle) => self.file(handle)?.sync_all()?,
+            ClientRequest::CopyData { from, offset, length, to, to_offset } => {
+                self.copy(from, offset, length, to, to_offset)?
+            }
             _ => {
-                let message = "this operation is not known here".to_owned();
-                return Err(Failed(Status::Unsupported, message));
+                let message = "unsupported operation".to_owned();
+                return Err(RequestError(StatusCode::Unsupported, message));
             }
         }
         Ok(())
     }
 
-    fn keep(&mut self, open: Open) -> Result<Handle, Failed> {
+    fn add_handle(&mut self, open: OpenEntry) -> Result<FileHandle, RequestError> {
         if self.open.len() >= HANDLES_MAX {
             let message = format!("{HANDLES_MAX} files are open already");
-            return Err(Failed(Status::Failure, message));
+            return Err(RequestError(StatusCode::Failure, message));
         }
         while self.open.contains_key(&self.next) {
             self.next = self.next.wrapping_add(1);
@@ -208,23 +206,28 @@ impl Server {
         Ok(handle)
     }
 
-    fn file(&self, handle: Handle) -> Result<&File, Failed> {
+    fn file(&self, handle: FileHandle) -> Result<&File, RequestError> {
         match self.open.get(&handle) {
-            Some(Open::File { file, .. }) => Ok(file),
+            Some(OpenEntry::File { file, .. }) => Ok(file),
             _ => Err(no_handle()),
         }
     }
 
-    fn metadata(&self, handle: Handle) -> Result<Metadata, Failed> {
+    fn metadata(&self, handle: FileHandle) -> Result<Metadata, RequestError> {
         match self.open.get(&handle) {
-            Some(Open::File { file, .. }) => Ok(file.metadata()?),
-            Some(Open::Folder { path, .. }) => Ok(fs::metadata(path)?),
+            Some(OpenEntry::File { file, .. }) => Ok(file.metadata()?),
+            Some(OpenEntry::Directory { path, .. }) => Ok(fs::metadata(path)?),
             None => Err(no_handle()),
         }
     }
 
-    fn read_folder(&mut self, number: u32, handle: Handle, out: &mut Vec<u8>) -> Done {
-        let Some(Open::Folder { entries, .. }) = self.open.get_mut(&handle) else {
+    fn read_directory(
+        &mut self,
+        number: u32,
+        handle: FileHandle,
+        out: &mut Vec<u8>,
+    ) -> StatusResult {
+        let Some(OpenEntry::Directory { entries, .. }) = self.open.get_mut(&handle) else {
             return Err(no_handle());
         };
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
@@ -234,7 +237,7 @@ impl Server {
             && let Some(entry) = entries.next()
         {
             let entry = entry?;
-            // One that has gone in between is not in the folder any more.
+            // An entry that was removed in the meantime is skipped.
             let Ok(metadata) = entry.metadata() else {
                 continue;
             };
@@ -244,9 +247,9 @@ impl Server {
             found.push((name, line, listing::attributes(&metadata)));
         }
         if found.is_empty() {
-            return Err(end());
+            return Err(end_of_file());
         }
-        let mut reply = Reply::names(out, number, found.len() as u32);
+        let mut reply = ReplyWriter::names(out, number, found.len() as u32);
         for (name, line, attributes) in found {
             reply.string(name.as_bytes());
             reply.string(&line);
@@ -258,15 +261,18 @@ impl Server {
 
     fn copy(
         &self,
-        from: Handle,
+        from: FileHandle,
         offset: u64,
         length: Option<u64>,
-        to: Handle,
+        to: FileHandle,
         to_offset: u64,
-    ) -> Done {
+    ) -> StatusResult {
         let (source, target) = (self.file(from)?, self.file(to)?);
         if from == to {
-            return Err(Failed(Status::Failure, "a file onto itself".into()));
+            return Err(RequestError(
+                StatusCode::Failure,
+                "source and target are the same file".into(),
+            ));
         }
         let mut buffer = vec![0; CHUNK_BYTES_MAX];
         let (mut done, wanted) = (0, length.unwrap_or(u64::MAX));
@@ -275,7 +281,7 @@ impl Server {
             let at = offset.saturating_add(done);
             match source.read_at(&mut buffer[..most], at)? {
                 0 if length.is_none() => break,
-                0 => return Err(end()),
+                0 => return Err(end_of_file()),
                 count => {
                     target.write_all_at(&buffer[..count], to_offset.saturating_add(done))?;
                     done += count as u64;
@@ -297,42 +303,46 @@ impl Server {
         };
         let users = list(users, &|id| self.names.user(id).map(str::to_owned));
         let groups = list(groups, &|id| self.names.group(id).map(str::to_owned));
-        let mut reply = Reply::extended(out, number);
+        let mut reply = ReplyWriter::extended(out, number);
         reply.string(&users);
         reply.string(&groups);
         reply.finish();
     }
 }
 
-/// Whether a request would change a file system.
-fn changes(request: &Request<'_>) -> bool {
+/// Returns whether a request may change a file system.
+fn changes(request: &ClientRequest<'_>) -> bool {
     match request {
-        Request::Open { flags, .. } => *flags & !packet::open::READ != 0,
-        Request::Write { .. }
-        | Request::Setstat(..)
-        | Request::Fsetstat(..)
-        | Request::LinkSetstat(..)
-        | Request::Remove(_)
-        | Request::MakeFolder(..)
-        | Request::RemoveFolder(_)
-        | Request::Rename { .. }
-        | Request::Symlink { .. }
-        | Request::HardLink { .. }
-        | Request::CopyData { .. } => true,
+        ClientRequest::Open { flags, .. } => *flags & !packet::fxf::READ != 0,
+        ClientRequest::Write { .. }
+        | ClientRequest::Setstat(..)
+        | ClientRequest::Fsetstat(..)
+        | ClientRequest::LinkSetstat(..)
+        | ClientRequest::Remove(_)
+        | ClientRequest::MakeDirectory(..)
+        | ClientRequest::RemoveDirectory(_)
+        | ClientRequest::Rename { .. }
+        | ClientRequest::Symlink { .. }
+        | ClientRequest::HardLink { .. }
+        | ClientRequest::CopyData { .. } => true,
         _ => false,
     }
 }
 
-fn end() -> Failed {
-    Failed(Status::Eof, "end of file".into())
+fn end_of_file() -> RequestError {
+    RequestError(StatusCode::Eof, "end of file".into())
 }
 
-fn no_handle() -> Failed {
-    Failed(Status::Failure, "nothing is open under this handle".into())
+fn no_handle() -> RequestError {
+    RequestError(StatusCode::Failure, "invalid handle".into())
 }
 
-fn open_file(path: &Path, wanted: u32, attributes: Attributes) -> Result<Open, Failed> {
-    use packet::open::{APPEND, CREATE, EXCLUSIVE, READ, TRUNCATE, WRITE};
+fn open_file(
+    path: &Path,
+    wanted: u32,
+    attributes: FileAttributes,
+) -> Result<OpenEntry, RequestError> {
+    use packet::fxf::{APPEND, CREAT, EXCL, READ, TRUNC, WRITE};
     let mut flags = match wanted & (READ | WRITE) {
         READ => OFlags::RDONLY,
         WRITE => OFlags::WRONLY,
@@ -340,30 +350,31 @@ fn open_file(path: &Path, wanted: u32, attributes: Attributes) -> Result<Open, F
     };
     for (asked, flag) in [
         (APPEND, OFlags::APPEND),
-        (CREATE, OFlags::CREATE),
-        (TRUNCATE, OFlags::TRUNC),
-        (EXCLUSIVE, OFlags::EXCL),
+        (CREAT, OFlags::CREATE),
+        (TRUNC, OFlags::TRUNC),
+        (EXCL, OFlags::EXCL),
     ] {
         flags.set(flag, wanted & asked != 0);
     }
-    // A fifo or a terminal must not hold up everything else.
+    // A fifo or a terminal must not block the server.
     flags |= OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let mode = Mode::from_raw_mode(attributes.mode.unwrap_or(0o666) & PERMISSIONS);
     let file = File::from(open(path, flags, mode)?);
     if file.metadata()?.is_dir() {
-        return Err(Failed(Status::Failure, "it is a folder".into()));
+        return Err(RequestError(StatusCode::Failure, "is a directory".into()));
     }
     let append = wanted & APPEND != 0;
-    Ok(Open::File { file, append })
+    Ok(OpenEntry::File { file, append })
 }
 
-/// Without replacing what is there: the draft's rename. With it: that of POSIX.
-fn rename(from: &Path, to: &Path, replace: bool) -> Done {
+/// Renames a file. Without `replace` it is the draft's rename, which fails if the target exists;
+/// with it, that of POSIX.
+fn rename(from: &Path, to: &Path, replace: bool) -> StatusResult {
     if replace {
         return Ok(fs::rename(from, to)?);
     }
     match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
-        // A file system that does not know the flag.
+        // The file system does not support the flag.
         Err(Errno::INVAL) if fs::symlink_metadata(to).is_err() => Ok(fs::rename(from, to)?),
         Err(Errno::INVAL) => Err(Errno::EXIST.into()),
         result => Ok(result?),
@@ -371,26 +382,18 @@ fn rename(from: &Path, to: &Path, replace: bool) -> Done {
 }
 
 fn timestamps((accessed, modified): (u32, u32)) -> Timestamps {
-    let time = |seconds: u32| Timespec {
-        tv_sec: seconds.into(),
-        tv_nsec: 0,
-    };
-    Timestamps {
-        last_access: time(accessed),
-        last_modification: time(modified),
-    }
+    let time = |seconds: u32| Timespec { tv_sec: seconds.into(), tv_nsec: 0 };
+    Timestamps { last_access: time(accessed), last_modification: time(modified) }
 }
 
-/// A number that means "as it is" would be somebody's in the kernel's eyes.
+/// Converts owner ids. The maximum id means "unchanged" to the kernel, so it is not passed on as an
+/// id.
 fn owner((user, group): (u32, u32)) -> (Option<Uid>, Option<Gid>) {
     let known = |id: u32| (id != u32::MAX).then_some(id);
-    (
-        known(user).map(Uid::from_raw),
-        known(group).map(Gid::from_raw),
-    )
+    (known(user).map(Uid::from_raw), known(group).map(Gid::from_raw))
 }
 
-fn set_attributes(path: &Path, wanted: Attributes, flags: AtFlags) -> Done {
+fn set_attributes(path: &Path, wanted: FileAttributes, flags: AtFlags) -> StatusResult {
     if let Some(size) = wanted.size {
         let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
         File::from(open(path, flags, Mode::empty())?).set_len(size)?;
@@ -408,7 +411,7 @@ fn set_attributes(path: &Path, wanted: Attributes, flags: AtFlags) -> Done {
     Ok(())
 }
 
-fn set_of_file(file: &File, wanted: Attributes) -> Done {
+fn set_of_file(file: &File, wanted: FileAttributes) -> StatusResult {
     if let Some(size) = wanted.size {
         file.set_len(size)?;
     }
@@ -425,8 +428,8 @@ fn set_of_file(file: &File, wanted: Attributes) -> Done {
     Ok(())
 }
 
-/// The path without links and dots. Its last name need not be there yet.
-fn real_path(path: &Path) -> Result<PathBuf, Failed> {
+/// Resolves a path without symbolic links and dots. Its last component need not exist.
+fn real_path(path: &Path) -> Result<PathBuf, RequestError> {
     match fs::canonicalize(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => {
             let Some(name) = path.file_name() else {
@@ -440,8 +443,8 @@ fn real_path(path: &Path) -> Result<PathBuf, Failed> {
     }
 }
 
-/// `~` and `~user` at the beginning, as a shell has them.
-fn expand(path: &Path) -> Result<PathBuf, Failed> {
+/// Expands a leading `~` or `~user`, as a shell does.
+fn expand(path: &Path) -> Result<PathBuf, RequestError> {
     let bytes = path.as_os_str().as_bytes();
     let Some(rest) = bytes.strip_prefix(b"~") else {
         return Ok(path.to_owned());
@@ -452,16 +455,12 @@ fn expand(path: &Path) -> Result<PathBuf, Failed> {
     Ok(home(user)?.join(Path::new(OsStr::from_bytes(below))))
 }
 
-/// The home of a user; of ourselves when none is named.
-fn home(user: &[u8]) -> Result<PathBuf, Failed> {
+/// Returns the home directory of a user, or of the current user if the name is empty.
+fn home(user: &[u8]) -> Result<PathBuf, RequestError> {
     let ours = rustix::process::getuid().as_raw().to_string();
-    let user = if user.is_empty() {
-        ours.as_bytes()
-    } else {
-        user
-    };
+    let user = if user.is_empty() { ours.as_bytes() } else { user };
     let account = users::find(user)
-        .map_err(|_| Failed(Status::NoSuchFile, "there is no such user".to_owned()))?;
+        .map_err(|_| RequestError(StatusCode::NoSuchFile, "unknown user".to_owned()))?;
     Ok(PathBuf::from(OsStr::from_bytes(&account.home)))
 }
 
@@ -469,12 +468,12 @@ fn put_metadata(out: &mut Vec<u8>, number: u32, file: &Metadata) {
     packet::put_attributes(out, number, &listing::attributes(file));
 }
 
-/// One name, whose attributes nobody asks for.
+/// Writes a list with one name and no attributes.
 fn put_path(out: &mut Vec<u8>, number: u32, path: &Path) {
-    let mut reply = Reply::names(out, number, 1);
+    let mut reply = ReplyWriter::names(out, number, 1);
     reply.string(path.as_os_str().as_bytes());
     reply.string(path.as_os_str().as_bytes());
-    reply.attributes(&Attributes::default());
+    reply.attributes(&FileAttributes::default());
     reply.finish();
 }
 
@@ -490,7 +489,7 @@ fn put_statvfs(out: &mut Vec<u8>, number: u32, found: &StatVfs) {
     if found.f_flag.contains(no_set_user) {
         bits |= NO_SET_USER;
     }
-    let mut reply = Reply::extended(out, number);
+    let mut reply = ReplyWriter::extended(out, number);
     for value in [
         found.f_bsize,
         found.f_frsize,
@@ -510,38 +509,32 @@ fn put_statvfs(out: &mut Vec<u8>, number: u32, found: &StatVfs) {
 }
 
 fn put_limits(out: &mut Vec<u8>, number: u32) {
-    let mut reply = Reply::extended(out, number);
-    for value in [
-        PACKET_BYTES_MAX,
-        CHUNK_BYTES_MAX,
-        CHUNK_BYTES_MAX,
-        HANDLES_MAX,
-    ] {
+    let mut reply = ReplyWriter::extended(out, number);
+    for value in [PACKET_BYTES_MAX, CHUNK_BYTES_MAX, CHUNK_BYTES_MAX, HANDLES_MAX] {
         reply.u64(value as u64);
     }
     reply.finish();
 }
 
-/// Whether a packet can be served without a look at any file: for the fuzzer, which sends everything.
-#[cfg(any(test, fuzzing))]
-pub(super) fn touches_nothing(packet: &[u8]) -> bool {
+/// Returns whether a packet can be served without access to files.
+pub fn needs_no_file(packet: &[u8]) -> bool {
     match packet::parse(packet).1 {
-        Err(Malformed) => true,
+        Err(MalformedPacket) => true,
         Ok(request) => matches!(
             request,
-            Request::Init
-                | Request::Unknown
-                | Request::Limits
-                | Request::Close(_)
-                | Request::Read { .. }
-                | Request::Write { .. }
-                | Request::Fstat(_)
-                | Request::Fsetstat(..)
-                | Request::ReadFolder(_)
-                | Request::FstatVfs(_)
-                | Request::Sync(_)
-                | Request::CopyData { .. }
-                | Request::Names { .. }
+            ClientRequest::Init
+                | ClientRequest::Unknown
+                | ClientRequest::Limits
+                | ClientRequest::Close(_)
+                | ClientRequest::Read { .. }
+                | ClientRequest::Write { .. }
+                | ClientRequest::Fstat(_)
+                | ClientRequest::Fsetstat(..)
+                | ClientRequest::ReadDirectory(_)
+                | ClientRequest::FstatVfs(_)
+                | ClientRequest::Sync(_)
+                | ClientRequest::CopyData { .. }
+                | ClientRequest::Names { .. }
         ),
     }
 }

@@ -1,18 +1,18 @@
-//! Disks: the layers of an image merged into one read-only file system.
+//! Disks: the layers of an image merged into one read-only EROFS file system.
 
-/// Writing the file system's metadata.
+/// EROFS metadata.
 pub(crate) mod erofs;
-/// Reading a file system back.
+/// Merging of layers: whiteouts, opaque directories and hard links.
+pub(crate) mod merge;
+/// Reading of a file system in tests.
 #[cfg(any(test, fuzzing))]
 #[allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by a panic")]
-pub(crate) mod image;
-/// Applying layers, one over the other.
-pub(crate) mod merge;
-/// The merged tree in memory.
+pub(crate) mod readback;
+/// Merged file tree in memory.
 pub(crate) mod tree;
-/// The descriptor of the whole disk.
+/// VMDK descriptor of the whole disk.
 pub(crate) mod vmdk;
-/// Extended attributes in the form of EROFS.
+/// Extended attributes in EROFS format.
 mod xattr;
 
 use std::fs::File;
@@ -23,35 +23,28 @@ use libmsb::digest::Digest;
 use libmsb::state::images::Store;
 use libmsb::state::write::NewFile;
 
-use crate::error::StoreWrite;
+use crate::error::StoreWriteError;
 use crate::layer::BLOCK_BYTES;
-use crate::layer::index::Summary;
+use crate::layer::index::LayerSummary;
 use crate::limits::{DISK_BLOCKS_MAX, EXTENT_BYTES_MAX};
-use merge::Merged;
-use tree::Tree;
+use merge::MergedImage;
+use tree::FileTree;
 
-/// Whether the disk of a manifest is there.
-pub(crate) fn is_there(store: &Store, manifest: &Digest) -> bool {
+/// Returns whether the store has the disk of a manifest.
+pub(crate) fn exists(store: &Store, manifest: &Digest) -> bool {
     store.disk_vmdk_path(manifest).exists() && store.disk_erofs_path(manifest).exists()
 }
 
-/// Plans the disk of a tree: what does not fit on one is refused here.
-fn plan(tree: &Tree, layers: &[Summary]) -> Result<erofs::Plan> {
-    let data_blocks: Vec<u64> = layers
-        .iter()
-        .map(|layer| layer.data_bytes / BLOCK_BYTES)
-        .collect();
-    let plan = erofs::Plan::new(tree, &data_blocks)?;
+/// Plans the disk of a tree, and rejects one that is too large.
+fn plan(tree: &FileTree, layers: &[LayerSummary]) -> Result<erofs::DiskPlan> {
+    let data_blocks: Vec<u64> = layers.iter().map(|layer| layer.data_bytes / BLOCK_BYTES).collect();
+    let plan = erofs::DiskPlan::new(tree, &data_blocks)?;
     ensure!(
         plan.blocks() <= DISK_BLOCKS_MAX,
         "the image is too large: its disk would have {} blocks",
         plan.blocks()
     );
-    let largest = layers
-        .iter()
-        .map(|layer| layer.data_bytes)
-        .max()
-        .unwrap_or_default();
+    let largest = layers.iter().map(|layer| layer.data_bytes).max().unwrap_or_default();
     ensure!(
         largest <= EXTENT_BYTES_MAX,
         "the image is too large: one of its layers has {largest} bytes of files"
@@ -60,39 +53,33 @@ fn plan(tree: &Tree, layers: &[Summary]) -> Result<erofs::Plan> {
 }
 
 /// Writes both files of a disk, the descriptor last.
-pub(crate) fn write(store: &Store, manifest: &Digest, merged: &Merged) -> Result<()> {
+pub(crate) fn write(store: &Store, manifest: &Digest, merged: &MergedImage) -> Result<()> {
     let plan = &merged.plan;
     let erofs = NewFile::create(&store.disk_erofs_path(manifest))?;
     let mut writer = BufWriter::with_capacity(1 << 20, &erofs.file);
-    plan.write(&merged.tree, uuid_of(merged), &mut writer)
-        .map_err(StoreWrite)?;
-    writer
-        .into_inner()
-        .map_err(|error| StoreWrite(error.into_error()))?;
+    plan.write(&merged.tree, uuid_of(merged), &mut writer).map_err(StoreWriteError)?;
+    writer.into_inner().map_err(|error| StoreWriteError(error.into_error()))?;
     erofs.commit()?;
     let text = descriptor(manifest, merged);
     libmsb::state::write::replace(&store.disk_vmdk_path(manifest), text.as_bytes())
 }
 
-/// Compares both files of a disk with what [`write`] would write.
-pub(crate) fn compare(store: &Store, manifest: &Digest, merged: &Merged) -> Result<()> {
+/// Compares both files of a disk with the output of [`write`].
+pub(crate) fn compare(store: &Store, manifest: &Digest, merged: &MergedImage) -> Result<()> {
     let plan = &merged.plan;
     let path = store.disk_erofs_path(manifest);
     let cannot = || format!("cannot read '{}'", path.display());
     let file = File::open(&path).with_context(cannot)?;
     let bytes = file.metadata().with_context(cannot)?.len();
-    let mut there = Comparing {
-        file: BufReader::with_capacity(1 << 20, file),
-        compared: 0,
-    };
-    let mut writer = BufWriter::with_capacity(1 << 20, &mut there);
+    let mut existing = CompareWriter { file: BufReader::with_capacity(1 << 20, file), compared: 0 };
+    let mut writer = BufWriter::with_capacity(1 << 20, &mut existing);
     plan.write(&merged.tree, uuid_of(merged), &mut writer)
         .and_then(|()| writer.flush())
-        .with_context(|| format!("'{}' is not what the layers give", path.display()))?;
+        .with_context(|| format!("'{}' does not match the layers", path.display()))?;
     drop(writer);
     ensure!(
-        there.compared == bytes,
-        "'{}' is longer than what the layers give",
+        existing.compared == bytes,
+        "'{}' is longer than the disk of the layers",
         path.display()
     );
     let path = store.disk_vmdk_path(manifest);
@@ -100,31 +87,27 @@ pub(crate) fn compare(store: &Store, manifest: &Digest, merged: &Merged) -> Resu
         std::fs::read(&path).with_context(|| format!("cannot read '{}'", path.display()))?;
     ensure!(
         found == descriptor(manifest, merged).as_bytes(),
-        "'{}' is not what the layers give",
+        "'{}' does not match the layers",
         path.display()
     );
     Ok(())
 }
 
-fn descriptor(manifest: &Digest, merged: &Merged) -> String {
-    vmdk::descriptor(
-        manifest,
-        merged.plan.metadata_blocks() * BLOCK_BYTES,
-        &merged.layers,
-    )
+fn descriptor(manifest: &Digest, merged: &MergedImage) -> String {
+    vmdk::descriptor(manifest, merged.plan.metadata_blocks() * BLOCK_BYTES, &merged.layers)
 }
 
-/// Takes what is written only if the file has the same there.
-struct Comparing {
+/// A writer that compares its input with a file.
+struct CompareWriter {
     file: BufReader<File>,
     compared: u64,
 }
 
-impl Write for Comparing {
+impl Write for CompareWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let mut there = vec![0; bytes.len()];
-        self.file.read_exact(&mut there)?;
-        if there != bytes {
+        let mut existing = vec![0; bytes.len()];
+        self.file.read_exact(&mut existing)?;
+        if existing != bytes {
             return Err(io::Error::other(format!(
                 "it differs within {} bytes after {}",
                 bytes.len(),
@@ -140,13 +123,9 @@ impl Write for Comparing {
     }
 }
 
-/// Made of the layers, so that the same layers give the same bytes.
-fn uuid_of(merged: &Merged) -> [u8; 16] {
-    let text: String = merged
-        .layers
-        .iter()
-        .map(|layer| layer.diff_id.hex())
-        .collect();
+/// Derives the UUID from the layers, so that the same layers give the same bytes.
+fn uuid_of(merged: &MergedImage) -> [u8; 16] {
+    let text: String = merged.layers.iter().map(|layer| layer.diff_id.hex()).collect();
     let hex = crate::stream::digest_of(text.as_bytes()).hex();
     let mut uuid = [0; 16];
     uuid.copy_from_slice(&hex.as_bytes()[..16]);

@@ -1,7 +1,8 @@
-//! The tree of files that the layers of an image give together.
+//! The file tree of an image: its layers merged.
 //!
-//! Compact, for it is all in memory at once: an inode each file, a name each entry. Every name remembers the layer that set
-//! it last, since a whiteout takes away what lower layers brought and nothing else.
+//! It is compact, because all of it is in memory at once: one inode for each file and one name for
+//! each directory entry. Every name records the layer that set it last, because a whiteout hides
+//! the entries of lower layers only.
 
 use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
@@ -9,38 +10,38 @@ use std::rc::Rc;
 use anyhow::{Result, bail, ensure};
 
 use super::xattr;
-use crate::layer::tar::Time;
+use crate::layer::tar::TarTime;
 use crate::limits::{DEPTH_MAX, IMAGE_ENTRIES_MAX, IMAGE_NAMES_BYTES_MAX, IMAGE_XATTR_BYTES_MAX};
 
 /// Number of an inode in the tree.
-pub(crate) type Id = u32;
+pub(crate) type InodeId = u32;
 
-/// The root folder.
-pub(crate) const ROOT: Id = 0;
+/// The root directory.
+pub(crate) const ROOT: InodeId = 0;
 
-/// What belongs to a file apart from its names.
+/// A file without its names.
 #[derive(Clone, Debug)]
 pub(crate) struct Inode {
-    pub(crate) attributes: Attributes,
-    pub(crate) body: Body,
+    pub(crate) attributes: InodeAttributes,
+    pub(crate) body: InodeBody,
 }
 
-/// Who owns a file, and so on.
+/// Ownership, permissions and times of a file.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Attributes {
+pub(crate) struct InodeAttributes {
     /// Permission bits.
     pub(crate) mode: u16,
     pub(crate) uid: u32,
     pub(crate) gid: u32,
-    pub(crate) mtime: Time,
-    /// Number of the set of extended attributes; 0 is none.
+    pub(crate) mtime: TarTime,
+    /// Number of its set of extended attributes; 0 for none.
     pub(crate) xattrs: u32,
 }
 
-/// What a file is.
+/// Type and contents of a file.
 #[derive(Clone, Debug)]
-pub(crate) enum Body {
-    /// Contents: in which layer's data, from which block on, how many bytes.
+pub(crate) enum InodeBody {
+    /// Contents: number of the layer, first block in its data, and size in bytes.
     File {
         layer: u32,
         block: u32,
@@ -50,57 +51,46 @@ pub(crate) enum Body {
     CharDevice(u32),
     BlockDevice(u32),
     Fifo,
-    Folder(Box<Folder>),
+    Directory(Box<Directory>),
 }
 
-/// A folder.
+/// A directory.
 #[derive(Clone, Debug)]
-pub(crate) struct Folder {
-    pub(crate) parent: Id,
-    /// Folders above it.
+pub(crate) struct Directory {
+    pub(crate) parent: InodeId,
+    /// Number of directories above it.
     depth: usize,
-    pub(crate) names: BTreeMap<Box<[u8]>, Name>,
-    /// Layers below this one have nothing in here any more.
+    pub(crate) names: BTreeMap<Box<[u8]>, DirEntry>,
+    /// Entries of layers below this one were removed.
     cleared: u32,
 }
 
-/// An entry of a folder.
+/// An entry of a directory.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Name {
-    pub(crate) inode: Id,
+pub(crate) struct DirEntry {
+    pub(crate) inode: InodeId,
     /// The layer that set it last.
     pub(crate) layer: u32,
 }
 
-/// The tree.
+/// A file tree.
 #[derive(Debug)]
-pub(crate) struct Tree {
+pub(crate) struct FileTree {
     inodes: Vec<Inode>,
-    /// Bytes of the names and link targets that were ever added.
+    /// Total bytes of names and link targets added.
     names_bytes: usize,
     xattrs: Vec<Rc<[u8]>>,
     xattr_numbers: HashMap<Rc<[u8]>, u32>,
     xattr_bytes: usize,
 }
 
-impl Tree {
-    /// Only a root folder.
-    pub(crate) fn new() -> Tree {
-        let root = Folder {
-            parent: ROOT,
-            depth: 0,
-            names: BTreeMap::new(),
-            cleared: 0,
-        };
-        let attributes = Attributes {
-            mode: 0o755,
-            ..Attributes::default()
-        };
-        Tree {
-            inodes: vec![Inode {
-                attributes,
-                body: Body::Folder(Box::new(root)),
-            }],
+impl FileTree {
+    /// Creates a tree with a root directory only.
+    pub(crate) fn new() -> FileTree {
+        let root = Directory { parent: ROOT, depth: 0, names: BTreeMap::new(), cleared: 0 };
+        let attributes = InodeAttributes { mode: 0o755, ..InodeAttributes::default() };
+        FileTree {
+            inodes: vec![Inode { attributes, body: InodeBody::Directory(Box::new(root)) }],
             names_bytes: 0,
             xattrs: vec![Rc::default()],
             xattr_numbers: HashMap::new(),
@@ -108,59 +98,57 @@ impl Tree {
         }
     }
 
-    pub(crate) fn inode(&self, id: Id) -> &Inode {
+    pub(crate) fn inode(&self, id: InodeId) -> &Inode {
         &self.inodes[id as usize]
     }
 
-    pub(crate) fn inode_mut(&mut self, id: Id) -> &mut Inode {
+    pub(crate) fn inode_mut(&mut self, id: InodeId) -> &mut Inode {
         &mut self.inodes[id as usize]
     }
 
-    /// Number of inodes, those counted that no name leads to any more.
+    /// Returns the number of inodes, including those that lost their last name.
     pub(crate) fn len(&self) -> usize {
         self.inodes.len()
     }
 
-    /// The folder of this number, if it is one.
-    pub(crate) fn folder(&self, id: Id) -> Option<&Folder> {
+    /// Returns the directory with this number, or `None` for another type.
+    pub(crate) fn directory(&self, id: InodeId) -> Option<&Directory> {
         match &self.inode(id).body {
-            Body::Folder(folder) => Some(folder),
+            InodeBody::Directory(directory) => Some(directory),
             _ => None,
         }
     }
 
-    fn folder_mut(&mut self, id: Id) -> Option<&mut Folder> {
+    fn directory_mut(&mut self, id: InodeId) -> Option<&mut Directory> {
         match &mut self.inode_mut(id).body {
-            Body::Folder(folder) => Some(folder),
+            InodeBody::Directory(directory) => Some(directory),
             _ => None,
         }
     }
 
-    /// What a name in a folder leads to.
-    pub(crate) fn lookup(&self, folder: Id, name: &[u8]) -> Option<Name> {
-        self.folder(folder)?.names.get(name).copied()
+    /// Returns the entry of a name in a directory.
+    pub(crate) fn lookup(&self, directory: InodeId, name: &[u8]) -> Option<DirEntry> {
+        self.directory(directory)?.names.get(name).copied()
     }
 
     /// Adds an inode without a name.
-    pub(crate) fn add(&mut self, attributes: Attributes, body: Body) -> Result<Id> {
+    pub(crate) fn add(&mut self, attributes: InodeAttributes, body: InodeBody) -> Result<InodeId> {
         ensure!(
             self.inodes.len() < IMAGE_ENTRIES_MAX,
             "the image has more than {IMAGE_ENTRIES_MAX} entries"
         );
-        if let Body::Symlink(target) = &body {
+        if let InodeBody::Symlink(target) = &body {
             self.count_name(target.len())?;
         }
         self.inodes.push(Inode { attributes, body });
-        Ok((self.inodes.len() - 1) as Id)
+        Ok((self.inodes.len() - 1) as InodeId)
     }
 
-    /// Gives an inode a name; what had it before loses it.
-    pub(crate) fn set(&mut self, folder: Id, name: &[u8], entry: Name) -> Result<()> {
+    /// Sets the entry of a name in a directory and replaces an earlier one.
+    pub(crate) fn set(&mut self, directory: InodeId, name: &[u8], entry: DirEntry) -> Result<()> {
         self.count_name(name.len())?;
-        let Some(folder) = self.folder_mut(folder) else {
-            bail!("it is no folder")
-        };
-        folder.names.insert(name.into(), entry);
+        let Some(directory) = self.directory_mut(directory) else { bail!("it is not a directory") };
+        directory.names.insert(name.into(), entry);
         Ok(())
     }
 
@@ -173,76 +161,72 @@ impl Tree {
         Ok(())
     }
 
-    /// Makes an empty folder.
-    pub(crate) fn make_folder(
+    /// Creates an empty directory.
+    pub(crate) fn make_directory(
         &mut self,
-        parent: Id,
+        parent: InodeId,
         name: &[u8],
         layer: u32,
-        attributes: Attributes,
-    ) -> Result<Id> {
-        // Paths through links could go deeper than any path is long.
-        let depth = self.folder(parent).map_or(0, |folder| folder.depth + 1);
-        ensure!(
-            depth <= DEPTH_MAX,
-            "the path has more than {DEPTH_MAX} folders"
-        );
-        let body = Body::Folder(Box::new(Folder {
+        attributes: InodeAttributes,
+    ) -> Result<InodeId> {
+        // Links can make a path deeper than its length allows.
+        let depth = self.directory(parent).map_or(0, |directory| directory.depth + 1);
+        ensure!(depth <= DEPTH_MAX, "the path has more than {DEPTH_MAX} directories");
+        let body = InodeBody::Directory(Box::new(Directory {
             parent,
             depth,
             names: BTreeMap::new(),
             cleared: 0,
         }));
         let inode = self.add(attributes, body)?;
-        self.set(parent, name, Name { inode, layer })?;
+        self.set(parent, name, DirEntry { inode, layer })?;
         Ok(inode)
     }
 
-    /// Takes a name away as far as layers below `layer` brought it. A folder stays when something in it stays.
-    pub(crate) fn remove_lower(&mut self, folder: Id, name: &[u8], layer: u32) {
-        let Some(entry) = self.lookup(folder, name) else {
+    /// Removes what layers below `layer` put at a name: a whiteout. A directory stays while it has
+    /// entries.
+    pub(crate) fn remove_lower(&mut self, directory: InodeId, name: &[u8], layer: u32) {
+        let Some(entry) = self.lookup(directory, name) else {
             return;
         };
         self.clear_lower(entry.inode, layer);
-        let is_empty = self
-            .folder(entry.inode)
-            .is_none_or(|folder| folder.names.is_empty());
+        let is_empty =
+            self.directory(entry.inode).is_none_or(|directory| directory.names.is_empty());
         if entry.layer < layer
             && is_empty
-            && let Some(folder) = self.folder_mut(folder)
+            && let Some(directory) = self.directory_mut(directory)
         {
-            folder.names.remove(name);
+            directory.names.remove(name);
         }
     }
 
-    /// Takes away all that layers below `layer` brought into a folder.
-    pub(crate) fn clear_lower(&mut self, folder: Id, layer: u32) {
+    /// Removes what layers below `layer` put into a directory: an opaque marker.
+    pub(crate) fn clear_lower(&mut self, directory: InodeId, layer: u32) {
         let Some(names) = self
-            .folder_mut(folder)
-            .filter(|folder| folder.cleared < layer)
-            .map(|folder| std::mem::take(&mut folder.names))
+            .directory_mut(directory)
+            .filter(|directory| directory.cleared < layer)
+            .map(|directory| std::mem::take(&mut directory.names))
         else {
             return;
         };
-        // The depth of folders, and so of this recursion, has a limit.
+        // The depth of directories is limited, and so is this recursion.
         let mut kept = BTreeMap::new();
         for (name, entry) in names {
             self.clear_lower(entry.inode, layer);
-            let holds_more = self
-                .folder(entry.inode)
-                .is_some_and(|folder| !folder.names.is_empty());
+            let holds_more =
+                self.directory(entry.inode).is_some_and(|directory| !directory.names.is_empty());
             if entry.layer >= layer || holds_more {
                 kept.insert(name, entry);
             }
         }
-        if let Some(folder) = self.folder_mut(folder) {
-            folder.names = kept;
-            // What comes from now on is of this layer: marks that repeat themselves cost nothing.
-            folder.cleared = layer;
+        if let Some(directory) = self.directory_mut(directory) {
+            directory.names = kept;
+            // Later entries belong to this layer, so repeated markers cost nothing.
+            directory.cleared = layer;
         }
     }
 
-    /// The number of a set of extended attributes.
+    /// Returns the number of a set of extended attributes, and adds it if it is new.
     pub(crate) fn intern(&mut self, xattrs: &[(Vec<u8>, Vec<u8>)]) -> Result<u32> {
         let bytes: Rc<[u8]> = xattr::encode(xattrs).into();
         if bytes.is_empty() {
@@ -262,7 +246,7 @@ impl Tree {
         Ok(number)
     }
 
-    /// A set of extended attributes in the form of EROFS.
+    /// Returns a set of extended attributes in EROFS format.
     pub(crate) fn xattrs(&self, number: u32) -> &[u8] {
         &self.xattrs[number as usize]
     }

@@ -1,18 +1,23 @@
-//! The descriptor that strings metadata and layers together: a VMDK of flat extents, which QEMU and libkrun read.
+//! The descriptor of a disk: a VMDK with flat extents for metadata and layers. QEMU and libkrun
+//! read it.
 //!
-//! Paths are relative to the descriptor's folder, so the state directory can be moved.
+//! Paths are relative to the directory of the descriptor, so the state directory can be moved.
 
 use std::fmt::Write;
 
 use libmsb::digest::Digest;
 use libmsb::state::layout;
 
-use crate::layer::index::Summary;
+use crate::layer::index::LayerSummary;
 
 const SECTOR_BYTES: u64 = 512;
 
-/// The text of the descriptor. A layer without contents has no extent.
-pub(crate) fn descriptor(manifest: &Digest, metadata_bytes: u64, layers: &[Summary]) -> String {
+/// Builds the descriptor. A layer without contents has no extent.
+pub(crate) fn descriptor(
+    manifest: &Digest,
+    metadata_bytes: u64,
+    layers: &[LayerSummary],
+) -> String {
     let mut text = String::from(
         "# Disk DescriptorFile\nversion=1\nCID=fffffffe\nparentCID=ffffffff\ncreateType=\"twoGbMaxExtentFlat\"\n\n# Extents\n",
     );
@@ -20,24 +25,16 @@ pub(crate) fn descriptor(manifest: &Digest, metadata_bytes: u64, layers: &[Summa
         // Writing to a string cannot fail.
         let _ = writeln!(text, "RW {} FLAT \"{path}\" 0", bytes / SECTOR_BYTES);
     };
-    extent(
-        metadata_bytes,
-        format!("{}{}", manifest.hex(), layout::DISK_EROFS),
-    );
+    extent(metadata_bytes, format!("{}{}", manifest.hex(), layout::DISK_EROFS));
     for layer in layers.iter().filter(|layer| layer.data_bytes > 0) {
-        let path = format!(
-            "../{}/{}{}",
-            layout::LAYERS,
-            layer.diff_id.hex(),
-            layout::LAYER_DATA
-        );
+        let path = format!("../{}/{}{}", layout::LAYERS, layer.diff_id.hex(), layout::LAYER_DATA);
         extent(layer.data_bytes, path);
     }
     let bytes = metadata_bytes + layers.iter().map(|layer| layer.data_bytes).sum::<u64>();
     text + &geometry(bytes / SECTOR_BYTES)
 }
 
-/// What a VMDK must say of a disk's shape; nobody has looked at cylinders for decades.
+/// Returns the disk geometry that a VMDK requires; current software ignores it.
 fn geometry(sectors: u64) -> String {
     const HEADS: u64 = 16;
     const SECTORS: u64 = 63;
@@ -55,16 +52,9 @@ mod tests {
     #[test]
     fn layers_without_contents_have_no_extent() {
         let id = |byte| Digest::of_bytes([byte; 32]);
-        let layer = |byte, data_bytes| Summary {
-            diff_id: id(byte),
-            tar_bytes: 1024,
-            data_bytes,
-        };
-        let text = descriptor(
-            &id(0),
-            8192,
-            &[layer(1, 4096), layer(2, 0), layer(3, 12288)],
-        );
+        let layer =
+            |byte, data_bytes| LayerSummary { diff_id: id(byte), tar_bytes: 1024, data_bytes };
+        let text = descriptor(&id(0), 8192, &[layer(1, 4096), layer(2, 0), layer(3, 12288)]);
         let extents: Vec<&str> = text.lines().filter(|line| line.starts_with("RW")).collect();
         let hex = |byte| id(byte).hex();
         assert_eq!(

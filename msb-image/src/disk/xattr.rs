@@ -1,27 +1,33 @@
-//! Extended attributes in the form of EROFS: a header, then entries of name and value, each filled up to 4 bytes.
+//! Extended attributes in EROFS format: a header, then entries of name and value, each padded to 4
+//! bytes.
 //!
-//! Kept are those that a guest's kernel knows: `user.`, `trusted.`, `security.` (with file capabilities) and POSIX access
-//! lists. `trusted.overlay.` is left out: the guest's root is an overlay, and an image must not give it orders.
+//! Kept are those that a guest's kernel supports: `user.`, `trusted.`, `security.` (with file
+//! capabilities) and POSIX ACLs. `trusted.overlay.` is dropped: the guest's root is an overlayfs,
+//! and an image must not control it.
 
-/// Bytes of the header in front of the entries.
-pub(crate) const HEADER_BYTES: usize = 12;
+/// Bytes of `struct erofs_xattr_ibody_header`, before the entries.
+pub(crate) const IBODY_HEADER_BYTES: usize = 12;
 const NAME_BYTES_MAX: usize = 255;
 
-/// Number of a name's prefix, and the prefix itself.
+const EROFS_XATTR_INDEX_USER: u8 = 1;
+const EROFS_XATTR_INDEX_POSIX_ACL_ACCESS: u8 = 2;
+const EROFS_XATTR_INDEX_POSIX_ACL_DEFAULT: u8 = 3;
+const EROFS_XATTR_INDEX_TRUSTED: u8 = 4;
+const EROFS_XATTR_INDEX_SECURITY: u8 = 6;
+
+/// `e_name_index` of each name prefix.
 const PREFIXES: [(u8, &[u8]); 5] = [
-    (2, b"system.posix_acl_access"),
-    (3, b"system.posix_acl_default"),
-    (1, b"user."),
-    (4, b"trusted."),
-    (6, b"security."),
+    (EROFS_XATTR_INDEX_POSIX_ACL_ACCESS, b"system.posix_acl_access"),
+    (EROFS_XATTR_INDEX_POSIX_ACL_DEFAULT, b"system.posix_acl_default"),
+    (EROFS_XATTR_INDEX_USER, b"user."),
+    (EROFS_XATTR_INDEX_TRUSTED, b"trusted."),
+    (EROFS_XATTR_INDEX_SECURITY, b"security."),
 ];
 
-/// The entries of a file in the form of EROFS, sorted; nothing when none is kept.
+/// Encodes the extended attributes of a file, sorted; empty if none is kept.
 pub(crate) fn encode(xattrs: &[(Vec<u8>, Vec<u8>)]) -> Vec<u8> {
-    let mut kept: Vec<(u8, &[u8], &[u8])> = xattrs
-        .iter()
-        .filter_map(|(name, value)| split(name, value))
-        .collect();
+    let mut kept: Vec<(u8, &[u8], &[u8])> =
+        xattrs.iter().filter_map(|(name, value)| split(name, value)).collect();
     kept.sort_unstable();
     let mut bytes = Vec::new();
     for (prefix, name, value) in kept {
@@ -41,7 +47,8 @@ fn split<'a>(name: &'a [u8], value: &'a [u8]) -> Option<(u8, &'a [u8], &'a [u8])
     let (prefix, rest) = PREFIXES
         .iter()
         .find_map(|(number, prefix)| Some((*number, name.strip_prefix(*prefix)?)))?;
-    let is_acl = matches!(prefix, 2 | 3);
+    let is_acl =
+        matches!(prefix, EROFS_XATTR_INDEX_POSIX_ACL_ACCESS | EROFS_XATTR_INDEX_POSIX_ACL_DEFAULT);
     (is_acl == rest.is_empty() && rest.len() <= NAME_BYTES_MAX).then_some((prefix, rest, value))
 }
 
@@ -71,9 +78,6 @@ mod tests {
         for name in dropped {
             assert!(encode(&[xattr(name, b"y")]).is_empty(), "{name}");
         }
-        assert_eq!(
-            encode(&[xattr("system.posix_acl_access", b"v")]),
-            b"\0\x02\x01\0v\0\0\0"
-        );
+        assert_eq!(encode(&[xattr("system.posix_acl_access", b"v")]), b"\0\x02\x01\0v\0\0\0");
     }
 }

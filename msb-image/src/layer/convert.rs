@@ -1,5 +1,5 @@
-//! From a layer, packed or not, to its two files: one pass, a bounded amount of memory, no file of the layer ever made
-//! on the host.
+//! Conversion of a layer, compressed or not, to its two files: one pass in bounded memory. No file
+//! of the layer is ever created on the host.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -7,47 +7,44 @@ use std::io::{self, Read, Write};
 use anyhow::{Context, Result, ensure};
 
 use super::data::DataWriter;
-use super::index::{Content, IndexWriter, Summary};
-use super::sparse::Piece;
-use super::tar::{Entry, Raw, TarReader};
+use super::index::{FileContent, IndexWriter, LayerSummary};
+use super::sparse::SparsePiece;
+use super::tar::{RawSource, TarEntry, TarReader};
 use crate::budget::Budget;
-use crate::error::StoreWrite;
+use crate::error::StoreWriteError;
 use crate::limits::{LAYER_ENTRIES_MAX, TRAILER_BYTES_MAX};
-use crate::store::NewLayer;
-use crate::stream::{self, Chunks, Unpacked};
+use crate::store::layers::NewLayer;
+use crate::stream::{self, ChunkReader, UnpackSummary};
 
-/// A layer that was converted, and has no name in the store yet.
+/// A converted layer that has no name in the store yet.
 #[derive(Debug)]
-pub(crate) struct Converted {
-    pub(crate) summary: Summary,
-    pub(crate) unpacked: Unpacked,
+pub(crate) struct ConvertedLayer {
+    pub(crate) summary: LayerSummary,
+    pub(crate) unpacked: UnpackSummary,
     pub(crate) entries: u64,
-    /// Whether the tar had its end mark. One without may have been cut off.
+    /// Set if the tar had its end mark. A tar without one may be truncated.
     pub(crate) end_mark: bool,
     pub(crate) files: NewLayer,
 }
 
-/// Converts a layer by itself.
+/// Converts a layer with a budget of its own.
 #[cfg(any(test, fuzzing))]
-pub(crate) fn convert<R: Read + Send>(input: R, files: NewLayer) -> Result<Converted> {
+pub(crate) fn convert<R: Read + Send>(input: R, files: NewLayer) -> Result<ConvertedLayer> {
     let budget = Budget::default();
     convert_within(budget.reader(input), files, &budget)
 }
 
-/// Converts a layer into files that go away unless they are committed. What is read is counted by its reader, what
-/// comes out of it here.
+/// Converts a layer into files that are removed unless they are committed. The reader of the input
+/// counts the compressed bytes; this function counts the output.
 pub(crate) fn convert_within<R: Read + Send>(
     input: R,
     mut files: NewLayer,
     budget: &Budget,
-) -> Result<Converted> {
+) -> Result<ConvertedLayer> {
     let (index, data) = files.files()?;
-    let input = Copying {
-        inner: input,
-        copy: files.blob_file()?,
-    };
+    let input = TeeReader { inner: input, copy: files.blob_file()? };
     let (recorded, unpacked) = stream::unpack(input, budget, |chunks| {
-        let recorder = Recorder {
+        let recorder = LayerRecorder {
             budget,
             chunks,
             index: IndexWriter::new(index)?,
@@ -57,14 +54,10 @@ pub(crate) fn convert_within<R: Read + Send>(
         recorder.run()
     })?;
     let (_, data_bytes) = recorded.data.finish()?;
-    let summary = Summary {
-        diff_id: unpacked.digest,
-        tar_bytes: unpacked.bytes,
-        data_bytes,
-    };
+    let summary = LayerSummary { diff_id: unpacked.digest, tar_bytes: unpacked.bytes, data_bytes };
     recorded.index.finish(summary)?;
-    files.blob_is(&unpacked.blob.digest, &summary.diff_id);
-    Ok(Converted {
+    files.set_blob_digest(&unpacked.blob.digest, &summary.diff_id);
+    Ok(ConvertedLayer {
         summary,
         unpacked,
         entries: recorded.entries,
@@ -73,77 +66,64 @@ pub(crate) fn convert_within<R: Read + Send>(
     })
 }
 
-/// Writes what is read into a file as well, if there is one.
-struct Copying<R> {
+/// A reader that also writes its bytes to a file, if there is one.
+struct TeeReader<R> {
     inner: R,
     copy: Option<File>,
 }
 
-impl<R: Read> Read for Copying<R> {
+impl<R: Read> Read for TeeReader<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.inner.read(buffer)?;
         if let Some(copy) = &mut self.copy {
             copy.write_all(&buffer[..count])
-                .map_err(|error| io::Error::other(StoreWrite(error)))?;
+                .map_err(|error| io::Error::other(StoreWriteError(error)))?;
         }
         Ok(count)
     }
 }
 
-/// What is left when the tar has been read.
-struct Recorded {
+/// Result of recording a tar.
+struct RecorderOutput {
     index: IndexWriter,
     data: DataWriter,
     entries: u64,
     end_mark: bool,
 }
 
-/// Sends contents to the one file and all else to the other.
-struct Recorder<'a> {
+/// A recorder of one tar: file contents go to the data file, all other bytes to the index.
+struct LayerRecorder<'a> {
     budget: &'a Budget,
-    chunks: &'a mut Chunks,
+    chunks: &'a mut ChunkReader,
     index: IndexWriter,
     data: DataWriter,
     entries: u64,
 }
 
-impl Recorder<'_> {
-    fn run(self) -> Result<Recorded> {
+impl LayerRecorder<'_> {
+    fn run(self) -> Result<RecorderOutput> {
         let mut tar = TarReader::new(self);
         while let Some(entry) = tar.next()? {
             tar.source.entries += 1;
             ensure!(
                 tar.source.entries <= LAYER_ENTRIES_MAX,
-                "it has more than {LAYER_ENTRIES_MAX} entries"
+                "the layer has more than {LAYER_ENTRIES_MAX} entries"
             );
             if entry.size > 0 {
-                tar.source.content(&entry).with_context(|| {
+                tar.source.record_content(&entry).with_context(|| {
                     format!("entry '{}'", libmsb::cli::escape::escape(&entry.path))
                 })?;
             }
         }
         let end_mark = tar.end_mark;
-        tar.source.trailer()?;
-        let Recorder {
-            index,
-            data,
-            entries,
-            ..
-        } = tar.source;
-        Ok(Recorded {
-            index,
-            data,
-            entries,
-            end_mark,
-        })
+        tar.source.record_trailer()?;
+        let LayerRecorder { index, data, entries, .. } = tar.source;
+        Ok(RecorderOutput { index, data, entries, end_mark })
     }
 
-    fn content(&mut self, entry: &Entry) -> Result<()> {
-        let block = self.data.begin()?;
-        let whole = [Piece {
-            offset: 0,
-            length: entry.stored,
-        }];
+    fn record_content(&mut self, entry: &TarEntry) -> Result<()> {
+        let block = self.data.start_file()?;
+        let whole = [SparsePiece { offset: 0, length: entry.stored }];
         let mut end = 0;
         for piece in entry.pieces.as_deref().unwrap_or(&whole) {
             self.data.hole(piece.offset - end)?;
@@ -151,7 +131,7 @@ impl Recorder<'_> {
             end = piece.offset + piece.length;
         }
         self.data.hole(entry.size - end)?;
-        self.index.content(&Content {
+        self.index.content(&FileContent {
             stored: entry.stored,
             block,
             pieces: entry.pieces.clone(),
@@ -166,20 +146,18 @@ impl Recorder<'_> {
                 !available.is_empty(),
                 "the archive is truncated: it ends in the contents of a file"
             );
-            let count = available
-                .len()
-                .min(usize::try_from(left).unwrap_or(usize::MAX));
+            let count = available.len().min(usize::try_from(left).unwrap_or(usize::MAX));
             let before = self.data.stored_bytes();
             self.data.write(&available[..count])?;
-            self.budget.store(self.data.stored_bytes() - before)?;
+            self.budget.count_stored(self.data.stored_bytes() - before)?;
             self.chunks.consume(count);
             left -= count as u64;
         }
         Ok(())
     }
 
-    /// What follows the end mark: mostly zeros that fill a record of a tape.
-    fn trailer(&mut self) -> Result<()> {
+    /// Records the bytes after the end mark: mostly zeros that fill a tape record.
+    fn record_trailer(&mut self) -> Result<()> {
         let mut bytes = 0;
         loop {
             let available = self.chunks.available()?;
@@ -198,7 +176,7 @@ impl Recorder<'_> {
     }
 }
 
-impl Raw for Recorder<'_> {
+impl RawSource for LayerRecorder<'_> {
     fn read_raw(&mut self, buffer: &mut [u8]) -> Result<usize> {
         let count = self.chunks.read_raw(buffer)?;
         self.index.raw(&buffer[..count])?;
@@ -210,13 +188,13 @@ impl Raw for Recorder<'_> {
 mod tests {
     use super::*;
     use crate::layer::index::IndexReader;
-    use crate::layer::rebuild::{Gaps, rebuild};
+    use crate::layer::rebuild::{GapCheck, rebuild};
     use crate::testing::{TarBuilder, gzip, store, zstd};
     use libmsb::state::images::Store;
 
     fn sample() -> TarBuilder {
         TarBuilder::new()
-            .folder("d/", 0o755)
+            .directory("d/", 0o755)
             .file("d/empty", b"")
             .file("d/one", b"1")
             .pax(&[("path", b"d/\xff"), ("SCHILY.xattr.user.a", b"\0\n")])
@@ -225,31 +203,27 @@ mod tests {
             .symlink("d/s", "one")
     }
 
-    fn load(store: &Store, bytes: &[u8]) -> Result<Converted> {
+    fn load(store: &Store, bytes: &[u8]) -> Result<ConvertedLayer> {
         let converted = convert(bytes, NewLayer::create(store)?)?;
         converted.files.commit(store, &converted.summary.diff_id)?;
         Ok(converted)
     }
 
-    fn rebuilt(store: &Store, converted: &Converted) -> Vec<u8> {
+    fn rebuilt(store: &Store, converted: &ConvertedLayer) -> Vec<u8> {
         let mut tar = Vec::new();
         let sink = |bytes: &[u8]| {
             tar.extend_from_slice(bytes);
             Ok(())
         };
-        rebuild(store, &converted.summary.diff_id, Gaps::Check, sink).unwrap();
+        rebuild(store, &converted.summary.diff_id, GapCheck::Check, sink).unwrap();
         tar
     }
 
     #[test]
     fn the_tar_can_be_rebuilt_byte_for_byte() {
-        let (_folder, store) = store();
-        let tails: [&[u8]; 4] = [
-            &[0; 1024],
-            &[0; 10_240],
-            b"",
-            &[&[0; 1024][..], b"left over"].concat(),
-        ];
+        let (_directory, store) = store();
+        let tails: [&[u8]; 4] =
+            [&[0; 1024], &[0; 10_240], b"", &[&[0; 1024][..], b"left over"].concat()];
         for tail in tails {
             let tar = sample().raw(tail).finish_without_end();
             let converted = load(&store, &tar).unwrap();
@@ -261,7 +235,7 @@ mod tests {
 
     #[test]
     fn all_packings_give_the_same_files() {
-        let (_folder, store) = store();
+        let (_directory, store) = store();
         let tar = sample().finish();
         let (left, right) = tar.split_at(5_000);
         let packed = [
@@ -286,7 +260,7 @@ mod tests {
 
     #[test]
     fn damage_and_truncation_leave_nothing_behind() {
-        let (_folder, store) = store();
+        let (_directory, store) = store();
         let tar = sample().finish();
         let gzipped = gzip(&tar);
         let mut damaged = zstd(&tar);
@@ -306,7 +280,7 @@ mod tests {
 
     #[test]
     fn a_damaged_index_is_noticed() {
-        let (_folder, store) = store();
+        let (_directory, store) = store();
         let converted = load(&store, &sample().finish()).unwrap();
         let id = converted.summary.diff_id;
         let path = store.layer_index_path(&id);

@@ -1,4 +1,4 @@
-//! The contents of a layer's files, one after the other, each from a block on.
+//! The data file of a layer: the contents of its files, each starting at a block.
 
 use std::fs::File;
 use std::io::{Seek, SeekFrom, Write};
@@ -6,7 +6,7 @@ use std::io::{Seek, SeekFrom, Write};
 use anyhow::{Result, ensure};
 
 use super::BLOCK_BYTES;
-use crate::error::StoreWrite;
+use crate::error::StoreWriteError;
 use crate::limits::LAYER_DATA_BYTES_MAX;
 
 /// Large writes keep the number of system calls low; small files are gathered.
@@ -14,40 +14,35 @@ const BUFFER_BYTES: usize = 1 << 20;
 /// Holes below this size are written as zeros.
 const HOLE_BYTES_MIN: u64 = 64 << 10;
 
-/// Writes the file.
+/// A writer of a data file.
 #[derive(Debug)]
 pub(crate) struct DataWriter {
     file: File,
     buffer: Vec<u8>,
-    /// Where the next byte goes, buffered ones counted.
+    /// Offset of the next byte, including buffered ones.
     position: u64,
-    /// Bytes that are no holes.
+    /// Bytes that are not holes.
     stored: u64,
 }
 
 impl DataWriter {
     pub(crate) fn new(file: File) -> DataWriter {
-        DataWriter {
-            file,
-            buffer: Vec::with_capacity(BUFFER_BYTES),
-            position: 0,
-            stored: 0,
-        }
+        DataWriter { file, buffer: Vec::with_capacity(BUFFER_BYTES), position: 0, stored: 0 }
     }
 
-    /// Bytes that take room on the disk, buffered ones counted.
+    /// Returns the bytes that take disk space, including buffered ones.
     pub(crate) fn stored_bytes(&self) -> u64 {
         self.stored
     }
 
-    /// Begins a file and gives its first block.
-    pub(crate) fn begin(&mut self) -> Result<u64> {
+    /// Starts a file and returns its first block.
+    pub(crate) fn start_file(&mut self) -> Result<u64> {
         self.hole(self.position.next_multiple_of(BLOCK_BYTES) - self.position)?;
         Ok(self.position / BLOCK_BYTES)
     }
 
     pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        // Terabytes of zeros need no room, whether or not their archive calls them sparse.
+        // Terabytes of zeros take no disk space, whether or not the archive declares them sparse.
         if bytes.len() as u64 >= HOLE_BYTES_MIN && is_zero(bytes) {
             return self.hole(bytes.len() as u64);
         }
@@ -57,22 +52,20 @@ impl DataWriter {
             self.flush()?;
         }
         if bytes.len() >= BUFFER_BYTES / 4 && self.buffer.is_empty() {
-            self.file.write_all(bytes).map_err(StoreWrite)?;
+            self.file.write_all(bytes).map_err(StoreWriteError)?;
         } else {
             self.buffer.extend_from_slice(bytes);
         }
         Ok(())
     }
 
-    /// Writes zeros, or leaves them out where that saves room.
+    /// Writes zeros, or a hole if they are long enough.
     pub(crate) fn hole(&mut self, length: u64) -> Result<()> {
         const ZEROS: [u8; BLOCK_BYTES as usize] = [0; BLOCK_BYTES as usize];
         if length >= HOLE_BYTES_MIN {
             self.advance(length)?;
             self.flush()?;
-            self.file
-                .seek(SeekFrom::Start(self.position))
-                .map_err(StoreWrite)?;
+            self.file.seek(SeekFrom::Start(self.position)).map_err(StoreWriteError)?;
             return Ok(());
         }
         let mut left = length;
@@ -84,12 +77,12 @@ impl DataWriter {
         Ok(())
     }
 
-    /// Fills the last block; gives the file and its length.
+    /// Fills the last block. Returns the file and its length.
     pub(crate) fn finish(mut self) -> Result<(File, u64)> {
-        self.begin()?;
+        self.start_file()?;
         self.flush()?;
-        // A hole at the end has no byte behind it that would give the file its length.
-        self.file.set_len(self.position).map_err(StoreWrite)?;
+        // A hole at the end does not extend the file by itself.
+        self.file.set_len(self.position).map_err(StoreWriteError)?;
         Ok((self.file, self.position))
     }
 
@@ -103,13 +96,14 @@ impl DataWriter {
     }
 
     fn flush(&mut self) -> Result<()> {
-        self.file.write_all(&self.buffer).map_err(StoreWrite)?;
+        self.file.write_all(&self.buffer).map_err(StoreWriteError)?;
         self.buffer.clear();
         Ok(())
     }
 }
 
-/// Mostly known from the first bytes; else by comparing the bytes with themselves, moved by one.
+/// Returns whether all bytes are zero. The first bytes usually decide; otherwise the slice is
+/// compared with itself, shifted by one.
 fn is_zero(bytes: &[u8]) -> bool {
     bytes.first() == Some(&0) && bytes[1..] == bytes[..bytes.len() - 1]
 }
@@ -121,11 +115,11 @@ mod tests {
     use std::os::unix::fs::MetadataExt;
 
     #[test]
-    fn contents_begin_at_blocks_and_holes_are_zeros() {
+    fn contents_start_at_blocks_and_holes_are_zeros() {
         let mut data = DataWriter::new(tempfile::tempfile().unwrap());
-        assert_eq!(data.begin().unwrap(), 0);
+        assert_eq!(data.start_file().unwrap(), 0);
         data.write(b"one").unwrap();
-        assert_eq!(data.begin().unwrap(), 1);
+        assert_eq!(data.start_file().unwrap(), 1);
         data.hole(1 << 20).unwrap();
         data.write(b"two").unwrap();
         data.hole(1 << 20).unwrap();
@@ -142,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn zeros_take_no_room() {
+    fn zeros_take_no_disk_space() {
         let mut data = DataWriter::new(tempfile::tempfile().unwrap());
         data.write(b"x").unwrap();
         for _ in 0..64 {

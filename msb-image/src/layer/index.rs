@@ -1,6 +1,7 @@
-//! The index of a layer: every byte of its tar that is not the contents of a file, in order, and where each content lies.
+//! The index of a layer: every byte of its tar that is not the contents of a file, in order, and
+//! the position of each file's contents.
 //!
-//! Form, version 1, little-endian:
+//! Format, version 1, little-endian:
 //!
 //! | bytes | |
 //! |---|---|
@@ -8,13 +9,15 @@
 //! | 4, 4 | version; zero |
 //! | 64 | diff_id: SHA-256 of the tar, in hexadecimal digits |
 //! | 8, 8 | bytes of the tar; bytes of the data file |
-//! | 32 | SHA-256 of the body as it is in the file, then of the 96 bytes above |
+//! | 32 | SHA-256 of the body as stored, then of the 96 bytes above |
 //! | rest | body, one zstd stream (headers of a tar shrink to a twentieth) |
 //!
-//! The body is a list of records. Each begins with a number (LEB128): twice a length, plus one for contents.
+//! The body is a list of records. Each starts with a number (LEB128): twice a length, plus one for
+//! contents.
 //! - `2n`: n bytes of the tar follow. `0` ends the list.
-//! - `2n + 1`: here stand n bytes of contents; the block where the file begins in the data file follows; then 0, or for a
-//!   sparse file one more than the number of its pieces, and the offset and length of each.
+//! - `2n + 1`: n bytes of contents belong here. The first block in the data file follows, then 0;
+//!   or for a sparse file one more than the number of its pieces, and the offset and length of
+//!   each.
 
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Read, Seek, SeekFrom, Write};
@@ -24,97 +27,86 @@ use anyhow::{Context, Result, bail, ensure};
 use libmsb::digest::Digest;
 use sha2::{Digest as _, Sha256};
 
-use super::sparse::Piece;
-use super::tar::Raw;
-use crate::error::StoreWrite;
+use super::sparse::SparsePiece;
+use super::tar::RawSource;
+use crate::error::StoreWriteError;
 use crate::limits::SPARSE_PIECES_MAX;
 
 const MAGIC: &[u8; 8] = b"msblayer";
 const VERSION: u32 = 1;
 const HEADER_BYTES: usize = 128;
 const SIGNED_BYTES: usize = 96;
-/// Fastest: headers compress well whatever the level, and loading must not wait for this.
+/// The fastest level: headers compress well at any level, and loading must not wait for it.
 const ZSTD_LEVEL: i32 = 1;
-/// Tar bytes are gathered into records of about this length.
+/// Length at which tar bytes are written as a record.
 const RUN_BYTES: usize = 64 << 10;
 
-/// What the header says.
+/// Header of an index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Summary {
+pub(crate) struct LayerSummary {
     pub(crate) diff_id: Digest,
     pub(crate) tar_bytes: u64,
     pub(crate) data_bytes: u64,
 }
 
-/// Writes an index.
+/// A writer of an index.
 pub(crate) struct IndexWriter {
-    body: zstd::stream::write::Encoder<'static, Hashing<BufWriter<File>>>,
+    body: zstd::stream::write::Encoder<'static, HashingStream<BufWriter<File>>>,
     run: Vec<u8>,
 }
 
-/// Reads an index, and gives its tar bytes as [`Raw`].
+/// A reader of an index. Its tar bytes are read as a [`RawSource`].
 pub(crate) struct IndexReader {
-    body: BufReader<zstd::stream::read::Decoder<'static, BufReader<Hashing<File>>>>,
-    summary: Summary,
+    body: BufReader<zstd::stream::read::Decoder<'static, BufReader<HashingStream<File>>>>,
+    summary: LayerSummary,
     signed: [u8; HEADER_BYTES],
-    /// Bytes left of the current run.
+    /// Bytes left of the current record.
     run: u64,
     ended: bool,
 }
 
-/// A part of the tar, as the index has them in order.
+/// A record of an index.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Part {
-    /// So many bytes, which [`Raw`] gives.
+pub(crate) enum IndexRecord {
+    /// Number of tar bytes that can be read from the [`RawSource`].
     Raw(u64),
-    /// Contents of a file, which lie in the data file.
-    Content(Content),
+    /// Contents of a file in the data file.
+    Content(FileContent),
 }
 
-/// Contents of a file, as the index has them.
+/// Position of a file's contents.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Content {
+pub(crate) struct FileContent {
     pub(crate) stored: u64,
     pub(crate) block: u64,
-    pub(crate) pieces: Option<Vec<Piece>>,
+    pub(crate) pieces: Option<Vec<SparsePiece>>,
 }
 
 impl IndexWriter {
     pub(crate) fn new(mut file: File) -> Result<IndexWriter> {
-        file.write_all(&[0; HEADER_BYTES]).map_err(StoreWrite)?;
-        let hashing = Hashing {
-            inner: BufWriter::with_capacity(256 << 10, file),
-            hash: Sha256::new(),
-        };
-        let body = zstd::stream::write::Encoder::new(hashing, ZSTD_LEVEL).map_err(StoreWrite)?;
-        Ok(IndexWriter {
-            body,
-            run: Vec::with_capacity(2 * RUN_BYTES),
-        })
+        file.write_all(&[0; HEADER_BYTES]).map_err(StoreWriteError)?;
+        let hashing =
+            HashingStream { inner: BufWriter::with_capacity(256 << 10, file), hash: Sha256::new() };
+        let body =
+            zstd::stream::write::Encoder::new(hashing, ZSTD_LEVEL).map_err(StoreWriteError)?;
+        Ok(IndexWriter { body, run: Vec::with_capacity(2 * RUN_BYTES) })
     }
 
-    /// Adds bytes of the tar.
+    /// Appends bytes of the tar.
     pub(crate) fn raw(&mut self, bytes: &[u8]) -> Result<()> {
         self.run.extend_from_slice(bytes);
-        if self.run.len() >= RUN_BYTES {
-            self.flush_run()
-        } else {
-            Ok(())
-        }
+        if self.run.len() >= RUN_BYTES { self.flush_run() } else { Ok(()) }
     }
 
-    /// Notes that contents stand here.
-    pub(crate) fn content(&mut self, content: &Content) -> Result<()> {
+    /// Appends a record of contents.
+    pub(crate) fn content(&mut self, content: &FileContent) -> Result<()> {
         self.flush_run()?;
         let mut record = Vec::new();
         put_number(&mut record, content.stored << 1 | 1);
         put_number(&mut record, content.block);
         put_number(
             &mut record,
-            content
-                .pieces
-                .as_ref()
-                .map_or(0, |pieces| pieces.len() as u64 + 1),
+            content.pieces.as_ref().map_or(0, |pieces| pieces.len() as u64 + 1),
         );
         for piece in content.pieces.iter().flatten() {
             put_number(&mut record, piece.offset);
@@ -123,26 +115,24 @@ impl IndexWriter {
         self.write(&record)
     }
 
-    /// Writes bytes that are no record, perhaps.
+    /// Writes bytes that may not be a record.
     #[cfg(any(test, fuzzing))]
     pub(crate) fn put_body(&mut self, bytes: &[u8]) -> Result<()> {
         self.write(bytes)
     }
 
-    /// Ends the index and gives its file.
-    pub(crate) fn finish(mut self, summary: Summary) -> Result<File> {
+    /// Writes the end and the header. Returns the file.
+    pub(crate) fn finish(mut self, summary: LayerSummary) -> Result<File> {
         self.flush_run()?;
         self.write(&[0])?;
-        let Hashing { inner, mut hash } = self.body.finish().map_err(StoreWrite)?;
-        let mut file = inner
-            .into_inner()
-            .map_err(|error| StoreWrite(error.into_error()))?;
+        let HashingStream { inner, mut hash } = self.body.finish().map_err(StoreWriteError)?;
+        let mut file = inner.into_inner().map_err(|error| StoreWriteError(error.into_error()))?;
         let mut header = summary.header();
         hash.update(&header[..SIGNED_BYTES]);
         header[SIGNED_BYTES..].copy_from_slice(&hash.finalize());
         file.seek(SeekFrom::Start(0))
             .and_then(|_| file.write_all(&header))
-            .map_err(StoreWrite)?;
+            .map_err(StoreWriteError)?;
         Ok(file)
     }
 
@@ -153,28 +143,28 @@ impl IndexWriter {
         let mut start = Vec::new();
         put_number(&mut start, (self.run.len() as u64) << 1);
         self.write(&start)?;
-        self.body.write_all(&self.run).map_err(StoreWrite)?;
+        self.body.write_all(&self.run).map_err(StoreWriteError)?;
         self.run.clear();
         Ok(())
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        Ok(self.body.write_all(bytes).map_err(StoreWrite)?)
+        Ok(self.body.write_all(bytes).map_err(StoreWriteError)?)
     }
 }
 
-impl Summary {
+impl LayerSummary {
     /// Reads the header of an index.
-    pub(crate) fn read(file: &mut File) -> Result<(Summary, [u8; HEADER_BYTES])> {
+    pub(crate) fn read(file: &mut File) -> Result<(LayerSummary, [u8; HEADER_BYTES])> {
         let mut header = [0; HEADER_BYTES];
         file.read_exact(&mut header)?;
-        ensure!(&header[..8] == MAGIC, "it is no index of a layer");
+        ensure!(&header[..8] == MAGIC, "it is not a layer index");
         let version = u32::from_le_bytes(array(&header[8..]));
         ensure!(
             version == VERSION,
-            "its version is {version}, and this program knows {VERSION}"
+            "unsupported version {version}; this program supports {VERSION}"
         );
-        let summary = Summary {
+        let summary = LayerSummary {
             diff_id: format!("sha256:{}", String::from_utf8_lossy(&header[16..80])).parse()?,
             tar_bytes: u64::from_le_bytes(array(&header[80..])),
             data_bytes: u64::from_le_bytes(array(&header[88..])),
@@ -202,80 +192,51 @@ impl IndexReader {
 
     fn start(path: &Path, diff_id: &Digest) -> Result<IndexReader> {
         let mut file = File::open(path)?;
-        let (summary, signed) = Summary::read(&mut file)?;
-        ensure!(
-            summary.diff_id == *diff_id,
-            "it belongs to layer {}",
-            summary.diff_id
-        );
-        let hashing = BufReader::with_capacity(
-            256 << 10,
-            Hashing {
-                inner: file,
-                hash: Sha256::new(),
-            },
-        );
-        let body = BufReader::with_capacity(
-            128 << 10,
-            zstd::stream::read::Decoder::with_buffer(hashing)?,
-        );
-        Ok(IndexReader {
-            body,
-            summary,
-            signed,
-            run: 0,
-            ended: false,
-        })
+        let (summary, signed) = LayerSummary::read(&mut file)?;
+        ensure!(summary.diff_id == *diff_id, "it belongs to layer {}", summary.diff_id);
+        let hashing =
+            BufReader::with_capacity(256 << 10, HashingStream { inner: file, hash: Sha256::new() });
+        let body =
+            BufReader::with_capacity(128 << 10, zstd::stream::read::Decoder::with_buffer(hashing)?);
+        Ok(IndexReader { body, summary, signed, run: 0, ended: false })
     }
 
-    pub(crate) fn summary(&self) -> Summary {
+    pub(crate) fn summary(&self) -> LayerSummary {
         self.summary
     }
 
-    /// What comes next, or `None` at the end. The bytes of the part before must have been read.
-    pub(crate) fn part(&mut self) -> Result<Option<Part>> {
+    /// Returns the next record, or `None` at the end. The bytes of the record before must have been
+    /// read.
+    pub(crate) fn part(&mut self) -> Result<Option<IndexRecord>> {
         ensure!(self.run == 0, "the index was not read in order");
         let tag = self.number()?;
         if tag & 1 == 1 {
-            return Ok(Some(Part::Content(self.content_of(tag >> 1)?)));
+            return Ok(Some(IndexRecord::Content(self.content_of(tag >> 1)?)));
         }
         (self.run, self.ended) = (tag >> 1, tag == 0);
-        Ok((!self.ended).then_some(Part::Raw(self.run)))
+        Ok((!self.ended).then_some(IndexRecord::Raw(self.run)))
     }
 
-    /// The contents that stand here.
-    pub(crate) fn content(&mut self) -> Result<Content> {
-        ensure!(
-            self.run == 0 && !self.ended,
-            "the index is damaged: contents in a wrong place"
-        );
+    /// Reads a record of contents, which must be next.
+    pub(crate) fn content(&mut self) -> Result<FileContent> {
+        ensure!(self.run == 0 && !self.ended, "the index is damaged: misplaced contents");
         let tag = self.number()?;
         ensure!(tag & 1 == 1, "the index is damaged: contents are missing");
         self.content_of(tag >> 1)
     }
 
-    fn content_of(&mut self, stored: u64) -> Result<Content> {
+    fn content_of(&mut self, stored: u64) -> Result<FileContent> {
         let block = self.number()?;
         let count = self.number()?;
-        ensure!(
-            count <= SPARSE_PIECES_MAX as u64 + 1,
-            "the index is damaged: too many pieces"
-        );
+        ensure!(count <= SPARSE_PIECES_MAX as u64 + 1, "the index is damaged: too many pieces");
         let mut pieces = Vec::new();
         for _ in 1..count {
-            pieces.push(Piece {
-                offset: self.number()?,
-                length: self.number()?,
-            });
+            pieces.push(SparsePiece { offset: self.number()?, length: self.number()? });
         }
-        Ok(Content {
-            stored,
-            block,
-            pieces: (count > 0).then_some(pieces),
-        })
+        Ok(FileContent { stored, block, pieces: (count > 0).then_some(pieces) })
     }
 
-    /// Reads what is left and compares the checksum. What was read before counts only after this.
+    /// Reads the rest and verifies the checksum. Results read before are valid only after this.
     pub(crate) fn finish(mut self) -> Result<()> {
         std::io::copy(&mut self.body, &mut std::io::sink())?;
         let mut rest = self.body.into_inner().finish();
@@ -294,9 +255,7 @@ impl IndexReader {
         let mut number = 0;
         for shift in (0..63).step_by(7) {
             let mut byte = [0];
-            self.body
-                .read_exact(&mut byte)
-                .context("the index is damaged")?;
+            self.body.read_exact(&mut byte).context("the index is damaged")?;
             number |= u64::from(byte[0] & 0x7f) << shift;
             if byte[0] & 0x80 == 0 {
                 return Ok(number);
@@ -306,16 +265,13 @@ impl IndexReader {
     }
 }
 
-impl Raw for IndexReader {
+impl RawSource for IndexReader {
     fn read_raw(&mut self, buffer: &mut [u8]) -> Result<usize> {
         let mut filled = 0;
         while filled < buffer.len() && !self.ended {
             if self.run == 0 {
                 let tag = self.number()?;
-                ensure!(
-                    tag & 1 == 0,
-                    "the index is damaged: contents in a wrong place"
-                );
+                ensure!(tag & 1 == 0, "the index is damaged: misplaced contents");
                 (self.run, self.ended) = (tag >> 1, tag == 0);
                 continue;
             }
@@ -330,13 +286,13 @@ impl Raw for IndexReader {
     }
 }
 
-/// Passes bytes on and hashes them.
-struct Hashing<T> {
+/// A reader or writer that hashes its bytes.
+struct HashingStream<T> {
     inner: T,
     hash: Sha256,
 }
 
-impl<T: Write> Write for Hashing<T> {
+impl<T: Write> Write for HashingStream<T> {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         let count = self.inner.write(bytes)?;
         self.hash.update(&bytes[..count]);
@@ -348,7 +304,7 @@ impl<T: Write> Write for Hashing<T> {
     }
 }
 
-impl<T: Read> Read for Hashing<T> {
+impl<T: Read> Read for HashingStream<T> {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         let count = self.inner.read(buffer)?;
         self.hash.update(&buffer[..count]);
@@ -364,7 +320,7 @@ fn put_number(record: &mut Vec<u8>, mut number: u64) {
     record.push(number as u8);
 }
 
-/// The first bytes of a slice that is long enough.
+/// Returns the first N bytes of a slice that is long enough.
 fn array<const N: usize>(bytes: &[u8]) -> [u8; N] {
     let mut array = [0; N];
     array.copy_from_slice(&bytes[..N]);
@@ -391,17 +347,11 @@ pub(crate) fn rebuild(index: &Path, data: &Path, diff_id: &Digest) -> Result<Vec
             continue;
         }
         let content = reader.content_of(tag >> 1)?;
-        let whole = vec![Piece {
-            offset: 0,
-            length: content.stored,
-        }];
+        let whole = vec![SparsePiece { offset: 0, length: content.stored }];
         for piece in content.pieces.unwrap_or(whole) {
             let at = tar.len();
             tar.resize(at + piece.length as usize, 0);
-            data.read_exact_at(
-                &mut tar[at..],
-                content.block * super::BLOCK_BYTES + piece.offset,
-            )?;
+            data.read_exact_at(&mut tar[at..], content.block * super::BLOCK_BYTES + piece.offset)?;
         }
     }
 }

@@ -1,23 +1,23 @@
-//! Layers: a tar of an image, converted once into two files.
+//! Layers: the tar of an image layer, converted once into two files.
 //!
-//! `.data` holds the contents of files, each from a 4 KiB block on, so that a disk can point into it. `.index` holds
-//! every other byte of the tar in order, and where the contents lie: from both the tar can be rebuilt byte for byte,
-//! and the index alone is enough to lay out a disk.
+//! `.data` holds the contents of files, each starting at a 4 KiB block, so that a disk can refer to
+//! it. `.index` holds every other byte of the tar in order, and the position of each file's
+//! contents. Together they rebuild the tar byte for byte; the index alone is enough to plan a disk.
 
-/// Reading a layer (compressed or not) and writing the two files.
+/// Conversion of a layer (compressed or not) to the two files.
 pub(crate) mod convert;
-/// The file of contents.
+/// The data file.
 pub(crate) mod data;
-/// The file of all else.
+/// The index file.
 pub(crate) mod index;
-/// Extended headers of a tar: records of `length key=value`.
+/// PAX extended headers: records of `length key=value`.
 mod pax;
-/// From the two files back to the tar.
+/// Rebuilding the tar from the two files.
 pub(crate) mod rebuild;
 /// Maps of sparse files.
 mod sparse;
 /// A strict reader of tar archives.
 pub(crate) mod tar;
 
-/// Size of a block, in the data file and on the disk.
+/// Size of a block in the data file and on the disk.
 pub(crate) const BLOCK_BYTES: u64 = 4096;

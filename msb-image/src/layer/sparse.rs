@@ -1,21 +1,21 @@
-//! Maps of sparse files: which pieces of a file are in the archive, one after the other; the rest is zeros.
+//! Maps of sparse files: the pieces of a file that the archive holds, in order; the rest is zeros.
 
 use anyhow::{Context, Result, ensure};
 
 use super::pax;
-use super::tar::{Raw, TarReader};
+use super::tar::{RawSource, TarReader};
 use crate::limits::SPARSE_PIECES_MAX;
 
 /// A piece of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Piece {
+pub(crate) struct SparsePiece {
     pub(crate) offset: u64,
     pub(crate) length: u64,
 }
 
-/// Checks a map: ascending, without overlap, within the file, and as long as what the archive holds. Gives it without
-/// its empty pieces.
-pub(crate) fn check(pieces: Vec<Piece>, size: u64, stored: u64) -> Result<Vec<Piece>> {
+/// Checks a map: ascending, without overlap, within the file, and as long as the contents in the
+/// archive. Returns it without empty pieces.
+pub(crate) fn check(pieces: Vec<SparsePiece>, size: u64, stored: u64) -> Result<Vec<SparsePiece>> {
     ensure!(
         pieces.len() <= SPARSE_PIECES_MAX,
         "the sparse file has more than {SPARSE_PIECES_MAX} pieces"
@@ -27,27 +27,21 @@ pub(crate) fn check(pieces: Vec<Piece>, size: u64, stored: u64) -> Result<Vec<Pi
             .offset
             .checked_add(piece.length)
             .context("a piece of the sparse file is too long")?;
-        ensure!(
-            end <= size,
-            "a piece of the sparse file lies beyond its end"
-        );
+        ensure!(end <= size, "a piece of the sparse file lies beyond its end");
         sum += piece.length;
     }
     ensure!(
         sum == stored,
         "the pieces of the sparse file have {sum} bytes and the archive holds {stored}"
     );
-    Ok(pieces
-        .into_iter()
-        .filter(|piece| piece.length > 0)
-        .collect())
+    Ok(pieces.into_iter().filter(|piece| piece.length > 0).collect())
 }
 
-/// The old GNU form: four pieces in the header, then blocks of 21.
-pub(crate) fn read_old_gnu<R: Raw>(
+/// Reads the map of the old GNU format: four pieces in the header, then blocks of 21.
+pub(crate) fn read_old_gnu<R: RawSource>(
     tar: &mut TarReader<R>,
     header: &[u8; 512],
-) -> Result<(Vec<Piece>, u64)> {
+) -> Result<(Vec<SparsePiece>, u64)> {
     let mut pieces = Vec::new();
     read_fields(&header[386..482], &mut pieces)?;
     let size = TarReader::<R>::unsigned(&header[483..495]).context("size of the sparse file")?;
@@ -64,7 +58,7 @@ pub(crate) fn read_old_gnu<R: Raw>(
     Ok((pieces, size))
 }
 
-fn read_fields(fields: &[u8], pieces: &mut Vec<Piece>) -> Result<()> {
+fn read_fields(fields: &[u8], pieces: &mut Vec<SparsePiece>) -> Result<()> {
     for field in fields.chunks_exact(24) {
         if field[0] == 0 {
             break;
@@ -73,23 +67,18 @@ fn read_fields(fields: &[u8], pieces: &mut Vec<Piece>) -> Result<()> {
             TarReader::<&[u8]>::unsigned(&field[..12]).context("offset in a sparse file")?;
         let length =
             TarReader::<&[u8]>::unsigned(&field[12..]).context("length in a sparse file")?;
-        pieces.push(Piece { offset, length });
+        pieces.push(SparsePiece { offset, length });
     }
     Ok(())
 }
 
-/// PAX form 1.0: the map stands before the contents, decimal numbers one a line, filled up to a block. Gives the map and how
-/// many bytes it took.
-pub(crate) fn read_map_1_0<R: Raw>(
+/// Reads the map of PAX format 1.0: decimal numbers, one per line, before the contents and padded
+/// to a block. Returns the map and its size in bytes.
+pub(crate) fn read_map_1_0<R: RawSource>(
     tar: &mut TarReader<R>,
     stored: u64,
-) -> Result<(Vec<Piece>, u64)> {
-    let mut text = MapText {
-        block: [0; 512],
-        at: 512,
-        taken: 0,
-        stored,
-    };
+) -> Result<(Vec<SparsePiece>, u64)> {
+    let mut text = MapReader { block: [0; 512], at: 512, taken: 0, stored };
     let count = text.number(tar)?;
     ensure!(
         count <= SPARSE_PIECES_MAX as u64,
@@ -97,43 +86,34 @@ pub(crate) fn read_map_1_0<R: Raw>(
     );
     let mut pieces = Vec::new();
     for _ in 0..count {
-        pieces.push(Piece {
-            offset: text.number(tar)?,
-            length: text.number(tar)?,
-        });
+        pieces.push(SparsePiece { offset: text.number(tar)?, length: text.number(tar)? });
     }
     Ok((pieces, text.taken))
 }
 
-struct MapText {
+struct MapReader {
     block: [u8; 512],
     at: usize,
     taken: u64,
     stored: u64,
 }
 
-impl MapText {
-    fn number<R: Raw>(&mut self, tar: &mut TarReader<R>) -> Result<u64> {
+impl MapReader {
+    fn number<R: RawSource>(&mut self, tar: &mut TarReader<R>) -> Result<u64> {
         let mut digits = Vec::new();
         loop {
             match self.byte(tar)? {
                 b'\n' => return pax::number(&digits).context("map of a sparse file"),
                 digit => digits.push(digit),
             }
-            ensure!(
-                digits.len() <= 20,
-                "a number in the map of a sparse file is too long"
-            );
+            ensure!(digits.len() <= 20, "a number in the map of a sparse file is too long");
         }
     }
 
-    fn byte<R: Raw>(&mut self, tar: &mut TarReader<R>) -> Result<u8> {
+    fn byte<R: RawSource>(&mut self, tar: &mut TarReader<R>) -> Result<u8> {
         if self.at == self.block.len() {
             self.taken += 512;
-            ensure!(
-                self.taken <= self.stored,
-                "the map of a sparse file is longer than the file"
-            );
+            ensure!(self.taken <= self.stored, "the map of a sparse file is longer than the file");
             self.block = tar.require_block("the map of a sparse file")?;
             self.at = 0;
         }
@@ -146,13 +126,10 @@ impl MapText {
 mod tests {
     use super::*;
 
-    fn pieces(pairs: &[(u64, u64)]) -> Vec<Piece> {
+    fn pieces(pairs: &[(u64, u64)]) -> Vec<SparsePiece> {
         pairs
             .iter()
-            .map(|(offset, length)| Piece {
-                offset: *offset,
-                length: *length,
-            })
+            .map(|(offset, length)| SparsePiece { offset: *offset, length: *length })
             .collect()
     }
 

@@ -1,126 +1,123 @@
 //! A strict reader of tar archives: v7, ustar, GNU and PAX.
 //!
-//! Readers that disagree about where an entry ends let an archive show different files to each of them. So there is one
-//! rule for everything, and what it does not cover is refused:
+//! Readers that disagree about the end of an entry let an archive show different files to each of
+//! them. This reader therefore has one rule for each case and rejects the rest:
 //!
-//! - Checksums must be right. Numbers are octal or base-256; negative and overflowing ones are refused (only times may
-//!   lie before 1970).
-//! - A PAX record wins over a GNU long name, which wins over the header. A PAX size is the size.
-//! - Symbolic links, folders, devices and fifos with a size are refused: GNU tar takes that many bytes for their contents,
-//!   Go and Python none. A hard link has no contents whatever its size says: old writers repeat the file's, all readers
-//!   know that.
-//! - The archive ends at two blocks of zeros, or at a boundary of entries. Whatever follows the end mark is kept but
-//!   never looked at.
+//! - Checksums must be right. Numbers are octal or base-256; negative and overflowing ones are
+//!   rejected (only times may be before 1970).
+//! - A PAX record overrides a GNU long name, which overrides the header. A PAX size is the size.
+//! - Symbolic links, directories, devices and fifos with a size are rejected: GNU tar reads that
+//!   many bytes as their contents, Go and Python none. A hard link has no contents whatever its
+//!   size: old writers repeat that of the file, and all readers know that.
+//! - The archive ends at two blocks of zeros, or at a boundary between entries. Bytes after the end
+//!   mark are kept but never parsed.
 //!
-//! The reader gets every byte that is not content through [`Raw`], so that whoever implements it can keep them. Contents
-//! are the caller's: after an entry it must take [`Entry::stored`] bytes from the same source.
+//! The reader gets every byte that is not contents through [`RawSource`], so that its
+//! implementation can keep them. The caller reads the contents: after an entry it must take
+//! [`TarEntry::stored`] bytes from the same source.
 
 use anyhow::{Context, Result, bail, ensure};
 use libmsb::cli::escape::escape;
 
-use super::pax::Attributes;
-use super::sparse::{self, Piece};
+use super::pax::PaxRecords;
+use super::sparse::{self, SparsePiece};
 use crate::limits::{PATH_BYTES_MAX, PAX_BYTES_MAX};
 
-/// Where a reader gets its bytes from.
-pub(crate) trait Raw {
-    /// Fills the buffer; gives fewer bytes only at the end of the archive.
+/// A source of the bytes of a tar that are not contents.
+pub(crate) trait RawSource {
+    /// Fills the buffer; returns fewer bytes only at the end of the archive.
     fn read_raw(&mut self, buffer: &mut [u8]) -> Result<usize>;
 }
 
-/// A time of the last change.
+/// A modification time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Time {
+pub(crate) struct TarTime {
     pub(crate) seconds: i64,
     pub(crate) nanos: u32,
 }
 
-/// What an entry is.
+/// Type of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum EntryKind {
     File,
     HardLink,
     Symlink,
     CharDevice,
     BlockDevice,
-    Folder,
+    Directory,
     Fifo,
 }
 
 /// An entry of an archive.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Entry {
+pub(crate) struct TarEntry {
     pub(crate) path: Vec<u8>,
-    pub(crate) kind: Kind,
+    pub(crate) kind: EntryKind,
     /// Target of a link.
     pub(crate) link: Vec<u8>,
-    /// Permission bits, with set-user-ID and its like.
+    /// Permission bits, with set-user-ID, set-group-ID and sticky.
     pub(crate) mode: u16,
     pub(crate) uid: u32,
     pub(crate) gid: u32,
-    pub(crate) mtime: Time,
+    pub(crate) mtime: TarTime,
     /// Major and minor number.
     pub(crate) device: (u32, u32),
     /// Size of the file.
     pub(crate) size: u64,
-    /// Bytes of contents in the archive: the size, but for a sparse file.
+    /// Bytes of contents in the archive: the size, except for a sparse file.
     pub(crate) stored: u64,
     /// The pieces of a sparse file.
-    pub(crate) pieces: Option<Vec<Piece>>,
+    pub(crate) pieces: Option<Vec<SparsePiece>>,
     pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
-/// Reads an archive entry by entry.
+/// A reader of the entries of a tar.
 #[derive(Debug)]
 pub(crate) struct TarReader<R> {
-    /// Where the contents of the entry that was read last are to be taken from.
+    /// Source of the contents of the last entry.
     pub(crate) source: R,
-    /// Bytes read so far, contents included.
+    /// Bytes read so far, including contents.
     position: u64,
-    /// What fills the contents of the last entry up to a block.
+    /// Bytes that pad the contents of the last entry to a block.
     padding: u64,
-    global: Attributes,
-    /// Whether the end mark was seen.
+    global: PaxRecords,
+    /// Set once the end mark was read.
     pub(crate) end_mark: bool,
 }
 
-/// What stands before an entry and belongs to it.
+/// Extended headers read before the entry that they describe.
 #[derive(Default)]
-struct Prefix {
-    pax: Option<Attributes>,
+struct PendingHeaders {
+    pax: Option<PaxRecords>,
     name: Option<Vec<u8>>,
     link: Option<Vec<u8>>,
 }
 
-type Block = [u8; 512];
+type TarBlock = [u8; 512];
 
-impl<R: Raw> TarReader<R> {
+impl<R: RawSource> TarReader<R> {
     pub(crate) fn new(source: R) -> TarReader<R> {
         TarReader {
             source,
             position: 0,
             padding: 0,
-            global: Attributes::default(),
+            global: PaxRecords::default(),
             end_mark: false,
         }
     }
 
-    /// The next entry, or `None` at the end.
-    pub(crate) fn next(&mut self) -> Result<Option<Entry>> {
+    /// Returns the next entry, or `None` at the end.
+    pub(crate) fn next(&mut self) -> Result<Option<TarEntry>> {
         self.skip_padding()?;
         let start = self.position;
-        self.next_entry()
-            .with_context(|| format!("at byte {start} of the tar"))
+        self.next_entry().with_context(|| format!("at byte {start} of the tar"))
     }
 
-    fn next_entry(&mut self) -> Result<Option<Entry>> {
-        let mut prefix = Prefix::default();
+    fn next_entry(&mut self) -> Result<Option<TarEntry>> {
+        let mut prefix = PendingHeaders::default();
         loop {
             let Some(header) = self.next_header()? else {
-                ensure!(
-                    prefix.is_empty(),
-                    "the archive ends behind an extended header"
-                );
+                ensure!(prefix.is_empty(), "the archive ends after an extended header");
                 return Ok(None);
             };
             match header[156] {
@@ -152,13 +149,11 @@ impl<R: Raw> TarReader<R> {
         }
     }
 
-    fn entry(&mut self, header: &Block, prefix: Prefix) -> Result<Entry> {
+    fn entry(&mut self, header: &TarBlock, prefix: PendingHeaders) -> Result<TarEntry> {
         let pax = prefix.pax.unwrap_or_else(|| self.global.clone());
         let sparse_name = pax.sparse.name.clone();
-        let path = sparse_name
-            .or(pax.path.clone())
-            .or(prefix.name)
-            .unwrap_or_else(|| name_of(header));
+        let path =
+            sparse_name.or(pax.path.clone()).or(prefix.name).unwrap_or_else(|| name_of(header));
         check_name(&path, "path")?;
         self.finish_entry(header, &path, pax, prefix.link)
             .with_context(|| format!("entry '{}'", escape(&path)))
@@ -166,28 +161,22 @@ impl<R: Raw> TarReader<R> {
 
     fn finish_entry(
         &mut self,
-        header: &Block,
+        header: &TarBlock,
         path: &[u8],
-        pax: Attributes,
+        pax: PaxRecords,
         link: Option<Vec<u8>>,
-    ) -> Result<Entry> {
+    ) -> Result<TarEntry> {
         let kind = kind_of(header[156], path)?;
-        let link = pax
-            .linkpath
-            .clone()
-            .or(link)
-            .unwrap_or_else(|| until_nul(&header[157..257]).to_vec());
-        if matches!(kind, Kind::HardLink | Kind::Symlink) {
+        let link =
+            pax.linkpath.clone().or(link).unwrap_or_else(|| until_nul(&header[157..257]).to_vec());
+        if matches!(kind, EntryKind::HardLink | EntryKind::Symlink) {
             check_name(&link, "link target")?;
         }
         let (size, stored, pieces) = self.contents(header, kind, &pax)?;
         self.position += stored;
         self.padding = stored.next_multiple_of(512) - stored;
-        let header_time = Time {
-            seconds: number(&header[136..148]).context("time")?,
-            nanos: 0,
-        };
-        Ok(Entry {
+        let header_time = TarTime { seconds: number(&header[136..148]).context("time")?, nanos: 0 };
+        Ok(TarEntry {
             path: path.to_vec(),
             kind,
             link,
@@ -203,30 +192,24 @@ impl<R: Raw> TarReader<R> {
         })
     }
 
-    /// Size of the file, bytes that the archive holds of it, and the map if it is sparse.
+    /// Returns the size of the file, the bytes of it in the archive, and the map of a sparse file.
     fn contents(
         &mut self,
-        header: &Block,
-        kind: Kind,
-        pax: &Attributes,
-    ) -> Result<(u64, u64, Option<Vec<Piece>>)> {
-        if kind != Kind::File {
-            ensure!(
-                !pax.sparse.is_present(),
-                "a sparse file that is no regular file"
-            );
-            let is_empty = kind == Kind::HardLink || Self::size(header, pax)? == 0;
-            ensure!(is_empty, "contents of something that is no regular file");
+        header: &TarBlock,
+        kind: EntryKind,
+        pax: &PaxRecords,
+    ) -> Result<(u64, u64, Option<Vec<SparsePiece>>)> {
+        if kind != EntryKind::File {
+            ensure!(!pax.sparse.is_present(), "a sparse entry that is not a regular file");
+            let is_empty = kind == EntryKind::HardLink || Self::size(header, pax)? == 0;
+            ensure!(is_empty, "an entry with contents that is not a regular file");
             return Ok((0, 0, None));
         }
         let stored = Self::size(header, pax)?;
-        // Files of more than 2^62 bytes would let sums overflow; nothing that large can be stored.
+        // Files of more than 2^62 bytes could overflow sums; no such file can be stored.
         ensure!(stored < 1 << 62, "the size of the file is too large");
         let (pieces, size, stored) = if header[156] == b'S' {
-            ensure!(
-                !pax.sparse.is_present(),
-                "a sparse file in two forms at once"
-            );
+            ensure!(!pax.sparse.is_present(), "a sparse file in two formats at once");
             let (pieces, size) = sparse::read_old_gnu(self, header)?;
             (pieces, size, stored)
         } else if pax.sparse.is_present() {
@@ -238,13 +221,16 @@ impl<R: Raw> TarReader<R> {
         Ok((size, stored, Some(sparse::check(pieces, size, stored)?)))
     }
 
-    fn size(header: &Block, pax: &Attributes) -> Result<u64> {
-        pax.size
-            .map_or_else(|| Self::unsigned(&header[124..136]).context("size"), Ok)
+    fn size(header: &TarBlock, pax: &PaxRecords) -> Result<u64> {
+        pax.size.map_or_else(|| Self::unsigned(&header[124..136]).context("size"), Ok)
     }
 
-    fn pax_sparse(&mut self, pax: &Attributes, stored: u64) -> Result<(Vec<Piece>, u64, u64)> {
-        let size = pax.sparse.size.context("a sparse file without its size")?;
+    fn pax_sparse(
+        &mut self,
+        pax: &PaxRecords,
+        stored: u64,
+    ) -> Result<(Vec<SparsePiece>, u64, u64)> {
+        let size = pax.sparse.size.context("a sparse file without a size")?;
         match (pax.sparse.major, pax.sparse.minor) {
             (Some(1), Some(0)) => {
                 ensure!(pax.sparse.pieces.is_none(), "a sparse file with two maps");
@@ -252,19 +238,15 @@ impl<R: Raw> TarReader<R> {
                 Ok((pieces, size, stored - taken))
             }
             (None | Some(0), None | Some(0 | 1)) => {
-                let pieces = pax
-                    .sparse
-                    .pieces
-                    .clone()
-                    .context("a sparse file without its map")?;
+                let pieces = pax.sparse.pieces.clone().context("a sparse file without its map")?;
                 Ok((pieces, size, stored))
             }
-            _ => bail!("an unknown form of sparse file"),
+            _ => bail!("unknown format of a sparse file"),
         }
     }
 
-    /// The next block that is a header, or `None` at the end.
-    fn next_header(&mut self) -> Result<Option<Block>> {
+    /// Returns the next block that is a header, or `None` at the end.
+    fn next_header(&mut self) -> Result<Option<TarBlock>> {
         self.skip_padding()?;
         let Some(block) = self.block()? else {
             return Ok(None);
@@ -276,8 +258,8 @@ impl<R: Raw> TarReader<R> {
         Ok(Some(block))
     }
 
-    /// One block of zeros was read. Two of them, or one and nothing more, are the end.
-    fn end(&mut self, _zeros: &Block) -> Result<Option<Block>> {
+    /// Ends the archive after a block of zeros. A second one, or the end of input, must follow.
+    fn end(&mut self, _zeros: &TarBlock) -> Result<Option<TarBlock>> {
         match self.block()? {
             None => {}
             Some(block) if block.iter().all(|byte| *byte == 0) => {}
@@ -287,8 +269,8 @@ impl<R: Raw> TarReader<R> {
         Ok(None)
     }
 
-    /// Contents of an entry that describes another one.
-    fn extension(&mut self, header: &Block, bytes_max: u64) -> Result<Vec<u8>> {
+    /// Reads the contents of an extended header.
+    fn extension(&mut self, header: &TarBlock, bytes_max: u64) -> Result<Vec<u8>> {
         let size = Self::unsigned(&header[124..136]).context("size of an extended header")?;
         ensure!(
             size <= bytes_max,
@@ -300,13 +282,14 @@ impl<R: Raw> TarReader<R> {
         Ok(bytes)
     }
 
-    fn long_name(&mut self, header: &Block) -> Result<Vec<u8>> {
+    fn long_name(&mut self, header: &TarBlock) -> Result<Vec<u8>> {
         let bytes = self.extension(header, PATH_BYTES_MAX as u64 + 1)?;
         Ok(until_nul(&bytes).to_vec())
     }
 
-    /// An archive may end here, though it should not: umoci and others forget to fill up the last block, and readers take
-    /// it (as Go's do). Whether anything is missing is told by the layer's digest.
+    /// Skips the padding of the last entry. The archive may end here: umoci and others do not pad
+    /// the last block, and readers such as Go's accept that. The layer's digest shows whether bytes
+    /// are missing.
     fn skip_padding(&mut self) -> Result<()> {
         let mut bytes = [0; 512];
         let count = std::mem::take(&mut self.padding) as usize;
@@ -316,8 +299,8 @@ impl<R: Raw> TarReader<R> {
         Ok(())
     }
 
-    /// A block, or `None` at the end of the archive.
-    fn block(&mut self) -> Result<Option<Block>> {
+    /// Reads a block; `None` at the end of the archive.
+    fn block(&mut self) -> Result<Option<TarBlock>> {
         let mut block = [0; 512];
         match self.source.read_raw(&mut block)? {
             0 => Ok(None),
@@ -332,8 +315,8 @@ impl<R: Raw> TarReader<R> {
         }
     }
 
-    /// A block that must be there.
-    pub(crate) fn require_block(&mut self, what: &str) -> Result<Block> {
+    /// Reads a block that must exist.
+    pub(crate) fn require_block(&mut self, what: &str) -> Result<TarBlock> {
         let mut block = [0; 512];
         self.require(&mut block, what)?;
         Ok(block)
@@ -353,19 +336,19 @@ impl<R: Raw> TarReader<R> {
         Ok(())
     }
 
-    /// A number that must not be negative.
+    /// Parses a number that must not be negative.
     pub(crate) fn unsigned(field: &[u8]) -> Result<u64> {
         u64::try_from(number(field)?).context("the number is negative")
     }
 }
 
-impl Prefix {
+impl PendingHeaders {
     fn is_empty(&self) -> bool {
         self.pax.is_none() && self.name.is_none() && self.link.is_none()
     }
 }
 
-impl Raw for &[u8] {
+impl RawSource for &[u8] {
     fn read_raw(&mut self, buffer: &mut [u8]) -> Result<usize> {
         let count = buffer.len().min(self.len());
         let (taken, rest) = self.split_at(count);
@@ -375,7 +358,7 @@ impl Raw for &[u8] {
     }
 }
 
-/// Whether the block is a header of an archive, or the zeros that end an empty one.
+/// Returns whether the bytes start with a tar header, or with the zeros of an empty archive.
 pub(crate) fn looks_like_tar(start: &[u8]) -> bool {
     let Some(block) = start.first_chunk::<512>() else {
         return false;
@@ -383,51 +366,42 @@ pub(crate) fn looks_like_tar(start: &[u8]) -> bool {
     block.iter().all(|byte| *byte == 0) || check_checksum(block).is_ok()
 }
 
-fn kind_of(flag: u8, path: &[u8]) -> Result<Kind> {
+fn kind_of(flag: u8, path: &[u8]) -> Result<EntryKind> {
     Ok(match flag {
-        // Before ustar there was no flag for folders.
-        0 if path.ends_with(b"/") => Kind::Folder,
-        0 | b'0' | b'7' | b'S' => Kind::File,
-        b'1' => Kind::HardLink,
-        b'2' => Kind::Symlink,
-        b'3' => Kind::CharDevice,
-        b'4' => Kind::BlockDevice,
-        b'5' => Kind::Folder,
-        b'6' => Kind::Fifo,
+        // v7 has no type flag for directories.
+        0 if path.ends_with(b"/") => EntryKind::Directory,
+        0 | b'0' | b'7' | b'S' => EntryKind::File,
+        b'1' => EntryKind::HardLink,
+        b'2' => EntryKind::Symlink,
+        b'3' => EntryKind::CharDevice,
+        b'4' => EntryKind::BlockDevice,
+        b'5' => EntryKind::Directory,
+        b'6' => EntryKind::Fifo,
         other => bail!("entries of type '{}' are not supported", escape(&[other])),
     })
 }
 
-fn device_of(header: &Block, kind: Kind) -> Result<(u32, u32)> {
-    if !matches!(kind, Kind::CharDevice | Kind::BlockDevice) {
+fn device_of(header: &TarBlock, kind: EntryKind) -> Result<(u32, u32)> {
+    if !matches!(kind, EntryKind::CharDevice | EntryKind::BlockDevice) {
         return Ok((0, 0));
     }
     let part = |field: &[u8]| u32::try_from(number(field)?).context("the number does not fit");
-    let (major, minor) = (
-        part(&header[329..337]).context("device")?,
-        part(&header[337..345]).context("device")?,
-    );
-    // What Linux can hold.
-    ensure!(
-        major < 1 << 12 && minor < 1 << 20,
-        "there is no device {major}:{minor}"
-    );
+    let (major, minor) =
+        (part(&header[329..337]).context("device")?, part(&header[337..345]).context("device")?);
+    // The range of Linux device numbers.
+    ensure!(major < 1 << 12 && minor < 1 << 20, "invalid device number {major}:{minor}");
     Ok((major, minor))
 }
 
-fn name_of(header: &Block) -> Vec<u8> {
+fn name_of(header: &TarBlock) -> Vec<u8> {
     let name = until_nul(&header[..100]);
     let prefix = match &header[257..263] {
-        // star: times stand behind a shorter prefix.
+        // star: times follow a shorter prefix.
         b"ustar\0" if &header[508..512] == b"tar\0" => until_nul(&header[345..476]),
         b"ustar\0" => until_nul(&header[345..500]),
         _ => b"",
     };
-    if prefix.is_empty() {
-        name.to_vec()
-    } else {
-        [prefix, b"/", name].concat()
-    }
+    if prefix.is_empty() { name.to_vec() } else { [prefix, b"/", name].concat() }
 }
 
 fn check_name(name: &[u8], what: &str) -> Result<()> {
@@ -444,46 +418,32 @@ fn until_nul(field: &[u8]) -> &[u8] {
     field.split(|byte| *byte == 0).next().unwrap_or_default()
 }
 
-/// Some old writers summed signed bytes.
-fn check_checksum(block: &Block) -> Result<()> {
+/// Checks the checksum of a header. Some old writers summed signed bytes.
+fn check_checksum(block: &TarBlock) -> Result<()> {
     let blanked = |at: usize| {
-        if (148..156).contains(&at) {
-            b' '
-        } else {
-            block[at]
-        }
+        if (148..156).contains(&at) { b' ' } else { block[at] }
     };
     let unsigned: i64 = (0..512).map(|at| i64::from(blanked(at))).sum();
-    let signed: i64 = (0..512)
-        .map(|at| i64::from(blanked(at).cast_signed()))
-        .sum();
+    let signed: i64 = (0..512).map(|at| i64::from(blanked(at).cast_signed())).sum();
     let stored = number(&block[148..156]).context("checksum of the header")?;
-    ensure!(
-        stored == unsigned || stored == signed,
-        "the checksum of the header is wrong"
-    );
+    ensure!(stored == unsigned || stored == signed, "the checksum of the header is wrong");
     Ok(())
 }
 
 fn id(field: &[u8]) -> Result<u32> {
     let number = number(field).context("owner")?;
-    u32::try_from(number).context("the owner's number is negative or does not fit into 32 bits")
+    u32::try_from(number).context("the owner ID is negative or does not fit into 32 bits")
 }
 
-/// A number of a header: octal digits between spaces and NULs, or base-256 when the first bit is set.
+/// Parses a number in a header: octal digits between spaces and NULs, or base-256 if the first bit
+/// is set.
 fn number(field: &[u8]) -> Result<i64> {
     if field.first().is_some_and(|byte| byte & 0x80 != 0) {
         return base_256(field);
     }
     let is_fill = |byte: &u8| matches!(byte, b' ' | 0);
-    let start = field
-        .iter()
-        .position(|byte| !is_fill(byte))
-        .unwrap_or(field.len());
-    let end = field
-        .iter()
-        .rposition(|byte| !is_fill(byte))
-        .map_or(start, |last| last + 1);
+    let start = field.iter().position(|byte| !is_fill(byte)).unwrap_or(field.len());
+    let end = field.iter().rposition(|byte| !is_fill(byte)).map_or(start, |last| last + 1);
     let digits = &field[start..end];
     ensure!(
         digits.iter().all(|digit| (b'0'..=b'7').contains(digit)),
@@ -491,18 +451,13 @@ fn number(field: &[u8]) -> Result<i64> {
         escape(digits)
     );
     // At most twelve digits fit into a field: 36 bits.
-    Ok(digits
-        .iter()
-        .fold(0, |sum, digit| sum << 3 | i64::from(digit - b'0')))
+    Ok(digits.iter().fold(0, |sum, digit| sum << 3 | i64::from(digit - b'0')))
 }
 
-/// Two's complement, big-endian; the first bit is the mark and the second the sign.
+/// Parses a base-256 number: two's complement, big-endian; the first bit is the marker, the second
+/// the sign.
 fn base_256(field: &[u8]) -> Result<i64> {
-    let first = if field[0] & 0x40 == 0 {
-        field[0] & 0x7f
-    } else {
-        field[0]
-    };
+    let first = if field[0] & 0x40 == 0 { field[0] & 0x7f } else { field[0] };
     let mut value = i128::from(first.cast_signed());
     for byte in &field[1..] {
         value = value << 8 | i128::from(*byte);
@@ -515,7 +470,7 @@ mod tests {
     use super::*;
     use crate::testing::{TarBuilder, pax_record};
 
-    fn read(archive: &[u8]) -> Result<Vec<Entry>> {
+    fn read(archive: &[u8]) -> Result<Vec<TarEntry>> {
         let mut tar = TarReader::new(archive);
         let mut entries = Vec::new();
         while let Some(entry) = tar.next()? {
@@ -533,7 +488,7 @@ mod tests {
     #[test]
     fn every_kind_of_entry_is_read() {
         let archive = TarBuilder::new()
-            .folder("d/", 0o755)
+            .directory("d/", 0o755)
             .file("d/f", b"hello")
             .symlink("d/s", "f")
             .hard_link("d/h", "d/f")
@@ -542,20 +497,9 @@ mod tests {
             .fifo("d/p")
             .finish();
         let entries = read(&archive).unwrap();
-        let kinds: Vec<Kind> = entries.iter().map(|entry| entry.kind).collect();
-        use Kind::{BlockDevice, CharDevice, Fifo, File, Folder, HardLink, Symlink};
-        assert_eq!(
-            kinds,
-            [
-                Folder,
-                File,
-                Symlink,
-                HardLink,
-                CharDevice,
-                BlockDevice,
-                Fifo
-            ]
-        );
+        let kinds: Vec<EntryKind> = entries.iter().map(|entry| entry.kind).collect();
+        use EntryKind::{BlockDevice, CharDevice, Directory, Fifo, File, HardLink, Symlink};
+        assert_eq!(kinds, [Directory, File, Symlink, HardLink, CharDevice, BlockDevice, Fifo]);
         assert_eq!(entries[1].size, 5);
         assert_eq!(entries[3].link, b"d/f");
         assert_eq!(entries[5].device, (259, 70_000));
@@ -564,21 +508,15 @@ mod tests {
     #[test]
     fn long_names_come_in_three_ways() {
         let long = format!("{}/{}", "d".repeat(200), "f".repeat(200));
-        let gnu = TarBuilder::new()
-            .long_name(&long)
-            .file("short", b"x")
-            .finish();
+        let gnu = TarBuilder::new().long_name(&long).file("short", b"x").finish();
         assert_eq!(read(&gnu).unwrap()[0].path, long.as_bytes());
-        let pax = TarBuilder::new()
-            .pax(&[("path", long.as_bytes())])
-            .file("short", b"x")
-            .finish();
+        let pax = TarBuilder::new().pax(&[("path", long.as_bytes())]).file("short", b"x").finish();
         assert_eq!(read(&pax).unwrap()[0].path, long.as_bytes());
         let mut header = TarBuilder::header("name", b'0', 0);
         header[345..351].copy_from_slice(b"prefix");
         let ustar = TarBuilder::new().raw_header(header).finish();
         assert_eq!(read(&ustar).unwrap()[0].path, b"prefix/name");
-        // Both: PAX counts, and a name that is not UTF-8 is a name.
+        // PAX overrides GNU, and a name need not be UTF-8.
         let both = TarBuilder::new()
             .long_name("gnu")
             .pax(&[("path", b"p\xff\xfe")])
@@ -592,10 +530,7 @@ mod tests {
         assert_eq!(number(b"0000644\0").unwrap(), 0o644);
         assert_eq!(number(b"   644 \0").unwrap(), 0o644);
         assert_eq!(number(&[0; 8]).unwrap(), 0);
-        assert_eq!(
-            number(&[0x80, 0, 0, 0, 0xff, 0xff, 0xff, 0xff]).unwrap(),
-            0xffff_ffff
-        );
+        assert_eq!(number(&[0x80, 0, 0, 0, 0xff, 0xff, 0xff, 0xff]).unwrap(), 0xffff_ffff);
         assert_eq!(number(&[0xff; 12]).unwrap(), -1);
         assert!(number(b"00008\0").is_err());
         assert!(number(b"-1\0\0").is_err());
@@ -613,30 +548,24 @@ mod tests {
     }
 
     #[test]
-    fn a_time_may_lie_before_1970() {
+    fn a_time_may_be_before_1970() {
         let mut header = TarBuilder::header("f", b'0', 0);
         header[136..148].copy_from_slice(&[0xff; 12]);
         assert_eq!(
             read(&TarBuilder::new().raw_header(header).finish()).unwrap()[0].mtime,
-            Time {
-                seconds: -1,
-                nanos: 0
-            }
+            TarTime { seconds: -1, nanos: 0 }
         );
     }
 
     #[test]
     fn both_checksums_are_accepted_and_wrong_ones_are_not() {
         let mut header = TarBuilder::header("n\u{fc}", b'0', 0);
-        let signed: i64 = (0..512)
-            .map(|at| {
-                if (148..156).contains(&at) {
-                    32
-                } else {
-                    i64::from(header[at].cast_signed())
-                }
-            })
-            .sum();
+        let signed: i64 =
+            (0..512)
+                .map(|at| {
+                    if (148..156).contains(&at) { 32 } else { i64::from(header[at].cast_signed()) }
+                })
+                .sum();
         header[148..156].copy_from_slice(format!("{signed:06o}\0 ").as_bytes());
         assert_eq!(read(&header).unwrap().len(), 1);
         header[0] = b'm';
@@ -645,10 +574,8 @@ mod tests {
 
     #[test]
     fn the_size_of_the_extended_header_is_the_size() {
-        // A reader that took the header's size (0) would see the inner archive's file instead.
-        let inner = TarBuilder::new()
-            .file("smuggled", b"x")
-            .finish_without_end();
+        // A reader that used the header's size (0) would see the file of the inner archive instead.
+        let inner = TarBuilder::new().file("smuggled", b"x").finish_without_end();
         let size = inner.len().to_string();
         let archive = TarBuilder::new()
             .pax(&[("size", size.as_bytes())])
@@ -656,11 +583,7 @@ mod tests {
             .raw(&inner)
             .file("next", b"")
             .finish();
-        let names: Vec<_> = read(&archive)
-            .unwrap()
-            .into_iter()
-            .map(|entry| entry.path)
-            .collect();
+        let names: Vec<_> = read(&archive).unwrap().into_iter().map(|entry| entry.path).collect();
         assert_eq!(names, [b"outer".to_vec(), b"next".to_vec()]);
     }
 
@@ -669,17 +592,14 @@ mod tests {
         let sized = |kind| {
             let mut header = TarBuilder::header("d", kind, 4096);
             header[157] = b't';
-            TarBuilder::new()
-                .raw_header(header)
-                .file("f", b"x")
-                .finish()
+            TarBuilder::new().raw_header(header).file("f", b"x").finish()
         };
         assert_eq!(read(&sized(b'1')).unwrap().len(), 2);
         for kind in *b"23456" {
-            assert!(error(&sized(kind)).contains("no regular file"));
+            assert!(error(&sized(kind)).contains("not a regular file"));
         }
-        let pax = TarBuilder::new().pax(&[("size", b"512")]).folder("d", 0);
-        assert!(error(&pax.finish()).contains("no regular file"));
+        let pax = TarBuilder::new().pax(&[("size", b"512")]).directory("d", 0);
+        assert!(error(&pax.finish()).contains("not a regular file"));
     }
 
     #[test]
@@ -691,32 +611,17 @@ mod tests {
             .file("b", b"")
             .file("c", b"")
             .finish();
-        let owners: Vec<u32> = read(&archive)
-            .unwrap()
-            .iter()
-            .map(|entry| entry.uid)
-            .collect();
+        let owners: Vec<u32> = read(&archive).unwrap().iter().map(|entry| entry.uid).collect();
         assert_eq!(owners, [7, 8, 7]);
     }
 
     #[test]
     fn sparse_files_come_in_four_forms() {
-        let expected = Some(vec![
-            Piece {
-                offset: 0,
-                length: 2,
-            },
-            Piece {
-                offset: 10,
-                length: 3,
-            },
-        ]);
+        let expected =
+            Some(vec![SparsePiece { offset: 0, length: 2 }, SparsePiece { offset: 10, length: 3 }]);
         let check = |archive: Vec<u8>| {
             let entry = read(&archive).unwrap().remove(0);
-            assert_eq!(
-                (entry.size, entry.stored, &entry.pieces),
-                (20, 5, &expected)
-            );
+            assert_eq!((entry.size, entry.stored, &entry.pieces), (20, 5, &expected));
             assert_eq!(entry.path, b"sparse");
         };
         check(
@@ -738,12 +643,7 @@ mod tests {
             ("GNU.sparse.offset", b"10"),
             ("GNU.sparse.numbytes", b"3"),
         ];
-        check(
-            TarBuilder::new()
-                .pax(&pairs)
-                .file("sparse", b"aabbb")
-                .finish(),
-        );
+        check(TarBuilder::new().pax(&pairs).file("sparse", b"aabbb").finish());
         let mut contents = b"2\n0\n2\n10\n3\n".to_vec();
         contents.resize(512, 0);
         contents.extend_from_slice(b"aabbb");
@@ -769,17 +669,14 @@ mod tests {
     }
 
     #[test]
-    fn a_truncated_archive_says_where_it_ends() {
-        let archive = TarBuilder::new()
-            .pax(&[("path", b"p")])
-            .file("f", &[b'x'; 700])
-            .finish();
+    fn the_error_of_a_truncated_archive_names_its_end() {
+        let archive = TarBuilder::new().pax(&[("path", b"p")]).file("f", &[b'x'; 700]).finish();
         let contents_end = 3 * 512 + 700;
         for end in 1..contents_end {
             let whole = read(&archive[..end]);
             assert!(whole.is_err(), "{end}");
         }
-        // What is missing behind the contents is no part of any file.
+        // Missing padding after the contents is not part of any file.
         for end in contents_end..=contents_end.next_multiple_of(512) {
             let whole = read(&archive[..end]);
             assert_eq!(whole.map(|entries| entries.len()).unwrap(), 1, "{end}");
@@ -789,7 +686,7 @@ mod tests {
             "{}",
             error(&archive[..1100])
         );
-        assert!(error(&archive[..1024]).contains("behind an extended header"));
+        assert!(error(&archive[..1024]).contains("after an extended header"));
     }
 
     #[test]
@@ -804,36 +701,21 @@ mod tests {
     }
 
     #[test]
-    fn what_readers_could_understand_differently_is_refused() {
-        let two = TarBuilder::new()
-            .pax(&[("path", b"a")])
-            .pax(&[("path", b"b")])
-            .file("f", b"")
-            .finish();
+    fn entries_that_readers_could_parse_differently_are_rejected() {
+        let two =
+            TarBuilder::new().pax(&[("path", b"a")]).pax(&[("path", b"b")]).file("f", b"").finish();
         assert!(error(&two).contains("two extended headers"));
         assert!(
-            error(
-                &TarBuilder::new()
-                    .raw_header(TarBuilder::header("v", b'V', 0))
-                    .finish()
-            )
-            .contains("type 'V'")
+            error(&TarBuilder::new().raw_header(TarBuilder::header("v", b'V', 0)).finish())
+                .contains("type 'V'")
         );
         assert!(
-            error(
-                &TarBuilder::new()
-                    .raw_header(TarBuilder::header("", b'0', 0))
-                    .finish()
-            )
-            .contains("empty path")
+            error(&TarBuilder::new().raw_header(TarBuilder::header("", b'0', 0)).finish())
+                .contains("empty path")
         );
         assert!(
-            error(
-                &TarBuilder::new()
-                    .raw_header(TarBuilder::header("s", b'2', 0))
-                    .finish()
-            )
-            .contains("empty link")
+            error(&TarBuilder::new().raw_header(TarBuilder::header("s", b'2', 0)).finish())
+                .contains("empty link")
         );
     }
 
@@ -841,33 +723,18 @@ mod tests {
     fn names_and_headers_have_limits() {
         let long = "a".repeat(PATH_BYTES_MAX);
         assert!(
-            read(
-                &TarBuilder::new()
-                    .pax(&[("path", long.as_bytes())])
-                    .file("f", b"")
-                    .finish()
-            )
-            .is_ok()
+            read(&TarBuilder::new().pax(&[("path", long.as_bytes())]).file("f", b"").finish())
+                .is_ok()
         );
         let longer = "a".repeat(PATH_BYTES_MAX + 1);
         assert!(
-            error(
-                &TarBuilder::new()
-                    .pax(&[("path", longer.as_bytes())])
-                    .file("f", b"")
-                    .finish()
-            )
-            .contains("4095")
+            error(&TarBuilder::new().pax(&[("path", longer.as_bytes())]).file("f", b"").finish())
+                .contains("4095")
         );
         let huge = vec![b'x'; PAX_BYTES_MAX as usize];
         assert!(
-            error(
-                &TarBuilder::new()
-                    .pax(&[("comment", &huge)])
-                    .file("f", b"")
-                    .finish()
-            )
-            .contains("extended header of")
+            error(&TarBuilder::new().pax(&[("comment", &huge)]).file("f", b"").finish())
+                .contains("extended header of")
         );
     }
 }

@@ -1,26 +1,24 @@
-//! `WWW-Authenticate` (RFC 9110, 11.6.1), as far as registries use it.
+//! Authentication challenges: the header `WWW-Authenticate` (RFC 9110, 11.6.1) in the forms that
+//! registries use.
 
-/// How a registry wants to know who asks.
+/// Authentication that a registry requires.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Challenge {
-    /// It does not.
-    Open,
-    /// By name and password.
+pub(crate) enum AuthChallenge {
+    /// None.
+    Anonymous,
+    /// HTTP Basic: user name and password.
     Basic,
-    /// By a token, which a server of tokens gives.
-    Bearer {
-        realm: String,
-        service: Option<String>,
-    },
+    /// Bearer token from a token server.
+    Bearer { realm: String, service: Option<String>, scopes: Vec<String> },
 }
 
-impl Challenge {
-    /// Reads the values of the header. Bearer is taken before Basic; `None` when there is neither.
-    pub(crate) fn parse<'a>(values: impl IntoIterator<Item = &'a str>) -> Option<Challenge> {
+impl AuthChallenge {
+    /// Parses the values of the header. Bearer is preferred to Basic; `None` if neither is offered.
+    pub(crate) fn parse<'a>(values: impl IntoIterator<Item = &'a str>) -> Option<AuthChallenge> {
         let mut basic = None;
         for (scheme, parameters) in values.into_iter().flat_map(challenges) {
             if scheme.eq_ignore_ascii_case("basic") {
-                basic = Some(Challenge::Basic);
+                basic = Some(AuthChallenge::Basic);
             }
             if !scheme.eq_ignore_ascii_case("bearer") {
                 continue;
@@ -31,7 +29,10 @@ impl Challenge {
             };
             if let Some(realm) = get("realm") {
                 let service = get("service");
-                return Some(Challenge::Bearer { realm, service });
+                // A scope is a list of words (RFC 6750, 3).
+                let scope = get("scope").unwrap_or_default();
+                let scopes = scope.split_whitespace().map(str::to_owned).collect();
+                return Some(AuthChallenge::Bearer { realm, service, scopes });
             }
         }
         basic
@@ -40,39 +41,56 @@ impl Challenge {
 
 type Parameters = Vec<(String, String)>;
 
-/// Splits a header into schemes, each with its parameters, whose names become lower case. What cannot be understood ends
-/// it.
+/// Splits a header value into schemes with their parameters, whose names are lowercased. Instead of
+/// parameters a scheme may have one `token68`, such as the data of Negotiate, which is skipped. A
+/// syntax error ends the list item that contains it.
 fn challenges(value: &str) -> Vec<(&str, Parameters)> {
     let mut found: Vec<(&str, Parameters)> = Vec::new();
     let mut rest = value;
     loop {
         rest = rest.trim_start_matches([' ', '\t', ',']);
-        let end = rest.find(|c: char| !is_token(c)).unwrap_or(rest.len());
-        if end == 0 {
+        if rest.is_empty() {
             return found;
         }
+        let end = rest.find(|c: char| !is_token(c)).unwrap_or(rest.len());
         let (word, after) = rest.split_at(end);
-        match (after.strip_prefix('='), found.last_mut()) {
-            (Some(after), Some((_, parameters))) => {
-                let Some((text, after)) = parameter_value(after) else {
-                    return found;
-                };
-                parameters.push((word.to_ascii_lowercase(), text));
-                rest = after;
-            }
-            (Some(_), None) => return found,
-            (None, _) => {
+        let value = after.trim_start().strip_prefix('=').map(str::trim_start);
+        rest = match (word, value, found.last_mut()) {
+            ("", ..) | (_, Some(_), None) => after_comma(rest),
+            (_, Some(value), Some((_, parameters))) => match parameter_value(value) {
+                Some((text, after)) => {
+                    parameters.push((word.to_ascii_lowercase(), text));
+                    after
+                }
+                None => return found,
+            },
+            (_, None, _) => {
                 found.push((word, Vec::new()));
-                rest = after;
+                after_token68(after).unwrap_or(after)
             }
-        }
+        };
     }
 }
 
-/// A token or a quoted string, and what follows it.
+/// Returns what follows the next comma.
+fn after_comma(text: &str) -> &str {
+    text.split_once(',').map_or("", |(_, rest)| rest)
+}
+
+/// Skips a `token68` after a scheme. It is the last word of its list item; a parameter is not.
+fn after_token68(text: &str) -> Option<&str> {
+    let text = text.strip_prefix([' ', '\t'])?.trim_start();
+    let is_in_token68 = |c: char| c.is_ascii_alphanumeric() || "-._~+/".contains(c);
+    let end = text.find(|c: char| !is_in_token68(c)).unwrap_or(text.len());
+    let rest = text[end..].trim_start_matches('=').trim_start();
+    (end > 0 && (rest.is_empty() || rest.starts_with(','))).then_some(rest)
+}
+
+/// Parses a token or a quoted string. Returns it and the rest.
 fn parameter_value(text: &str) -> Option<(String, &str)> {
     let Some(quoted) = text.strip_prefix('"') else {
-        let end = text.find(|c: char| !is_token(c)).unwrap_or(text.len());
+        // Some servers do not quote a URL.
+        let end = text.find([',', ' ', '\t']).unwrap_or(text.len());
         return Some((text[..end].to_owned(), &text[end..]));
     };
     let mut value = String::new();
@@ -95,45 +113,59 @@ fn is_token(c: char) -> bool {
 mod tests {
     use super::*;
 
-    fn bearer(realm: &str, service: Option<&str>) -> Option<Challenge> {
-        Some(Challenge::Bearer {
+    fn bearer(realm: &str, service: Option<&str>, scope: &str) -> Option<AuthChallenge> {
+        Some(AuthChallenge::Bearer {
             realm: realm.to_owned(),
             service: service.map(str::to_owned),
+            scopes: scope.split_whitespace().map(str::to_owned).collect(),
         })
     }
 
     #[test]
-    fn what_real_registries_say_is_understood() {
+    fn challenges_of_real_registries_are_parsed() {
         let docker = r#"Bearer realm="https://auth.docker.io/token",service="registry.docker.io",scope="repository:library/x:pull,push""#;
         assert_eq!(
-            Challenge::parse([docker]),
-            bearer("https://auth.docker.io/token", Some("registry.docker.io"))
+            AuthChallenge::parse([docker]),
+            bearer(
+                "https://auth.docker.io/token",
+                Some("registry.docker.io"),
+                "repository:library/x:pull,push"
+            )
+        );
+        assert_eq!(AuthChallenge::parse([r#"Basic realm="Registry""#]), Some(AuthChallenge::Basic));
+        assert_eq!(
+            AuthChallenge::parse([r#"BASIC realm="a, b", bearer Realm=x"#]),
+            bearer("x", None, "")
         );
         assert_eq!(
-            Challenge::parse([r#"Basic realm="Registry""#]),
-            Some(Challenge::Basic)
-        );
-        assert_eq!(
-            Challenge::parse([r#"BASIC realm="a, b", bearer Realm=x"#]),
-            bearer("x", None)
-        );
-        assert_eq!(
-            Challenge::parse([r#"Basic realm="a""#, r#"Bearer realm="r\"q""#]),
-            bearer("r\"q", None)
+            AuthChallenge::parse([r#"Basic realm="a""#, r#"Bearer realm="r\"q""#]),
+            bearer("r\"q", None, "")
         );
     }
 
     #[test]
-    fn what_is_no_challenge_is_none() {
+    fn several_challenges_may_share_one_header() {
         for text in [
-            "",
-            "Negotiate",
-            "realm=x",
-            "Bearer realm=\"open",
-            "\u{fc}",
-            ", ,",
+            r#"Negotiate YIIB6wYGKwYBBQ==, Basic realm="a""#,
+            r#"Negotiate, NTLM TlRMTVNTUAAC+/a=,Basic realm="a", charset="UTF-8""#,
+            r#"Digest realm = "x, y", nonce="=,", qop = auth , Basic"#,
+            r#"=broken, Basic realm="\u{fc}""#,
         ] {
-            assert_eq!(Challenge::parse([text]), None, "{text}");
+            assert_eq!(AuthChallenge::parse([text]), Some(AuthChallenge::Basic), "{text}");
+        }
+        let last = r#"Negotiate a/b+c, Basic realm="x", Bearer realm = "r" , scope="a:b:pull  c", service=s"#;
+        assert_eq!(AuthChallenge::parse([last]), bearer("r", Some("s"), "a:b:pull c"));
+        let first = r#"Bearer realm=https://r.example/token?a=b,scope=aws, Negotiate YII="#;
+        assert_eq!(
+            AuthChallenge::parse([first]),
+            bearer("https://r.example/token?a=b", None, "aws")
+        );
+    }
+
+    #[test]
+    fn an_invalid_challenge_is_none() {
+        for text in ["", "Negotiate", "realm=x", "Bearer realm=\"open", "\u{fc}", ", ,"] {
+            assert_eq!(AuthChallenge::parse([text]), None, "{text}");
         }
     }
 }

@@ -1,8 +1,8 @@
-//! Requests to one registry.
+//! HTTP client of one registry: authentication, redirects and errors.
 //!
-//! Redirects are followed here, not by the HTTP library. Credentials and tokens belong to the registry's origin: they are
-//! not sent to another one, and only a challenge (401) of the registry's origin is obeyed. No redirect leads to a
-//! connection that is less safe than the first.
+//! This module follows redirects itself. Credentials and tokens belong to the registry's origin:
+//! they are not sent to another origin, and only a challenge (401) from the registry's origin is
+//! followed. No redirect leads to a connection that is less secure than the first.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -16,129 +16,163 @@ use serde::Deserialize;
 use ureq::Body;
 use ureq::http::{Response, Uri};
 
-use super::challenge::Challenge;
-use super::connection::{BodyReader, Http, Options, Problem};
+use super::challenge::AuthChallenge;
+use super::connection::{BodyReader, HttpClient, HttpOptions, TransportError};
 use super::credentials::{Credentials, basic};
-use super::manifest::MANIFEST_BYTES_MAX;
+use super::manifest::{MANIFEST_BYTES_MAX, check_document};
 use super::proxy::is_loopback;
-use super::retry::{Patience, Trouble, persist, retry_after};
+use super::retry::{FetchError, RetryBackoff, retry, retry_after};
+use super::url::resolve;
+use super::warnings::RegistryWarnings;
 use super::{DOCKER_IO, DOCKER_IO_HOST, token};
 
-/// Redirects in a row.
+/// Maximum of scopes that a registry's challenges may add to a token.
+const SCOPES_MAX: usize = 16;
+/// Requests with a new challenge each: the first one, one with a token, and one with a token for
+/// the scopes of its challenge.
+const ATTEMPTS_MAX: usize = 3;
+/// Maximum of consecutive redirects.
 const REDIRECTS_MAX: usize = 10;
-/// Bytes of an answer that says why something is refused.
+/// Bytes of the body of an error response.
 const REFUSAL_BYTES_MAX: u64 = 64 << 10;
 
-/// What we understand of manifests.
-const ACCEPT: &str = "application/vnd.oci.image.manifest.v1+json, application/vnd.oci.image.index.v1+json, \
-     application/vnd.docker.distribution.manifest.v2+json, application/vnd.docker.distribution.manifest.list.v2+json";
+/// Media types of manifests that msb supports.
+const ACCEPT: &str = "application/vnd.oci.image.manifest.v1+json, \
+     application/vnd.oci.image.index.v1+json, \
+     application/vnd.docker.distribution.manifest.v2+json, \
+     application/vnd.docker.distribution.manifest.list.v2+json";
 
-/// A registry that has answered.
-pub(crate) struct Client {
-    http: Http,
-    /// As references have it.
+/// A registry that has answered a first request.
+pub(crate) struct RegistryClient {
+    http: HttpClient,
+    /// Name of the registry in references.
     registry: String,
-    /// Scheme and host.
+    /// Scheme and authority of its URLs.
     base: String,
-    trust: Trust,
+    tls_policy: TlsPolicy,
     credentials: Option<Credentials>,
-    access: Mutex<Access>,
+    auth: Mutex<AuthState>,
+    warnings: RegistryWarnings,
 }
 
-/// Who may do without TLS.
+/// Requirement of TLS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Trust {
-    /// Nobody.
-    Secure,
-    /// This machine, where the registry is too.
-    Loopback,
-    /// Everybody: so it was asked for.
-    Insecure,
+pub(crate) enum TlsPolicy {
+    /// TLS is required.
+    Required,
+    /// TLS is required except on loopback addresses, for a registry on the host.
+    ExceptLoopback,
+    /// TLS is optional, at the user's request.
+    Optional,
 }
 
-impl Trust {
-    fn of(host: &str, options: &Options) -> Trust {
+impl TlsPolicy {
+    fn of(host: &str, options: &HttpOptions) -> TlsPolicy {
         if options.insecure {
-            Trust::Insecure
+            TlsPolicy::Optional
         } else if is_loopback(host_of(host)) {
-            Trust::Loopback
+            TlsPolicy::ExceptLoopback
         } else {
-            Trust::Secure
+            TlsPolicy::Required
         }
     }
 
-    /// Whether an address may be used.
+    /// Returns whether a URL satisfies the requirement.
     pub(crate) fn allows(self, uri: &Uri) -> bool {
         match self {
             _ if uri.scheme_str() == Some("https") => true,
-            Trust::Secure => false,
-            Trust::Loopback => uri.host().is_some_and(is_loopback),
-            Trust::Insecure => true,
+            TlsPolicy::Required => false,
+            TlsPolicy::ExceptLoopback => uri.host().is_some_and(is_loopback),
+            TlsPolicy::Optional => true,
         }
     }
 }
 
-/// What was learned about how to get in.
-struct Access {
-    challenge: Challenge,
-    /// By scope.
+/// Authentication state: the last challenge and the tokens.
+struct AuthState {
+    challenge: AuthChallenge,
+    /// Scopes that challenges have named. A registry may name another repository than the
+    /// reference, as proxies do, or only a placeholder, so they are requested in addition.
+    scopes: Vec<String>,
+    /// Tokens by scope of the request.
     tokens: HashMap<String, String>,
 }
 
-/// The origin that a response came from.
-enum Answered {
-    /// The registry's own: its challenge counts.
-    AtHome,
-    /// The host that a redirect led to. Its challenge is ignored: it would choose where the password goes.
-    Elsewhere(String),
+impl AuthState {
+    /// Takes over the challenge to a request. Returns whether it names a new scope.
+    fn challenged(&mut self, scope: &str, challenge: AuthChallenge) -> bool {
+        self.tokens.remove(scope);
+        let known = self.scopes.len();
+        if let AuthChallenge::Bearer { scopes, .. } = &challenge {
+            for named in scopes {
+                let is_new = named != scope && !self.scopes.contains(named);
+                if is_new && self.scopes.len() < SCOPES_MAX {
+                    self.scopes.push(named.clone());
+                }
+            }
+        }
+        self.challenge = challenge;
+        self.scopes.len() > known
+    }
+
+    /// Returns all scopes for a token: that of the request first.
+    fn scopes_for(&self, scope: &str) -> Vec<String> {
+        // A login has no scope.
+        let own = Some(scope).filter(|scope| !scope.is_empty());
+        let named = self.scopes.iter().filter(|named| *named != scope).map(String::as_str);
+        own.into_iter().chain(named).map(str::to_owned).collect()
+    }
 }
 
-/// A blob, or the rest of one, on its way.
+/// Origin of a response.
+enum ResponseOrigin {
+    /// The registry's own origin; its challenge is valid.
+    Registry,
+    /// The host of a redirect target. Its challenge is ignored, because it could redirect the
+    /// password.
+    RedirectTarget(String),
+}
+
+/// The body of a blob, or of its rest.
 pub(crate) struct BlobBody {
     pub(crate) body: BodyReader,
-    /// Where in the blob it begins.
+    /// Offset in the blob.
     pub(crate) start: u64,
-    /// How much is to come, if the registry says so.
+    /// Length of the body, if the registry sends it.
     pub(crate) length: Option<u64>,
 }
 
-impl Client {
-    /// Asks the registry whether it is there and what it wants to know.
+impl RegistryClient {
+    /// Connects to a registry and reads its challenge.
     pub(crate) fn open(
         registry: &str,
-        options: &Options,
+        options: &HttpOptions,
         credentials: Option<Credentials>,
-    ) -> Result<Client> {
-        let http = Http::new(options)?;
-        let host = if registry == DOCKER_IO {
-            DOCKER_IO_HOST
-        } else {
-            registry
-        };
-        let trust = Trust::of(host, options);
-        let (base, challenge) = reach(&http, host, trust != Trust::Secure)
+    ) -> Result<RegistryClient> {
+        let http = HttpClient::new(options)?;
+        let host = if registry == DOCKER_IO { DOCKER_IO_HOST } else { registry };
+        let tls_policy = TlsPolicy::of(host, options);
+        let (base, challenge) = probe(&http, host, tls_policy != TlsPolicy::Required)
             .with_context(|| format!("registry '{registry}'"))?;
-        Ok(Client {
+        Ok(RegistryClient {
             http,
             registry: registry.to_owned(),
             base,
-            trust,
+            tls_policy,
             credentials,
-            access: Mutex::new(Access {
-                challenge,
-                tokens: HashMap::new(),
-            }),
+            auth: Mutex::new(AuthState { challenge, scopes: Vec::new(), tokens: HashMap::new() }),
+            warnings: RegistryWarnings::default(),
         })
     }
 
-    /// How long a blob is worth trying.
-    pub(crate) fn patience(&self) -> Patience {
-        self.http.patience()
+    /// Returns a backoff for the retries of a blob.
+    pub(crate) fn backoff(&self) -> RetryBackoff {
+        self.http.backoff().silent()
     }
 
-    /// Whether the registry takes the credentials.
+    /// Checks that the registry accepts the credentials.
     pub(crate) fn check_login(&self) -> Result<()> {
-        persist(self.http.patience(), || {
+        retry(self.http.backoff(), || {
             let response = self.get("/v2/", "", &[])?;
             drop(response);
             Ok(())
@@ -146,27 +180,33 @@ impl Client {
         .with_context(|| format!("registry '{}'", self.registry))
     }
 
-    /// The document that a reference, or a digest in its repository, leads to.
+    /// Fetches the manifest or index that a reference, or a digest in its repository, names.
     pub(crate) fn manifest(
         &self,
         reference: &Reference,
         digest: Option<&Digest>,
     ) -> Result<Vec<u8>> {
-        let wanted = match (digest, reference.tag()) {
+        let name = match (digest, reference.tag()) {
             (Some(digest), _) => digest.to_string(),
             (None, Some(tag)) => tag.to_owned(),
             (None, None) => bail!("the reference has neither tag nor digest"),
         };
-        let path = format!("/v2/{}/manifests/{wanted}", reference.path());
+        let path = format!("/v2/{}/manifests/{name}", reference.path());
         let get = || {
             let response = self.get(&path, &scope(reference), &[("accept", ACCEPT)])?;
-            self.http.document(response, MANIFEST_BYTES_MAX)
+            let named = header(&response, "docker-content-digest").map(str::to_owned);
+            let bytes = self.http.document(response, MANIFEST_BYTES_MAX)?;
+            // A digest of another algorithm is not known here.
+            if let Some(named) = named.and_then(|named| named.parse().ok()) {
+                check_document(&bytes, &named, None).map_err(FetchError::Permanent)?;
+            }
+            Ok(bytes)
         };
-        persist(self.http.patience(), get)
-            .with_context(|| format!("manifest '{wanted}' of registry '{}'", self.registry))
+        retry(self.http.backoff(), get)
+            .with_context(|| format!("manifest '{name}' of registry '{}'", self.registry))
     }
 
-    /// A blob that is a document.
+    /// Fetches a blob that is a document.
     pub(crate) fn document(
         &self,
         reference: &Reference,
@@ -178,17 +218,17 @@ impl Client {
             let response = self.get(&path, &scope(reference), &[])?;
             self.http.document(response, bytes_max)
         };
-        persist(self.http.patience(), get)
+        retry(self.http.backoff(), get)
             .with_context(|| format!("blob {digest} of registry '{}'", self.registry))
     }
 
-    /// Asks once for a blob from an offset on. The registry may begin before it.
+    /// Requests a blob from an offset. The registry may start before it.
     pub(crate) fn blob(
         &self,
         reference: &Reference,
         digest: &Digest,
         offset: u64,
-    ) -> Result<BlobBody, Trouble> {
+    ) -> Result<BlobBody, FetchError> {
         let path = format!("/v2/{}/blobs/{digest}", reference.path());
         let range = format!("bytes={offset}-");
         let headers = [("range", range.as_str())];
@@ -197,203 +237,201 @@ impl Client {
         let start = if response.status().as_u16() == 206 {
             let value = header(&response, "content-range").unwrap_or_default();
             start_of_range(value).ok_or_else(|| {
-                Trouble::Final(anyhow!(
-                    "the registry sends a part of a blob and does not say which"
+                FetchError::Permanent(anyhow!(
+                    "partial response without a valid Content-Range header"
                 ))
             })?
         } else {
             0
         };
         if start > offset {
-            return Err(Trouble::Final(anyhow!(
-                "the registry leaves out a part of a blob"
+            return Err(FetchError::Permanent(anyhow!(
+                "the response starts after the requested offset"
             )));
         }
         let length = response.body().content_length();
-        Ok(BlobBody {
-            body: self.http.body(response),
-            start,
-            length,
-        })
+        Ok(BlobBody { body: self.http.body(response), start, length })
     }
 
-    /// Asks once, with what the registry wants to know; if it finds that too old, once more.
+    /// Sends an authenticated GET request; repeats it after a new challenge.
     fn get(
         &self,
         path: &str,
         scope: &str,
         headers: &[(&str, &str)],
-    ) -> Result<Response<Body>, Trouble> {
-        for last in [false, true] {
+    ) -> Result<Response<Body>, FetchError> {
+        for attempt in 1..=ATTEMPTS_MAX {
             let authorization = self.authorization(scope)?;
-            let (response, answered) = self.follow(path, headers, authorization.as_deref())?;
+            let (response, origin_of_response) =
+                self.follow(path, headers, authorization.as_deref())?;
             let status = response.status().as_u16();
-            if let (401 | 403, Answered::Elsewhere(host)) = (status, &answered) {
-                return Err(Trouble::Final(denied_elsewhere(host).into()));
+            if let (401 | 403, ResponseOrigin::RedirectTarget(host)) = (status, &origin_of_response)
+            {
+                return Err(FetchError::Permanent(access_denied_by_target(host).into()));
             }
-            if status != 401 || last {
-                return self.accepted(response);
+            if status != 401 || attempt == ATTEMPTS_MAX {
+                return self.check_status(response);
             }
-            let mut access = self.access();
-            access.tokens.remove(scope);
-            access.challenge = challenge_of(&response)?;
+            let challenge = challenge_of(&response);
+            if attempt > 1 && challenge.is_err() {
+                return self.check_status(response);
+            }
+            let names_new_scope = self.auth().challenged(scope, challenge?);
+            if attempt > 1 && !names_new_scope {
+                return self.check_status(response);
+            }
         }
-        Err(Trouble::Final(anyhow!("the registry does not answer")))
+        Err(FetchError::Permanent(anyhow!("the registry rejected the credentials three times")))
     }
 
-    fn authorization(&self, scope: &str) -> Result<Option<String>, Trouble> {
-        let challenge = {
-            let access = self.access();
-            if let Some(token) = access.tokens.get(scope) {
+    fn authorization(&self, scope: &str) -> Result<Option<String>, FetchError> {
+        let (challenge, scopes) = {
+            let auth = self.auth();
+            if let Some(token) = auth.tokens.get(scope) {
                 return Ok(Some(format!("Bearer {token}")));
             }
-            access.challenge.clone()
+            (auth.challenge.clone(), auth.scopes_for(scope))
         };
         match (challenge, &self.credentials) {
-            (Challenge::Open, _) | (Challenge::Basic, None) => Ok(None),
-            (Challenge::Basic, Some(credentials)) => Ok(Some(basic(credentials)?)),
-            (Challenge::Bearer { realm, service }, credentials) => {
-                let request = token::Request {
+            (AuthChallenge::Anonymous, _) | (AuthChallenge::Basic, None) => Ok(None),
+            (AuthChallenge::Basic, Some(credentials)) => Ok(Some(basic(credentials)?)),
+            (AuthChallenge::Bearer { realm, service, .. }, credentials) => {
+                let request = token::TokenRequest {
                     realm: &realm,
                     service: service.as_deref(),
-                    scope,
+                    scopes: &scopes,
                     credentials: credentials.as_ref(),
-                    trust: self.trust,
+                    tls_policy: self.tls_policy,
                 };
                 let token = token::fetch(&self.http, &request)?;
                 let value = format!("Bearer {token}");
-                self.access().tokens.insert(scope.to_owned(), token);
+                self.auth().tokens.insert(scope.to_owned(), token);
                 Ok(Some(value))
             }
         }
     }
 
-    fn access(&self) -> MutexGuard<'_, Access> {
-        self.access.lock().unwrap_or_else(PoisonError::into_inner)
+    fn auth(&self) -> MutexGuard<'_, AuthState> {
+        self.auth.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sends a request and follows redirects. The first one that leads to another origin ends the use of credentials:
-    /// they are not sent there, nor after a redirect back.
+    /// Sends a request and follows redirects. After the first one to another origin no credentials
+    /// are sent, not even after a redirect back.
     fn follow(
         &self,
         path: &str,
         headers: &[(&str, &str)],
         authorization: Option<&str>,
-    ) -> Result<(Response<Body>, Answered), Trouble> {
-        let home: Uri = parse_uri(&format!("{}{path}", self.base))?;
-        let mut uri = home.clone();
-        let mut left_home = false;
+    ) -> Result<(Response<Body>, ResponseOrigin), FetchError> {
+        let first: Uri = parse_uri(&format!("{}{path}", self.base))?;
+        let mut uri = first.clone();
+        let mut left_origin = false;
         for _ in 0..=REDIRECTS_MAX {
-            left_home |= origin(&uri) != origin(&home);
+            left_origin |= origin(&uri) != origin(&first);
             let mut headers = headers.to_vec();
-            if let Some(authorization) = authorization.filter(|_| !left_home) {
+            if let Some(authorization) = authorization.filter(|_| !left_origin) {
                 headers.push(("authorization", authorization));
             }
-            let response = self
-                .http
-                .get(&uri, &headers)
-                .map_err(|problem| problem.trouble(true))?;
+            let response =
+                self.http.get(&uri, &headers).map_err(|error| error.into_fetch_error(true))?;
             if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
-                let answered = if left_home {
-                    Answered::Elsewhere(uri.host().unwrap_or_default().to_owned())
+                let origin_of_response = if left_origin {
+                    ResponseOrigin::RedirectTarget(uri.host().unwrap_or_default().to_owned())
                 } else {
-                    Answered::AtHome
+                    ResponseOrigin::Registry
                 };
-                return Ok((response, answered));
+                return Ok((response, origin_of_response));
             }
-            let location = header(&response, "location")
-                .context("the registry sends us on and does not say where to")?;
-            uri = target(&uri, location)?;
-            if !self.trust.allows(&uri) {
-                return Err(Trouble::Final(anyhow!(
-                    "the registry sends us on to '{}', without TLS",
+            let location = response.headers().get("location");
+            let location = location.context("redirect without a Location header")?;
+            uri = target(&uri, location.as_bytes())?;
+            if !self.tls_policy.allows(&uri) {
+                return Err(FetchError::Permanent(anyhow!(
+                    "redirect to '{}', which does not use TLS",
                     escape(&uri.to_string())
                 )));
             }
         }
-        Err(Trouble::Final(anyhow!(
-            "the registry sends us on more than {REDIRECTS_MAX} times"
-        )))
+        Err(FetchError::Permanent(anyhow!("more than {REDIRECTS_MAX} redirects")))
     }
 
-    /// The response, unless it is a refusal.
-    fn accepted(&self, response: Response<Body>) -> Result<Response<Body>, Trouble> {
+    /// Returns the response, or an error for its status.
+    fn check_status(&self, response: Response<Body>) -> Result<Response<Body>, FetchError> {
+        self.warnings.report(&self.registry, &response);
         let status = response.status().as_u16();
         if matches!(status, 200 | 206) {
             return Ok(response);
         }
-        let pause = header(&response, "retry-after").and_then(retry_after);
-        let said = self
+        let delay = header(&response, "retry-after").and_then(retry_after);
+        let reason = self
             .http
             .document(response, REFUSAL_BYTES_MAX)
             .map(|bytes| reason(&bytes))
             .unwrap_or_default();
-        let said = if said.is_empty() {
-            said
-        } else {
-            format!(": {said}")
-        };
+        let reason = if reason.is_empty() { reason } else { format!(": {reason}") };
         Err(match status {
-            408 | 429 | 500 | 502 | 503 | 504 => Trouble::Passing {
-                error: anyhow!("it answers with status {status}{said}"),
-                pause,
-            },
-            401 | 403 => Trouble::Final(self.denied(&said).into()),
-            404 => Trouble::Final(
-                Failure::not_found(format!("the registry does not have it{said}")).into(),
-            ),
-            _ => Trouble::Final(anyhow!("it answers with status {status}{said}")),
+            408 | 429 | 500 | 502 | 503 | 504 => {
+                FetchError::Transient { error: anyhow!("HTTP status {status}{reason}"), delay }
+            }
+            401 | 403 => FetchError::Permanent(self.access_denied(&reason).into()),
+            404 => FetchError::Permanent(Failure::not_found(format!("not found{reason}")).into()),
+            _ => FetchError::Permanent(anyhow!("HTTP status {status}{reason}")),
         })
     }
 
-    fn denied(&self, said: &str) -> Failure {
-        let failure = Failure::failed(format!("access denied{said}"));
+    fn access_denied(&self, reason: &str) -> Failure {
+        let failure = Failure::failed(format!("access denied{reason}"));
         if self.credentials.is_some() {
             return failure.hint(format!(
-                "the registry knows who asks, by the credentials for '{}'; others can be given: msb image registry login {}",
+                "the credentials for '{}' were accepted but do not grant access; log in as another \
+                 user: msb image registry login {}",
                 self.registry, self.registry
             ));
         }
         failure.hint(format!(
-            "perhaps there is no such image; if it is not for everybody: msb image registry login {}",
+            "the image may not exist; if it is private, log in: msb image registry login {}",
             self.registry
         ))
     }
 }
 
-/// The error for a refusal by the target of a redirect. Credentials of the registry are of no use there.
-fn denied_elsewhere(host: &str) -> Failure {
+/// Builds the error for a redirect target that denies access. The registry's credentials do not
+/// apply there.
+fn access_denied_by_target(host: &str) -> Failure {
     Failure::failed(format!(
-        "access denied by '{}', where the registry redirects to; no credentials are sent there",
+        "access denied by the redirect target '{}'; no credentials are sent there",
         escape(host)
     ))
 }
 
-/// Looks where and how a registry answers: with TLS, or without where that is allowed and TLS is not spoken.
-fn reach(http: &Http, host: &str, may_be_plain: bool) -> Result<(String, Challenge)> {
+/// Finds the scheme of a registry: HTTPS, or HTTP if that is allowed and the server does not speak
+/// TLS.
+fn probe(http: &HttpClient, host: &str, http_allowed: bool) -> Result<(String, AuthChallenge)> {
     let secure = format!("https://{host}");
-    let mut no_tls = false;
-    let found = persist(http.patience(), || {
+    let mut speaks_no_tls = false;
+    let found = retry(http.backoff(), || {
         ping(http, &secure).map_err(|unreached| match unreached {
-            Unreached::Problem(problem) => {
-                no_tls = problem.is_no_tls();
-                let alternative = no_tls && may_be_plain;
-                match problem.trouble(false) {
-                    Trouble::Passing { error, .. } if alternative => Trouble::Final(error),
-                    trouble => trouble,
+            PingError::Transport(error) => {
+                speaks_no_tls = error.speaks_no_tls();
+                let alternative = speaks_no_tls && http_allowed;
+                match error.into_fetch_error(false) {
+                    FetchError::Transient { error, .. } if alternative => {
+                        FetchError::Permanent(error)
+                    }
+                    into_fetch_error => into_fetch_error,
                 }
             }
-            Unreached::Trouble(trouble) => trouble,
+            PingError::Fetch(into_fetch_error) => into_fetch_error,
         })
     });
     match found {
         Ok(challenge) => Ok((secure, challenge)),
-        Err(_) if no_tls && may_be_plain => {
+        Err(_) if speaks_no_tls && http_allowed => {
             let plain = format!("http://{host}");
-            let challenge = persist(http.patience(), || {
+            let challenge = retry(http.backoff(), || {
                 ping(http, &plain).map_err(|unreached| match unreached {
-                    Unreached::Problem(problem) => problem.trouble(false),
-                    Unreached::Trouble(trouble) => trouble,
+                    PingError::Transport(error) => error.into_fetch_error(false),
+                    PingError::Fetch(into_fetch_error) => into_fetch_error,
                 })
             })?;
             Ok((plain, challenge))
@@ -402,34 +440,32 @@ fn reach(http: &Http, host: &str, may_be_plain: bool) -> Result<(String, Challen
     }
 }
 
-/// Why a first request brought no answer that can be used.
-enum Unreached {
-    Problem(Problem),
-    Trouble(Trouble),
+/// Error of the first request to a registry.
+enum PingError {
+    Transport(TransportError),
+    Fetch(FetchError),
 }
 
-fn ping(http: &Http, base: &str) -> Result<Challenge, Unreached> {
-    let uri = parse_uri(&format!("{base}/v2/")).map_err(Unreached::Trouble)?;
-    let response = http.get(&uri, &[]).map_err(Unreached::Problem)?;
+fn ping(http: &HttpClient, base: &str) -> Result<AuthChallenge, PingError> {
+    let uri = parse_uri(&format!("{base}/v2/")).map_err(PingError::Fetch)?;
+    let response = http.get(&uri, &[]).map_err(PingError::Transport)?;
     match response.status().as_u16() {
-        401 => challenge_of(&response).map_err(Unreached::Trouble),
-        status @ (429 | 500 | 502 | 503 | 504) => Err(Unreached::Trouble(Trouble::Passing {
-            error: anyhow!("it answers with status {status}"),
-            pause: header(&response, "retry-after").and_then(retry_after),
+        401 => challenge_of(&response).map_err(PingError::Fetch),
+        status @ (429 | 500 | 502 | 503 | 504) => Err(PingError::Fetch(FetchError::Transient {
+            error: anyhow!("HTTP status {status}"),
+            delay: header(&response, "retry-after").and_then(retry_after),
         })),
-        // Not all of them answer here as they should; what is asked next will tell.
-        _ => Ok(Challenge::Open),
+        // Some registries answer this request wrongly; the next request shows whether they work.
+        _ => Ok(AuthChallenge::Anonymous),
     }
 }
 
-fn challenge_of(response: &Response<Body>) -> Result<Challenge, Trouble> {
+fn challenge_of(response: &Response<Body>) -> Result<AuthChallenge, FetchError> {
     let values = response.headers().get_all("www-authenticate");
-    let values = values.iter().filter_map(|value| value.to_str().ok());
-    Challenge::parse(values).ok_or_else(|| {
-        Trouble::Final(anyhow!(
-            "the registry wants to know who asks, in a way that is not known here"
-        ))
-    })
+    let values: Vec<_> =
+        values.iter().map(|value| String::from_utf8_lossy(value.as_bytes())).collect();
+    AuthChallenge::parse(values.iter().map(|value| value.as_ref()))
+        .ok_or_else(|| FetchError::Permanent(anyhow!("unsupported authentication scheme")))
 }
 
 fn scope(reference: &Reference) -> String {
@@ -441,17 +477,14 @@ fn header<'a>(response: &'a Response<Body>, name: &str) -> Option<&'a str> {
 }
 
 fn host_of(authority: &str) -> &str {
-    authority
-        .rsplit_once(':')
-        .map_or(authority, |(host, _)| host)
+    authority.rsplit_once(':').map_or(authority, |(host, _)| host)
 }
 
-fn parse_uri(text: &str) -> Result<Uri, Trouble> {
-    text.parse()
-        .map_err(|_| Trouble::Final(anyhow!("'{}' is no address", escape(text))))
+fn parse_uri(text: &str) -> Result<Uri, FetchError> {
+    text.parse().map_err(|_| FetchError::Permanent(anyhow!("invalid URL '{}'", escape(text))))
 }
 
-/// Scheme, host and port.
+/// Returns scheme, host and port.
 pub(crate) fn origin(uri: &Uri) -> (Option<&str>, String, Option<u16>) {
     let default = match uri.scheme_str() {
         Some("https") => Some(443),
@@ -462,82 +495,54 @@ pub(crate) fn origin(uri: &Uri) -> (Option<&str>, String, Option<u16>) {
     (uri.scheme_str(), host, uri.port_u16().or(default))
 }
 
-/// Where a redirect leads.
-fn target(from: &Uri, location: &str) -> Result<Uri, Trouble> {
-    let (scheme, authority) = (
-        from.scheme_str().unwrap_or("https"),
-        from.authority()
-            .map(|authority| authority.as_str())
-            .unwrap_or_default(),
-    );
-    let text = if location.contains("://") {
-        location.to_owned()
-    } else if let Some(rest) = location.strip_prefix("//") {
-        format!("{scheme}://{rest}")
-    } else if location.starts_with('/') {
-        format!("{scheme}://{authority}{location}")
-    } else {
-        let folder = from
-            .path()
-            .rsplit_once('/')
-            .map_or("", |(folder, _)| folder);
-        format!("{scheme}://{authority}{folder}/{location}")
-    };
-    let uri = parse_uri(&text)?;
+/// Resolves the target of a redirect.
+fn target(from: &Uri, location: &[u8]) -> Result<Uri, FetchError> {
+    let uri = parse_uri(&resolve(from, location))?;
     check_address(&uri)?;
     Ok(uri)
 }
 
-/// An address that a server gave us: HTTP, and without credentials in it.
-pub(crate) fn check_address(uri: &Uri) -> Result<(), Trouble> {
+/// Checks a URL from a server: it must be HTTP(S) without credentials.
+pub(crate) fn check_address(uri: &Uri) -> Result<(), FetchError> {
     let http = matches!(uri.scheme_str(), Some("http" | "https"));
-    let named = uri
-        .authority()
-        .is_some_and(|authority| authority.as_str().contains('@'));
+    let named = uri.authority().is_some_and(|authority| authority.as_str().contains('@'));
     if http && !named {
         return Ok(());
     }
-    Err(Trouble::Final(anyhow!(
-        "the registry names the address '{}', which is not to be used",
+    Err(FetchError::Permanent(anyhow!(
+        "the registry gave the URL '{}', which is not HTTP(S) or contains credentials",
         escape(&uri.to_string())
     )))
 }
 
-/// The first byte of `bytes START-END/TOTAL`.
+/// Parses the first byte of `bytes START-END/TOTAL`.
 fn start_of_range(value: &str) -> Option<u64> {
     let (start, _) = value.trim().strip_prefix("bytes ")?.split_once('-')?;
     start.trim().parse().ok()
 }
 
 #[derive(Deserialize)]
-struct Refusal {
-    errors: Vec<RefusalEntry>,
+struct ErrorResponse {
+    errors: Vec<ErrorEntry>,
 }
 
 #[derive(Deserialize)]
-struct RefusalEntry {
+struct ErrorEntry {
     #[serde(default)]
     code: String,
     #[serde(default)]
     message: String,
 }
 
-/// What a registry says about a refusal, in a few words.
+/// Returns the reason in a registry's error response, shortened.
 fn reason(bytes: &[u8]) -> String {
-    let Ok(refusal) = serde_json::from_slice::<Refusal>(bytes) else {
+    let Ok(refusal) = serde_json::from_slice::<ErrorResponse>(bytes) else {
         return String::new();
     };
     let first = refusal.errors.first();
-    let words = first.map(|entry| {
-        if entry.message.is_empty() {
-            &entry.code
-        } else {
-            &entry.message
-        }
-    });
-    words
-        .map(|words| words.chars().take(200).collect())
-        .unwrap_or_default()
+    let words =
+        first.map(|entry| if entry.message.is_empty() { &entry.code } else { &entry.message });
+    words.map(|words| words.chars().take(200).collect()).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -546,24 +551,16 @@ mod tests {
 
     fn to(location: &str) -> Option<String> {
         let from: Uri = "https://r.example:5000/v2/a/blobs/x".parse().unwrap();
-        target(&from, location).ok().map(|uri| uri.to_string())
+        target(&from, location.as_bytes()).ok().map(|uri| uri.to_string())
     }
 
     #[test]
-    fn redirects_lead_where_they_say_and_nowhere_odd() {
-        assert_eq!(
-            to("https://cdn.example/x?y=1").unwrap(),
-            "https://cdn.example/x?y=1"
-        );
+    fn redirect_targets_are_resolved_and_checked() {
+        assert_eq!(to("https://cdn.example/x?y=1").unwrap(), "https://cdn.example/x?y=1");
         assert_eq!(to("//cdn.example/x").unwrap(), "https://cdn.example/x");
         assert_eq!(to("/other").unwrap(), "https://r.example:5000/other");
         assert_eq!(to("y").unwrap(), "https://r.example:5000/v2/a/blobs/y");
-        for bad in [
-            "file:///etc/passwd",
-            "https://u:p@r.example/",
-            "ftp://x/",
-            "https://",
-        ] {
+        for bad in ["file:///etc/passwd", "https://u:p@r.example/", "ftp://x/", "https://"] {
             assert_eq!(to(bad), None, "{bad}");
         }
     }
@@ -582,16 +579,17 @@ mod tests {
     }
 
     #[test]
-    fn without_tls_only_what_is_trusted_is_used() {
-        let allows = |trust: Trust, address: &str| trust.allows(&address.parse().unwrap());
-        assert!(allows(Trust::Secure, "https://x.example/"));
-        assert!(!allows(Trust::Secure, "http://127.0.0.1/"));
-        assert!(allows(Trust::Loopback, "http://127.0.0.1:5000/"));
-        assert!(!allows(Trust::Loopback, "http://x.example/"));
-        assert!(allows(Trust::Insecure, "http://x.example/"));
-        let host = |host: &str| Trust::of(host, &Options::default());
-        assert_eq!(host("localhost:5000"), Trust::Loopback);
-        assert_eq!(host("localhost.example:5000"), Trust::Secure);
+    fn plain_http_needs_loopback_or_insecure() {
+        let allows =
+            |tls_policy: TlsPolicy, address: &str| tls_policy.allows(&address.parse().unwrap());
+        assert!(allows(TlsPolicy::Required, "https://x.example/"));
+        assert!(!allows(TlsPolicy::Required, "http://127.0.0.1/"));
+        assert!(allows(TlsPolicy::ExceptLoopback, "http://127.0.0.1:5000/"));
+        assert!(!allows(TlsPolicy::ExceptLoopback, "http://x.example/"));
+        assert!(allows(TlsPolicy::Optional, "http://x.example/"));
+        let host = |host: &str| TlsPolicy::of(host, &HttpOptions::default());
+        assert_eq!(host("localhost:5000"), TlsPolicy::ExceptLoopback);
+        assert_eq!(host("localhost.example:5000"), TlsPolicy::Required);
     }
 
     #[test]
@@ -602,7 +600,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_is_told_in_the_registrys_words() {
+    fn an_error_response_keeps_the_registrys_message() {
         let text = br#"{"errors":[{"code":"TOOMANYREQUESTS","message":"slow down"}]}"#;
         assert_eq!(reason(text), "slow down");
         assert_eq!(reason(br#"{"errors":[{"code":"DENIED"}]}"#), "DENIED");

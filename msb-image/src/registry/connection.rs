@@ -1,4 +1,5 @@
-//! Connections: TLS with the system's certificates, proxies, and a time limit on everything that can stall.
+//! HTTP connections: TLS with the system's certificates, proxies, and a timeout for each step that
+//! can stall.
 
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -12,20 +13,20 @@ use ureq::http::{Response, Uri};
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, Body, Proxy};
 
-use super::proxy::Proxies;
-use super::retry::{Patience, Trouble};
+use super::proxy::ProxySettings;
+use super::retry::{FetchError, RetryBackoff};
 
-/// Time without a byte after which a connection is given up, when nobody says another.
+/// Default time without a byte after which a connection is closed.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(30);
-/// Bytes a second, over the time of a timeout, below which a connection is given up: it is not slow, it is stuck.
+/// Bytes per second, averaged over the timeout, below which a connection is closed as stalled.
 const RATE_MIN: u64 = 1024;
-/// Bytes of a response's header.
+/// Bytes of a response header.
 const HEADER_BYTES_MAX: usize = 64 << 10;
-/// Bytes of a file of certificates.
+/// Bytes of a certificate file.
 const CERTIFICATES_BYTES_MAX: u64 = 16 << 20;
 
-/// Where systems keep the certificates of authorities, all in one file.
-const BUNDLES: [&str; 5] = [
+/// Bundles of CA certificates on common distributions.
+const CA_BUNDLES: [&str; 5] = [
     "/etc/ssl/certs/ca-certificates.crt",
     "/etc/pki/tls/certs/ca-bundle.crt",
     "/etc/ssl/ca-bundle.pem",
@@ -33,33 +34,31 @@ const BUNDLES: [&str; 5] = [
     "/etc/ssl/cert.pem",
 ];
 
-/// How connections are made.
+/// Options of connections.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Options {
-    /// Certificates need not be right, and TLS need not be spoken.
+pub(crate) struct HttpOptions {
+    /// Accept invalid certificates and plain HTTP.
     pub(crate) insecure: bool,
-    /// Further authorities, in PEM.
+    /// Additional CA certificates, in PEM format.
     pub(crate) ca_certs: Vec<PathBuf>,
-    /// Time without a byte.
+    /// Time without a byte after which a connection is closed.
     pub(crate) timeout: Option<Duration>,
 }
 
-/// The way to servers.
-pub(crate) struct Http {
+/// An HTTP client with and without proxies.
+pub(crate) struct HttpClient {
     direct: Agent,
-    /// Through the proxies for `https:` and `http:`.
+    /// Agents through the proxies for `https:` and `http:`.
     proxied: [Option<Agent>; 2],
-    proxies: Proxies,
+    proxies: ProxySettings,
     timeout: Duration,
 }
 
-impl Http {
-    pub(crate) fn new(options: &Options) -> Result<Http> {
+impl HttpClient {
+    pub(crate) fn new(options: &HttpOptions) -> Result<HttpClient> {
         let timeout = options.timeout.unwrap_or(TIMEOUT);
         let tls = TlsConfig::builder()
-            .root_certs(RootCerts::Specific(Arc::new(authorities(
-                &options.ca_certs,
-            )?)))
+            .root_certs(RootCerts::Specific(Arc::new(root_certificates(&options.ca_certs)?)))
             .disable_verification(options.insecure)
             .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
             .build();
@@ -69,68 +68,67 @@ impl Http {
                 .proxy(proxy)
                 .user_agent(concat!("msb/", env!("CARGO_PKG_VERSION")))
                 .http_status_as_error(false)
-                // Redirects are followed by hand: see the client.
+                // The registry client follows redirects itself.
                 .max_redirects(0)
                 .max_redirects_will_error(false)
                 .max_response_header_size(HEADER_BYTES_MAX)
-                // What is too long must fit, to be seen as such.
+                // A header above the limit must fit, to be detected.
                 .input_buffer_size(2 * HEADER_BYTES_MAX)
                 .timeout_connect(Some(timeout))
                 .timeout_per_read(Some(timeout))
                 .timeout_per_write(Some(timeout))
-                // Against headers that come a byte at a time.
+                // Against headers sent one byte at a time.
                 .timeout_recv_response(Some(timeout * 2))
                 .build()
                 .new_agent()
         };
-        let proxies = Proxies::from_env();
-        let through = |name: Option<&str>| -> Result<Option<Agent>> {
+        let proxies = ProxySettings::from_env();
+        let proxy_agent = |name: Option<&str>| -> Result<Option<Agent>> {
             let Some(name) = name else { return Ok(None) };
             let proxy = Proxy::new(name)
-                .map_err(|error| anyhow!("the proxy of the environment: {error}"))?;
+                .map_err(|error| anyhow!("invalid proxy in the environment: {error}"))?;
             Ok(Some(agent(Some(proxy))))
         };
-        Ok(Http {
+        Ok(HttpClient {
             direct: agent(None),
-            proxied: [
-                through(proxies.named(true))?,
-                through(proxies.named(false))?,
-            ],
+            proxied: [proxy_agent(proxies.named(true))?, proxy_agent(proxies.named(false))?],
             proxies,
             timeout,
         })
     }
 
-    /// How long it is worth trying.
-    pub(crate) fn patience(&self) -> Patience {
-        Patience::of(self.timeout)
+    /// Returns a backoff for retries.
+    pub(crate) fn backoff(&self) -> RetryBackoff {
+        RetryBackoff::new(self.timeout)
     }
 
-    /// Asks once. A status that is no success is no error here.
+    /// Sends a GET request. An error status is not an error here.
     pub(crate) fn get(
         &self,
         uri: &Uri,
         headers: &[(&str, &str)],
-    ) -> Result<Response<Body>, Problem> {
+    ) -> Result<Response<Body>, TransportError> {
         let mut request = self.agent(uri).get(uri);
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        request.call().map_err(Problem)
+        request.call().map_err(TransportError)
     }
 
-    /// Sends a form once.
-    pub(crate) fn post(&self, uri: &Uri, form: &[(&str, &str)]) -> Result<Response<Body>, Problem> {
+    /// Sends a form in a POST request.
+    pub(crate) fn post(
+        &self,
+        uri: &Uri,
+        form: &[(&str, &str)],
+    ) -> Result<Response<Body>, TransportError> {
         let request = self.agent(uri).post(uri);
-        request.send_form(form.iter().copied()).map_err(Problem)
+        request.send_form(form.iter().copied()).map_err(TransportError)
     }
 
     fn agent(&self, uri: &Uri) -> &Agent {
         let secure = uri.scheme_str() == Some("https");
         let port = uri.port_u16().unwrap_or(if secure { 443 } else { 80 });
-        let wanted = self
-            .proxies
-            .of(secure, uri.host().unwrap_or_default(), port);
+        let wanted = self.proxies.of(secure, uri.host().unwrap_or_default(), port);
         let proxied = &self.proxied[usize::from(!secure)];
         match (wanted, proxied) {
             (Some(_), Some(agent)) => agent,
@@ -138,72 +136,64 @@ impl Http {
         }
     }
 
-    /// The body of a response, which must come at a certain speed at least.
+    /// Returns a reader of a response body that fails when the transfer stalls.
     pub(crate) fn body(&self, response: Response<Body>) -> BodyReader {
         BodyReader {
             inner: response.into_body().into_reader(),
-            pace: Pace::new(self.timeout),
+            stall: StallDetector::new(self.timeout),
         }
     }
 
-    /// A whole body, which must not be longer than `bytes_max`.
+    /// Reads a whole body of at most `bytes_max`.
     pub(crate) fn document(
         &self,
         response: Response<Body>,
         bytes_max: u64,
-    ) -> Result<Vec<u8>, Trouble> {
-        let too_long = || anyhow!("the answer is longer than {bytes_max} bytes");
-        if response
-            .body()
-            .content_length()
-            .is_some_and(|length| length > bytes_max)
-        {
-            return Err(Trouble::Final(too_long()));
+    ) -> Result<Vec<u8>, FetchError> {
+        let too_long = || anyhow!("the response is longer than {bytes_max} bytes");
+        if response.body().content_length().is_some_and(|length| length > bytes_max) {
+            return Err(FetchError::Permanent(too_long()));
         }
         let mut bytes = Vec::new();
         let mut body = self.body(response).take(bytes_max + 1);
         body.read_to_end(&mut bytes).map_err(broken)?;
         if bytes.len() as u64 > bytes_max {
-            return Err(Trouble::Final(too_long()));
+            return Err(FetchError::Permanent(too_long()));
         }
         Ok(bytes)
     }
 }
 
-/// A body that broke off is worth another try.
-pub(crate) fn broken(error: io::Error) -> Trouble {
-    Trouble::passing(anyhow!("the connection broke: {}", plain(&error)))
+/// Returns the transient error for a body that broke off.
+pub(crate) fn broken(error: io::Error) -> FetchError {
+    FetchError::transient(anyhow!("the connection broke: {}", describe_io_error(&error)))
 }
 
-/// A body on its way.
+/// A reader of a response body.
 pub(crate) struct BodyReader {
     inner: ureq::BodyReader<'static>,
-    pace: Pace,
+    stall: StallDetector,
 }
 
 impl Read for BodyReader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.inner.read(buffer)?;
-        self.pace.note(count as u64, Instant::now())?;
+        self.stall.note(count as u64, Instant::now())?;
         Ok(count)
     }
 }
 
-/// Looks whether bytes come fast enough: a server could keep a connection with one byte now and then.
+/// Detection of a stalled transfer: a server could keep a connection open with a byte now and then.
 #[derive(Debug)]
-struct Pace {
+struct StallDetector {
     window: Duration,
     since: Option<Instant>,
     bytes: u64,
 }
 
-impl Pace {
-    fn new(window: Duration) -> Pace {
-        Pace {
-            window,
-            since: None,
-            bytes: 0,
-        }
+impl StallDetector {
+    fn new(window: Duration) -> StallDetector {
+        StallDetector { window, since: None, bytes: 0 }
     }
 
     fn note(&mut self, bytes: u64, now: Instant) -> io::Result<()> {
@@ -224,14 +214,21 @@ impl Pace {
     }
 }
 
-/// Why there is no response.
+/// A failure to get a response.
 #[derive(Debug)]
-pub(crate) struct Problem(ureq::Error);
+pub(crate) struct TransportError(ureq::Error);
 
-impl Problem {
-    /// What became of the attempt. Once a server has answered, whatever keeps it from answering again may pass.
-    pub(crate) fn trouble(self, reached: bool) -> Trouble {
-        let passing = match &self.0 {
+impl TransportError {
+    /// Classifies the failure. Once a server has answered, later network errors are transient.
+    pub(crate) fn into_fetch_error(self, reached: bool) -> FetchError {
+        match self.lookup_failure() {
+            Some(LookupFailure::NoAnswer) => return FetchError::Unresolved(self.into_error()),
+            Some(LookupFailure::NoSuchHost) if !reached => {
+                return FetchError::Permanent(self.into_error());
+            }
+            _ => {}
+        }
+        let transient = match &self.0 {
             ureq::Error::Io(error) if self.tls().is_none() => {
                 reached || error.kind() != io::ErrorKind::ConnectionRefused
             }
@@ -241,15 +238,11 @@ impl Problem {
             _ => false,
         };
         let error = self.into_error();
-        if passing {
-            Trouble::passing(error)
-        } else {
-            Trouble::Final(error)
-        }
+        if transient { FetchError::transient(error) } else { FetchError::Permanent(error) }
     }
 
-    /// Whether the other side may be one that speaks no TLS, or is not there at all.
-    pub(crate) fn is_no_tls(&self) -> bool {
+    /// Returns whether the peer may not speak TLS, or refuses connections.
+    pub(crate) fn speaks_no_tls(&self) -> bool {
         match (self.tls(), &self.0) {
             (Some(error), _) => matches!(error, rustls::Error::InvalidMessage(_)),
             (None, ureq::Error::Io(error)) => matches!(
@@ -262,6 +255,14 @@ impl Problem {
         }
     }
 
+    fn lookup_failure(&self) -> Option<LookupFailure> {
+        match &self.0 {
+            ureq::Error::HostNotFound => Some(LookupFailure::NoSuchHost),
+            ureq::Error::Io(error) => LookupFailure::of(&error.to_string()),
+            _ => None,
+        }
+    }
+
     fn tls(&self) -> Option<&rustls::Error> {
         match &self.0 {
             ureq::Error::Rustls(error) => Some(error),
@@ -271,83 +272,108 @@ impl Problem {
     }
 
     pub(crate) fn into_error(self) -> anyhow::Error {
+        if let Some(failure) = self.lookup_failure() {
+            return anyhow!(failure.describe());
+        }
         match (self.tls(), &self.0) {
             (Some(rustls::Error::InvalidCertificate(reason)), _) => Failure::failed(format!(
-                "its certificate is not to be trusted: {}",
-                certificate(reason)
+                "certificate verification failed: {}",
+                describe_certificate_error(reason)
             ))
-            .hint("name a file with the certificate of its authority: --ca-certs FILE")
+            .hint("trust the certificate of its authority: --ca-certs FILE")
             .into(),
-            (Some(rustls::Error::InvalidMessage(_)), _) => Failure::failed("it does not speak TLS")
-                .hint("if the way to it is to be trusted all the same: --insecure")
-                .into(),
-            (Some(error), _) => anyhow!("TLS: {error}"),
-            (None, ureq::Error::Timeout(_)) => anyhow!("it does not answer in time"),
-            (None, ureq::Error::HostNotFound) => anyhow!("there is no host of this name"),
-            (None, ureq::Error::LargeResponseHeader(..)) => {
-                anyhow!("the header of its answer is longer than {HEADER_BYTES_MAX} bytes")
+            (Some(rustls::Error::InvalidMessage(_)), _) => {
+                Failure::failed("the server does not speak TLS")
+                    .hint("to use plain HTTP: --insecure")
+                    .into()
             }
-            (None, ureq::Error::Io(error)) => anyhow!("{}", plain(error)),
+            (Some(error), _) => anyhow!("TLS: {error}"),
+            (None, ureq::Error::Timeout(_)) => anyhow!("the server did not answer in time"),
+            (None, ureq::Error::LargeResponseHeader(..)) => {
+                anyhow!("the response header is longer than {HEADER_BYTES_MAX} bytes")
+            }
+            (None, ureq::Error::Io(error)) => anyhow!("{}", describe_io_error(error)),
             (None, error) => anyhow!("{error}"),
         }
     }
 }
 
-/// An error of a connection in one line, without the words that ureq puts around it.
-fn plain(error: &io::Error) -> String {
-    let text = match error
-        .get_ref()
-        .and_then(|inner| inner.downcast_ref::<ureq::Error>())
-    {
-        Some(ureq::Error::Timeout(_)) => "no byte came in time".to_owned(),
+/// Failure of a name lookup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum LookupFailure {
+    /// The name does not exist. Another lookup gives the same answer.
+    NoSuchHost,
+    /// No name server has answered.
+    NoAnswer,
+}
+
+impl LookupFailure {
+    /// Classifies an error of getaddrinfo(3), of which the standard library keeps only the text.
+    /// EAI_AGAIN has these texts in glibc and musl; Rust programs do not change the locale.
+    fn of(text: &str) -> Option<LookupFailure> {
+        let reason = text.strip_prefix("failed to lookup address information: ")?;
+        let is_again = ["Temporary failure in name resolution", "Try again"].contains(&reason);
+        Some(if is_again { LookupFailure::NoAnswer } else { LookupFailure::NoSuchHost })
+    }
+
+    fn describe(self) -> &'static str {
+        match self {
+            LookupFailure::NoSuchHost => "no such host",
+            LookupFailure::NoAnswer => "no name server answers",
+        }
+    }
+}
+
+/// Formats a connection error in one line, without ureq's prefixes.
+fn describe_io_error(error: &io::Error) -> String {
+    let text = match error.get_ref().and_then(|inner| inner.downcast_ref::<ureq::Error>()) {
+        Some(ureq::Error::Timeout(_)) => "timed out".to_owned(),
         Some(inner) => inner.to_string(),
         None => error.to_string(),
     };
     libmsb::cli::error::clean(&text).into_owned()
 }
 
-fn certificate(reason: &rustls::CertificateError) -> String {
+fn describe_certificate_error(reason: &rustls::CertificateError) -> String {
     use rustls::CertificateError as Error;
     match reason {
-        Error::UnknownIssuer => "nobody who is trusted has signed it".to_owned(),
+        Error::UnknownIssuer => "unknown issuer".to_owned(),
         Error::NotValidForName | Error::NotValidForNameContext { .. } => {
-            "it is for another name".to_owned()
+            "the certificate is for another name".to_owned()
         }
-        Error::Expired | Error::ExpiredContext { .. } => "it has expired".to_owned(),
-        Error::NotValidYet | Error::NotValidYetContext { .. } => "it is not valid yet".to_owned(),
+        Error::Expired | Error::ExpiredContext { .. } => "the certificate has expired".to_owned(),
+        Error::NotValidYet | Error::NotValidYetContext { .. } => {
+            "the certificate is not valid yet".to_owned()
+        }
         other => other.to_string(),
     }
 }
 
-/// The authorities that the system trusts (or `SSL_CERT_FILE` names), and those of further files.
-fn authorities(further: &[PathBuf]) -> Result<Vec<Certificate<'static>>> {
+/// Reads the CA certificates of the system (or `SSL_CERT_FILE`) and of further files.
+fn root_certificates(further: &[PathBuf]) -> Result<Vec<Certificate<'static>>> {
     let chosen = std::env::var_os("SSL_CERT_FILE").filter(|path| !path.is_empty());
     let mut certificates = match chosen {
-        Some(path) => certificates_in(Path::new(&path))?,
-        // Without any no certificate will do, and that is said then.
-        None => match BUNDLES.iter().find(|path| Path::new(path).exists()) {
-            Some(path) => certificates_in(Path::new(path))?,
+        Some(path) => read_certificates(Path::new(&path))?,
+        // Without a bundle every certificate is rejected, with an error that says so.
+        None => match CA_BUNDLES.iter().find(|path| Path::new(path).exists()) {
+            Some(path) => read_certificates(Path::new(path))?,
             None => Vec::new(),
         },
     };
     for path in further {
-        let found = certificates_in(path)?;
-        ensure!(
-            !found.is_empty(),
-            "'{}' holds no certificate in the form PEM",
-            path.display()
-        );
+        let found = read_certificates(path)?;
+        ensure!(!found.is_empty(), "'{}' contains no PEM certificate", path.display());
         certificates.extend(found);
     }
     Ok(certificates)
 }
 
-fn certificates_in(path: &Path) -> Result<Vec<Certificate<'static>>> {
+fn read_certificates(path: &Path) -> Result<Vec<Certificate<'static>>> {
     let bytes = read_bounded(path, CERTIFICATES_BYTES_MAX)?
-        .with_context(|| format!("there is no file '{}'", path.display()))?;
+        .with_context(|| format!("'{}' does not exist", path.display()))?;
     let mut certificates = Vec::new();
     for item in parse_pem(&bytes) {
-        let item = item.with_context(|| format!("cannot understand '{}'", path.display()))?;
+        let item = item.with_context(|| format!("cannot parse '{}'", path.display()))?;
         if let PemItem::Certificate(certificate) = item {
             certificates.push(certificate);
         }
@@ -360,22 +386,33 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_trickle_is_a_stall_and_a_slow_line_is_not() {
+    fn a_trickle_is_a_stall_and_a_slow_connection_is_not() {
         let (start, second) = (Instant::now(), Duration::from_secs(1));
         let run = |bytes| {
-            let mut pace = Pace::new(30 * second);
-            (0..100).try_for_each(|n| pace.note(bytes, start + n * second))
+            let mut stall = StallDetector::new(30 * second);
+            (0..100).try_for_each(|n| stall.note(bytes, start + n * second))
         };
         assert!(run(10).is_err());
         assert!(run(RATE_MIN * 2).is_ok());
     }
 
     #[test]
+    fn a_name_that_does_not_exist_is_told_from_a_name_server_that_does_not_answer() {
+        use std::net::ToSocketAddrs as _;
+        // No label has more than 63 bytes, so no name server is asked.
+        let error = (format!("{}.test", "a".repeat(64)), 1).to_socket_addrs().unwrap_err();
+        assert_eq!(LookupFailure::of(&error.to_string()), Some(LookupFailure::NoSuchHost));
+        let again = "failed to lookup address information: Temporary failure in name resolution";
+        assert_eq!(LookupFailure::of(again), Some(LookupFailure::NoAnswer));
+        assert_eq!(LookupFailure::of("connection refused"), None);
+    }
+
+    #[test]
     fn a_file_without_certificates_is_refused() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("ca.pem");
-        assert!(authorities(std::slice::from_ref(&path)).is_err());
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("ca.pem");
+        assert!(root_certificates(std::slice::from_ref(&path)).is_err());
         std::fs::write(&path, "hello").unwrap();
-        assert!(authorities(&[path]).is_err());
+        assert!(root_certificates(&[path]).is_err());
     }
 }

@@ -1,7 +1,7 @@
-//! Docker's `config.json`, which podman, skopeo and others read too: `$DOCKER_CONFIG/config.json`, else
-//! `~/.docker/config.json`.
+//! Docker's `config.json`, which podman, skopeo and others read too: `$DOCKER_CONFIG/config.json`,
+//! otherwise `~/.docker/config.json`.
 //!
-//! Only what concerns credentials is looked at. All else stays as it is when the file is replaced.
+//! Only its credentials are read. Other fields are preserved when the file is replaced.
 
 use std::path::{Path, PathBuf};
 
@@ -17,14 +17,14 @@ use super::credentials::Credentials;
 
 /// Bytes of the file.
 const FILE_BYTES_MAX: u64 = 4 << 20;
-/// What Docker's own registry is called in this file, for reasons of history.
+/// Name of Docker's own registry in this file, for historical reasons.
 const DOCKER_IO_SERVER: &str = "https://index.docker.io/v1/";
 
 const AUTHS: &str = "auths";
 const CREDENTIAL_HELPERS: &str = "credHelpers";
 const CREDENTIAL_STORE: &str = "credsStore";
 
-/// The file.
+/// An open configuration file.
 #[derive(Debug)]
 pub(crate) struct DockerConfig {
     path: PathBuf,
@@ -32,68 +32,59 @@ pub(crate) struct DockerConfig {
 }
 
 impl DockerConfig {
-    /// Reads the file of the environment. A missing one is an empty one.
+    /// Reads the configuration file. A missing file is an empty configuration.
     pub(crate) fn read() -> Result<DockerConfig> {
         let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
-        let folder = match (variable("DOCKER_CONFIG"), variable("HOME")) {
-            (Some(folder), _) => PathBuf::from(folder),
+        let directory = match (variable("DOCKER_CONFIG"), variable("HOME")) {
+            (Some(directory), _) => PathBuf::from(directory),
             (None, Some(home)) => Path::new(&home).join(".docker"),
             (None, None) => {
                 return Err(Failure::usage("neither DOCKER_CONFIG nor HOME is set").into());
             }
         };
-        DockerConfig::read_at(&folder.join("config.json"))
+        DockerConfig::read_at(&directory.join("config.json"))
     }
 
     fn read_at(path: &Path) -> Result<DockerConfig> {
-        // A link stays a link: what it leads to is replaced.
+        // A symbolic link stays: its target is replaced.
         let path = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
         let json = write::read_json(&path, FILE_BYTES_MAX)?.unwrap_or_default();
         Ok(DockerConfig { path, json })
     }
 
-    /// Where it is.
+    /// Returns the path of the file.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The helper that keeps the credentials for a registry: its own, or the one for all.
+    /// Returns the credential helper of a registry: its own, or the default one.
     pub(crate) fn helper(&self, registry: &str) -> Option<String> {
-        let own = self
-            .section(CREDENTIAL_HELPERS)
-            .find(|(key, _)| registry_of(key) == registry);
+        let own = self.section(CREDENTIAL_HELPERS).find(|(key, _)| registry_of(key) == registry);
         let own = own.and_then(|(_, name)| name.as_str());
         own.or_else(|| self.json.get(CREDENTIAL_STORE)?.as_str())
             .filter(|name| !name.is_empty())
             .map(str::to_owned)
     }
 
-    /// The helper for all registries that have none of their own.
+    /// Returns the default credential helper.
     pub(crate) fn store(&self) -> Option<&str> {
-        self.json
-            .get(CREDENTIAL_STORE)?
-            .as_str()
-            .filter(|name| !name.is_empty())
+        self.json.get(CREDENTIAL_STORE)?.as_str().filter(|name| !name.is_empty())
     }
 
-    /// Registries with a helper of their own.
+    /// Returns the registries with a credential helper of their own.
     pub(crate) fn own_helpers(&self) -> impl Iterator<Item = (String, &str)> {
         self.section(CREDENTIAL_HELPERS)
             .filter_map(|(key, name)| Some((registry_of(key), name.as_str()?)))
     }
 
-    /// Registries that the file itself knows.
+    /// Returns the registries with credentials in the file itself.
     pub(crate) fn registries(&self) -> Vec<String> {
-        self.section(AUTHS)
-            .map(|(key, _)| registry_of(key))
-            .collect()
+        self.section(AUTHS).map(|(key, _)| registry_of(key)).collect()
     }
 
-    /// The credentials in the file itself.
+    /// Returns the credentials in the file itself.
     pub(crate) fn credentials(&self, registry: &str) -> Result<Option<Credentials>> {
-        let entry = self
-            .section(AUTHS)
-            .find(|(key, _)| registry_of(key) == registry);
+        let entry = self.section(AUTHS).find(|(key, _)| registry_of(key) == registry);
         let Some((_, entry)) = entry else {
             return Ok(None);
         };
@@ -106,10 +97,7 @@ impl DockerConfig {
         }
         if let Some(auth) = text("auth") {
             let decoded = decode(auth).with_context(|| {
-                format!(
-                    "'{}': the entry of '{registry}' is damaged",
-                    self.path.display()
-                )
+                format!("'{}': the entry of '{registry}' is damaged", self.path.display())
             })?;
             return Ok(Some(decoded));
         }
@@ -122,7 +110,7 @@ impl DockerConfig {
         })
     }
 
-    /// Notes credentials for a registry; without any, that a helper has them.
+    /// Sets the credentials of a registry. `None` records that a helper has them.
     pub(crate) fn set(&mut self, registry: &str, password: Option<(&str, &str)>) {
         self.remove(registry);
         let entry = match password {
@@ -137,7 +125,7 @@ impl DockerConfig {
         }
     }
 
-    /// Forgets a registry, under whichever spelling. Says whether there was one.
+    /// Removes a registry under all its spellings. Returns whether it was present.
     pub(crate) fn remove(&mut self, registry: &str) -> bool {
         let Some(auths) = self.json.get_mut(AUTHS).and_then(Value::as_object_mut) else {
             return false;
@@ -147,10 +135,10 @@ impl DockerConfig {
         auths.len() < before
     }
 
-    /// Replaces the file, readable for its owner only.
+    /// Replaces the file, with mode 0600.
     pub(crate) fn write(&self) -> Result<()> {
-        if let Some(folder) = self.path.parent() {
-            write::create_dir(folder)?;
+        if let Some(directory) = self.path.parent() {
+            write::create_dir(directory)?;
         }
         let mut text = serde_json::to_vec_pretty(&self.json)?;
         text.push(b'\n');
@@ -163,16 +151,12 @@ impl DockerConfig {
     }
 }
 
-/// The name of a registry in this file.
+/// Returns the key of a registry in this file.
 pub(crate) fn server_of(registry: &str) -> String {
-    if registry == DOCKER_IO {
-        DOCKER_IO_SERVER.to_owned()
-    } else {
-        registry.to_owned()
-    }
+    if registry == DOCKER_IO { DOCKER_IO_SERVER.to_owned() } else { registry.to_owned() }
 }
 
-/// The registry that a name in this file means: without scheme and path.
+/// Returns the registry of a key in this file: without scheme and path.
 pub(crate) fn registry_of(server: &str) -> String {
     let bare = server.split_once("://").map_or(server, |(_, bare)| bare);
     let host = bare.split('/').next().unwrap_or_default();
@@ -182,14 +166,14 @@ pub(crate) fn registry_of(server: &str) -> String {
     }
 }
 
-/// `name:password` in base64.
+/// Decodes `name:password` from base64.
 fn decode(auth: &str) -> Result<Credentials> {
     let bytes = STANDARD.decode(auth)?;
     let text = String::from_utf8(bytes)?;
     let (username, password) = text.split_once(':').context("it has no colon")?;
     Ok(Credentials::Password {
         username: username.to_owned(),
-        // Old programs pad it.
+        // Old programs pad it with NULs.
         password: password.trim_end_matches('\0').to_owned(),
     })
 }
@@ -200,17 +184,11 @@ mod tests {
 
     fn config(json: Value) -> DockerConfig {
         let json = json.as_object().unwrap().clone();
-        DockerConfig {
-            path: PathBuf::from("config.json"),
-            json,
-        }
+        DockerConfig { path: PathBuf::from("config.json"), json }
     }
 
     fn password(username: &str, password: &str) -> Option<Credentials> {
-        Some(Credentials::Password {
-            username: username.to_owned(),
-            password: password.to_owned(),
-        })
+        Some(Credentials::Password { username: username.to_owned(), password: password.to_owned() })
     }
 
     #[test]
@@ -223,10 +201,7 @@ mod tests {
             "bad.example": { "auth": "%" },
         }}));
         assert_eq!(config.credentials("docker.io").unwrap(), password("a", "b"));
-        assert_eq!(
-            config.credentials("r.example:5000").unwrap(),
-            password("u", "p")
-        );
+        assert_eq!(config.credentials("r.example:5000").unwrap(), password("u", "p"));
         assert_eq!(
             config.credentials("t.example").unwrap(),
             Some(Credentials::IdentityToken("x".to_owned()))
@@ -245,8 +220,8 @@ mod tests {
 
     #[test]
     fn a_login_replaces_one_entry_and_keeps_all_else() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("docker/config.json");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("docker/config.json");
         let mut config = DockerConfig::read_at(&path).unwrap();
         config.json = config_json();
         config.set("docker.io", Some(("a", "b")));

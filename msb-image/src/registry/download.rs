@@ -1,8 +1,9 @@
-//! A blob on its way into a file, read while it grows.
+//! Download of a blob into a file, which is read while it grows.
 //!
-//! The file is kept when a download breaks off, so the next one goes on where this one stopped, be it a moment later or
-//! after a kill. Nobody trusts what is in it: the digest is taken over the whole when it is read. A lock on the file is
-//! held by whoever writes it; another pull of the same blob waits and then finds it done, and prune leaves it alone.
+//! The file is kept when a download is interrupted, and the next attempt resumes it, even after a
+//! kill. Its contents are not trusted: the digest is computed over the whole when it is read. The
+//! writer holds a lock on the file. Another pull of the same blob waits for it and then finds the
+//! blob complete, and prune skips the file.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -19,96 +20,89 @@ use libmsb::state::lock::Lock;
 
 use super::client::BlobBody;
 use super::connection::broken;
-use super::retry::{Patience, Trouble};
+use super::retry::{FetchError, RetryBackoff};
 use crate::budget::check_disk;
-use crate::error::{StoreWrite, is_fatal};
+use crate::error::{StoreWriteError, is_fatal};
 
 const BUFFER_BYTES: usize = 256 << 10;
-/// Bytes between two looks at the free space.
-const LOOK_BYTES: u64 = 16 << 20;
-/// An attempt that brought as much was worth it: patience begins anew. So a blob of 1 GiB over a connection that breaks
-/// every few megabytes arrives, and one that never moves ends.
+/// Bytes between two checks of the free space.
+const FREE_SPACE_CHECK_BYTES: u64 = 16 << 20;
+/// Bytes after which an attempt counts as progress and resets the backoff. A blob of 1 GiB arrives
+/// over a connection that breaks every few megabytes, and a stuck one fails.
 const PROGRESS_BYTES: u64 = 1 << 20;
 
-/// The file of a blob, locked.
+/// The locked file of a blob.
 #[derive(Debug)]
-pub(crate) struct Download {
+pub(crate) struct BlobDownload {
     file: File,
     path: PathBuf,
     bytes: u64,
     _lock: Lock,
 }
 
-/// Why a blob could not be used.
+/// Failure of a download.
 #[derive(Debug)]
-pub(crate) enum Failed {
-    /// It did not come, or there is no room: what is there may be kept.
-    Underway(anyhow::Error),
-    /// What came is wrong.
+pub(crate) enum DownloadError {
+    /// The transfer failed, or the disk is full. The partial file may be kept.
+    Transfer(anyhow::Error),
+    /// The contents are wrong.
     Contents(anyhow::Error),
 }
 
-/// Begins an answer at an offset of the blob, or before it.
-pub(crate) type Ask<'a> = &'a (dyn Fn(u64) -> Result<BlobBody, Trouble> + Sync);
+/// A function that requests a blob from an offset. The answer may start before it.
+pub(crate) type RangeRequest<'a> = &'a (dyn Fn(u64) -> Result<BlobBody, FetchError> + Sync);
 
-/// Who wants to know how it goes.
-pub(crate) trait Watch: Sync {
-    /// So many bytes are there.
-    fn is_at(&self, bytes: u64);
-    /// An attempt failed; another one follows.
-    fn tries_again(&self, error: &anyhow::Error);
+/// An observer of a download's progress.
+pub(crate) trait DownloadObserver: Sync {
+    /// Sets the number of bytes downloaded.
+    fn set_bytes(&self, bytes: u64);
+    /// Reports a failed attempt that will be retried.
+    fn retrying(&self, error: &anyhow::Error);
 }
 
-impl Download {
-    /// Opens or makes the file of a blob, and waits for others who write it.
-    pub(crate) fn open(store: &Store, digest: &Digest, bytes: u64) -> Result<Download> {
+impl BlobDownload {
+    /// Opens or creates the file of a blob. Waits for another writer.
+    pub(crate) fn open(store: &Store, digest: &Digest, bytes: u64) -> Result<BlobDownload> {
         let path = store.download_path(digest);
         let lock = Lock::exclusive(&path)?;
         let file = lock.as_fd().try_clone_to_owned();
         let file = file.with_context(|| format!("cannot open '{}'", path.display()))?;
-        let download = Download {
-            file: File::from(file),
-            path,
-            bytes,
-            _lock: lock,
-        };
+        let download = BlobDownload { file: File::from(file), path, bytes, _lock: lock };
         if download.length()? > bytes {
             download.restart()?;
         }
         Ok(download)
     }
 
-    /// Bytes that are there.
+    /// Returns the number of bytes in the file.
     pub(crate) fn length(&self) -> Result<u64> {
         let data = self.file.metadata();
-        Ok(data
-            .with_context(|| format!("cannot read '{}'", self.path.display()))?
-            .len())
+        Ok(data.with_context(|| format!("cannot read '{}'", self.path.display()))?.len())
     }
 
-    /// Forgets what is there.
+    /// Truncates the file.
     pub(crate) fn restart(&self) -> Result<()> {
-        Ok(self.file.set_len(0).map_err(StoreWrite)?)
+        Ok(self.file.set_len(0).map_err(StoreWriteError)?)
     }
 
     /// Removes the file.
     pub(crate) fn discard(self) {
-        // What cannot be removed is found again by prune.
+        // Prune removes the file later.
         drop(std::fs::remove_file(&self.path));
     }
 
-    /// Brings what is missing, while `consume` reads the blob from its beginning.
+    /// Downloads the missing bytes while `consume` reads the blob from the start.
     pub(crate) fn consume<T>(
         &self,
-        ask: Ask<'_>,
-        patience: Patience,
-        watch: &dyn Watch,
+        request: RangeRequest<'_>,
+        backoff: RetryBackoff,
+        observer: &dyn DownloadObserver,
         stop: &AtomicBool,
-        consume: impl FnOnce(Growing<'_>) -> Result<T>,
-    ) -> Result<T, Failed> {
-        let shared = Shared {
-            state: Mutex::new(State {
-                ready: self.length().map_err(Failed::Underway)?,
+        consume: impl FnOnce(GrowingReader<'_>) -> Result<T>,
+    ) -> Result<T, DownloadError> {
+        let shared = TransferState {
+            state: Mutex::new(FileState {
+                ready: self.length().map_err(DownloadError::Transfer)?,
                 ended: false,
             }),
             changed: Condvar::new(),
@@ -117,133 +111,121 @@ impl Download {
         };
         let (fetched, consumed) = std::thread::scope(|scope| {
             let fetcher = scope.spawn(|| {
-                let fetched = self.fetch(ask, patience, watch, &shared);
+                let fetched = self.fetch(request, backoff, observer, &shared);
                 shared.end();
                 fetched
             });
-            let consumed = consume(Growing {
-                file: &self.file,
-                at: 0,
-                shared: &shared,
-            });
+            let consumed = consume(GrowingReader { file: &self.file, at: 0, shared: &shared });
             shared.unwanted.store(true, Ordering::Relaxed);
             let fetched = fetcher.join();
-            (
-                fetched.unwrap_or_else(|_| Err(anyhow!("the downloading thread failed"))),
-                consumed,
-            )
+            (fetched.unwrap_or_else(|_| Err(anyhow!("the downloading thread failed"))), consumed)
         });
         match (fetched, consumed) {
-            // The reader's error only follows from this one.
-            (Err(error), _) => Err(Failed::Underway(error)),
+            // The reader's error is only a consequence.
+            (Err(error), _) => Err(DownloadError::Transfer(error)),
             (Ok(()), Err(error)) if shared.is_stopped() || is_fatal(&error) => {
-                Err(Failed::Underway(error))
+                Err(DownloadError::Transfer(error))
             }
-            (Ok(()), Err(error)) => Err(Failed::Contents(error)),
+            (Ok(()), Err(error)) => Err(DownloadError::Contents(error)),
             (Ok(()), Ok(value)) => Ok(value),
         }
     }
 
-    /// Brings what is missing, or less when nobody wants it any more.
+    /// Downloads the missing bytes, until the reader is done or the pull is stopped.
     fn fetch(
         &self,
-        ask: Ask<'_>,
-        mut patience: Patience,
-        watch: &dyn Watch,
-        shared: &Shared<'_>,
+        request: RangeRequest<'_>,
+        mut backoff: RetryBackoff,
+        observer: &dyn DownloadObserver,
+        shared: &TransferState<'_>,
     ) -> Result<()> {
         loop {
             let at = shared.state().ready;
-            watch.is_at(at);
+            observer.set_bytes(at);
             if at >= self.bytes || !shared.is_wanted() {
                 return Ok(());
             }
-            let Err(trouble) = self.attempt(at, ask, watch, shared) else {
+            let Err(error) = self.attempt(at, request, observer, shared) else {
                 continue;
             };
             if shared.state().ready - at >= PROGRESS_BYTES {
-                patience.renew();
+                backoff.reset();
             }
-            if let Trouble::Passing { error, .. } = &trouble {
-                watch.tries_again(error);
+            if let FetchError::Transient { error, .. } = &error {
+                observer.retrying(error);
             }
-            patience.bear(trouble)?;
+            backoff.next_attempt(error)?;
         }
     }
 
     fn attempt(
         &self,
         mut at: u64,
-        ask: Ask<'_>,
-        watch: &dyn Watch,
-        shared: &Shared<'_>,
-    ) -> Result<(), Trouble> {
-        let BlobBody {
-            mut body,
-            start,
-            length,
-        } = ask(at)?;
+        request: RangeRequest<'_>,
+        observer: &dyn DownloadObserver,
+        shared: &TransferState<'_>,
+    ) -> Result<(), FetchError> {
+        let BlobBody { mut body, start, length } = request(at)?;
         let promised = length.map(|length| start.saturating_add(length));
         if let Some(promised) = promised.filter(|promised| *promised != self.bytes) {
-            return Err(Trouble::Final(anyhow!(
-                "the registry has {promised} bytes of it, and the manifest says {}",
+            return Err(FetchError::Permanent(anyhow!(
+                "the registry has {promised} bytes, but the manifest says {}",
                 self.bytes
             )));
         }
-        // A server that knows no ranges begins at the beginning.
-        let again = at - start;
-        let skipped = io::copy(&mut body.by_ref().take(again), &mut io::sink()).map_err(broken)?;
-        if skipped < again {
-            return Err(Trouble::passing(anyhow!("the connection ended early")));
+        // A server without range support starts at offset 0.
+        let overlap = at - start;
+        let skipped =
+            io::copy(&mut body.by_ref().take(overlap), &mut io::sink()).map_err(broken)?;
+        if skipped < overlap {
+            return Err(FetchError::transient(anyhow!("the connection closed early")));
         }
         let mut buffer = vec![0; BUFFER_BYTES];
-        let mut looked = at;
+        let mut checked_at = at;
         while at < self.bytes && shared.is_wanted() {
-            let wanted = buffer
-                .len()
-                .min(usize::try_from(self.bytes - at).unwrap_or(usize::MAX));
+            let wanted = buffer.len().min(usize::try_from(self.bytes - at).unwrap_or(usize::MAX));
             let count = body.read(&mut buffer[..wanted]).map_err(broken)?;
             if count == 0 {
-                return Err(Trouble::passing(anyhow!("the connection ended early")));
+                return Err(FetchError::transient(anyhow!("the connection closed early")));
             }
-            if at >= looked {
-                check_disk(&self.path).map_err(Trouble::Final)?;
-                looked = at + LOOK_BYTES;
+            if at >= checked_at {
+                check_disk(&self.path).map_err(FetchError::Permanent)?;
+                checked_at = at + FREE_SPACE_CHECK_BYTES;
             }
             self.file
                 .write_all_at(&buffer[..count], at)
-                .map_err(|error| Trouble::Final(StoreWrite(error).into()))?;
+                .map_err(|error| FetchError::Permanent(StoreWriteError(error).into()))?;
             at += count as u64;
-            shared.is_at(at);
-            watch.is_at(at);
+            shared.set_bytes(at);
+            observer.set_bytes(at);
         }
         Ok(())
     }
 }
 
-/// What writer and reader of a file know together.
-struct Shared<'a> {
-    state: Mutex<State>,
+/// State shared by the writer and the reader of a file.
+struct TransferState<'a> {
+    state: Mutex<FileState>,
     changed: Condvar,
     /// The reader is done.
     unwanted: AtomicBool,
-    /// The whole pull has failed elsewhere.
+    /// The pull failed elsewhere.
     stop: &'a AtomicBool,
 }
 
-struct State {
+struct FileState {
     /// Bytes that can be read.
     ready: u64,
-    /// No more will come.
+    /// No more bytes will follow.
     ended: bool,
 }
 
-impl Shared<'_> {
-    fn state(&self) -> MutexGuard<'_, State> {
+impl TransferState<'_> {
+    fn state(&self) -> MutexGuard<'_, FileState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn is_at(&self, bytes: u64) {
+    fn set_bytes(&self, bytes: u64) {
         self.state().ready = bytes;
         self.changed.notify_all();
     }
@@ -261,22 +243,22 @@ impl Shared<'_> {
         !self.is_stopped() && !self.unwanted.load(Ordering::Relaxed)
     }
 
-    /// Waits until there is more than `at`; gives how far the file goes.
+    /// Waits for bytes after `at`, or the end. Returns the number of readable bytes.
     fn wait(&self, at: u64) -> u64 {
-        let waiting = |state: &mut State| state.ready <= at && !state.ended;
+        let waiting = |state: &mut FileState| state.ready <= at && !state.ended;
         let state = self.changed.wait_while(self.state(), waiting);
         state.unwrap_or_else(PoisonError::into_inner).ready
     }
 }
 
-/// Reads a file as far as it has come, and waits for more.
-pub(crate) struct Growing<'a> {
+/// A reader of a growing file; it waits for more bytes.
+pub(crate) struct GrowingReader<'a> {
     file: &'a File,
     at: u64,
-    shared: &'a Shared<'a>,
+    shared: &'a TransferState<'a>,
 }
 
-impl Read for Growing<'_> {
+impl Read for GrowingReader<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let ready = self.shared.wait(self.at);
         let most = usize::try_from(ready.saturating_sub(self.at)).unwrap_or(usize::MAX);
@@ -287,7 +269,7 @@ impl Read for Growing<'_> {
     }
 }
 
-/// Removes the files of blobs that are in the store by now, but those that somebody else is using.
+/// Removes downloads of blobs that are now in the store, except those that another process uses.
 pub(crate) fn remove_finished<'a>(store: &Store, digests: impl IntoIterator<Item = &'a Digest>) {
     for digest in digests {
         let path = store.download_path(digest);

@@ -1,5 +1,5 @@
-//! Credential helpers: programs `docker-credential-NAME` that keep secrets, one verb a call, JSON on standard input and
-//! output.
+//! Credential helpers: programs `docker-credential-NAME` that store secrets. Each call runs one
+//! command, with JSON on standard input and output.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -13,17 +13,17 @@ use serde::{Deserialize, Serialize};
 use super::credentials::Credentials;
 use super::docker_config::server_of;
 
-/// Bytes of what a helper says.
+/// Bytes of a helper's output.
 const OUTPUT_BYTES_MAX: u64 = 1 << 20;
-/// How a helper says that it knows nothing of a server.
+/// Message of a helper that has no credentials for a server.
 const NOT_FOUND: &str = "credentials not found";
-/// The user name that goes with a token in place of a password.
+/// User name that marks the secret as a token.
 const TOKEN_USER: &str = "<token>";
 
-/// What a helper keeps of one server.
+/// A helper's credentials for one server.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct Entry {
+struct HelperCredentials {
     #[serde(rename = "ServerURL", default)]
     server_url: String,
     #[serde(default)]
@@ -32,26 +32,24 @@ struct Entry {
     secret: String,
 }
 
-/// What the helper has for a registry.
+/// Returns the helper's credentials for a registry.
 pub(crate) fn get(helper: &str, registry: &str) -> Result<Option<Credentials>> {
     let answer = call(helper, "get", server_of(registry).as_bytes())?;
     let Some(answer) = answer else {
         return Ok(None);
     };
-    let entry: Entry = serde_json::from_slice(&answer).with_context(|| misunderstood(helper))?;
+    let entry: HelperCredentials =
+        serde_json::from_slice(&answer).with_context(|| invalid_output(helper))?;
     Ok(Some(if entry.username == TOKEN_USER {
         Credentials::IdentityToken(entry.secret)
     } else {
-        Credentials::Password {
-            username: entry.username,
-            password: entry.secret,
-        }
+        Credentials::Password { username: entry.username, password: entry.secret }
     }))
 }
 
-/// Lets the helper keep a password.
+/// Stores a password in the helper.
 pub(crate) fn store(helper: &str, registry: &str, username: &str, password: &str) -> Result<()> {
-    let entry = Entry {
+    let entry = HelperCredentials {
         server_url: server_of(registry),
         username: username.to_owned(),
         secret: password.to_owned(),
@@ -60,55 +58,46 @@ pub(crate) fn store(helper: &str, registry: &str, username: &str, password: &str
     Ok(())
 }
 
-/// Lets the helper forget a registry.
+/// Erases a registry from the helper.
 pub(crate) fn erase(helper: &str, registry: &str) -> Result<()> {
     call(helper, "erase", server_of(registry).as_bytes())?;
     Ok(())
 }
 
-/// Servers that the helper knows, each with its user.
+/// Lists the helper's servers with their user names.
 pub(crate) fn list(helper: &str) -> Result<BTreeMap<String, String>> {
     let answer = call(helper, "list", b"")?.unwrap_or_else(|| b"{}".to_vec());
-    serde_json::from_slice(&answer).with_context(|| misunderstood(helper))
+    serde_json::from_slice(&answer).with_context(|| invalid_output(helper))
 }
 
-fn misunderstood(helper: &str) -> String {
-    format!(
-        "cannot understand the credential helper '{}'",
-        escape(helper)
-    )
+fn invalid_output(helper: &str) -> String {
+    format!("invalid output of the credential helper '{}'", escape(helper))
 }
 
-/// Runs a helper; `None` when it knows nothing of the server. It may ask its user: standard error is ours.
+/// Runs a helper. Returns `None` if it has no credentials for the server. It inherits standard
+/// error, so it can prompt the user.
 fn call(helper: &str, verb: &str, input: &[u8]) -> Result<Option<Vec<u8>>> {
     let failed = || format!("the credential helper '{}'", escape(helper));
     let mut command =
         tools::command(&format!("docker-credential-{helper}")).with_context(failed)?;
-    let child = command
-        .arg(verb)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn();
+    let child = command.arg(verb).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
     let mut child = child.with_context(failed)?;
     if let Some(mut stdin) = child.stdin.take() {
-        // One that does not read its input says by its status whether that is right.
+        // A helper that does not read its input reports failure by its exit status.
         drop(stdin.write_all(input));
     }
     let mut output = Vec::new();
     if let Some(stdout) = child.stdout.take() {
-        stdout
-            .take(OUTPUT_BYTES_MAX)
-            .read_to_end(&mut output)
-            .with_context(failed)?;
+        stdout.take(OUTPUT_BYTES_MAX).read_to_end(&mut output).with_context(failed)?;
     }
     let status = child.wait().with_context(failed)?;
     if status.success() {
         return Ok(Some(output));
     }
-    let said = String::from_utf8_lossy(&output);
-    if said.contains(NOT_FOUND) {
+    let message = String::from_utf8_lossy(&output);
+    if message.contains(NOT_FOUND) {
         return Ok(None);
     }
-    let said: String = said.trim().chars().take(200).collect();
-    bail!("{}: {status}: {}", failed(), escape(&said))
+    let message: String = message.trim().chars().take(200).collect();
+    bail!("{}: {status}: {}", failed(), escape(&message))
 }

@@ -1,4 +1,4 @@
-//! Manifests and indexes of a registry: bytes in, decisions out.
+//! Manifests and indexes of a registry: parsing, validation and choice of a platform.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,85 +7,73 @@ use anyhow::{Context, Result, bail, ensure};
 use libmsb::cli::error::Failure;
 use libmsb::cli::escape::escape;
 use libmsb::digest::Digest;
+use libmsb::platform::NormalPlatform;
+use libmsb::state::images;
 use serde::Deserialize;
 
-use crate::document::{Descriptor, Document, Platform};
+use crate::document::{Descriptor, ManifestDocument, Platform};
 use crate::limits::{IMAGE_LAYERS_MAX, LAYER_TAR_BYTES_MAX};
 
-/// Bytes of a manifest or an index: what registries take at least, and Docker at most.
+/// Bytes of a manifest or an index: the minimum that registries must accept, and Docker's maximum.
 pub(crate) const MANIFEST_BYTES_MAX: u64 = 4 << 20;
 
-/// A document that was understood.
+/// A parsed manifest or index.
 #[derive(Debug)]
-pub(crate) enum Parsed {
+pub(crate) enum ParsedManifest {
     Image(ImageManifest),
     Index(Vec<Descriptor>),
 }
 
-/// The manifest of an image that can be had.
+/// A validated manifest of an image.
 #[derive(Debug)]
 pub(crate) struct ImageManifest {
     pub(crate) config: Descriptor,
     pub(crate) layers: Vec<Descriptor>,
 }
 
-/// Which of the images of an index is wanted.
+/// The platform to choose from an index, in its normal form.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct WantedPlatform {
-    os: String,
-    architecture: String,
-    variant: Option<String>,
-}
+pub(crate) struct WantedPlatform(NormalPlatform);
 
-/// What an index leads to.
+/// Result of a choice from an index.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Choice {
-    /// This one it is.
+pub(crate) enum IndexChoice {
+    /// The manifest of the platform.
     Manifest(Descriptor),
-    /// It may be in one of these indexes.
+    /// Nested indexes that may contain the platform.
     Indexes(Vec<Descriptor>),
 }
 
-/// Reads a manifest or an index.
-pub(crate) fn parse(bytes: &[u8]) -> Result<Parsed> {
+/// Parses and validates a manifest or an index.
+pub(crate) fn parse(bytes: &[u8]) -> Result<ParsedManifest> {
     refuse_schema_1(bytes)?;
-    let document = Document::parse(bytes)?;
+    let document = ManifestDocument::parse(bytes)?;
     if let Some(manifests) = document.manifests {
-        return Ok(Parsed::Index(manifests));
+        return Ok(ParsedManifest::Index(manifests));
     }
-    let config = document
-        .config
-        .context("it is no image: the manifest names no configuration")?;
+    let config = document.config.context("not an image: the manifest has no configuration")?;
     check_config(&config)?;
     let layers = document.layers.unwrap_or_default();
-    ensure!(
-        layers.len() <= IMAGE_LAYERS_MAX,
-        "the image has more than {IMAGE_LAYERS_MAX} layers"
-    );
+    ensure!(layers.len() <= IMAGE_LAYERS_MAX, "the image has more than {IMAGE_LAYERS_MAX} layers");
     for (number, layer) in layers.iter().enumerate() {
         check_layer(layer).with_context(|| format!("layer {} ({})", number + 1, layer.digest))?;
     }
-    // Whoever runs the image reads it this way.
-    serde_json::from_slice::<oci_spec::image::ImageManifest>(bytes)
-        .context("cannot understand the manifest")?;
-    Ok(Parsed::Image(ImageManifest { config, layers }))
+    images::check_manifest(bytes)?;
+    Ok(ParsedManifest::Image(ImageManifest { config, layers }))
 }
 
-/// The form before 2016 has no digests of its own, only signatures.
+/// Rejects schema 1, the format before 2016: it has no digests of its own, only signatures.
 fn refuse_schema_1(bytes: &[u8]) -> Result<()> {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
     struct Version {
         schema_version: Option<u64>,
     }
-    let version: Version =
-        serde_json::from_slice(bytes).context("cannot understand the manifest")?;
+    let version: Version = serde_json::from_slice(bytes).context("cannot parse the manifest")?;
     if version.schema_version == Some(1) {
-        return Err(Failure::failed(
-            "the image is in the form of before 2016 (schema 1), which is not supported",
-        )
-        .hint("push it once more with a program of today")
-        .into());
+        return Err(Failure::failed("unsupported manifest format: schema 1 (before 2016)")
+            .hint("push the image again with a current program")
+            .into());
     }
     Ok(())
 }
@@ -94,19 +82,15 @@ fn check_config(config: &Descriptor) -> Result<()> {
     let known = [
         "application/vnd.oci.image.config.v1+json",
         "application/vnd.docker.container.image.v1+json",
-        // Some old programs say no more.
+        // Some old programs write only this.
         "application/octet-stream",
         "application/json",
     ];
     let kind = config.media_type.as_str();
-    ensure!(
-        kind.is_empty() || known.contains(&kind),
-        "it is no image, but '{}'",
-        escape(kind)
-    );
+    ensure!(kind.is_empty() || known.contains(&kind), "not an image, but '{}'", escape(kind));
     ensure!(
         config.size > 0 && config.size <= MANIFEST_BYTES_MAX,
-        "the configuration has {} bytes, and {MANIFEST_BYTES_MAX} are the most",
+        "the configuration has {} bytes; the limit is {MANIFEST_BYTES_MAX}",
         config.size
     );
     Ok(())
@@ -116,53 +100,44 @@ fn check_layer(layer: &Descriptor) -> Result<()> {
     let kind = layer.media_type.as_str();
     ensure!(
         !kind.contains("foreign") && !kind.contains("nondistributable"),
-        "it is not in the registry but elsewhere (a foreign layer), which is not supported"
+        "unsupported foreign layer, which is not in the registry"
     );
     let known = kind.is_empty()
         || kind == "application/octet-stream"
         || ["tar", "tar.gzip", "tar+gzip", "tar+zstd", "tar.zstd"]
             .iter()
             .any(|ending| kind.ends_with(&format!(".{ending}")));
-    ensure!(
-        known,
-        "it is of the kind '{}', which is not supported",
-        escape(kind)
-    );
+    ensure!(known, "unsupported layer type '{}'", escape(kind));
     ensure!(
         layer.size > 0 && layer.size <= LAYER_TAR_BYTES_MAX,
-        "the manifest says that it has {} bytes",
+        "invalid size in the manifest: {} bytes",
         layer.size
     );
     Ok(())
 }
 
-/// Chooses from an index.
-pub(crate) fn choose(manifests: Vec<Descriptor>, wanted: &WantedPlatform) -> Result<Choice> {
-    let images: Vec<Descriptor> = manifests
-        .into_iter()
-        .filter(|descriptor| !descriptor.is_attestation())
-        .collect();
+/// Chooses a manifest from an index.
+pub(crate) fn choose(manifests: Vec<Descriptor>, wanted: &WantedPlatform) -> Result<IndexChoice> {
+    let images: Vec<Descriptor> =
+        manifests.into_iter().filter(|descriptor| !descriptor.is_attestation()).collect();
     let fitting = images.iter().filter(|image| {
         let platform = image.platform.as_ref();
         platform.is_some_and(|platform| wanted.fits(platform))
     });
-    // Of several variants that fit, the one that was named, else the first.
+    // Of several matching variants: the one requested, otherwise the first.
     if let Some(best) = fitting.min_by_key(|image| !wanted.is_exactly(image.platform.as_ref())) {
         return Ok(if is_index(best) {
-            Choice::Indexes(vec![best.clone()])
+            IndexChoice::Indexes(vec![best.clone()])
         } else {
-            Choice::Manifest(best.clone())
+            IndexChoice::Manifest(best.clone())
         });
     }
-    let (indexes, nameless): (Vec<Descriptor>, Vec<Descriptor>) = images
-        .iter()
-        .filter(|image| image.platform.is_none())
-        .cloned()
-        .partition(is_index);
+    let (indexes, nameless): (Vec<Descriptor>, Vec<Descriptor>) =
+        images.iter().filter(|image| image.platform.is_none()).cloned().partition(is_index);
     match (indexes.is_empty(), nameless.as_slice()) {
-        (false, _) => Ok(Choice::Indexes(indexes)),
-        // The configuration says for what it is.
-        (true, [only]) => Ok(Choice::Manifest(only.clone())),
+        (false, _) => Ok(IndexChoice::Indexes(indexes)),
+        // Its configuration has the platform.
+        (true, [only]) => Ok(IndexChoice::Manifest(only.clone())),
         _ => bail!("{}", none_for(wanted, &images)),
     }
 }
@@ -175,26 +150,18 @@ fn none_for(wanted: &WantedPlatform, images: &[Descriptor]) -> String {
         .collect();
     others.sort();
     others.dedup();
-    let others = if others.is_empty() {
-        "none".to_owned()
-    } else {
-        others.join(", ")
-    };
-    format!("there is no image for {wanted}; there is: {others}")
+    let others = if others.is_empty() { "none".to_owned() } else { others.join(", ") };
+    format!("there is no image for {wanted}; available: {others}")
 }
 
 fn is_index(descriptor: &Descriptor) -> bool {
     descriptor.media_type.contains("index") || descriptor.media_type.contains("manifest.list")
 }
 
-/// Compares the size and digest of a document with what was said of it.
+/// Checks the size and digest of a document.
 pub(crate) fn check_document(bytes: &[u8], digest: &Digest, size: Option<u64>) -> Result<()> {
     if let Some(size) = size.filter(|size| *size > 0) {
-        ensure!(
-            bytes.len() as u64 == size,
-            "{digest} has {} bytes, and {size} were said",
-            bytes.len()
-        );
+        ensure!(bytes.len() as u64 == size, "{digest} has {} bytes instead of {size}", bytes.len());
     }
     let found = crate::stream::digest_of(bytes);
     ensure!(found == *digest, "{digest} has the digest {found}");
@@ -202,26 +169,23 @@ pub(crate) fn check_document(bytes: &[u8], digest: &Digest, size: Option<u64>) -
 }
 
 impl WantedPlatform {
-    /// What this machine can run.
+    /// Returns the platform of the host.
     pub(crate) fn host() -> WantedPlatform {
-        let host = Platform::host();
-        WantedPlatform {
-            os: host.os,
-            architecture: host.architecture,
-            variant: None,
-        }
+        WantedPlatform(NormalPlatform::host())
     }
 
-    /// Whether an image for this platform will do. A variant counts when one is wanted.
+    /// Returns whether an image of this platform matches. Without a requested variant any variant
+    /// matches.
     pub(crate) fn fits(&self, platform: &Platform) -> bool {
-        let variant = self.variant.is_none()
+        let (wanted, platform) = (&self.0, platform.normal());
+        let variant = wanted.variant.is_none()
             || platform.variant.is_none()
-            || self.variant == platform.variant;
-        platform.os == self.os && platform.architecture == self.architecture && variant
+            || wanted.variant == platform.variant;
+        platform.os == wanted.os && platform.architecture == wanted.architecture && variant
     }
 
     fn is_exactly(&self, platform: Option<&Platform>) -> bool {
-        platform.is_some_and(|platform| platform.variant == self.variant)
+        platform.is_some_and(|platform| platform.normal().variant == self.0.variant)
     }
 }
 
@@ -232,9 +196,7 @@ impl FromStr for WantedPlatform {
         let parts: Vec<&str> = text.split('/').collect();
         let plain = |part: &&str| {
             !part.is_empty()
-                && part
-                    .bytes()
-                    .all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
+                && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
         };
         let (os, architecture, variant) = match parts[..] {
             [os, architecture] => (os, architecture, None),
@@ -243,22 +205,19 @@ impl FromStr for WantedPlatform {
         };
         if os.is_empty() || !parts.iter().all(plain) {
             return Err(Failure::usage(format!(
-                "'{}' is no platform, such as linux/amd64 or linux/arm/v7",
+                "invalid platform '{}'; use OS/ARCH[/VARIANT], such as linux/amd64",
                 escape(text)
             )));
         }
-        Ok(WantedPlatform {
-            os: os.to_owned(),
-            architecture: architecture.to_owned(),
-            variant: variant.map(str::to_owned),
-        })
+        Ok(WantedPlatform(NormalPlatform::of(os, architecture, variant)))
     }
 }
 
 impl fmt::Display for WantedPlatform {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.os, self.architecture)?;
-        match &self.variant {
+        let NormalPlatform { os, architecture, variant } = &self.0;
+        write!(f, "{os}/{architecture}")?;
+        match variant {
             Some(variant) => write!(f, "/{variant}"),
             None => Ok(()),
         }
@@ -290,20 +249,17 @@ mod tests {
 
     fn chosen(entries: &[Value], wanted: &str) -> Result<Vec<Digest>> {
         let index = json!({ "schemaVersion": 2, "manifests": entries });
-        let Parsed::Index(manifests) = parse(index.to_string().as_bytes())? else {
+        let ParsedManifest::Index(manifests) = parse(index.to_string().as_bytes())? else {
             panic!("an index is no image")
         };
         Ok(match choose(manifests, &wanted.parse()?)? {
-            Choice::Manifest(one) => vec![one.digest],
-            Choice::Indexes(many) => many.into_iter().map(|one| one.digest).collect(),
+            IndexChoice::Manifest(one) => vec![one.digest],
+            IndexChoice::Indexes(many) => many.into_iter().map(|one| one.digest).collect(),
         })
     }
 
     fn is(found: Result<Vec<Digest>>, expected: &[u8]) {
-        let expected: Vec<Digest> = expected
-            .iter()
-            .map(|n| Digest::of_bytes([*n; 32]))
-            .collect();
+        let expected: Vec<Digest> = expected.iter().map(|n| Digest::of_bytes([*n; 32])).collect();
         assert_eq!(found.unwrap(), expected);
     }
 
@@ -322,28 +278,45 @@ mod tests {
         let error = chosen(&entries, "linux/s390x").unwrap_err().to_string();
         assert_eq!(
             error,
-            "there is no image for linux/s390x; there is: linux/amd64, linux/arm/v6, linux/arm/v7, windows/amd64"
+            "there is no image for linux/s390x; available: linux/amd64, linux/arm/v6, linux/arm/v7, windows/amd64"
         );
     }
 
     #[test]
-    fn attestations_are_no_images_and_nested_indexes_are_looked_into() {
+    fn other_spellings_of_a_platform_are_the_same_platform() {
+        let entries = [
+            entry(1, IMAGE, Some(("Linux", "x86_64", Some("v4")))),
+            entry(2, IMAGE, Some(("linux", "X86-64", Some("v1")))),
+            entry(3, IMAGE, Some(("linux", "aarch64", Some("v8")))),
+            entry(4, IMAGE, Some(("linux", "armel", None))),
+            entry(5, IMAGE, Some(("linux", "armhf", None))),
+            entry(6, IMAGE, Some(("linux", "i386", None))),
+        ];
+        for (wanted, expected) in [
+            ("linux/amd64", 2),
+            ("linux/x86_64", 2),
+            ("Linux/AMD64/v4", 1),
+            ("linux/arm64", 3),
+            ("linux/aarch64/8", 3),
+            ("linux/arm/6", 4),
+            ("linux/armhf", 5),
+            ("linux/386", 6),
+        ] {
+            is(chosen(&entries, wanted), &[expected]);
+        }
+    }
+
+    #[test]
+    fn attestations_are_skipped_and_nested_indexes_are_searched() {
         let mut attestation = entry(1, IMAGE, None);
         attestation["annotations"] = json!({ "vnd.docker.reference.type": "attestation-manifest" });
-        is(
-            chosen(&[attestation.clone(), entry(2, IMAGE, None)], "linux/amd64"),
-            &[2],
-        );
-        let nested = [
-            attestation.clone(),
-            entry(3, INDEX, None),
-            entry(4, INDEX, None),
-        ];
+        is(chosen(&[attestation.clone(), entry(2, IMAGE, None)], "linux/amd64"), &[2]);
+        let nested = [attestation.clone(), entry(3, INDEX, None), entry(4, INDEX, None)];
         is(chosen(&nested, "linux/amd64"), &[3, 4]);
         assert!(chosen(&[attestation], "linux/amd64").is_err());
     }
 
-    fn manifest(config_kind: &str, layer_kind: &str, layer_bytes: u64) -> Result<Parsed> {
+    fn manifest(config_kind: &str, layer_kind: &str, layer_bytes: u64) -> Result<ParsedManifest> {
         let text = json!({
             "schemaVersion": 2,
             "config": { "mediaType": config_kind, "digest": digest(1), "size": 2 },
@@ -353,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn only_images_whose_layers_are_there_are_taken() {
+    fn only_images_with_supported_layers_are_accepted() {
         let config = "application/vnd.oci.image.config.v1+json";
         let layer = "application/vnd.oci.image.layer.v1.tar+zstd";
         assert!(manifest(config, layer, 9).is_ok());
@@ -367,17 +340,12 @@ mod tests {
                 9,
                 "foreign layer",
             ),
-            (
-                config,
-                "application/vnd.oci.image.layer.nondistributable.v1.tar",
-                9,
-                "foreign layer",
-            ),
+            (config, "application/vnd.oci.image.layer.nondistributable.v1.tar", 9, "foreign layer"),
             (
                 config,
                 "application/vnd.oci.image.layer.v1.tar+encrypted",
                 9,
-                "not supported",
+                "unsupported layer type",
             ),
             (config, layer, 0, "0 bytes"),
             (config, layer, u64::MAX, "bytes"),
@@ -389,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn the_old_form_is_refused_by_name() {
+    fn schema_1_is_rejected_by_name() {
         let error = parse(br#"{"schemaVersion":1,"name":"x","fsLayers":[]}"#).unwrap_err();
         assert!(error.to_string().contains("schema 1"), "{error}");
         for bad in [&b"[]"[..], b"<html>", b"{}", b"null"] {
@@ -398,16 +366,10 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_platform_is_refused() {
+    fn an_invalid_platform_is_rejected() {
         for bad in ["", "linux", "linux/", "a/b/c/d", "linux/am d64", "/x"] {
             assert!(bad.parse::<WantedPlatform>().is_err(), "{bad}");
         }
-        assert_eq!(
-            "linux/arm/v7"
-                .parse::<WantedPlatform>()
-                .unwrap()
-                .to_string(),
-            "linux/arm/v7"
-        );
+        assert_eq!("linux/arm/v7".parse::<WantedPlatform>().unwrap().to_string(), "linux/arm/v7");
     }
 }

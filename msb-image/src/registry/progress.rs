@@ -1,5 +1,4 @@
-//! What a pull tells while it is going on: a line for each layer to people at a terminal, events to programs, nothing to
-//! others.
+//! Progress of a pull: a line for each layer on a terminal, events for programs, otherwise nothing.
 
 use std::io::{self, IsTerminal, Write};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -11,98 +10,98 @@ use libmsb::digest::Digest;
 use libmsb::jsonl;
 use serde::Serialize;
 
-use super::download::Watch;
-use crate::arguments::{Format, Output};
+use super::download::DownloadObserver;
+use crate::args::{OutputFormat, ReportArgs};
 
-/// Time between two looks.
+/// Interval between updates.
 const TICK: Duration = Duration::from_millis(100);
-/// Lines of a terminal of unknown size.
+/// Lines of a terminal with unknown size.
 const ROWS: usize = 24;
 
-/// Who is told, and how.
+/// Destination of progress output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Audience {
+enum ProgressOutput {
     Terminal,
-    Program,
-    Nobody,
+    Events,
+    Silent,
 }
 
-/// Where a layer is.
+/// Stage of a layer in a pull.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub(crate) enum Stage {
+pub(crate) enum LayerStage {
     Waiting,
     Downloading,
     Unpacking,
     Done,
-    /// It was in the store.
+    /// The store had it.
     Present,
 }
 
-/// One layer.
+/// Progress of one layer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "type", rename = "layer_progress")]
-struct Layer {
+struct LayerStatus {
     digest: Digest,
-    state: Stage,
+    state: LayerStage,
     done_bytes: u64,
     size_bytes: u64,
 }
 
-/// The state of all layers.
-pub(crate) struct Progress {
-    audience: Audience,
-    layers: Mutex<Layers>,
+/// Progress of all layers.
+pub(crate) struct PullProgress {
+    output: ProgressOutput,
+    layers: Mutex<LayerTable>,
     finished: Condvar,
 }
 
 #[derive(Default)]
-struct Layers {
-    all: Vec<Layer>,
-    /// What was told last.
-    told: Vec<Layer>,
+struct LayerTable {
+    all: Vec<LayerStatus>,
+    /// State at the last report.
+    reported: Vec<LayerStatus>,
     lines_drawn: usize,
     finished: bool,
 }
 
-impl Progress {
+impl PullProgress {
     pub(crate) fn new(
-        options: Output,
+        options: ReportArgs,
         layers: impl IntoIterator<Item = (Digest, u64)>,
-    ) -> Progress {
-        let audience = if options.format == Some(Format::Json) {
-            Audience::Program
+    ) -> PullProgress {
+        let output = if options.format == Some(OutputFormat::Json) {
+            ProgressOutput::Events
         } else if !options.quiet && io::stderr().is_terminal() {
-            Audience::Terminal
+            ProgressOutput::Terminal
         } else {
-            Audience::Nobody
+            ProgressOutput::Silent
         };
-        let layer = |(digest, size_bytes)| Layer {
+        let layer = |(digest, size_bytes)| LayerStatus {
             digest,
-            state: Stage::Waiting,
+            state: LayerStage::Waiting,
             done_bytes: 0,
             size_bytes,
         };
-        Progress {
-            audience,
-            layers: Mutex::new(Layers {
+        PullProgress {
+            output,
+            layers: Mutex::new(LayerTable {
                 all: layers.into_iter().map(layer).collect(),
-                ..Layers::default()
+                ..LayerTable::default()
             }),
             finished: Condvar::new(),
         }
     }
 
-    /// Tells what changes until [`Progress::finish`].
+    /// Reports changes until [`PullProgress::finish`].
     pub(crate) fn run(&self) {
         let mut layers = self.layers();
         while !layers.finished {
-            self.tell(&mut layers);
+            self.report(&mut layers);
             let waited = self.finished.wait_timeout(layers, TICK);
             layers = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
-        self.tell(&mut layers);
-        if self.audience == Audience::Terminal {
+        self.report(&mut layers);
+        if self.output == ProgressOutput::Terminal {
             write_err(&erase(layers.lines_drawn));
         }
     }
@@ -112,83 +111,75 @@ impl Progress {
         self.finished.notify_all();
     }
 
-    /// The part of one layer.
+    /// Returns the observer of one layer.
     pub(crate) fn of(&self, digest: Digest) -> LayerProgress<'_> {
-        LayerProgress {
-            progress: self,
-            digest,
-        }
+        LayerProgress { progress: self, digest }
     }
 
-    fn layers(&self) -> MutexGuard<'_, Layers> {
+    fn layers(&self) -> MutexGuard<'_, LayerTable> {
         self.layers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn tell(&self, layers: &mut Layers) {
-        if layers.told == layers.all {
+    fn report(&self, layers: &mut LayerTable) {
+        if layers.reported == layers.all {
             return;
         }
-        match self.audience {
-            Audience::Nobody => {}
-            Audience::Program => tell_program(layers),
-            Audience::Terminal => draw(layers),
+        match self.output {
+            ProgressOutput::Silent => {}
+            ProgressOutput::Events => print_events(layers),
+            ProgressOutput::Terminal => draw(layers),
         }
-        layers.told = layers.all.clone();
+        layers.reported = layers.all.clone();
     }
 }
 
-/// One layer's part in the progress.
+/// Observer of one layer.
 pub(crate) struct LayerProgress<'a> {
-    progress: &'a Progress,
+    progress: &'a PullProgress,
     digest: Digest,
 }
 
 impl LayerProgress<'_> {
-    pub(crate) fn is(&self, state: Stage) {
+    pub(crate) fn set_stage(&self, state: LayerStage) {
         self.change(|layer| layer.state = state);
     }
 
-    fn change(&self, change: impl FnOnce(&mut Layer)) {
+    fn change(&self, change: impl FnOnce(&mut LayerStatus)) {
         let mut layers = self.progress.layers();
-        if let Some(layer) = layers
-            .all
-            .iter_mut()
-            .find(|layer| layer.digest == self.digest)
-        {
+        if let Some(layer) = layers.all.iter_mut().find(|layer| layer.digest == self.digest) {
             change(layer);
         }
     }
 }
 
-impl Watch for LayerProgress<'_> {
-    fn is_at(&self, bytes: u64) {
+impl DownloadObserver for LayerProgress<'_> {
+    fn set_bytes(&self, bytes: u64) {
         self.change(|layer| {
             layer.done_bytes = bytes;
-            if bytes == layer.size_bytes && layer.state == Stage::Downloading {
-                layer.state = Stage::Unpacking;
+            if bytes == layer.size_bytes && layer.state == LayerStage::Downloading {
+                layer.state = LayerStage::Unpacking;
             }
         });
     }
 
-    fn tries_again(&self, error: &anyhow::Error) {
+    fn retrying(&self, error: &anyhow::Error) {
         let text = message(error);
-        match self.progress.audience {
-            Audience::Nobody => {}
-            Audience::Program => print_event(&Retried {
-                digest: self.digest,
-                message: &text,
-            }),
-            Audience::Terminal => {
+        match self.progress.output {
+            ProgressOutput::Silent => {}
+            ProgressOutput::Events => {
+                print_event(&RetryEvent { digest: self.digest, message: &text })
+            }
+            ProgressOutput::Terminal => {
                 let mut layers = self.progress.layers();
                 let shown = libmsb::cli::escape::escape(&text).into_owned();
                 let line = format!(
-                    "{}{}: {shown}; trying again\n",
+                    "{}{}: {shown}; retrying\n",
                     erase(layers.lines_drawn),
                     self.digest.short()
                 );
                 write_err(&line);
                 layers.lines_drawn = 0;
-                layers.told.clear();
+                layers.reported.clear();
             }
         }
     }
@@ -196,36 +187,36 @@ impl Watch for LayerProgress<'_> {
 
 #[derive(Serialize)]
 #[serde(tag = "type", rename = "layer_retried")]
-struct Retried<'a> {
+struct RetryEvent<'a> {
     digest: Digest,
     message: &'a str,
 }
 
-/// An event on standard output. When nobody reads it any more, the last one will say so.
+/// Prints an event on standard output. A write error is ignored here; the last event reports it.
 fn print_event<T: Serialize>(event: &T) {
     if let Ok(line) = jsonl::to_string(event) {
         drop(output::print(&line));
     }
 }
 
-fn tell_program(layers: &Layers) {
+fn print_events(layers: &LayerTable) {
     for (place, layer) in layers.all.iter().enumerate() {
-        if layers.told.get(place) != Some(layer) {
+        if layers.reported.get(place) != Some(layer) {
             print_event(layer);
         }
     }
 }
 
-/// Draws over what was drawn last.
-fn draw(layers: &mut Layers) {
+/// Draws the lines over those drawn before.
+fn draw(layers: &mut LayerTable) {
     let rows =
         rustix::termios::tcgetwinsize(io::stderr()).map_or(ROWS, |size| usize::from(size.ws_row));
-    let room = rows.saturating_sub(1).max(1);
-    let mut lines: Vec<&Layer> = layers.all.iter().collect();
-    if lines.len() > room {
-        // Those that are done make room for the others.
-        lines.retain(|layer| !matches!(layer.state, Stage::Done | Stage::Present));
-        lines.truncate(room);
+    let visible = rows.saturating_sub(1).max(1);
+    let mut lines: Vec<&LayerStatus> = layers.all.iter().collect();
+    if lines.len() > visible {
+        // Finished layers make room for the others.
+        lines.retain(|layer| !matches!(layer.state, LayerStage::Done | LayerStage::Present));
+        lines.truncate(visible);
     }
     let mut text = erase(layers.lines_drawn);
     for layer in &lines {
@@ -236,25 +227,23 @@ fn draw(layers: &mut Layers) {
     write_err(&text);
 }
 
-fn line(layer: &Layer) -> String {
+fn line(layer: &LayerStatus) -> String {
     let state = match layer.state {
-        Stage::Waiting => "waiting".to_owned(),
-        Stage::Downloading => format!(
+        LayerStage::Waiting => "waiting".to_owned(),
+        LayerStage::Downloading => format!(
             "{:>3} %  {} of {}",
-            (layer.done_bytes * 100)
-                .checked_div(layer.size_bytes)
-                .unwrap_or(100),
+            (layer.done_bytes * 100).checked_div(layer.size_bytes).unwrap_or(100),
             style::bytes(layer.done_bytes),
             style::bytes(layer.size_bytes)
         ),
-        Stage::Unpacking => "unpacking".to_owned(),
-        Stage::Done => "done".to_owned(),
-        Stage::Present => "already there".to_owned(),
+        LayerStage::Unpacking => "unpacking".to_owned(),
+        LayerStage::Done => "done".to_owned(),
+        LayerStage::Present => "already there".to_owned(),
     };
     format!("{}  {state}", layer.digest.short())
 }
 
-/// Goes up to the first line that was drawn and clears all below.
+/// Moves to the first line drawn before and clears everything below it.
 fn erase(lines: usize) -> String {
     match lines {
         0 => String::new(),
@@ -272,9 +261,9 @@ mod tests {
 
     #[test]
     fn a_layer_has_one_line_and_one_event() {
-        let layer = Layer {
+        let layer = LayerStatus {
             digest: Digest::of_bytes([0xab; 32]),
-            state: Stage::Downloading,
+            state: LayerStage::Downloading,
             done_bytes: 512,
             size_bytes: 2048,
         };

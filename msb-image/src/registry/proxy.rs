@@ -1,63 +1,64 @@
-//! Proxies from the environment: `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY`, in either case, as curl and the
-//! Go programs have them. (Except `HTTP_PROXY` in capitals: a CGI program would let its client choose the proxy.)
+//! Proxies from the environment: `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY`, in upper
+//! or lower case, as in curl and Go. `HTTP_PROXY` in upper case is ignored, because a client of a
+//! CGI program could set it.
 
 use std::net::IpAddr;
 
-/// What the environment says.
+/// Proxy settings from the environment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Proxies {
+pub(crate) struct ProxySettings {
     https: Option<String>,
     http: Option<String>,
-    none: Vec<String>,
+    no_proxy: Vec<String>,
 }
 
-impl Proxies {
-    pub(crate) fn from_env() -> Proxies {
-        Proxies::read(|name| std::env::var(name).ok())
+impl ProxySettings {
+    pub(crate) fn from_env() -> ProxySettings {
+        ProxySettings::read(|name| std::env::var(name).ok())
     }
 
-    fn read(variable: impl Fn(&str) -> Option<String>) -> Proxies {
+    fn read(variable: impl Fn(&str) -> Option<String>) -> ProxySettings {
         let first = |names: &[&str]| {
             let mut values = names.iter().filter_map(|name| variable(name));
             values.find(|value| !value.is_empty())
         };
-        let none = first(&["no_proxy", "NO_PROXY"]).unwrap_or_default();
-        let words = none.split([',', ' ']).map(str::trim);
-        Proxies {
+        let no_proxy = first(&["no_proxy", "NO_PROXY"]).unwrap_or_default();
+        let words = no_proxy.split([',', ' ']).map(str::trim);
+        ProxySettings {
             https: first(&["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"]),
             http: first(&["http_proxy", "all_proxy", "ALL_PROXY"]),
-            none: words
-                .filter(|word| !word.is_empty())
-                .map(str::to_ascii_lowercase)
-                .collect(),
+            no_proxy: words.filter(|word| !word.is_empty()).map(str::to_ascii_lowercase).collect(),
         }
     }
 
-    /// The proxy of a scheme, whichever the server.
+    /// Returns the proxy for a scheme, for any server.
     pub(crate) fn named(&self, secure: bool) -> Option<&str> {
         let chosen = if secure { &self.https } else { &self.http };
         chosen.as_deref()
     }
 
-    /// The proxy for a server, if there is one.
+    /// Returns the proxy for a server, if any.
     pub(crate) fn of(&self, secure: bool, host: &str, port: u16) -> Option<&str> {
         let host = host.trim_matches(['[', ']']).to_ascii_lowercase();
-        if is_loopback(&host) || self.none.iter().any(|word| spares(word, &host, port)) {
+        if is_loopback(&host)
+            || self.no_proxy.iter().any(|word| matches_no_proxy(word, &host, port))
+        {
             return None;
         }
         self.named(secure)
     }
 }
 
-/// Whether a host is this machine.
+/// Returns whether a host name is a loopback address or `localhost`.
 pub(crate) fn is_loopback(host: &str) -> bool {
     let host = host.trim_matches(['[', ']']);
     let address: Option<IpAddr> = host.parse().ok();
     host.eq_ignore_ascii_case("localhost") || address.is_some_and(|address| address.is_loopback())
 }
 
-/// Whether a word of `NO_PROXY` names the host: itself, a domain above it, a network, or `*`; perhaps with a port.
-fn spares(word: &str, host: &str, port: u16) -> bool {
+/// Returns whether an element of `NO_PROXY` matches the host: its name, a parent domain, a network,
+/// or `*`; optionally with a port.
+fn matches_no_proxy(word: &str, host: &str, port: u16) -> bool {
     if word == "*" {
         return true;
     }
@@ -93,18 +94,18 @@ fn is_in(address: IpAddr, network: &str, bits: &str) -> Option<bool> {
 mod tests {
     use super::*;
 
-    fn proxies(none: &str) -> Proxies {
-        Proxies::read(|name| match name {
+    fn proxies(no_proxy: &str) -> ProxySettings {
+        ProxySettings::read(|name| match name {
             "HTTPS_PROXY" => Some("http://s:1".to_owned()),
             "http_proxy" => Some("http://p:1".to_owned()),
-            "no_proxy" => Some(none.to_owned()),
+            "no_proxy" => Some(no_proxy.to_owned()),
             "HTTP_PROXY" => panic!("it may come from a client"),
             _ => None,
         })
     }
 
     #[test]
-    fn each_scheme_has_its_proxy_and_this_machine_has_none() {
+    fn each_scheme_has_its_proxy_and_loopback_has_none() {
         let proxies = proxies("");
         assert_eq!(proxies.of(true, "example.com", 443), Some("http://s:1"));
         assert_eq!(proxies.of(false, "example.com", 80), Some("http://p:1"));
@@ -114,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn hosts_domains_ports_and_networks_are_spared() {
+    fn no_proxy_matches_hosts_domains_ports_and_networks() {
         let proxies =
             proxies("example.com, .corp,*.lan,10.0.0.0/8 192.168.1.1,odd.org:5000,fd00::/8");
         let spared = [

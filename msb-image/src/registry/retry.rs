@@ -1,104 +1,133 @@
-//! When to try again: what passes by itself (a server that is busy, a connection that broke) is tried a few times, each
-//! after a longer pause; all else fails at once.
+//! Retries with exponential backoff: transient errors (a busy server, a broken connection) are
+//! retried a few times with growing delays; all other errors fail at once.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-/// Attempts in a row that bring nothing.
+use libmsb::cli::error::{message, print_note, program};
+
+/// Maximum of consecutive attempts without progress.
 pub(crate) const ATTEMPTS_MAX: u32 = 6;
-/// The first pause, as a part of the time that a connection may be silent: 1 of 30 seconds. Each further one is twice as
-/// long: all of them are half a minute.
-const PAUSE_PART: u32 = 30;
-/// The longest pause that a server may ask for.
-const PAUSE_MAX: Duration = Duration::from_secs(120);
+/// Divisor of the connection timeout that gives the first delay: 1 s of 30 s. Each further delay is
+/// twice as long; together they are half a minute.
+const FIRST_DELAY_DIVISOR: u32 = 30;
+/// Time after the first attempt in which a name is looked up again: a name server that does not
+/// answer has its own timeouts.
+const LOOKUP_RETRY_TIME: Duration = Duration::from_secs(2);
+/// Longest delay, including one that a server asks for.
+const DELAY_MAX: Duration = Duration::from_secs(120);
 
-/// Why a request failed.
+/// Failure of a request.
 #[derive(Debug)]
-pub(crate) enum Trouble {
-    /// It may go better later.
-    Passing {
+pub(crate) enum FetchError {
+    /// A later attempt may succeed.
+    Transient {
         error: anyhow::Error,
-        /// How long the server wants to be left alone.
-        pause: Option<Duration>,
+        /// Delay that the server asks for.
+        delay: Option<Duration>,
     },
-    /// It will not.
-    Final(anyhow::Error),
+    /// The name server could not answer; it may within seconds.
+    Unresolved(anyhow::Error),
+    /// A later attempt would fail too.
+    Permanent(anyhow::Error),
 }
 
-impl Trouble {
-    pub(crate) fn passing(error: impl Into<anyhow::Error>) -> Trouble {
-        Trouble::Passing {
-            error: error.into(),
-            pause: None,
-        }
+impl FetchError {
+    pub(crate) fn transient(error: impl Into<anyhow::Error>) -> FetchError {
+        FetchError::Transient { error: error.into(), delay: None }
     }
 
     pub(crate) fn into_error(self) -> anyhow::Error {
         match self {
-            Trouble::Passing { error, .. } | Trouble::Final(error) => error,
+            FetchError::Transient { error, .. }
+            | FetchError::Unresolved(error)
+            | FetchError::Permanent(error) => error,
         }
     }
 }
 
-impl From<anyhow::Error> for Trouble {
-    fn from(error: anyhow::Error) -> Trouble {
-        Trouble::Final(error)
+impl From<anyhow::Error> for FetchError {
+    fn from(error: anyhow::Error) -> FetchError {
+        FetchError::Permanent(error)
     }
 }
 
-/// Counts attempts.
+/// Exponential backoff between attempts.
 #[derive(Debug)]
-pub(crate) struct Patience {
+pub(crate) struct RetryBackoff {
     failed: u32,
-    /// The first pause.
-    pause: Duration,
+    /// First delay.
+    delay: Duration,
+    start: Instant,
+    /// Print a note before each further attempt.
+    announced: bool,
 }
 
-impl Patience {
-    /// For connections that may be silent for so long.
-    pub(crate) fn of(timeout: Duration) -> Patience {
-        Patience {
-            failed: 0,
-            pause: timeout / PAUSE_PART,
-        }
+impl RetryBackoff {
+    /// Creates the backoff for connections with this timeout.
+    pub(crate) fn new(timeout: Duration) -> RetryBackoff {
+        let delay = timeout / FIRST_DELAY_DIVISOR;
+        RetryBackoff { failed: 0, delay, start: Instant::now(), announced: true }
     }
 
-    /// The last attempt brought something.
-    pub(crate) fn renew(&mut self) {
+    /// Prints no notes: the progress of layers is on the terminal.
+    pub(crate) fn silent(self) -> RetryBackoff {
+        RetryBackoff { announced: false, ..self }
+    }
+
+    /// Resets the backoff after an attempt with progress.
+    pub(crate) fn reset(&mut self) {
         self.failed = 0;
     }
 
-    /// Waits until the next attempt, or gives the error when there shall be none.
-    pub(crate) fn bear(&mut self, trouble: Trouble) -> anyhow::Result<()> {
+    /// Waits for the next attempt. Returns the error if it is permanent or the attempts are used
+    /// up.
+    pub(crate) fn next_attempt(&mut self, error: FetchError) -> anyhow::Result<()> {
         self.failed += 1;
-        match trouble {
-            Trouble::Passing { pause, .. } if self.failed < ATTEMPTS_MAX => {
-                std::thread::sleep(pause_before(self.failed, self.pause, pause));
+        match error {
+            FetchError::Transient { error, delay } if self.failed < ATTEMPTS_MAX => {
+                self.wait(&error, delay);
                 Ok(())
             }
-            trouble => Err(trouble.into_error()),
+            FetchError::Unresolved(error) if self.start.elapsed() < LOOKUP_RETRY_TIME => {
+                self.wait(&error, None);
+                Ok(())
+            }
+            error => Err(error.into_error()),
         }
     }
 }
 
-/// Does something until it is done or patience ends.
-pub(crate) fn persist<T>(
-    mut patience: Patience,
-    mut act: impl FnMut() -> Result<T, Trouble>,
+impl RetryBackoff {
+    fn wait(&self, error: &anyhow::Error, delay: Option<Duration>) {
+        let delay = delay_before(self.failed, self.delay, delay);
+        if self.announced {
+            let seconds = delay.as_secs_f64();
+            let reason = message(error);
+            print_note(program(), &format!("{reason}: trying again in {seconds:.0} s"));
+        }
+        std::thread::sleep(delay);
+    }
+}
+
+/// Runs an operation and retries transient errors until the backoff ends.
+pub(crate) fn retry<T>(
+    mut backoff: RetryBackoff,
+    mut attempt: impl FnMut() -> Result<T, FetchError>,
 ) -> anyhow::Result<T> {
     loop {
-        match act() {
+        match attempt() {
             Ok(value) => return Ok(value),
-            Err(trouble) => patience.bear(trouble)?,
+            Err(error) => backoff.next_attempt(error)?,
         }
     }
 }
 
-fn pause_before(attempt: u32, first: Duration, asked: Option<Duration>) -> Duration {
+fn delay_before(attempt: u32, first: Duration, retry_after: Option<Duration>) -> Duration {
     let own = first * 2_u32.saturating_pow(attempt.saturating_sub(1));
-    own.max(asked.unwrap_or_default()).min(PAUSE_MAX)
+    own.max(retry_after.unwrap_or_default()).min(DELAY_MAX)
 }
 
-/// The value of `Retry-After`, when it is a number of seconds. (The other form, a date, needs clocks that agree.)
+/// Parses `Retry-After` as a number of seconds. The other form, a date, needs synchronized clocks.
 pub(crate) fn retry_after(value: &str) -> Option<Duration> {
     value.trim().parse().ok().map(Duration::from_secs)
 }
@@ -108,9 +137,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pauses_grow_and_the_server_may_ask_for_more_but_not_for_ever() {
+    fn delays_grow_and_retry_after_is_limited() {
         let first = Duration::from_secs(1);
-        let seconds = |attempt, asked| pause_before(attempt, first, asked).as_secs();
+        let seconds = |attempt, retry_after| delay_before(attempt, first, retry_after).as_secs();
         assert_eq!([1, 2, 3, 4, 5].map(|n| seconds(n, None)), [1, 2, 4, 8, 16]);
         assert_eq!(seconds(1, retry_after(" 7 ")), 7);
         assert_eq!(seconds(1, retry_after("99999999")), 120);
@@ -119,12 +148,12 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_pass_is_not_tried_again() {
+    fn a_permanent_error_is_not_retried() {
         let mut count = 0;
-        let patience = Patience::of(Duration::from_secs(1));
-        let result: anyhow::Result<()> = persist(patience, || {
+        let backoff = RetryBackoff::new(Duration::from_secs(1));
+        let result: anyhow::Result<()> = retry(backoff, || {
             count += 1;
-            Err(Trouble::Final(anyhow::anyhow!("no")))
+            Err(FetchError::Permanent(anyhow::anyhow!("no")))
         });
         assert!(result.is_err());
         assert_eq!(count, 1);

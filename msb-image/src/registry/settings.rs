@@ -1,4 +1,4 @@
-//! What `config.json` of the state directory says of registries.
+//! Registry settings in `config.json` of the state directory.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -9,120 +9,109 @@ use libmsb::state::{Home, write};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::connection::Options;
+use super::connection::HttpOptions;
 use super::credentials::Credentials;
-use crate::arguments::Way;
+use crate::args::ConnectionArgs;
 
 /// Bytes of the file.
 const FILE_BYTES_MAX: u64 = 1 << 20;
-/// Names the time without a byte after which a connection is given up.
+/// Environment variable: time without a byte after which a connection is closed.
 const TIMEOUT_VARIABLE: &str = "MSB_REGISTRY_TIMEOUT";
 
-/// The file, as far as it concerns registries. Fields that are not known belong to others.
+/// The part of the file about registries. Unknown fields belong to other programs.
 #[derive(Debug, Default, Deserialize)]
-struct File {
+struct SettingsFile {
     #[serde(default)]
-    registries: Registries,
+    registries: RegistriesSection,
 }
 
 #[derive(Debug, Default, Deserialize)]
-struct Registries {
-    ca_certs: Option<Paths>,
+struct RegistriesSection {
+    ca_certs: Option<PathList>,
     #[serde(default)]
     hosts: BTreeMap<String, HostSettings>,
 }
 
-/// One file or several.
+/// One path or several.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(untagged)]
-enum Paths {
+enum PathList {
     One(PathBuf),
     Many(Vec<PathBuf>),
 }
 
-/// What is said of one registry.
+/// Settings of one registry.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub(crate) struct HostSettings {
     #[serde(default)]
     insecure: bool,
-    ca_certs: Option<Paths>,
-    auth: Option<Auth>,
+    ca_certs: Option<PathList>,
+    auth: Option<HostAuth>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
-struct Auth {
+struct HostAuth {
     username: String,
     password_env: Option<String>,
     store: Option<Value>,
     secret_name: Option<Value>,
 }
 
-/// How to reach a registry, and who one is there.
+/// Connection options and settings of a registry.
 #[derive(Debug)]
-pub(crate) struct Settings {
-    pub(crate) options: Options,
+pub(crate) struct RegistrySettings {
+    pub(crate) options: HttpOptions,
     pub(crate) host: HostSettings,
 }
 
-impl Settings {
-    /// For one registry; what was typed is added.
-    pub(crate) fn read(home: &Home, registry: &str, way: &Way) -> Result<Settings> {
-        let file: File = write::read_json(&home.config(), FILE_BYTES_MAX)?.unwrap_or_default();
-        let host = file
-            .registries
-            .hosts
-            .get(registry)
-            .cloned()
-            .unwrap_or_default();
-        let mut all: Vec<PathBuf> = way.ca_certs.iter().cloned().collect();
-        for paths in [&host.ca_certs, &file.registries.ca_certs]
-            .into_iter()
-            .flatten()
-        {
+impl RegistrySettings {
+    /// Reads the settings of one registry and adds the command-line options.
+    pub(crate) fn read(
+        home: &Home,
+        registry: &str,
+        connection: &ConnectionArgs,
+    ) -> Result<RegistrySettings> {
+        let file: SettingsFile =
+            write::read_json(&home.config(), FILE_BYTES_MAX)?.unwrap_or_default();
+        let host = file.registries.hosts.get(registry).cloned().unwrap_or_default();
+        let mut all: Vec<PathBuf> = connection.ca_certs.iter().cloned().collect();
+        for paths in [&host.ca_certs, &file.registries.ca_certs].into_iter().flatten() {
             match paths {
-                Paths::One(path) => all.push(path.clone()),
-                Paths::Many(paths) => all.extend(paths.iter().cloned()),
+                PathList::One(path) => all.push(path.clone()),
+                PathList::Many(paths) => all.extend(paths.iter().cloned()),
             }
         }
         let timeout = match std::env::var(TIMEOUT_VARIABLE) {
             Ok(text) => Some(parse_duration(&text).context(TIMEOUT_VARIABLE)?),
             Err(_) => None,
         };
-        ensure!(
-            timeout.is_none_or(|timeout| !timeout.is_zero()),
-            "{TIMEOUT_VARIABLE} is zero"
-        );
-        let options = Options {
-            insecure: way.insecure || host.insecure,
-            ca_certs: all,
-            timeout,
-        };
-        Ok(Settings { options, host })
+        ensure!(timeout.is_none_or(|timeout| !timeout.is_zero()), "{TIMEOUT_VARIABLE} is zero");
+        let options =
+            HttpOptions { insecure: connection.insecure || host.insecure, ca_certs: all, timeout };
+        Ok(RegistrySettings { options, host })
     }
 }
 
 impl HostSettings {
-    /// The credentials, if the file names any.
+    /// Returns the credentials, if the file configures any.
     pub(crate) fn credentials(&self, registry: &str) -> Result<Option<Credentials>> {
         let Some(auth) = &self.auth else {
             return Ok(None);
         };
         ensure!(
             auth.store.is_none() && auth.secret_name.is_none(),
-            "'config.json' keeps the password for '{registry}' in a way that is not supported; use 'password_env', or: msb image registry login"
+            "'config.json' stores the password for '{registry}' in an unsupported connection; \
+             use 'password_env', or: msb image registry login"
         );
         let name = auth.password_env.as_deref().with_context(|| {
-            format!("'config.json' names a user for '{registry}' and no 'password_env'")
+            format!("'config.json' has a user name for '{registry}' but no 'password_env'")
         })?;
         let password = std::env::var(name).with_context(|| {
             format!(
-                "'config.json' says that the password for '{registry}' is in the variable {name}"
+                "cannot read the password for '{registry}' from the environment variable {name}"
             )
         })?;
-        Ok(Some(Credentials::Password {
-            username: auth.username.clone(),
-            password,
-        }))
+        Ok(Some(Credentials::Password { username: auth.username.clone(), password }))
     }
 }
 
@@ -130,15 +119,13 @@ impl HostSettings {
 mod tests {
     use super::*;
 
-    fn read(text: &str, registry: &str) -> Result<Settings> {
-        let folder = tempfile::tempdir().unwrap();
-        let home = Home::at(folder.path());
+    fn read(text: &str, registry: &str) -> Result<RegistrySettings> {
+        let directory = tempfile::tempdir().unwrap();
+        let home = Home::at(directory.path());
         std::fs::write(home.config(), text).unwrap();
-        let way = Way {
-            insecure: false,
-            ca_certs: Some(PathBuf::from("typed.pem")),
-        };
-        Settings::read(&home, registry, &way)
+        let connection =
+            ConnectionArgs { insecure: false, ca_certs: Some(PathBuf::from("typed.pem")) };
+        RegistrySettings::read(&home, registry, &connection)
     }
 
     #[test]
@@ -155,12 +142,10 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_understood_is_no_default() {
-        for text in [
-            "{",
-            r#"{"registries":{"hosts":{"r":{"insecure":"yes"}}}}"#,
-            r#"{"registries":[]}"#,
-        ] {
+    fn an_invalid_file_is_an_error() {
+        for text in
+            ["{", r#"{"registries":{"hosts":{"r":{"insecure":"yes"}}}}"#, r#"{"registries":[]}"#]
+        {
             assert!(read(text, "r").is_err(), "{text}");
         }
         let kept = r#"{"registries":{"hosts":{"r":{"auth":{"username":"u","store":"keyring"}}}}}"#;

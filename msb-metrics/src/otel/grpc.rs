@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use anyhow::Context;
 use libmsb::cli::error::Failure;
-use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceResponse;
 use prost::Message;
 use prost::bytes::{Buf, BufMut};
 use tonic::client::Grpc as Client;
@@ -14,20 +13,21 @@ use tonic::metadata::{Ascii, MetadataKey, MetadataMap, MetadataValue};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 use tonic::{Code, Request, Status, TimeoutExpired};
 
-use super::http::partly;
-use super::{Outcome, Transport, authorities, headers};
+use super::outcome::{ExportOutcome, ExportTransport};
+use super::response::ExportMetricsServiceResponse;
+use super::{certificates, headers};
 use crate::args::{Compression, OtelArgs};
 
-/// The one call.
+/// Path of the RPC.
 const EXPORT: &str = "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export";
-/// What is said of an answer that does not come in time, whoever's clock was the first: ours, that of the client's library, which
-/// knows the header `grpc-timeout`, or the collector's.
-const TOO_LONG: &str = "it took too long";
-/// In the details of a status: when to try again (`google.rpc.RetryInfo`).
+/// Reason of a timeout, independent of which clock expired first: this program's, that of the
+/// client library, which enforces the header `grpc-timeout`, or the collector's.
+const TIMED_OUT: &str = "timed out";
+/// Type of the status detail with the retry delay (`google.rpc.RetryInfo`).
 const RETRY_INFO: &str = "type.googleapis.com/google.rpc.RetryInfo";
 
-/// The way to a collector.
-pub(super) struct Grpc {
+/// A gRPC connection to a collector.
+pub(super) struct GrpcTransport {
     runtime: tokio::runtime::Runtime,
     channel: Channel,
     headers: MetadataMap,
@@ -35,24 +35,26 @@ pub(super) struct Grpc {
     timeout: Duration,
 }
 
-impl Grpc {
-    pub(super) fn new(args: &OtelArgs) -> anyhow::Result<Grpc> {
+impl GrpcTransport {
+    pub(super) fn new(args: &OtelArgs) -> anyhow::Result<GrpcTransport> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_io()
             .enable_time()
             .build()
-            .context("cannot begin to wait for the network")?;
+            .context("cannot start the async runtime")?;
         let channel = {
             let _inside = runtime.enter();
             endpoint(args)?.connect_lazy()
         };
         let mut metadata = MetadataMap::new();
-        for (name, value) in headers::of(args)? {
-            let key: MetadataKey<Ascii> = name.parse().map_err(|_| headers::wrong(&name))?;
-            let value: MetadataValue<Ascii> = value.parse().map_err(|_| headers::wrong(&name))?;
+        for (name, value) in headers::request_headers(args)? {
+            let key: MetadataKey<Ascii> =
+                name.parse().map_err(|_| headers::invalid_header(&name))?;
+            let value: MetadataValue<Ascii> =
+                value.parse().map_err(|_| headers::invalid_header(&name))?;
             metadata.insert(key, value);
         }
-        Ok(Grpc {
+        Ok(GrpcTransport {
             runtime,
             channel,
             headers: metadata,
@@ -62,29 +64,25 @@ impl Grpc {
     }
 }
 
-/// A bare `HOST:PORT` is without TLS.
+/// Parses the endpoint. `HOST:PORT` without a scheme means no TLS.
 fn endpoint(args: &OtelArgs) -> anyhow::Result<Endpoint> {
     let text = &args.endpoint;
-    let whole = if text.contains("://") {
-        text.clone()
-    } else {
-        format!("http://{text}")
-    };
-    let wrong = || {
+    let whole = if text.contains("://") { text.clone() } else { format!("http://{text}") };
+    let invalid = || {
         Failure::usage(format!(
-            "'{}' is no address of gRPC",
-            libmsb::cli::escape::escape(&super::without_secrets(text))
+            "invalid gRPC endpoint '{}'",
+            libmsb::cli::escape::escape(&super::endpoint::without_secrets(text))
         ))
-        .hint("as http://127.0.0.1:4317, or with https for TLS")
+        .hint("give a URL: http://127.0.0.1:4317, or https:// for TLS")
     };
-    let endpoint = Endpoint::from_shared(whole.clone()).map_err(|_| wrong())?;
+    let endpoint = Endpoint::from_shared(whole.clone()).map_err(|_| invalid())?;
     let secure = match endpoint.uri().scheme_str() {
         Some("http") => false,
         Some("https") => true,
-        _ => return Err(wrong().into()),
+        _ => return Err(invalid().into()),
     };
     if endpoint.uri().host().is_none_or(str::is_empty) {
-        return Err(wrong().into());
+        return Err(invalid().into());
     }
     let endpoint = endpoint
         .connect_timeout(args.export_timeout)
@@ -94,18 +92,16 @@ fn endpoint(args: &OtelArgs) -> anyhow::Result<Endpoint> {
     }
     let tls = match &args.ca_cert {
         Some(path) => {
-            let pem = authorities::read(path)?.pem;
+            let pem = certificates::read(path)?.pem;
             ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem))
         }
         None => ClientTlsConfig::new().with_native_roots(),
     };
-    endpoint
-        .tls_config(tls)
-        .context("cannot use the certificates")
+    endpoint.tls_config(tls).context("cannot use the certificates")
 }
 
-impl Transport for Grpc {
-    fn send(&mut self, request: &[u8]) -> Outcome {
+impl ExportTransport for GrpcTransport {
+    fn send(&mut self, request: &[u8]) -> ExportOutcome {
         let mut client = Client::new(self.channel.clone());
         if self.gzip {
             client = client.send_compressed(CompressionEncoding::Gzip);
@@ -115,74 +111,66 @@ impl Transport for Grpc {
         request.set_timeout(self.timeout);
         let path = PathAndQuery::from_static(EXPORT);
         let call = async {
-            client
-                .ready()
-                .await
-                .map_err(|error| Status::from_error(error.into()))?;
-            client.unary(request, path, Encoded).await
+            client.ready().await.map_err(|error| Status::from_error(error.into()))?;
+            client.unary(request, path, RawCodec).await
         };
-        let answer = self
-            .runtime
-            .block_on(async { tokio::time::timeout(self.timeout, call).await });
+        let answer =
+            self.runtime.block_on(async { tokio::time::timeout(self.timeout, call).await });
         match answer {
-            Err(_) => Outcome::Later {
-                why: TOO_LONG.to_owned(),
-                after: None,
-            },
-            Ok(Ok(answer)) => partly(answer.into_inner()),
-            Ok(Err(status)) => refused(&status),
+            Err(_) => ExportOutcome::Retry { why: TIMED_OUT.to_owned(), after: None },
+            Ok(Ok(answer)) => answer.into_inner().outcome(),
+            Ok(Err(status)) => outcome_of_status(&status),
         }
     }
 }
 
-/// Which refusals are worth another try: all but those of the request itself.
-fn refused(status: &Status) -> Outcome {
-    let why = format!("it answered {:?}: {}", status.code(), status.message());
+/// Converts a status to an outcome. Only errors in the request itself are final.
+fn outcome_of_status(status: &Status) -> ExportOutcome {
+    let why = format!("status {:?}: {}", status.code(), status.message());
     match status.code() {
-        Code::InvalidArgument => Outcome::Never { why },
-        Code::DeadlineExceeded => Outcome::Later {
-            why: TOO_LONG.to_owned(),
-            after: retry_info(status.details()),
-        },
-        _ => Outcome::Later {
-            why: std::error::Error::source(status).map_or(why, trouble),
+        Code::InvalidArgument => ExportOutcome::Rejected { why },
+        Code::DeadlineExceeded => {
+            ExportOutcome::Retry { why: TIMED_OUT.to_owned(), after: retry_info(status.details()) }
+        }
+        _ => ExportOutcome::Retry {
+            why: std::error::Error::source(status).map_or(why, describe_error),
             after: retry_info(status.details()),
         },
     }
 }
 
-/// What went wrong before there was an answer.
-fn trouble(error: &(dyn std::error::Error + 'static)) -> String {
-    if links(error).any(|link| link.is::<TimeoutExpired>()) {
-        return TOO_LONG.to_owned();
+/// Describes an error that occurred before there was a response.
+fn describe_error(error: &(dyn std::error::Error + 'static)) -> String {
+    if error_chain(error).any(|link| link.is::<TimeoutExpired>()) {
+        return TIMED_OUT.to_owned();
     }
-    authorities::complaint(error).unwrap_or_else(|| words(error))
+    certificates::verification_error(error).unwrap_or_else(|| chain_text(error))
 }
 
-/// An error, and what caused it.
-fn links<'a>(
+/// Returns an error and the chain of its sources.
+fn error_chain<'a>(
     error: &'a (dyn std::error::Error + 'static),
 ) -> impl Iterator<Item = &'a (dyn std::error::Error + 'static)> {
     std::iter::successors(Some(error), |error| error.source())
 }
 
-/// The chain of an error, since its first link says little.
-fn words(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut words: Vec<String> = links(error).map(ToString::to_string).collect();
-    words.dedup();
-    words.join(": ")
+/// Formats the chain of an error, because its first link says little.
+fn chain_text(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut parts: Vec<String> = error_chain(error).map(ToString::to_string).collect();
+    parts.dedup();
+    parts.join(": ")
 }
 
-/// `google.rpc.Status`, as it is in the details.
+/// `google.rpc.Status`, as in the status details.
 #[derive(Clone, PartialEq, Message)]
-struct Details {
+struct StatusDetails {
     #[prost(message, repeated, tag = "3")]
-    details: Vec<Any>,
+    details: Vec<AnyMessage>,
 }
 
-/// `google.protobuf.Any`.
+/// `google.protobuf.AnyMessage`.
 #[derive(Clone, PartialEq, Message)]
-struct Any {
+struct AnyMessage {
     #[prost(string, tag = "1")]
     type_url: String,
     #[prost(bytes = "vec", tag = "2")]
@@ -193,12 +181,12 @@ struct Any {
 #[derive(Clone, PartialEq, Message)]
 struct RetryInfo {
     #[prost(message, optional, tag = "1")]
-    retry_delay: Option<Span>,
+    retry_delay: Option<DurationMessage>,
 }
 
 /// `google.protobuf.Duration`.
 #[derive(Clone, PartialEq, Message)]
-struct Span {
+struct DurationMessage {
     #[prost(int64, tag = "1")]
     seconds: i64,
     #[prost(int32, tag = "2")]
@@ -206,35 +194,33 @@ struct Span {
 }
 
 fn retry_info(details: &[u8]) -> Option<Duration> {
-    let details = Details::decode(details).ok()?.details;
+    let details = StatusDetails::decode(details).ok()?.details;
     let info = details.iter().find(|any| any.type_url == RETRY_INFO)?;
     let span = RetryInfo::decode(info.value.as_slice()).ok()?.retry_delay?;
-    let nanos = u32::try_from(span.nanos)
-        .ok()
-        .filter(|nanos| *nanos < 1_000_000_000)?;
+    let nanos = u32::try_from(span.nanos).ok().filter(|nanos| *nanos < 1_000_000_000)?;
     Some(Duration::new(u64::try_from(span.seconds).ok()?, nanos))
 }
 
-/// Requests that are encoded already, and answers as they are defined.
+/// Codec for requests that are encoded already, with normal decoding of responses.
 #[derive(Clone, Copy)]
-struct Encoded;
+struct RawCodec;
 
-impl Codec for Encoded {
+impl Codec for RawCodec {
     type Encode = Vec<u8>;
     type Decode = ExportMetricsServiceResponse;
-    type Encoder = Encoded;
-    type Decoder = Encoded;
+    type Encoder = RawCodec;
+    type Decoder = RawCodec;
 
-    fn encoder(&mut self) -> Encoded {
-        Encoded
+    fn encoder(&mut self) -> RawCodec {
+        RawCodec
     }
 
-    fn decoder(&mut self) -> Encoded {
-        Encoded
+    fn decoder(&mut self) -> RawCodec {
+        RawCodec
     }
 }
 
-impl Encoder for Encoded {
+impl Encoder for RawCodec {
     type Item = Vec<u8>;
     type Error = Status;
 
@@ -244,16 +230,14 @@ impl Encoder for Encoded {
     }
 }
 
-impl Decoder for Encoded {
+impl Decoder for RawCodec {
     type Item = ExportMetricsServiceResponse;
     type Error = Status;
 
     fn decode(&mut self, answer: &mut DecodeBuf<'_>) -> Result<Option<Self::Item>, Status> {
         let bytes = answer.copy_to_bytes(answer.remaining());
         let decoded = ExportMetricsServiceResponse::decode(bytes);
-        decoded
-            .map(Some)
-            .map_err(|error| Status::internal(error.to_string()))
+        decoded.map(Some).map_err(|error| Status::internal(error.to_string()))
     }
 }
 
@@ -262,15 +246,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_collectors_wish_is_in_the_details_of_a_status() {
-        let info = RetryInfo {
-            retry_delay: Some(Span {
-                seconds: 3,
-                nanos: 500_000_000,
-            }),
-        };
-        let details = Details {
-            details: vec![Any {
+    fn the_retry_delay_is_in_the_details_of_a_status() {
+        let info =
+            RetryInfo { retry_delay: Some(DurationMessage { seconds: 3, nanos: 500_000_000 }) };
+        let details = StatusDetails {
+            details: vec![AnyMessage {
                 type_url: RETRY_INFO.to_owned(),
                 value: info.encode_to_vec(),
             }],
@@ -282,21 +262,23 @@ mod tests {
     }
 
     #[test]
-    fn every_clock_says_the_same() {
+    fn all_timeouts_have_the_same_message() {
         let own = Status::from_error(Box::new(TimeoutExpired(())));
         let said = Status::new(Code::DeadlineExceeded, "Deadline Exceeded");
         for status in [own, said] {
-            let why = match refused(&status) {
-                Outcome::Later { why, .. } => why,
+            let why = match outcome_of_status(&status) {
+                ExportOutcome::Retry { why, .. } => why,
                 _ => String::new(),
             };
-            assert_eq!(why, TOO_LONG, "{status:?}");
+            assert_eq!(why, TIMED_OUT, "{status:?}");
         }
     }
 
     #[test]
-    fn only_what_is_wrong_with_the_request_itself_is_final() {
-        let never = |code| matches!(refused(&Status::new(code, "x")), Outcome::Never { .. });
+    fn only_an_invalid_request_is_final() {
+        let never = |code| {
+            matches!(outcome_of_status(&Status::new(code, "x")), ExportOutcome::Rejected { .. })
+        };
         assert!(never(Code::InvalidArgument));
         for code in [
             Code::Unavailable,

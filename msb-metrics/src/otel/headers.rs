@@ -1,24 +1,23 @@
-//! Headers of requests: from the command line, and from `OTEL_EXPORTER_OTLP_HEADERS`, which keeps secrets off it.
+//! Request headers: from the command line, and from `OTEL_EXPORTER_OTLP_HEADERS`, which keeps
+//! secrets off it.
 
 use libmsb::cli::error::Failure;
 
 use crate::args::OtelArgs;
 
-/// As OpenTelemetry has it: `key=value,key=value`, the values percent-encoded.
+/// Environment variable of OpenTelemetry: `key=value,key=value`, with percent-encoded values.
 const VARIABLE: &str = "OTEL_EXPORTER_OTLP_HEADERS";
 
-/// All headers, names in lower case; the command line has the last word.
-pub(super) fn of(args: &OtelArgs) -> Result<Vec<(String, String)>, Failure> {
+/// Returns all headers with names in lower case. The command line takes precedence.
+pub(super) fn request_headers(args: &OtelArgs) -> Result<Vec<(String, String)>, Failure> {
     let variable = std::env::var(VARIABLE).unwrap_or_default();
     let mut headers: Vec<(String, String)> = Vec::new();
     let pairs = variable.split(',').map(str::trim);
     for pair in pairs.filter(|pair| !pair.is_empty()) {
         let Some((key, value)) = pair.split_once('=') else {
-            // What is wrong may be a secret: it is not repeated.
-            return Err(
-                Failure::usage(format!("{VARIABLE} is not a list of key=value"))
-                    .hint("several are separated by commas; a comma in a value is %2C"),
-            );
+            // The value may be a secret, so it is not repeated.
+            return Err(Failure::usage(format!("invalid {VARIABLE}: expected key=value pairs"))
+                .hint("separate pairs by commas, and write a comma in a value as %2C"));
         };
         headers.push((key.trim().to_lowercase(), decode(value.trim())));
     }
@@ -30,12 +29,9 @@ pub(super) fn of(args: &OtelArgs) -> Result<Vec<(String, String)>, Failure> {
     Ok(headers)
 }
 
-/// A header that cannot be sent.
-pub(super) fn wrong(name: &str) -> Failure {
-    Failure::usage(format!(
-        "'{}' cannot be sent as a header",
-        libmsb::cli::escape::escape(name)
-    ))
+/// Returns the error for an invalid header.
+pub(super) fn invalid_header(name: &str) -> Failure {
+    Failure::usage(format!("invalid header '{}'", libmsb::cli::escape::escape(name)))
 }
 
 fn decode(text: &str) -> String {

@@ -1,4 +1,4 @@
-//! OTLP over HTTP, as protobuf: <https://opentelemetry.io/docs/specs/otlp/#otlphttp>.
+//! OTLP over HTTP with protobuf: <https://opentelemetry.io/docs/specs/otlp/#otlphttp>.
 
 use std::io::{Read, Write};
 use std::sync::Arc;
@@ -8,30 +8,31 @@ use flate2::Compression as Level;
 use flate2::write::GzEncoder;
 use jiff::Timestamp;
 use libmsb::cli::error::Failure;
-use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceResponse;
 use prost::Message;
 use ureq::http::{HeaderMap, HeaderName, HeaderValue, Uri};
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
 use ureq::{Agent, Body};
 
-use super::{Outcome, Transport, authorities, headers};
+use super::outcome::{ExportOutcome, ExportTransport};
+use super::response::ExportMetricsServiceResponse;
+use super::{certificates, headers};
 use crate::args::{Compression, OtelArgs};
 
-/// Longest answer that is read, in bytes.
-const ANSWER_BYTES_MAX: u64 = 64 << 10;
-/// Characters of an answer that are told.
-const WORDS_MAX: usize = 200;
+/// Maximum size of a response in bytes.
+const RESPONSE_BYTES_MAX: u64 = 64 << 10;
+/// Maximum number of characters of a response in messages.
+const MESSAGE_CHARS_MAX: usize = 200;
 
-/// The way to a collector.
-pub(super) struct Http {
+/// An HTTP connection to a collector.
+pub(super) struct HttpTransport {
     agent: Agent,
     endpoint: Uri,
     headers: HeaderMap,
     gzip: bool,
 }
 
-impl Http {
-    pub(super) fn new(args: &OtelArgs) -> anyhow::Result<Http> {
+impl HttpTransport {
+    pub(super) fn new(args: &OtelArgs) -> anyhow::Result<HttpTransport> {
         let endpoint = endpoint(&args.endpoint)?;
         let tls = TlsConfig::builder()
             .root_certs(roots(args, endpoint.scheme_str() == Some("https"))?)
@@ -41,19 +42,19 @@ impl Http {
             .tls_config(tls)
             .user_agent(concat!("msb-metrics/", env!("CARGO_PKG_VERSION")))
             .http_status_as_error(false)
-            // A redirect could lead the headers, and their secrets, elsewhere.
+            // A redirect could send the headers, and secrets in them, to another host.
             .max_redirects(0)
             .max_redirects_will_error(false)
             .timeout_global(Some(args.export_timeout))
             .build()
             .new_agent();
         let mut all = HeaderMap::new();
-        for (name, value) in headers::of(args)? {
-            let key = HeaderName::try_from(&name).map_err(|_| headers::wrong(&name))?;
-            let value = HeaderValue::try_from(value).map_err(|_| headers::wrong(&name))?;
+        for (name, value) in headers::request_headers(args)? {
+            let key = HeaderName::try_from(&name).map_err(|_| headers::invalid_header(&name))?;
+            let value = HeaderValue::try_from(value).map_err(|_| headers::invalid_header(&name))?;
             all.insert(key, value);
         }
-        Ok(Http {
+        Ok(HttpTransport {
             agent,
             endpoint,
             headers: all,
@@ -62,10 +63,8 @@ impl Http {
     }
 
     fn post(&self, request: &[u8]) -> Result<ureq::http::Response<Body>, ureq::Error> {
-        let mut post = self
-            .agent
-            .post(&self.endpoint)
-            .header("content-type", "application/x-protobuf");
+        let mut post =
+            self.agent.post(&self.endpoint).header("content-type", "application/x-protobuf");
         for (name, value) in &self.headers {
             post = post.header(name, value);
         }
@@ -74,80 +73,66 @@ impl Http {
         }
         let mut packed = GzEncoder::new(Vec::new(), Level::fast());
         packed.write_all(request)?;
-        post.header("content-encoding", "gzip")
-            .send(&packed.finish()?[..])
+        post.header("content-encoding", "gzip").send(&packed.finish()?[..])
     }
 }
 
-impl Transport for Http {
-    fn send(&mut self, request: &[u8]) -> Outcome {
+impl ExportTransport for HttpTransport {
+    fn send(&mut self, request: &[u8]) -> ExportOutcome {
         let response = match self.post(request) {
             Ok(response) => response,
-            Err(error) => return later(plain(&error), None),
+            Err(error) => return retry(describe_error(&error), None),
         };
         let status = response.status().as_u16();
         let after = retry_after(response.headers(), Timestamp::now());
         let mut body = Vec::new();
-        let read = response
-            .into_body()
-            .into_reader()
-            .take(ANSWER_BYTES_MAX)
-            .read_to_end(&mut body);
+        let read =
+            response.into_body().into_reader().take(RESPONSE_BYTES_MAX).read_to_end(&mut body);
         match (status, read) {
-            // The status says that it was taken; but an answer that is cut off may be of somebody in between.
-            (200..=299, Err(error)) => later(format!("the answer broke off: {error}"), None),
-            (200..=299, Ok(_)) => taken(&body),
-            // The request itself is wrong, and stays so (RFC 9110, 15.5).
-            (400 | 413 | 414 | 415 | 422, _) => Outcome::Never {
-                why: said(status, &body),
-            },
-            _ => later(said(status, &body), after),
+            // The status means success, but a truncated response may come from a proxy.
+            (200..=299, Err(error)) => retry(format!("incomplete response: {error}"), None),
+            (200..=299, Ok(_)) => accepted(&body),
+            // The request itself is invalid, and a retry would fail the same way (RFC 9110, 15.5).
+            (400 | 413 | 414 | 415 | 422, _) => {
+                ExportOutcome::Rejected { why: status_text(status, &body) }
+            }
+            _ => retry(status_text(status, &body), after),
         }
     }
 }
 
-fn later(why: String, after: Option<Duration>) -> Outcome {
-    Outcome::Later { why, after }
+fn retry(why: String, after: Option<Duration>) -> ExportOutcome {
+    ExportOutcome::Retry { why, after }
 }
 
-/// An empty answer, and one of another form, say no more than the status.
-fn taken(body: &[u8]) -> Outcome {
-    let answer = ExportMetricsServiceResponse::decode(body).unwrap_or_default();
-    partly(answer)
+/// Decodes a response. An empty or malformed one means no more than the status.
+fn accepted(body: &[u8]) -> ExportOutcome {
+    ExportMetricsServiceResponse::decode(body).unwrap_or_default().outcome()
 }
 
-/// What a collector says of what it took.
-pub(super) fn partly(answer: ExportMetricsServiceResponse) -> Outcome {
-    let partial = answer.partial_success.unwrap_or_default();
-    Outcome::Taken {
-        rejected: u64::try_from(partial.rejected_data_points).unwrap_or(0),
-        message: partial.error_message,
-    }
-}
-
-fn said(status: u16, body: &[u8]) -> String {
+fn status_text(status: u16, body: &[u8]) -> String {
     let words: String = String::from_utf8_lossy(body)
         .chars()
         .filter(|c| !c.is_control() && *c != char::REPLACEMENT_CHARACTER)
-        .take(WORDS_MAX)
+        .take(MESSAGE_CHARS_MAX)
         .collect();
     match words.trim() {
-        "" => format!("it answered with status {status}"),
-        words => format!("it answered with status {status}: {words}"),
+        "" => format!("HTTP status {status}"),
+        words => format!("HTTP status {status}: {words}"),
     }
 }
 
-fn plain(error: &ureq::Error) -> String {
+fn describe_error(error: &ureq::Error) -> String {
     match error {
-        ureq::Error::Timeout(_) => "it took too long".to_owned(),
+        ureq::Error::Timeout(_) => "timed out".to_owned(),
         ureq::Error::Io(error) => {
-            authorities::complaint(error).unwrap_or_else(|| error.to_string())
+            certificates::verification_error(error).unwrap_or_else(|| error.to_string())
         }
         error => error.to_string(),
     }
 }
 
-/// Seconds, or a date (RFC 9110, 10.2.3).
+/// Parses Retry-After: seconds or a date (RFC 9110, 10.2.3).
 fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
     let text = headers.get("retry-after")?.to_str().ok()?.trim();
     if let Ok(seconds) = text.parse() {
@@ -162,25 +147,22 @@ fn endpoint(text: &str) -> Result<Uri, Failure> {
     uri.filter(|uri| matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some())
         .ok_or_else(|| {
             Failure::usage(format!(
-                "'{}' is no address of HTTP",
-                libmsb::cli::escape::escape(&super::without_secrets(text))
+                "invalid HTTP endpoint '{}'",
+                libmsb::cli::escape::escape(&super::endpoint::without_secrets(text))
             ))
-            .hint("give the whole one: http://127.0.0.1:4318/v1/metrics")
+            .hint("give the full URL: http://127.0.0.1:4318/v1/metrics")
         })
 }
 
-/// The user's own, else the system's.
+/// Returns the trusted root certificates: those given by the user, else the system's.
 fn roots(args: &OtelArgs, secure: bool) -> anyhow::Result<RootCerts> {
     let mut certificates = Vec::new();
     if let Some(path) = &args.ca_cert {
-        certificates = authorities::read(path)?.certificates;
+        certificates = certificates::read(path)?.certificates;
     } else if secure {
         let system = rustls_native_certs::load_native_certs().certs;
-        certificates.extend(
-            system
-                .iter()
-                .map(|certificate| Certificate::from_der(certificate).to_owned()),
-        );
+        certificates
+            .extend(system.iter().map(|certificate| Certificate::from_der(certificate).to_owned()));
     }
     Ok(RootCerts::Specific(Arc::new(certificates)))
 }
@@ -196,12 +178,9 @@ mod tests {
     }
 
     #[test]
-    fn a_wish_is_in_seconds_or_a_date() {
+    fn retry_after_is_seconds_or_a_date() {
         assert_eq!(after("120"), Some(Duration::from_secs(120)));
-        assert_eq!(
-            after("Sun, 06 Nov 1994 08:49:37 GMT"),
-            Some(Duration::from_secs(7))
-        );
+        assert_eq!(after("Sun, 06 Nov 1994 08:49:37 GMT"), Some(Duration::from_secs(7)));
         assert_eq!(after("Sun, 06 Nov 1994 08:00:00 GMT"), Some(Duration::ZERO));
         assert_eq!(after("soon"), None);
         assert_eq!(after("-3"), None);
@@ -211,8 +190,8 @@ mod tests {
     fn an_endpoint_is_used_as_it_is() {
         let uri = endpoint("http://h:1/a/b?c=d").unwrap();
         assert_eq!(uri.path_and_query().unwrap(), "/a/b?c=d");
-        for wrong in ["h:4318", "ftp://h/x", "/v1/metrics", ""] {
-            assert!(endpoint(wrong).is_err(), "{wrong}");
+        for invalid in ["h:4318", "ftp://h/x", "/v1/metrics", ""] {
+            assert!(endpoint(invalid).is_err(), "{invalid}");
         }
     }
 }

@@ -1,25 +1,33 @@
-//! `msb-metrics otel`: export to a collector of OpenTelemetry.
+//! `msb metrics otel`: exports to an OpenTelemetry collector.
 //!
-//! One thread collects, on time, whatever the network does; another exports what waits in between ([`buffer`]), each
-//! collection in requests of its own, so that no sample is lost in a later one. Messages are encoded by hand ([`message`]):
-//! with a thousand sandboxes the same attributes are in tens of thousands of points, and are encoded once.
+//! One thread collects on time, independent of the network; another exports the queued collections
+//! ([`queue`]), each in requests of its own, so that no sample is replaced by a later one.
+//! Messages are encoded by hand ([`message`]): with a thousand sandboxes the same attributes occur
+//! in tens of thousands of points, and are encoded once.
 
-/// Whom the exporter trusts.
-mod authorities;
-/// Collections that wait.
-mod buffer;
-/// Sending what waits.
+/// Certificates of the collector: trusted CAs and verification errors.
+mod certificates;
+/// Addresses of collectors.
+mod endpoint;
+/// Export thread with retries.
 mod exporter;
 /// OTLP over gRPC.
+#[cfg(feature = "grpc")]
 mod grpc;
-/// Headers of requests.
+/// Request headers.
 mod headers;
 /// OTLP over HTTP.
 mod http;
-/// From a collection to bytes.
+/// Encoder of requests.
 mod message;
-/// Protocol buffers, as far as they are needed.
+/// Results of attempts to export.
+mod outcome;
+/// Encoder for protocol buffers.
 mod protobuf;
+/// Queue of collections.
+mod queue;
+/// Responses of collectors.
+mod response;
 
 use std::sync::Arc;
 use std::thread;
@@ -27,75 +35,69 @@ use std::time::Duration;
 
 use anyhow::Context;
 
-use self::buffer::Buffer;
 use self::exporter::Exporter;
-use self::message::Resource;
+use self::message::ExportResource;
+use self::outcome::ExportTransport;
+use self::queue::ExportQueue;
 use crate::args::{OtelArgs, Protocol};
-use crate::collect::{Choice, Collector};
-use crate::lines::Reader;
+use crate::collect::{Collector, SampleFilter};
+use crate::interval::IntervalTimer;
+use crate::lines::CollectionReader;
 use crate::log;
-use crate::ticks::Ticks;
 
-/// What is said of a try to export.
+/// A queued collection, whose requests are encoded again and again.
+#[cfg(feature = "testing")]
 #[derive(Debug)]
-pub(crate) enum Outcome {
-    /// The collector has it; it may have refused some points, and say why.
-    Taken {
-        /// Points that it refused.
-        rejected: u64,
-        /// Its words.
-        message: String,
-    },
-    /// Another try may do; not before some time, if the collector says so.
-    Later {
-        /// What went wrong.
-        why: String,
-        /// The collector's wish.
-        after: Option<Duration>,
-    },
-    /// It will never be taken.
-    Never {
-        /// What is wrong with it.
-        why: String,
-    },
+pub struct OtlpEncoder(queue::QueuedCollection);
+
+#[cfg(feature = "testing")]
+impl OtlpEncoder {
+    /// Creates an encoder of a collection.
+    pub fn new(collection: crate::sample::Collection) -> OtlpEncoder {
+        let exits = crate::exits::ExitCounters::default();
+        OtlpEncoder(queue::QueuedCollection { number: 0, collection, exits })
+    }
+
+    /// Encodes the requests, and returns their size in bytes.
+    pub fn encoded_len(&self) -> usize {
+        let resource = ExportResource::default();
+        let stats = message::ExporterStats::new(jiff::Timestamp::UNIX_EPOCH);
+        let mut memory = protobuf::ReverseBuffer::default();
+        let mut requests = message::ExportRequests::of(&resource, &stats, &self.0, &mut memory);
+        let mut bytes = 0;
+        while let Some(request) = requests.next(&mut memory) {
+            bytes += request.len();
+        }
+        bytes
+    }
 }
 
-/// A way to a collector.
-pub(crate) trait Transport: Send {
-    /// Sends one request; does not take longer than the time that was set for exports.
-    fn send(&mut self, request: &[u8]) -> Outcome;
-}
-
-/// Collects and exports until a signal comes, or the lines end.
+/// Collects and exports until a signal arrives or the input ends.
 pub(crate) fn run(args: OtelArgs) -> anyhow::Result<()> {
-    let transport: Box<dyn Transport> = match args.protocol {
-        Protocol::Http => Box::new(http::Http::new(&args)?),
-        Protocol::Grpc => Box::new(grpc::Grpc::new(&args)?),
+    let transport: Box<dyn ExportTransport> = match args.protocol {
+        Protocol::Http => Box::new(http::HttpTransport::new(&args)?),
+        #[cfg(feature = "grpc")]
+        Protocol::Grpc => Box::new(grpc::GrpcTransport::new(&args)?),
     };
-    let buffer = Arc::new(Buffer::new(args.max_buffered));
-    let resource = Resource::new(&args);
-    // A panic of the thread that exports ends the program, as every panic does (`catch_bugs`): there is no collector that
-    // goes on without it. Signals are blocked before there is a second thread, which then has them blocked, too.
-    let mut ticks = Ticks::every(args.collect.collect_interval)?;
-    let exporter = Exporter::new(
-        Arc::clone(&buffer),
-        transport,
-        resource,
-        args.flush_interval,
-    );
+    let buffer = Arc::new(ExportQueue::new(args.max_buffered));
+    let resource = ExportResource::new(&args);
+    // A panic of the export thread ends the program, as every panic does (`catch_bugs`). Signals
+    // are blocked before the second thread starts, so that it inherits the mask.
+    let mut timer = IntervalTimer::new(args.collect.collect_interval)?;
+    let exporter = Exporter::new(Arc::clone(&buffer), transport, resource, args.flush_interval);
     let exporting = thread::Builder::new()
         .name("export".to_owned())
         .spawn(move || exporter.run())
         .context("cannot start a thread")?;
-    log::info(&format!("exporting to {}", without_secrets(&args.endpoint)));
+    log::info(&format!("exporting to {}", endpoint::without_secrets(&args.endpoint)));
     let collected = if args.stdin {
-        collect_lines(&args, &buffer, &ticks)
+        collect_lines(&args, &buffer, &timer)
     } else {
-        collect_files(&args, &buffer, &mut ticks)
+        collect_files(&args, &buffer, &mut timer)
     };
-    // The last ones: one try, in the time for one export. A second signal, or the end of that time, ends it.
+    // One last attempt, within the export timeout. A second signal ends it early.
     buffer.stop();
-    wait_for(&exporting, args.export_timeout, &ticks);
+    wait_for(&exporting, args.export_timeout, &timer);
     let left = buffer.len();
     if left > 0 {
         log::error(&format!("{left} collections were not exported"));
@@ -103,64 +105,63 @@ pub(crate) fn run(args: OtelArgs) -> anyhow::Result<()> {
     collected
 }
 
-fn collect_files(args: &OtelArgs, buffer: &Buffer, ticks: &mut Ticks) -> anyhow::Result<()> {
+fn collect_files(
+    args: &OtelArgs,
+    buffer: &ExportQueue,
+    timer: &mut IntervalTimer,
+) -> anyhow::Result<()> {
     let mut collector = Collector::new(&args.collect)?;
-    while ticks.wait()? {
+    while timer.wait()? {
         buffer.push(collector.collect());
     }
-    // What came since the last moment, too.
+    // Include the time since the last tick.
     buffer.push(collector.collect());
     Ok(())
 }
 
-/// Lines are read by a thread of their own, since a signal must not wait for one.
-fn collect_lines(args: &OtelArgs, buffer: &Arc<Buffer>, ticks: &Ticks) -> anyhow::Result<()> {
-    let choice = Choice::of(&args.collect);
+/// Reads collections from standard input in a separate thread, because a signal must not wait for a
+/// line.
+fn collect_lines(
+    args: &OtelArgs,
+    buffer: &Arc<ExportQueue>,
+    timer: &IntervalTimer,
+) -> anyhow::Result<()> {
+    let filter = SampleFilter::of(&args.collect);
     let buffer = Arc::clone(buffer);
     let reading = thread::Builder::new()
         .name("read".to_owned())
         .spawn(move || {
-            let mut reader = Reader::new(std::io::stdin().lock());
-            while let Some(collection) = reader.next()? {
-                buffer.push_when_there_is_room(choice.of_collection(collection));
+            let mut reader = CollectionReader::new(std::io::stdin().lock());
+            while let Some(collection) = reader.next_collection()? {
+                buffer.push_blocking(filter.of_collection(collection));
             }
             Ok(())
         })
         .context("cannot start a thread")?;
     while !reading.is_finished() {
-        if ticks.signaled(LOOK)? {
+        if timer.wait_for_signal(POLL_INTERVAL)? {
             return Ok(());
         }
     }
-    joined(reading)
+    join_thread(reading)
 }
 
-/// What a thread that has ended gave. Its panic is ours: nothing that goes wrong in a thread is a success.
-fn joined<T>(thread: thread::JoinHandle<T>) -> T {
-    thread
-        .join()
-        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+/// Returns the result of a finished thread, and propagates its panic.
+fn join_thread<T>(thread: thread::JoinHandle<T>) -> T {
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
-/// Time between two looks at whether a thread has ended.
-const LOOK: Duration = Duration::from_millis(100);
+/// Interval at which a thread is checked for its end.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-fn wait_for(exporting: &thread::JoinHandle<()>, patience: Duration, ticks: &Ticks) {
-    let end = std::time::Instant::now() + patience + LOOK;
-    // The first signal is still there to be read: a second one is another.
-    ticks.forget();
+fn wait_for(exporting: &thread::JoinHandle<()>, timeout: Duration, timer: &IntervalTimer) {
+    let end = std::time::Instant::now() + timeout + POLL_INTERVAL;
+    // The first signal is still pending; the next one is a second signal.
+    timer.forget();
     while !exporting.is_finished() && std::time::Instant::now() < end {
-        if ticks.signaled(LOOK).unwrap_or(true) {
+        if timer.wait_for_signal(POLL_INTERVAL).unwrap_or(true) {
             return;
         }
-    }
-}
-
-/// An address without the user and password that may be in it.
-fn without_secrets(endpoint: &str) -> String {
-    match (endpoint.split_once("://"), endpoint.rsplit_once('@')) {
-        (Some((scheme, _)), Some((_, place))) => format!("{scheme}://{place}"),
-        _ => endpoint.to_owned(),
     }
 }
 
@@ -169,17 +170,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_panic_of_a_thread_is_no_success() {
+    fn the_panic_of_a_thread_is_propagated() {
         let died =
             thread::spawn(|| -> anyhow::Result<()> { std::panic::resume_unwind(Box::new("x")) });
-        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| joined(died)));
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| join_thread(died)));
         assert!(result.is_err());
-        assert!(joined(thread::spawn(|| anyhow::Ok(()))).is_ok());
-    }
-
-    #[test]
-    fn a_password_in_the_address_is_not_repeated() {
-        assert_eq!(without_secrets("http://u:p@host/x"), "http://host/x");
-        assert_eq!(without_secrets("http://host/x"), "http://host/x");
+        assert!(join_thread(thread::spawn(|| anyhow::Ok(()))).is_ok());
     }
 }

@@ -1,13 +1,15 @@
-//! Protocol buffers, as far as they are needed to write: <https://protobuf.dev/programming-guides/encoding/>.
+//! Encoder for protocol buffers, as far as OTLP needs it:
+//! <https://protobuf.dev/programming-guides/encoding/>.
 //!
-//! A message says its length before its contents. Written forwards, each level is filled in memory of its own and copied into
-//! the one above; a request of two megabytes, four levels deep, would be copied four times. So messages are written from their
-//! end to their beginning: when the contents are there, so is their length.
+//! A message is preceded by its length. When written forwards, each nesting level is filled in a
+//! buffer of its own and copied into the level above; a request of two megabytes with four levels
+//! would be copied four times. So messages are written from the end to the start: once the contents
+//! are written, their length is known.
 
-/// A message that grows from its end: what is put last comes first.
+/// A buffer that is written from its end: fields that are put last come first.
 #[derive(Debug, Default)]
-pub(super) struct Backwards {
-    /// What is written is the end of it.
+pub(super) struct ReverseBuffer {
+    /// Memory; the message occupies its end, from `start`.
     bytes: Vec<u8>,
     start: usize,
 }
@@ -16,23 +18,23 @@ const VARINT: u64 = 0;
 const FIXED64: u64 = 1;
 const LENGTH: u64 = 2;
 
-/// Longest form of a number of 64 bits.
+/// Maximum length of a 64-bit varint.
 const VARINT_BYTES_MAX: usize = 10;
-/// Bytes that there is room for at first.
-const ROOM: usize = 1024;
+/// Initial size of the buffer in bytes.
+const INITIAL_BYTES: usize = 1024;
 
-impl Backwards {
-    /// What is written so far.
+impl ReverseBuffer {
+    /// Returns the message so far.
     pub(super) fn written(&self) -> &[u8] {
         &self.bytes[self.start..]
     }
 
-    /// Begins again, in the same memory.
+    /// Clears the buffer and keeps its memory.
     pub(super) fn clear(&mut self) {
         self.start = self.bytes.len();
     }
 
-    /// Fields that are encoded already.
+    /// Puts bytes that are encoded already.
     pub(super) fn put_encoded(&mut self, bytes: &[u8]) {
         if self.start < bytes.len() {
             self.grow(bytes.len());
@@ -42,25 +44,25 @@ impl Backwards {
         self.bytes[self.start..end].copy_from_slice(bytes);
     }
 
-    /// An integer, enumeration or truth value.
+    /// Puts an integer, enumeration or boolean.
     pub(super) fn put_number(&mut self, field: u64, value: u64) {
         self.varint(value);
         self.key(field, VARINT);
     }
 
-    /// A number of 8 bytes: `fixed64`, `sfixed64`, and `double` by its bits.
+    /// Puts a number of 8 bytes: `fixed64`, `sfixed64`, or the bits of a `double`.
     pub(super) fn put_fixed(&mut self, field: u64, value: u64) {
         self.put_encoded(&value.to_le_bytes());
         self.key(field, FIXED64);
     }
 
-    /// A string.
+    /// Puts a string.
     pub(super) fn put_text(&mut self, field: u64, text: &str) {
         self.put_message(field, |out| out.put_encoded(text.as_bytes()));
     }
 
-    /// A message, whose fields are put in the reverse of their order.
-    pub(super) fn put_message(&mut self, field: u64, fill: impl FnOnce(&mut Backwards)) {
+    /// Puts a message. `fill` puts its fields in reverse order.
+    pub(super) fn put_message(&mut self, field: u64, fill: impl FnOnce(&mut ReverseBuffer)) {
         let before = self.written().len();
         fill(self);
         self.varint((self.written().len() - before) as u64);
@@ -83,13 +85,13 @@ impl Backwards {
         self.put_encoded(&bytes[..=count]);
     }
 
-    /// Makes room before what is written: at least so much, and as much again as there is.
+    /// Grows the buffer at its front: by `wanted` bytes, or to twice its size if that is more.
     fn grow(&mut self, wanted: usize) {
         let written = self.written().len();
-        let mut bytes = vec![0; (written + wanted).saturating_mul(2).max(ROOM)];
+        let mut bytes = vec![0; (written + wanted).saturating_mul(2).max(INITIAL_BYTES)];
         let start = bytes.len() - written;
         bytes[start..].copy_from_slice(self.written());
-        *self = Backwards { bytes, start };
+        *self = ReverseBuffer { bytes, start };
     }
 }
 
@@ -98,8 +100,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_put_last_comes_first_and_lengths_are_those_of_the_contents() {
-        let mut out = Backwards::default();
+    fn fields_come_in_reverse_order_with_correct_lengths() {
+        let mut out = ReverseBuffer::default();
         out.put_number(2, 300);
         out.put_message(1, |out| {
             out.put_fixed(4, 1);
@@ -113,9 +115,9 @@ mod tests {
     }
 
     #[test]
-    fn a_message_may_be_longer_than_the_memory_that_there_was() {
-        let mut out = Backwards::default();
-        let long = "x".repeat(5 * ROOM);
+    fn the_buffer_grows_for_a_long_message() {
+        let mut out = ReverseBuffer::default();
+        let long = "x".repeat(5 * INITIAL_BYTES);
         out.put_text(2, &long);
         out.put_text(1, "");
         let written = out.written();

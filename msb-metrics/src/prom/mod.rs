@@ -1,9 +1,9 @@
-//! `msb-metrics prom`: for Prometheus, at an address or in a file.
+//! `msb metrics prom`: metrics for Prometheus, over HTTP or in a file.
 
-/// A server for one page.
+/// Exposition format.
+mod exposition;
+/// HTTP server for /metrics.
 mod server;
-/// The text that Prometheus reads.
-mod text;
 
 use std::fs::File;
 use std::os::unix::fs::PermissionsExt;
@@ -14,63 +14,60 @@ use libmsb::state::write::NewFile;
 
 use crate::args::PromArgs;
 use crate::collect::Collector;
-use crate::exits::Counters;
+use crate::exits::ExitCounters;
+use crate::interval::IntervalTimer;
 use crate::log;
 use crate::sample::Collection;
-use crate::ticks::Ticks;
 
-/// The page, made anew from the files.
-struct Page {
+/// Source of the page, collected again for each request.
+struct MetricsPage {
     collector: Collector,
-    exits: Counters,
+    exits: ExitCounters,
 }
 
-impl Page {
-    fn new(args: &PromArgs) -> anyhow::Result<Page> {
-        Ok(Page {
+impl MetricsPage {
+    fn new(args: &PromArgs) -> anyhow::Result<MetricsPage> {
+        Ok(MetricsPage {
             collector: Collector::new(&args.collect)?,
-            exits: Counters::default(),
+            exits: ExitCounters::default(),
         })
     }
 
     fn text(&mut self) -> String {
         let collection: Collection = self.collector.collect();
         self.exits.add(&collection.exits);
-        text::render(&collection, &self.exits)
+        exposition::render(&collection, &self.exits)
     }
 }
 
-/// Serves or writes until a signal comes.
+/// Serves or writes the metrics until a signal arrives.
 pub(crate) fn run(args: PromArgs) -> anyhow::Result<()> {
-    let mut ticks = Ticks::every(args.collect.collect_interval)?;
-    let mut page = Page::new(&args)?;
+    let mut timer = IntervalTimer::new(args.collect.collect_interval)?;
+    let mut page = MetricsPage::new(&args)?;
     if let Some(address) = args.listen {
-        return server::serve(address, &ticks, move || page.text());
+        return server::serve(address, &timer, move || page.text());
     }
     let Some(path) = &args.textfile else {
         return Ok(());
     };
-    while ticks.wait()? {
+    while timer.wait()? {
         if let Err(error) = replace(path, &page.text()) {
             log::warn(&libmsb::cli::error::message(&error));
         }
     }
-    // What nobody keeps up to date would look alive.
+    // A file that is no longer updated would look current.
     match std::fs::remove_file(path) {
-        // It could never be written.
+        // It was never written.
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
         removed => removed.with_context(|| format!("cannot remove '{}'", path.display())),
     }
 }
 
-/// Whoever collects it is another user.
+/// Replaces the file, readable for all: the textfile collector runs as another user.
 fn replace(path: &Path, text: &str) -> anyhow::Result<()> {
     use std::io::Write;
     let mut new = NewFile::create(path)?;
-    let written = new
-        .file
-        .write_all(text.as_bytes())
-        .and_then(|()| readable(&new.file));
+    let written = new.file.write_all(text.as_bytes()).and_then(|()| readable(&new.file));
     written.with_context(|| format!("cannot write '{}'", path.display()))?;
     new.commit()
 }

@@ -1,8 +1,9 @@
-//! A server for one page, over HTTP/1.1 (RFC 9112) as far as Prometheus speaks it.
+//! HTTP/1.1 server for /metrics (RFC 9112), as far as Prometheus needs it.
 //!
-//! One request a connection, within a time, each in a thread of its own; there are few at once, since a page is made in
-//! milliseconds. A client that says nothing holds up nobody: neither another one, nor the end of the program, and when there
-//! are too many the oldest goes. Nothing that a client sends is used but the first line of its request.
+//! Each connection carries one request, has a timeout, and is served by its own thread. Few run at
+//! the same time, because a page takes milliseconds. A client that sends nothing blocks neither
+//! other clients nor the end of the program; when there are too many, the oldest connection is
+//! closed. Only the request line is used.
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
@@ -15,24 +16,24 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use rustix::event::{PollFd, PollFlags, poll};
 
+use crate::interval::IntervalTimer;
 use crate::log;
-use crate::ticks::Ticks;
 
-/// Longest request, in bytes.
+/// Maximum size of a request in bytes.
 const REQUEST_BYTES_MAX: usize = 16 << 10;
-/// Clients that are served at once.
+/// Maximum number of clients at a time.
 const CLIENTS_MAX: usize = 16;
-/// Time for a request, and again for taking the answer.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Timeout of a request, and of writing the response.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Serves until a signal comes.
+/// Serves until a signal arrives.
 pub(super) fn serve(
     address: SocketAddr,
-    ticks: &Ticks,
+    timer: &IntervalTimer,
     page: impl FnMut() -> String + Send + 'static,
 ) -> anyhow::Result<()> {
     let page = Arc::new(Mutex::new(page));
-    let mut clients = Clients::default();
+    let mut clients = ClientQueue::default();
     let cannot = || format!("cannot listen at {address}");
     let listener = TcpListener::bind(address).with_context(cannot)?;
     listener.set_nonblocking(true).with_context(cannot)?;
@@ -40,7 +41,7 @@ pub(super) fn serve(
     log::info(&format!("listening at http://{bound}/metrics"));
     loop {
         let mut fds = [
-            PollFd::from_borrowed_fd(ticks.as_fd(), PollFlags::IN),
+            PollFd::from_borrowed_fd(timer.as_fd(), PollFlags::IN),
             PollFd::from_borrowed_fd(listener.as_fd(), PollFlags::IN),
         ];
         match poll(&mut fds, None) {
@@ -50,7 +51,8 @@ pub(super) fn serve(
         if !fds[0].revents().is_empty() {
             return Ok(());
         }
-        // A client that went away again, or a lack of descriptors: the next one may have more luck.
+        // The client has disconnected, or there are no free descriptors. Either way, go on with the
+        // next one.
         let Ok((stream, _)) = listener.accept() else {
             continue;
         };
@@ -59,27 +61,28 @@ pub(super) fn serve(
         let answering = thread::Builder::new().spawn(move || {
             let page = || page.lock().unwrap_or_else(PoisonError::into_inner)();
             if let Err(error) = answer(&client, page) {
-                log::debug(&format!("a client was not answered: {error}"));
+                log::debug(&format!("cannot answer a client: {error}"));
             }
         });
         if let Err(error) = answering {
-            log::debug(&format!("a client was not answered: {error}"));
+            log::debug(&format!("cannot answer a client: {error}"));
         }
     }
 }
 
-/// Who is being served, in the order in which they came. A connection is its thread's own, and closed by it.
+/// Clients that are being served, oldest first. Each connection belongs to its thread, which closes
+/// it.
 #[derive(Default)]
-struct Clients(VecDeque<Weak<TcpStream>>);
+struct ClientQueue(VecDeque<Weak<TcpStream>>);
 
-impl Clients {
-    /// One more. When there are too many the oldest is sent away.
+impl ClientQueue {
+    /// Adds a client. Closes the oldest connection if there are too many.
     fn add(&mut self, stream: TcpStream) -> Arc<TcpStream> {
         self.0.retain(|client| client.strong_count() > 0);
         if self.0.len() >= CLIENTS_MAX
             && let Some(oldest) = self.0.pop_front().and_then(|client| client.upgrade())
         {
-            // Its thread's next call fails. One that is gone by now is fine.
+            // The next call of its thread fails. The connection may be closed already.
             let _ = oldest.shutdown(Shutdown::Both);
         }
         let client = Arc::new(stream);
@@ -92,11 +95,15 @@ fn answer(stream: &TcpStream, page: impl FnOnce() -> String) -> io::Result<()> {
     stream.set_nonblocking(false)?;
     let line = request_line(stream)?;
     let (status, body) = match respond(&line) {
-        Answer::Page => ("200 OK", page()),
-        Answer::Hint => ("200 OK", "what sandboxes cost is at /metrics\n".to_owned()),
-        Answer::NotFound => ("404 Not Found", "only /metrics is here\n".to_owned()),
-        Answer::NoMethod => ("405 Method Not Allowed", "only GET and HEAD\n".to_owned()),
-        Answer::Nonsense => ("400 Bad Request", "this is no request\n".to_owned()),
+        ResponseKind::MetricsPage => ("200 OK", page()),
+        ResponseKind::Hint => ("200 OK", "metrics are at /metrics\n".to_owned()),
+        ResponseKind::NotFound => {
+            ("404 Not Found", "not found: metrics are at /metrics\n".to_owned())
+        }
+        ResponseKind::MethodNotAllowed => {
+            ("405 Method Not Allowed", "supported methods: GET, HEAD\n".to_owned())
+        }
+        ResponseKind::BadRequest => ("400 Bad Request", "malformed request\n".to_owned()),
     };
     let mut out = format!(
         "HTTP/1.1 {status}\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\n\
@@ -109,9 +116,9 @@ fn answer(stream: &TcpStream, page: impl FnOnce() -> String) -> io::Result<()> {
     write_within(stream, out.as_bytes())
 }
 
-/// A client that takes a byte now and then has no more time than one that takes none.
+/// Writes a response within the timeout, even if the client reads only a few bytes at a time.
 fn write_within(mut stream: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + REQUEST_TIMEOUT;
     while !bytes.is_empty() {
         stream.set_write_timeout(Some(left(end)?))?;
         match stream.write(bytes) {
@@ -123,9 +130,9 @@ fn write_within(mut stream: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// The first line of a request, when all of its header is there.
+/// Reads a request and returns its first line.
 fn request_line(mut stream: &TcpStream) -> io::Result<String> {
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + REQUEST_TIMEOUT;
     let mut header = Vec::new();
     let mut bytes = [0; 4096];
     while !header.windows(4).any(|four| four == b"\r\n\r\n") {
@@ -149,26 +156,26 @@ fn left(end: Instant) -> io::Result<Duration> {
 }
 
 #[derive(Debug, PartialEq, Eq)]
-enum Answer {
-    Page,
+enum ResponseKind {
+    MetricsPage,
     Hint,
     NotFound,
-    NoMethod,
-    Nonsense,
+    MethodNotAllowed,
+    BadRequest,
 }
 
-fn respond(line: &str) -> Answer {
+fn respond(line: &str) -> ResponseKind {
     let words: Vec<&str> = line.split(' ').collect();
     let [method, target, version] = words[..] else {
-        return Answer::Nonsense;
+        return ResponseKind::BadRequest;
     };
     let path = target.split('?').next().unwrap_or_default();
     match (method, path) {
-        _ if !version.starts_with("HTTP/1.") => Answer::Nonsense,
-        ("GET" | "HEAD", "/metrics") => Answer::Page,
-        ("GET" | "HEAD", "/") => Answer::Hint,
-        ("GET" | "HEAD", _) => Answer::NotFound,
-        _ => Answer::NoMethod,
+        _ if !version.starts_with("HTTP/1.") => ResponseKind::BadRequest,
+        ("GET" | "HEAD", "/metrics") => ResponseKind::MetricsPage,
+        ("GET" | "HEAD", "/") => ResponseKind::Hint,
+        ("GET" | "HEAD", _) => ResponseKind::NotFound,
+        _ => ResponseKind::MethodNotAllowed,
     }
 }
 
@@ -177,14 +184,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_request_is_its_first_line() {
-        assert_eq!(respond("GET /metrics HTTP/1.1"), Answer::Page);
-        assert_eq!(respond("HEAD /metrics?x=1 HTTP/1.0"), Answer::Page);
-        assert_eq!(respond("GET / HTTP/1.1"), Answer::Hint);
-        assert_eq!(respond("GET /etc/passwd HTTP/1.1"), Answer::NotFound);
-        assert_eq!(respond("POST /metrics HTTP/1.1"), Answer::NoMethod);
+    fn a_request_is_judged_by_its_first_line() {
+        assert_eq!(respond("GET /metrics HTTP/1.1"), ResponseKind::MetricsPage);
+        assert_eq!(respond("HEAD /metrics?x=1 HTTP/1.0"), ResponseKind::MetricsPage);
+        assert_eq!(respond("GET / HTTP/1.1"), ResponseKind::Hint);
+        assert_eq!(respond("GET /etc/passwd HTTP/1.1"), ResponseKind::NotFound);
+        assert_eq!(respond("POST /metrics HTTP/1.1"), ResponseKind::MethodNotAllowed);
         for wrong in ["", "GET /metrics", "GET /metrics SSH-2.0", "a b c d"] {
-            assert_eq!(respond(wrong), Answer::Nonsense, "{wrong}");
+            assert_eq!(respond(wrong), ResponseKind::BadRequest, "{wrong}");
         }
     }
 }

@@ -1,17 +1,18 @@
-//! Messages on a TCP stream, each after its length: two bytes, big-endian (RFC 1035, 4.2.2).
+//! Framing of DNS messages on a TCP stream: each follows its length, two bytes, big-endian (RFC
+//! 1035, 4.2.2).
 
-/// Bytes of the length.
-pub(crate) const LENGTH: usize = 2;
+/// Size of the length.
+pub(crate) const LENGTH_BYTES: usize = 2;
 
-/// The first message in the bytes, and how many bytes it took; `None` if it is not all there.
-pub(crate) fn first(bytes: &[u8]) -> Option<(&[u8], usize)> {
-    let (length, rest) = bytes.split_first_chunk::<LENGTH>()?;
+/// Returns the first message and the number of bytes it takes; `None` if it is incomplete.
+pub fn first_message(bytes: &[u8]) -> Option<(&[u8], usize)> {
+    let (length, rest) = bytes.split_first_chunk::<LENGTH_BYTES>()?;
     let length = usize::from(u16::from_be_bytes(*length));
-    Some((rest.get(..length)?, length + LENGTH))
+    Some((rest.get(..length)?, length + LENGTH_BYTES))
 }
 
-/// A message with its length before it. A message that is too long for that is left out: there is none.
-pub(crate) fn framed(message: &[u8]) -> Vec<u8> {
+/// Returns a message with its length before it; empty if the message is too long.
+pub(crate) fn frame_message(message: &[u8]) -> Vec<u8> {
     let Ok(length) = u16::try_from(message.len()) else {
         return Vec::new();
     };

@@ -1,6 +1,7 @@
-//! Which names an address was found for, and for how long that counts.
+//! Pinned names: the names that each address was resolved from, with their lifetimes.
 //!
-//! The table is bounded, in all and for each address. A guest that overflows it loses its own oldest pins.
+//! The table is limited in total and for each address. A guest that fills it loses its own oldest
+//! pins.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -8,83 +9,74 @@ use std::time::{Duration, Instant};
 
 use libmsb::net::name::HostName;
 
-/// Most pins.
+/// Limit of pins.
 const PINS_MAX: usize = 8192;
-/// Most names of one address.
-const NAMES_MAX: usize = 64;
-/// Shortest life of a pin. Programs connect some time after they asked, to one address after the other; an answer that is
-/// to live for 0 seconds would never be of use.
-const LIFE_MIN: Duration = Duration::from_secs(10);
+/// Limit of names per address.
+const NAMES_PER_ADDRESS_MAX: usize = 64;
+/// Shortest lifetime of a pin. Programs connect some time after the query, to one address after the
+/// other; an answer with a TTL of 0 would otherwise be useless.
+const TTL_MIN: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
 struct Pin {
     name: HostName,
-    until: Instant,
+    expires: Instant,
 }
 
-/// Addresses with the names that they were found for.
+/// The table of pinned names.
 #[derive(Debug, Default)]
-pub(super) struct Pins {
+pub(super) struct PinTable {
     by_address: HashMap<IpAddr, Vec<Pin>>,
     count: usize,
 }
 
-impl Pins {
+impl PinTable {
     /// Pins an address to a name.
-    pub(super) fn pin(&mut self, now: Instant, name: &HostName, address: IpAddr, life: Duration) {
-        let until = now + life.max(LIFE_MIN);
+    pub(super) fn pin(&mut self, now: Instant, name: &HostName, address: IpAddr, ttl: Duration) {
+        let expires = now + ttl.max(TTL_MIN);
         let known = self
             .by_address
             .get_mut(&address)
             .and_then(|pins| pins.iter_mut().find(|pin| pin.name == *name));
         if let Some(pin) = known {
-            pin.until = pin.until.max(until);
+            pin.expires = pin.expires.max(expires);
             return;
         }
         if self.count >= PINS_MAX {
-            self.make_room(now);
+            self.evict(now);
         }
         let pins = self.by_address.entry(address).or_default();
-        if pins.len() >= NAMES_MAX
-            && let Some(first) = (0..pins.len()).min_by_key(|place| pins[*place].until)
+        if pins.len() >= NAMES_PER_ADDRESS_MAX
+            && let Some(first) = (0..pins.len()).min_by_key(|index| pins[*index].expires)
         {
             pins.swap_remove(first);
             self.count -= 1;
         }
-        pins.push(Pin {
-            name: name.clone(),
-            until,
-        });
+        pins.push(Pin { name: name.clone(), expires });
         self.count += 1;
     }
 
-    /// The names that an address was found for, and that are alive.
+    /// Returns the names pinned to an address that have not expired.
     pub(super) fn names(&self, now: Instant, address: IpAddr) -> Vec<HostName> {
         let pins = self.by_address.get(&address).into_iter().flatten();
-        pins.filter(|pin| pin.until > now)
-            .map(|pin| pin.name.clone())
-            .collect()
+        pins.filter(|pin| pin.expires > now).map(|pin| pin.name.clone()).collect()
     }
 
-    /// Takes away what is dead; if all are alive, the quarter that dies first.
-    fn make_room(&mut self, now: Instant) {
-        self.retain(now);
+    /// Removes expired pins; if there are none, the quarter that expires first.
+    fn evict(&mut self, now: Instant) {
+        self.remove_expired(now);
         if self.count >= PINS_MAX {
-            let mut ends: Vec<Instant> = self
-                .by_address
-                .values()
-                .flatten()
-                .map(|pin| pin.until)
-                .collect();
+            let mut ends: Vec<Instant> =
+                self.by_address.values().flatten().map(|pin| pin.expires).collect();
             let (_, end, _) = ends.select_nth_unstable(PINS_MAX / 4);
             let end = *end;
-            self.retain(end);
+            self.remove_expired(end);
         }
     }
 
-    fn retain(&mut self, end: Instant) {
+    fn remove_expired(&mut self, end: Instant) {
         self.by_address.retain(|_, pins| {
-            pins.retain(|pin| pin.until > end);
+            pins.retain(|pin| pin.expires > end);
             !pins.is_empty()
         });
         self.count = self.by_address.values().map(Vec::len).sum();
@@ -105,7 +97,7 @@ mod tests {
 
     #[test]
     fn a_pin_lives_as_long_as_its_answer_and_a_little_at_least() {
-        let (mut pins, now) = (Pins::default(), Instant::now());
+        let (mut pins, now) = (PinTable::default(), Instant::now());
         pins.pin(now, &name(1), address(1), Duration::from_secs(60));
         pins.pin(now, &name(2), address(1), Duration::ZERO);
         let names = |seconds| pins.names(now + Duration::from_secs(seconds), address(1));
@@ -117,30 +109,27 @@ mod tests {
     }
 
     #[test]
-    fn a_later_answer_lengthens_a_life_and_never_shortens_it() {
-        let (mut pins, now) = (Pins::default(), Instant::now());
+    fn a_later_answer_extends_a_pin_and_never_shortens_it() {
+        let (mut pins, now) = (PinTable::default(), Instant::now());
         pins.pin(now, &name(1), address(1), Duration::from_secs(60));
         pins.pin(now, &name(1), address(1), Duration::from_secs(20));
-        assert_eq!(
-            pins.names(now + Duration::from_secs(50), address(1)).len(),
-            1
-        );
+        assert_eq!(pins.names(now + Duration::from_secs(50), address(1)).len(), 1);
         assert_eq!(pins.count, 1);
     }
 
     #[test]
-    fn the_table_is_bounded() {
-        let (mut pins, now) = (Pins::default(), Instant::now());
+    fn the_table_is_limited() {
+        let (mut pins, now) = (PinTable::default(), Instant::now());
         for number in 0..3 * PINS_MAX {
-            let life = Duration::from_secs(100 + number as u64);
-            pins.pin(now, &name(number), address(number), life);
+            let ttl = Duration::from_secs(100 + number as u64);
+            pins.pin(now, &name(number), address(number), ttl);
             assert!(pins.count <= PINS_MAX);
         }
         assert_eq!(pins.names(now, address(0)), []);
         assert_eq!(pins.names(now, address(3 * PINS_MAX - 1)).len(), 1);
-        for number in 0..3 * NAMES_MAX {
+        for number in 0..3 * NAMES_PER_ADDRESS_MAX {
             pins.pin(now, &name(number), address(1), Duration::from_secs(1000));
         }
-        assert_eq!(pins.names(now, address(1)).len(), NAMES_MAX);
+        assert_eq!(pins.names(now, address(1)).len(), NAMES_PER_ADDRESS_MAX);
     }
 }

@@ -1,4 +1,4 @@
-//! What the guest asks: one question, taken apart and put together again.
+//! Queries of the guest: parsing, and the query to upstream servers.
 
 use domain::base::iana::{Class, Opcode, Rcode};
 use domain::base::name::ToName;
@@ -7,55 +7,55 @@ use libmsb::net::name::HostName;
 
 use super::{QUERY_BYTES_MAX, UDP_BYTES_MAX, UDP_BYTES_MIN, UPSTREAM_UDP_BYTES};
 
-/// A question of the guest's.
+/// A query of the guest.
 #[derive(Clone, Debug)]
 pub(super) struct Query {
-    /// The guest's number for it.
+    /// Message identifier of the guest.
     pub(super) id: u16,
-    /// The name as the guest wrote it; its letters come back as they are.
-    pub(super) written: Name<Vec<u8>>,
-    /// The name, if it is one that rules can have.
+    /// Name as the guest wrote it; the reply repeats its letters.
+    pub(super) qname: Name<Vec<u8>>,
+    /// Host name, if the name is one that rules can match.
     pub(super) name: Option<HostName>,
-    /// What is asked of the name.
-    pub(super) kind: Rtype,
-    /// Whether somebody else may be asked.
+    /// Query type.
+    pub(super) qtype: Rtype,
+    /// RD flag: whether upstream servers may be asked.
     pub(super) recursion_desired: bool,
-    /// Whether signatures are the guest's to check.
+    /// CD flag: whether the guest checks signatures itself.
     pub(super) checking_disabled: bool,
-    /// What the guest says of itself, if it knows EDNS.
+    /// EDNS options, if the guest supports EDNS.
     pub(super) edns: Option<Edns>,
 }
 
-/// EDNS of the guest.
+/// EDNS options of the guest.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Edns {
-    /// Longest answer over UDP.
+    /// Longest reply over UDP.
     pub(super) udp_bytes: u16,
-    /// Whether it wants signatures.
+    /// DO flag: whether the guest wants signatures.
     pub(super) dnssec_ok: bool,
 }
 
-/// Why there is no question.
+/// Reason for rejecting a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum NoQuery {
-    /// It is not for a server at all: no reply.
+pub(super) enum QueryError {
+    /// The message is not a query: no reply.
     Ignored,
-    /// A reply with that number says why.
+    /// A reply with this identifier and code.
     Refused(u16, Rcode),
 }
 
 impl Query {
-    /// The question in a message.
-    pub(super) fn parse(bytes: &[u8]) -> Result<Query, NoQuery> {
+    /// Parses a message.
+    pub(super) fn parse(bytes: &[u8]) -> Result<Query, QueryError> {
         if bytes.len() > QUERY_BYTES_MAX {
-            return Err(NoQuery::Ignored);
+            return Err(QueryError::Ignored);
         }
-        let message = Message::from_slice(bytes).map_err(|_| NoQuery::Ignored)?;
+        let message = Message::from_slice(bytes).map_err(|_| QueryError::Ignored)?;
         let header = message.header();
         if header.qr() {
-            return Err(NoQuery::Ignored);
+            return Err(QueryError::Ignored);
         }
-        let refused = |code| NoQuery::Refused(header.id(), code);
+        let refused = |code| QueryError::Refused(header.id(), code);
         if header.opcode() != Opcode::QUERY {
             return Err(refused(Rcode::NOTIMP));
         }
@@ -63,34 +63,26 @@ impl Query {
         if counts.ancount() != 0 || counts.nscount() != 0 {
             return Err(refused(Rcode::FORMERR));
         }
-        // More than one question is refused with this too.
-        let question = message
-            .sole_question()
-            .map_err(|_| refused(Rcode::FORMERR))?;
-        let transfers = [
-            Rtype::AXFR,
-            Rtype::IXFR,
-            Rtype::ANY,
-            Rtype::MAILA,
-            Rtype::MAILB,
-            Rtype::OPT,
-        ];
+        // A message with several questions is rejected with the same code.
+        let question = message.sole_question().map_err(|_| refused(Rcode::FORMERR))?;
+        let transfers =
+            [Rtype::AXFR, Rtype::IXFR, Rtype::ANY, Rtype::MAILA, Rtype::MAILB, Rtype::OPT];
         if question.qclass() != Class::IN || transfers.contains(&question.qtype()) {
             return Err(refused(Rcode::REFUSED));
         }
         let edns = edns(message).map_err(refused)?;
         Ok(Query {
             id: header.id(),
-            written: question.qname().to_name(),
+            qname: question.qname().to_name(),
             name: host_name(question.qname()),
-            kind: question.qtype(),
+            qtype: question.qtype(),
             recursion_desired: header.rd(),
             checking_disabled: header.cd(),
             edns,
         })
     }
 
-    /// The question to somebody else, with a number of ours.
+    /// Returns the query for an upstream server, with our identifier.
     pub(super) fn to_upstream(&self, id: u16) -> Vec<u8> {
         let mut builder = MessageBuilder::new_vec();
         let header = builder.header_mut();
@@ -98,7 +90,7 @@ impl Query {
         header.set_rd(true);
         header.set_cd(self.checking_disabled);
         let mut builder = builder.question();
-        let mut whole = builder.push((&self.written, self.kind)).is_ok();
+        let mut whole = builder.push((&self.qname, self.qtype)).is_ok();
         let mut builder = builder.additional();
         let dnssec_ok = self.edns.is_some_and(|edns| edns.dnssec_ok);
         let opt = builder.opt(|opt| {
@@ -110,14 +102,14 @@ impl Query {
         if whole { builder.finish() } else { Vec::new() }
     }
 
-    /// Longest answer over UDP.
+    /// Returns the longest reply over UDP.
     pub(super) fn udp_bytes(&self) -> usize {
         let asked = self.edns.map_or(UDP_BYTES_MIN, |edns| edns.udp_bytes);
         usize::from(asked.clamp(UDP_BYTES_MIN, UDP_BYTES_MAX))
     }
 }
 
-/// What the guest says of itself; more than one such record is an error (RFC 6891, 6.1.1).
+/// Parses the OPT record; more than one is an error (RFC 6891, 6.1.1).
 fn edns(message: &Message<[u8]>) -> Result<Option<Edns>, Rcode> {
     let additional = message.additional().map_err(|_| Rcode::FORMERR)?;
     let mut count = 0;
@@ -127,15 +119,14 @@ fn edns(message: &Message<[u8]>) -> Result<Option<Edns>, Rcode> {
     }
     match (count, message.opt()) {
         (0, _) => Ok(None),
-        (1, Some(opt)) => Ok(Some(Edns {
-            udp_bytes: opt.udp_payload_size(),
-            dnssec_ok: opt.dnssec_ok(),
-        })),
+        (1, Some(opt)) => {
+            Ok(Some(Edns { udp_bytes: opt.udp_payload_size(), dnssec_ok: opt.dnssec_ok() }))
+        }
         _ => Err(Rcode::FORMERR),
     }
 }
 
-/// The name, if it is one that rules can have.
+/// Returns the host name, if the name is one that rules can match.
 pub(super) fn host_name<Octets: domain::dep::octseq::Octets>(
     name: &ParsedName<Octets>,
 ) -> Option<HostName> {

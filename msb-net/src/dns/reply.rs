@@ -1,4 +1,4 @@
-//! What the guest is told: messages built anew, cut to what the way to it takes.
+//! Replies to the guest, built from scratch and truncated to the transport's limit.
 
 use std::net::IpAddr;
 
@@ -10,20 +10,20 @@ use domain::base::{Rtype, Ttl};
 use domain::rdata::{A, Aaaa};
 
 use super::query::Query;
-use super::{MESSAGE_BYTES_MAX, Transport, UDP_BYTES_MAX};
+use super::{DnsTransport, MESSAGE_BYTES_MAX, UDP_BYTES_MAX};
 
-/// What a reply is built on.
+/// Buffer that replies are built in.
 type Buffer = StaticCompressor<Vec<u8>>;
-/// Life of the host alias, in seconds; the reference's.
-const ALIAS_TTL: Ttl = Ttl::from_secs(60);
+/// TTL of the host alias, the same as the reference's.
+const HOST_ALIAS_TTL: Ttl = Ttl::from_secs(60);
 
-/// A reply with no records.
-pub(super) fn empty(query: &Query, code: Rcode) -> Vec<u8> {
-    start(query, code).map_or_else(Vec::new, |reply| finish(query, reply.authority()))
+/// Returns a reply without records.
+pub(super) fn empty_reply(query: &Query, code: Rcode) -> Vec<u8> {
+    start_reply(query, code).map_or_else(Vec::new, |reply| finish_reply(query, reply.authority()))
 }
 
-/// A reply to what is no question; it holds nothing but the number.
-pub(super) fn refusal(id: u16, code: Rcode) -> Vec<u8> {
+/// Returns an error reply to an invalid query; it holds only the identifier.
+pub(super) fn error_reply(id: u16, code: Rcode) -> Vec<u8> {
     let mut builder = MessageBuilder::new_vec();
     let header = builder.header_mut();
     header.set_id(id);
@@ -33,33 +33,33 @@ pub(super) fn refusal(id: u16, code: Rcode) -> Vec<u8> {
     builder.finish()
 }
 
-/// A reply with addresses that we know ourselves; none of the asked kind is a reply without records.
-pub(super) fn addresses(query: &Query, addresses: &[IpAddr]) -> Vec<u8> {
-    let Some(mut reply) = start(query, Rcode::NOERROR) else {
+/// Returns a reply with known addresses; without any of the queried type it has no records.
+pub(super) fn address_reply(query: &Query, addresses: &[IpAddr]) -> Vec<u8> {
+    let Some(mut reply) = start_reply(query, Rcode::NOERROR) else {
         return Vec::new();
     };
-    let owner = &query.written;
-    let mut whole = true;
+    let owner = &query.qname;
+    let mut complete = true;
     for address in addresses {
-        whole &= match (address, query.kind) {
-            (IpAddr::V4(v4), Rtype::A) => reply
-                .push((owner, Class::IN, ALIAS_TTL, A::new(*v4)))
-                .is_ok(),
-            (IpAddr::V6(v6), Rtype::AAAA) => reply
-                .push((owner, Class::IN, ALIAS_TTL, Aaaa::new(*v6)))
-                .is_ok(),
+        complete &= match (address, query.qtype) {
+            (IpAddr::V4(v4), Rtype::A) => {
+                reply.push((owner, Class::IN, HOST_ALIAS_TTL, A::new(*v4))).is_ok()
+            }
+            (IpAddr::V6(v6), Rtype::AAAA) => {
+                reply.push((owner, Class::IN, HOST_ALIAS_TTL, Aaaa::new(*v6))).is_ok()
+            }
             _ => true,
         };
     }
-    if whole {
-        finish(query, reply.authority())
+    if complete {
+        finish_reply(query, reply.authority())
     } else {
-        empty(query, Rcode::SERVFAIL)
+        empty_reply(query, Rcode::SERVFAIL)
     }
 }
 
-/// The beginning of a reply: number, flags, the question. `None` never is: memory grows.
-pub(super) fn start(query: &Query, code: Rcode) -> Option<AnswerBuilder<Buffer>> {
+/// Starts a reply with the identifier, flags and question. It is never `None`, since memory grows.
+pub(super) fn start_reply(query: &Query, code: Rcode) -> Option<AnswerBuilder<Buffer>> {
     let mut builder = MessageBuilder::from_target(StaticCompressor::new(Vec::new())).ok()?;
     let header = builder.header_mut();
     header.set_id(query.id);
@@ -69,12 +69,12 @@ pub(super) fn start(query: &Query, code: Rcode) -> Option<AnswerBuilder<Buffer>>
     header.set_ra(true);
     header.set_rcode(code);
     let mut builder = builder.question();
-    builder.push((&query.written, query.kind)).ok()?;
+    builder.push((&query.qname, query.qtype)).ok()?;
     Some(builder.answer())
 }
 
-/// The end of a reply: EDNS, for a guest that knows it.
-pub(super) fn finish(query: &Query, reply: AuthorityBuilder<Buffer>) -> Vec<u8> {
+/// Finishes a reply, with EDNS for a guest that supports it.
+pub(super) fn finish_reply(query: &Query, reply: AuthorityBuilder<Buffer>) -> Vec<u8> {
     let mut reply = reply.additional();
     if let Some(edns) = query.edns {
         let opt = reply.opt(|opt| {
@@ -89,18 +89,20 @@ pub(super) fn finish(query: &Query, reply: AuthorityBuilder<Buffer>) -> Vec<u8> 
     reply.finish().into_target()
 }
 
-/// The reply, or, if the way to the guest does not take it, one that says so.
-pub(super) fn cut(query: &Query, transport: Transport, reply: Vec<u8>) -> Vec<u8> {
+/// Returns the reply, or a truncated one if it exceeds the transport's limit.
+pub(super) fn truncate(query: &Query, transport: DnsTransport, reply: Vec<u8>) -> Vec<u8> {
     match transport {
-        Transport::Udp if reply.len() > query.udp_bytes() => {
-            let mut short = empty(query, Rcode::NOERROR);
+        DnsTransport::Udp if reply.len() > query.udp_bytes() => {
+            let mut short = empty_reply(query, Rcode::NOERROR);
             // The TC bit (RFC 1035, 4.1.1).
             if let Some(flags) = short.get_mut(2) {
                 *flags |= 0x02;
             }
             short
         }
-        _ if reply.len() > MESSAGE_BYTES_MAX || reply.is_empty() => empty(query, Rcode::SERVFAIL),
+        _ if reply.len() > MESSAGE_BYTES_MAX || reply.is_empty() => {
+            empty_reply(query, Rcode::SERVFAIL)
+        }
         _ => reply,
     }
 }

@@ -1,242 +1,145 @@
-//! One connection: what it remembers, and what a segment of the guest does to it.
+//! One TCP connection: a send half, a receive half, the host's socket and timers, and the segments
+//! that they cause.
 
-use std::collections::VecDeque;
+use std::io;
 use std::os::fd::OwnedFd;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use super::owed::Owed;
-use super::ring::{Pool, Ring};
-use super::segment::{Offer, Segment, Seq, flag};
-use super::template::Template;
-use crate::device::Transmitter;
+use super::header_template::{HeaderTemplate, SegmentFields};
+use super::host_socket::{HostFailure, HostSocket};
+use super::receive_half::{ReceiveHalf, WINDOW_SHIFT};
+use super::ring_buffer::RingPool;
+use super::segment::{Segment, SeqNumber, SynOptions, flag};
+use super::segment_writer::{SEGMENTS_MAX, push_options, push_segment, write_segments};
+use super::send_half::{AckOutcome, MSS_DEFAULT, SendHalf};
+use super::state::{CloseReason, ReceiveState, SendState, State};
+use super::timers::{RTO_MAX, Timers};
+use crate::device::FrameTransmitter;
 use crate::flow::Flow;
-use crate::kept::Kept;
-use crate::limits::{EARLY_SEGMENTS_MAX, KEEPALIVE, KEEPALIVE_HALF_CLOSED};
+use crate::limits::{KEEPALIVE, KEEPALIVE_HALF_CLOSED};
+use crate::verdict_facts::VerdictFacts;
 use libmsb::net::network::Network;
 
-/// Time until a segment is sent again when nothing is known about the guest's answers (RFC 6298 has 1 s; the guest is near).
-const RTO_FIRST: Duration = Duration::from_millis(400);
-/// A guest that is busy answers late.
-pub(super) const RTO_MIN: Duration = Duration::from_millis(200);
-pub(super) const RTO_MAX: Duration = Duration::from_secs(60);
-/// The shift of the windows that we offer: 64 KiB × 128 are more than a ring has.
-pub(super) const SHIFT: u8 = 7;
-/// What a guest takes that says nothing (RFC 9293, 3.7.1).
-const MSS_DEFAULT: u16 = 536;
-/// Repeated acknowledgements that mean a lost segment (RFC 5681, 3.2).
-const DUPLICATES: u8 = 3;
+/// Limit of retransmissions of one segment: about ten minutes.
+const RETRANSMISSIONS_MAX: u32 = 14;
+/// Limit of retransmissions of a SYN: about half a minute. A guest is local, so a longer wait does
+/// not help.
+const SYN_RETRANSMISSIONS_MAX: u32 = 6;
 
-/// How far a connection is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Stage {
-    /// The guest called, and the host's socket is being connected.
-    Dialing,
-    /// The guest called, the host's socket is connected, and the guest was told.
-    Answered,
-    /// Somebody called a published port, and the guest was called.
-    Calling,
-    /// Both sides are connected.
-    Open,
+/// Reason why a connection is allowed.
+#[derive(Debug)]
+pub(super) enum Admission {
+    /// The resolver is always reached.
+    Resolver,
+    /// The policy allows the connection, by these facts.
+    Allowed(VerdictFacts),
+    /// The policy allows the connection if its first bytes are a ClientHello that it allows. No
+    /// byte of the guest is sent on before.
+    PeekPending(VerdictFacts),
 }
 
-/// How a connection ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Over {
-    /// Both sides have said all.
-    Closed,
-    /// The guest broke it off.
-    GuestReset,
-    /// The other side broke it off, or cannot be reached.
-    HostReset,
-    /// The guest answers no more.
-    Silent,
-    /// What the guest said first is not allowed.
-    Denied,
-}
-
-impl Over {
-    /// The word for it in events.
-    pub(crate) fn word(self) -> &'static str {
+impl Admission {
+    /// Returns the facts behind the verdict.
+    pub(super) fn facts(&self) -> Option<&VerdictFacts> {
         match self {
-            Over::Closed => "closed",
-            Over::GuestReset => "reset by guest",
-            Over::HostReset => "reset by peer",
-            Over::Silent => "guest does not answer",
-            Over::Denied => "denied",
+            Admission::Resolver => None,
+            Admission::Allowed(facts) | Admission::PeekPending(facts) => Some(facts),
         }
     }
 }
 
-/// A connection.
-pub(crate) struct Connection {
-    pub(crate) flow: Flow,
-    /// Its number in events.
-    pub(crate) id: u64,
-    pub(crate) opened: Instant,
-    pub(crate) socket: OwnedFd,
-    pub(crate) stage: Stage,
-    pub(super) template: Template,
-
-    /// To the guest: the first byte that it has not acknowledged, the next to send, and the one behind all that was sent.
-    pub(super) una: Seq,
-    pub(super) next: Seq,
-    pub(super) max: Seq,
-    /// Bytes from `una` on.
-    pub(super) to_guest: Ring,
-    pub(super) window: usize,
-    pub(super) window_max: usize,
-    pub(super) guest_shift: u8,
-    pub(super) scaled: bool,
-    pub(super) mss: usize,
-    /// The host's side has said all.
-    pub(super) host_done: bool,
-    pub(super) fin_sent: bool,
-    pub(super) fin_acked: bool,
-
-    /// From the guest: the next byte, and the end of what it may send.
-    pub(super) rcv: Seq,
-    pub(super) edge: Seq,
-    /// Bytes that the host's socket has not taken.
-    pub(super) to_host: Ring,
-    /// Where bytes of this turn lie in the receiver's buffer: place and length.
-    pub(super) parts: Vec<(usize, usize)>,
-    /// Segments that came before those that they follow.
-    pub(super) early: VecDeque<(Seq, Box<[u8]>)>,
-    /// How many of them came in this turn: the guest is told of each, since three tell it that something was lost.
-    pub(super) gaps: u8,
-    /// Where the guest's side ends.
-    pub(super) fin_at: Option<Seq>,
-    pub(super) guest_done: bool,
-    pub(super) host_shut: bool,
-    pub(super) owed: Owed,
-
-    /// What it was judged by; none of one with our own name server.
-    pub(super) facts: Option<Kept>,
-    /// What the guest says first must be looked at: until then it waits.
-    pub(super) look: bool,
-    /// The host's socket may have something, may take something, will not say more than it has.
-    pub(super) readable: bool,
-    pub(super) writable: bool,
-    pub(super) hung_up: bool,
-    /// An error waits there.
-    pub(super) broken: bool,
-    /// It stands in the queue of those that are served; it has segments of this turn.
+/// A TCP connection.
+pub(super) struct Connection {
+    pub(super) flow: Flow,
+    /// Number of the connection in events.
+    pub(super) id: u64,
+    pub(super) opened: Instant,
+    pub(super) state: State,
+    pub(super) admission: Admission,
+    pub(super) close_reason: Option<CloseReason>,
+    pub(super) host: HostSocket,
+    pub(super) send: SendHalf,
+    pub(super) receive: ReceiveHalf,
+    pub(super) timers: Timers,
+    template: HeaderTemplate,
+    /// The connection is in the queue of ready connections.
     pub(super) queued: bool,
+    /// The connection is in the batch of this turn.
     pub(super) batched: bool,
-
-    pub(super) deadline: Instant,
-    /// When the entry among the timers is due.
-    pub(super) timer: Option<Instant>,
-    pub(super) rto: Duration,
-    pub(super) round_trip: Option<(Duration, Duration)>,
-    pub(super) sample: Option<(Seq, Instant)>,
-    pub(super) retries: u32,
-    pub(super) duplicates: u8,
-    /// After a loss: all that was sent before it was seen.
-    pub(super) recover: Option<Seq>,
-
-    pub(crate) bytes_up: u64,
-    pub(crate) bytes_down: u64,
-    pub(crate) over: Option<Over>,
 }
 
 impl Connection {
-    /// A connection whose host's socket is there.
+    /// Creates a connection around a host socket.
     pub(super) fn new(
         network: &Network,
-        flow: Flow,
-        (id, stage, socket): (u64, Stage, OwnedFd),
-        first: Seq,
+        (flow, admission): (Flow, Admission),
+        (id, state, socket): (u64, State, OwnedFd),
+        initial_seq: SeqNumber,
         now: Instant,
     ) -> Connection {
         Connection {
             flow,
             id,
             opened: now,
-            socket,
-            stage,
-            template: Template::new(network, &flow),
-            una: first,
-            next: first,
-            max: first,
-            to_guest: Ring::default(),
-            window: 0,
-            window_max: 0,
-            guest_shift: 0,
-            scaled: false,
-            mss: usize::from(MSS_DEFAULT),
-            host_done: false,
-            fin_sent: false,
-            fin_acked: false,
-            rcv: Seq(0),
-            edge: Seq(0),
-            to_host: Ring::default(),
-            parts: Vec::new(),
-            early: VecDeque::new(),
-            gaps: 0,
-            fin_at: None,
-            guest_done: false,
-            host_shut: false,
-            owed: Owed::default(),
-            facts: None,
-            look: false,
-            readable: false,
-            writable: false,
-            hung_up: false,
-            broken: false,
+            state,
+            admission,
+            close_reason: None,
+            host: HostSocket::new(socket),
+            send: SendHalf::new(initial_seq),
+            receive: ReceiveHalf::new(),
+            timers: Timers::new(now),
+            template: HeaderTemplate::new(network, &flow),
             queued: false,
             batched: false,
-            deadline: now,
-            timer: None,
-            rto: RTO_FIRST,
-            round_trip: None,
-            sample: None,
-            retries: 0,
-            duplicates: 0,
-            recover: None,
-            bytes_up: 0,
-            bytes_down: 0,
-            over: None,
         }
     }
 
-    /// Takes what the guest's SYN says.
-    pub(super) fn meet(&mut self, network: &Network, syn: &Segment<'_>) {
-        let offer = Offer::parse(syn.options);
-        self.mss = mss(network, &self.flow, offer.mss.unwrap_or(MSS_DEFAULT));
-        self.scaled = offer.shift.is_some();
-        self.guest_shift = offer.shift.unwrap_or(0);
-        self.window = usize::from(syn.window);
-        self.window_max = self.window;
-        self.rcv = syn.seq + 1;
-        self.edge = self.rcv;
+    /// Returns whether the guest's first bytes must be checked before they are sent on.
+    pub(super) fn is_peek_pending(&self) -> bool {
+        matches!(self.admission, Admission::PeekPending(_))
     }
 
-    /// A segment of the guest. Its bytes lie at `place` in the receiver's buffer.
-    pub(super) fn segment(
+    /// Notes that the host's socket failed.
+    pub(super) fn note_failure(&mut self, result: Result<(), HostFailure>) {
+        if result.is_err() {
+            self.close_reason = Some(CloseReason::HostReset);
+        }
+    }
+
+    /// Takes the sequence number, window and options of the guest's SYN.
+    pub(super) fn apply_syn(&mut self, network: &Network, syn: &Segment<'_>) {
+        let options = SynOptions::parse(syn.options);
+        let mss = mss(network, &self.flow, options.mss.unwrap_or(MSS_DEFAULT));
+        self.send.apply_syn(syn.window, options.window_scale.unwrap_or(0), mss);
+        self.receive.apply_syn(syn.seq, options.window_scale.is_some());
+    }
+
+    /// Handles a segment of the guest. Its payload is at `offset` in the receive buffer.
+    pub(super) fn handle_segment(
         &mut self,
-        (network, transmitter, now): (&Network, &mut Transmitter, Instant),
-        pool: &mut Pool,
+        (network, transmitter, now): (&Network, &mut FrameTransmitter, Instant),
+        pool: &mut RingPool,
         segment: &Segment<'_>,
-        place: usize,
+        offset: usize,
     ) {
         if segment.has(flag::RST) {
-            return self.reset(segment);
+            return self.handle_reset(segment);
         }
-        match self.stage {
-            Stage::Dialing => return,
-            Stage::Calling => {
-                if !segment.has(flag::SYN | flag::ACK) || segment.ack != self.max {
+        match self.state {
+            State::Connecting => return,
+            State::SynSent => {
+                if !segment.has(flag::SYN | flag::ACK) || segment.ack != self.send.max() {
                     return;
                 }
-                self.meet(network, segment);
-                self.owed.now();
+                self.apply_syn(network, segment);
+                self.receive.delayed_ack.require_now();
             }
-            Stage::Answered if segment.has(flag::SYN) => {
+            State::SynReceived if segment.has(flag::SYN) => {
                 return self.send_syn(network, transmitter);
             }
             _ if segment.has(flag::SYN) => {
-                // Of a guest that has forgotten this connection: it will say so (RFC 9293, 3.10.7.4).
+                // The guest has forgotten this connection and answers with a reset (RFC 9293,
+                // 3.10.7.4).
                 return self.send_ack(transmitter);
             }
             _ => {}
@@ -244,193 +147,293 @@ impl Connection {
         if !segment.has(flag::ACK) {
             return;
         }
-        if self.retries > 0 {
-            self.retries = 0;
-            self.arm(now);
+        if self.timers.retransmissions > 0 {
+            self.timers.retransmissions = 0;
+            self.arm_timer(now);
         }
-        self.acknowledged(segment, pool, transmitter, now);
-        if self.stage == Stage::Open && !segment.has(flag::SYN) {
-            self.receive(segment, place, pool, now);
+        self.handle_ack(segment, pool, transmitter, now);
+        if self.state == State::Established && !segment.has(flag::SYN) {
+            self.receive.accept(segment, offset, pool, now);
         }
     }
 
-    /// Only a reset within the window counts.
-    fn reset(&mut self, segment: &Segment<'_>) {
-        let counts = match self.stage {
-            Stage::Dialing => true,
-            Stage::Calling => segment.has(flag::ACK) && segment.ack == self.max,
-            _ => segment.seq >= self.rcv && segment.seq <= self.edge,
+    /// Handles a reset. Only one within the window counts.
+    fn handle_reset(&mut self, segment: &Segment<'_>) {
+        let accepted = match self.state {
+            State::Connecting => true,
+            State::SynSent => segment.has(flag::ACK) && segment.ack == self.send.max(),
+            _ => self.receive.is_in_window(segment.seq),
         };
-        if counts {
-            self.over = Some(Over::GuestReset);
+        if accepted {
+            self.close_reason = Some(CloseReason::GuestReset);
         }
     }
 
-    fn acknowledged(
+    /// Handles the acknowledgement and the window of a segment. The acknowledgement of the SYN
+    /// establishes the connection.
+    fn handle_ack(
         &mut self,
         segment: &Segment<'_>,
-        pool: &mut Pool,
-        transmitter: &mut Transmitter,
+        pool: &mut RingPool,
+        transmitter: &mut FrameTransmitter,
         now: Instant,
     ) {
-        let ack = segment.ack;
-        if ack > self.max || ack < self.una {
-            if ack > self.max {
-                self.owed.now();
-            }
-            return;
-        }
-        let window = self.window;
-        if !segment.has(flag::SYN) {
-            self.window = usize::from(segment.window) << self.guest_shift;
-            self.window_max = self.window_max.max(self.window);
-        }
-        if ack > self.una {
-            self.advance(ack, pool, transmitter, now);
-        } else if segment.length() == 0 && self.window == window && self.max > self.una {
-            self.duplicates = self.duplicates.saturating_add(1);
-            if self.duplicates == DUPLICATES && self.recover.is_none() {
-                self.recover = Some(self.max);
-                self.send_again(transmitter);
+        let syn = matches!(self.state, State::SynReceived | State::SynSent);
+        match self.send.handle_ack(segment, syn, pool) {
+            AckOutcome::Nothing => {}
+            AckOutcome::NeverSent => self.receive.delayed_ack.require_now(),
+            AckOutcome::Loss => self.retransmit_first(transmitter),
+            AckOutcome::Advanced { loss } => {
+                self.state = State::Established;
+                self.timers.acknowledge(segment.ack, now);
+                if loss {
+                    self.retransmit_first(transmitter);
+                }
+                self.arm_timer(now);
+                self.close_if_both_ended();
             }
         }
     }
 
-    fn advance(&mut self, ack: Seq, pool: &mut Pool, transmitter: &mut Transmitter, now: Instant) {
-        if matches!(self.stage, Stage::Answered | Stage::Calling) {
-            self.stage = Stage::Open;
-            self.una += 1;
-        }
-        let count = ack - self.una;
-        let data = count.min(self.to_guest.len());
-        self.to_guest.consume(data, pool);
-        // Nothing but the end stands behind the bytes.
-        self.fin_acked |= count > data;
-        self.fin_sent |= self.fin_acked;
-        self.una = ack;
-        if self.next < ack {
-            self.next = ack;
-        }
-        self.duplicates = 0;
-        self.measure(ack, now);
-        match self.recover {
-            Some(end) if ack < end => self.send_again(transmitter),
-            _ => self.recover = None,
-        }
-        self.arm(now);
-        if self.guest_done && self.host_shut && self.fin_acked {
-            self.over = Some(Over::Closed);
+    /// Closes the connection when the guest has acknowledged our FIN, and all its bytes are
+    /// delivered.
+    fn close_if_both_ended(&mut self) {
+        if (self.send.state, self.receive.state) == (SendState::FinAcked, ReceiveState::Delivered) {
+            self.close_reason = Some(CloseReason::Closed);
         }
     }
 
-    /// One measurement at a time; none of what was sent twice (RFC 6298).
-    fn measure(&mut self, ack: Seq, now: Instant) {
-        let Some((end, sent)) = self.sample.filter(|(end, _)| ack >= *end) else {
-            return;
-        };
-        debug_assert!(ack >= end);
-        self.sample = None;
-        let took = now.saturating_duration_since(sent);
-        let (mean, spread) = match self.round_trip {
-            None => (took, took / 2),
-            Some((mean, spread)) => (
-                (mean * 7 + took) / 8,
-                (spread * 3 + mean.abs_diff(took)) / 4,
-            ),
-        };
-        self.round_trip = Some((mean, spread));
-        self.rto = (mean + spread * 4).clamp(RTO_MIN, RTO_MAX);
-    }
-
-    /// The bytes of a segment, and its end. What comes too early waits, but for the end, which the guest sends again.
-    fn receive(&mut self, segment: &Segment<'_>, place: usize, pool: &mut Pool, now: Instant) {
-        if segment.length() == 0 {
-            // A question whether we are there stands before what comes next (RFC 9293, 3.8.4).
-            if segment.seq < self.rcv {
-                self.owed.now();
-            }
+    /// Shuts down the sending half of the host socket once the guest has sent its FIN and all its
+    /// bytes are written (half-close).
+    pub(super) fn shutdown_host(&mut self) {
+        if self.receive.state != ReceiveState::FinReceived || !self.receive.buffer.is_empty() {
             return;
         }
-        // What is out of order is answered at once (RFC 5681, 4.2), and so is the end.
-        if segment.seq != self.rcv || segment.has(flag::FIN) || self.guest_done {
-            self.owed.now();
+        self.receive.state = self.receive.state.deliver();
+        self.close_if_both_ended();
+        // Closing the socket shuts it down too.
+        if self.send.state != SendState::FinAcked {
+            self.host.shut_down_sending();
+        }
+    }
+
+    /// Sets the deadline: retransmission while data is unacknowledged, otherwise the next keepalive
+    /// probe.
+    pub(super) fn arm_timer(&mut self, now: Instant) {
+        if self.state != State::Established
+            || self.send.is_in_flight()
+            || self.send.is_window_blocked()
+        {
+            self.timers.arm_retransmission(now);
+        } else if self.receive.state.is_at_end() {
+            self.timers.deadline = now + KEEPALIVE_HALF_CLOSED;
         } else {
-            self.owed.bytes(now);
-        }
-        if self.guest_done {
-            return;
-        }
-        if segment.seq > self.rcv {
-            return self.keep_early(segment, pool);
-        }
-        let known = self.rcv - segment.seq;
-        if known > segment.payload.len() {
-            return;
-        }
-        let fresh = (segment.payload.len() - known).min(self.edge - self.rcv);
-        if fresh > 0 {
-            self.parts.push((place + known, fresh));
-            self.rcv += fresh;
-        }
-        let whole = known + fresh == segment.payload.len();
-        if !whole {
-            self.owed.now();
-        }
-        if segment.has(flag::FIN) && whole && self.fin_at.is_none() {
-            self.fin_at = Some(self.rcv);
+            self.timers.deadline = now + KEEPALIVE;
         }
     }
 
-    fn keep_early(&mut self, segment: &Segment<'_>, pool: &mut Pool) {
-        self.gaps = self.gaps.saturating_add(1);
-        let bytes = segment.payload;
-        let is_known = self.early.iter().any(|(seq, _)| *seq == segment.seq);
-        let fits = segment.seq + bytes.len() <= self.edge && self.early.len() < EARLY_SEGMENTS_MAX;
-        if !bytes.is_empty() && !is_known && fits && pool.keep_early(bytes.len()) {
-            self.early.push_back((segment.seq, bytes.into()));
+    /// Returns the header fields of a segment, with the current acknowledgement and window.
+    fn segment_fields(&mut self, seq: SeqNumber, flags: u8) -> SegmentFields {
+        let window = self.receive.advertise_window();
+        SegmentFields { seq: seq.0, ack: self.receive.nxt().0, flags, window }
+    }
+
+    /// Queues a segment without payload.
+    fn push_empty(&mut self, transmitter: &mut FrameTransmitter, seq: SeqNumber, flags: u8) {
+        let fields = self.segment_fields(seq, flags);
+        push_segment(&self.template, transmitter, fields, (&[], &[]));
+    }
+
+    /// Sends a SYN, with an acknowledgement if the guest opened the connection.
+    pub(super) fn send_syn(&mut self, network: &Network, transmitter: &mut FrameTransmitter) {
+        let by_guest = self.state == State::SynReceived;
+        let scaling = self.receive.scales_windows() || !by_guest;
+        let syn_options = SynOptions {
+            mss: Some(network.mtu - headers_bytes(&self.flow)),
+            window_scale: scaling.then_some(WINDOW_SHIFT),
+        };
+        let mut options = Vec::with_capacity(8);
+        syn_options.write(&mut options);
+        let fields = SegmentFields {
+            seq: self.send.una().0,
+            ack: if by_guest { self.receive.nxt().0 } else { 0 },
+            flags: flag::SYN | if by_guest { flag::ACK } else { 0 },
+            window: self.receive.advertise_syn_window(),
+        };
+        push_options(&self.template, transmitter, fields, &options);
+        self.send.syn_sent();
+    }
+
+    /// Sends an acknowledgement.
+    pub(super) fn send_ack(&mut self, transmitter: &mut FrameTransmitter) {
+        self.receive.delayed_ack.ack_sent();
+        self.push_empty(transmitter, self.send.nxt(), flag::ACK);
+    }
+
+    /// Sends the acknowledgements that are due, or a window update if the window has grown by much.
+    pub(super) fn send_due_acks(&mut self, transmitter: &mut FrameTransmitter) {
+        if self.receive.delayed_ack.is_due() {
+            // Three duplicate acknowledgements are enough.
+            for _ in 0..=self.receive.take_dup_acks().min(3) {
+                self.send_ack(transmitter);
+            }
+        } else if self.state == State::Established
+            && !self.receive.state.is_at_end()
+            && self.receive.has_window_opened(self.send.mss())
+        {
+            self.send_ack(transmitter);
         }
     }
 
-    /// What came too early, and is next now: its bytes that are new.
-    pub(super) fn next_early(&mut self, pool: &mut Pool) -> Option<Vec<u8>> {
-        loop {
-            let place = self.early.iter().position(|(seq, _)| *seq <= self.rcv)?;
-            let (seq, bytes) = self.early.remove(place)?;
-            pool.drop_early(bytes.len());
-            let known = self.rcv - seq;
-            if known < bytes.len() {
-                return Some(bytes[known..].to_vec());
+    /// Sends a reset.
+    pub(super) fn send_reset(&mut self, transmitter: &mut FrameTransmitter) {
+        let connecting = self.state == State::Connecting;
+        let seq = if connecting { SeqNumber(0) } else { self.send.nxt() };
+        self.push_empty(transmitter, seq, flag::RST | flag::ACK);
+    }
+
+    /// Sends a probe: a segment before SND.UNA, which the guest answers with its current
+    /// acknowledgement and window. It serves as keepalive and as zero window probe.
+    fn send_probe(&mut self, transmitter: &mut FrameTransmitter) {
+        let seq = SeqNumber(self.send.una().0.wrapping_sub(1));
+        self.push_empty(transmitter, seq, flag::ACK);
+    }
+
+    /// Retransmits the first unacknowledged segment.
+    fn retransmit_first(&mut self, transmitter: &mut FrameTransmitter) {
+        self.timers.discard_sample();
+        let count = self.send.first_segment_len();
+        if count > 0 {
+            let fields = self.segment_fields(self.send.una(), flag::ACK | flag::PSH);
+            let payload = self.send.buffer.slices(0, count);
+            push_segment(&self.template, transmitter, fields, payload);
+        } else if self.send.state == SendState::FinSent {
+            self.push_empty(transmitter, self.send.una(), flag::FIN | flag::ACK);
+        }
+    }
+
+    /// Handles an expired deadline: retransmits, probes, or gives up.
+    pub(super) fn handle_timeout(
+        &mut self,
+        network: &Network,
+        transmitter: &mut FrameTransmitter,
+        now: Instant,
+    ) -> io::Result<()> {
+        self.timers.retransmissions += 1;
+        let max = if self.state == State::Established {
+            RETRANSMISSIONS_MAX
+        } else {
+            SYN_RETRANSMISSIONS_MAX
+        };
+        if self.timers.retransmissions > max {
+            self.send_reset(transmitter);
+            self.close_reason = Some(CloseReason::GuestSilent);
+            return Ok(());
+        }
+        self.timers.discard_sample();
+        match self.state {
+            State::Connecting => {
+                self.send_reset(transmitter);
+                self.close_reason = Some(CloseReason::HostReset);
+                return Ok(());
+            }
+            State::SynReceived | State::SynSent => self.send_syn(network, transmitter),
+            State::Established if self.send.is_in_flight() => {
+                self.send.go_back();
+                self.transmit_segments(transmitter, now, 1, true)?;
+            }
+            State::Established => {
+                if self.send.is_window_blocked() && self.send.window() > 0 {
+                    self.transmit_segments(transmitter, now, 1, true)?;
+                } else {
+                    self.send_probe(transmitter);
+                }
             }
         }
+        self.timers.back_off();
+        self.arm_timer(now);
+        if !self.send.is_in_flight() && !self.send.is_window_blocked() {
+            // A keepalive probe was sent.
+            self.timers.deadline = now + RTO_MAX;
+        }
+        Ok(())
     }
 
-    /// Nothing that came too early is of use any more.
-    pub(super) fn drop_early(&mut self, pool: &mut Pool) {
-        for (_, bytes) in self.early.drain(..) {
-            pool.drop_early(bytes.len());
+    /// Sends what the guest's window allows.
+    pub(super) fn transmit(
+        &mut self,
+        transmitter: &mut FrameTransmitter,
+        now: Instant,
+    ) -> io::Result<()> {
+        if self.state != State::Established {
+            return Ok(());
+        }
+        while !transmitter.is_blocked() {
+            if self.transmit_segments(transmitter, now, SEGMENTS_MAX, false)? == 0 {
+                break;
+            }
+        }
+        self.transmit_fin(transmitter, now);
+        if self.send.is_window_blocked() {
+            self.timers.arm_retransmission_by(now);
+        }
+        Ok(())
+    }
+
+    /// Sends a FIN alone, once all bytes of the host are sent.
+    fn transmit_fin(&mut self, transmitter: &mut FrameTransmitter, now: Instant) {
+        if self.send.is_fin_due() {
+            self.push_empty(transmitter, self.send.nxt(), flag::FIN | flag::ACK);
+            self.send.fin_sent();
+            self.record_send(now);
         }
     }
 
-    /// Sets the deadline anew: for what the guest must answer, or for asking whether it is there.
-    pub(super) fn arm(&mut self, now: Instant) {
-        let wait = if self.stage != Stage::Open || self.max > self.una || self.is_stalled() {
-            self.rto
-        } else if self.guest_done {
-            KEEPALIVE_HALF_CLOSED
-        } else {
-            KEEPALIVE
-        };
-        self.deadline = now + wait;
+    /// Updates timers and counters after SND.NXT has advanced.
+    fn record_send(&mut self, now: Instant) {
+        self.receive.delayed_ack.data_sent(now);
+        if !self.send.is_in_flight() {
+            self.timers.arm_retransmission(now);
+        }
+        if self.send.raise_max() {
+            self.timers.start_sample(self.send.nxt(), now);
+        }
     }
 
-    /// Bytes wait, nothing is under way, and the guest must tell before more can be sent.
-    pub(super) fn is_stalled(&self) -> bool {
-        self.una == self.max && !self.to_guest.is_empty()
+    /// Sends segments and returns their number. `force`: also a small one, which fills the window.
+    fn transmit_segments(
+        &mut self,
+        transmitter: &mut FrameTransmitter,
+        now: Instant,
+        max_segments: usize,
+        force: bool,
+    ) -> io::Result<usize> {
+        let mut sizes = [0; SEGMENTS_MAX];
+        let count = self.send.plan_segments(&mut sizes[..max_segments], force);
+        if count == 0 {
+            if force && self.send.unsent() == 0 {
+                self.transmit_fin(transmitter, now);
+            }
+            return Ok(0);
+        }
+        let (sizes, sent) = (&sizes[..count], self.send.nxt() - self.send.una());
+        let fields = self.segment_fields(self.send.nxt(), flag::ACK);
+        let taken = write_segments(&self.template, transmitter, &self.send, fields, sizes)?;
+        if taken > 0 {
+            self.send.sent_up_to(sent + sizes[..taken].iter().sum::<usize>());
+            self.record_send(now);
+        }
+        Ok(taken)
     }
 }
 
-/// The largest segment: what the guest takes, and what goes through the wire.
+/// Returns the size of the IP and TCP headers.
+fn headers_bytes(flow: &Flow) -> u16 {
+    if flow.guest.address.is_ipv4() { 40 } else { 60 }
+}
+
+/// Returns the maximum segment size: the smaller of the guest's MSS option and the MTU without
+/// headers.
 fn mss(network: &Network, flow: &Flow, offered: u16) -> usize {
-    let headers = if flow.guest.address.is_ipv4() { 40 } else { 60 };
-    usize::from(offered.clamp(64, network.mtu - headers))
+    usize::from(offered.clamp(64, network.mtu - headers_bytes(flow)))
 }

@@ -1,193 +1,123 @@
-//! How a connection begins: the guest calls somebody, or somebody calls a published port.
+//! Opening of connections: the host's socket is connected first, and the guest's SYN is answered
+//! after that.
 
-use std::hash::BuildHasher;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
 use libmsb::net::rule::Protocol;
-use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
-use rustix::net::sockopt;
 
-use super::Tcp;
-use super::connection::{Connection, Over, Stage};
-use super::segment::{Segment, Seq, flag};
-use super::template::{Says, Template};
+use super::connection::{Admission, Connection};
+use super::header_template::{HeaderTemplate, SegmentFields};
+use super::segment::{Segment, SeqNumber, TCP_HEADER_BYTES, flag};
+use super::state::{CloseReason, State};
+use crate::context::StackContext;
+use crate::emitter::PacketEmitter;
 use crate::flow::Flow;
-use crate::gate::Way;
-use crate::host;
-use crate::icmp;
-use crate::ip::Packet;
-use crate::limits::CONNECT_TIMEOUT;
-use crate::policy::Facts;
-use crate::resolver;
-use crate::slab::Key;
-use crate::world::{Kind, World};
+use crate::host_sockets;
+use crate::icmp::{self, IcmpError};
+use crate::ip::{Packet, protocol};
+use crate::policy_gate::Egress;
 
-impl Tcp {
-    /// The guest calls.
-    pub(super) fn call(
-        &mut self,
-        world: &mut World,
-        flow: Flow,
-        packet: &Packet<'_>,
-        segment: &Segment<'_>,
-    ) {
-        let open = self.connections.len() - self.callers;
-        if flow.remote.port == 0 || open >= self.max {
-            world.log.limit(&flow, "tcp");
-            return refuse(world, &flow, segment);
-        }
-        let (network, log) = (&world.network, &mut world.log);
-        let way = world
-            .gate
-            .egress(network, &flow, Protocol::Tcp, (world.now, log));
-        let (dialed, look, facts) = match way {
-            None => return refuse(world, &flow, segment),
-            Some(Way::Names) => (resolver::connect(world), false, None),
-            Some(Way::To {
-                target,
-                look,
-                facts,
-            }) => (host::dial(target), look, Some(facts)),
-        };
-        let socket = match dialed {
-            Ok(socket) => socket,
-            Err(error) => return unreachable(world, &flow, segment, packet, error),
-        };
-        let first = self.first_seq(&flow);
-        let Some(key) = self.add(world, flow, Stage::Dialing, socket, first) else {
-            return refuse(world, &flow, segment);
-        };
-        if let Some(connection) = self.connections.get_mut(key) {
-            connection.meet(&world.network, segment);
-            connection.deadline = world.now + CONNECT_TIMEOUT;
-            connection.look = look;
-            connection.facts = facts.map(|facts| world.keeper.keep(facts));
-        }
-        self.settle(world, key);
-    }
-
-    /// Somebody calls a published port: the guest is called.
-    pub(crate) fn accepted(
-        &mut self,
-        world: &mut World,
-        (flow, facts): (Flow, Facts),
-        socket: OwnedFd,
-    ) {
-        if self.callers >= self.max || self.flows.contains_key(&flow) {
-            world.log.limit(&flow, "tcp");
-            return host::break_off(socket);
-        }
-        let first = self.first_seq(&flow);
-        let Some(key) = self.add(world, flow, Stage::Calling, socket, first) else {
-            return;
-        };
-        if let Some(connection) = self.connections.get_mut(key) {
-            connection.facts = Some(world.keeper.keep(facts));
-            self.callers += 1;
-            world.published.opened();
-            connection.send_syn(&world.network, &mut world.transmitter);
-            connection.arm(world.now);
-        }
-        self.settle(world, key);
-    }
-
-    fn add(
-        &mut self,
-        world: &mut World,
-        flow: Flow,
-        stage: Stage,
-        socket: OwnedFd,
-        first: Seq,
-    ) -> Option<Key> {
-        self.count += 1;
-        let connection = Connection::new(
-            &world.network,
-            flow,
-            (self.count, stage, socket),
-            first,
-            world.now,
-        );
-        let key = self.connections.insert(connection);
-        let socket = &self.connections.get(key)?.socket;
-        let events = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
-        if let Err(error) = world.watch(socket.as_fd(), Kind::Tcp, key.to_bits(), events) {
-            world.log.trouble("cannot watch a socket", &error.into());
-            self.connections.remove(key);
+/// Judges a flow that the guest opens, and starts to connect the host's socket. `None`: the guest
+/// was told that it cannot be reached.
+pub(super) fn dial(
+    context: &mut StackContext,
+    flow: &Flow,
+    packet: &Packet<'_>,
+    segment: &Segment<'_>,
+) -> Option<(OwnedFd, Admission)> {
+    let (network, log) = (&context.emitter.network, &mut context.log);
+    let egress = context.gate.egress(network, flow, Protocol::Tcp, (context.now, log));
+    let Some(egress) = egress else {
+        send_refusal(&mut context.emitter, flow, segment);
+        return None;
+    };
+    let socket = match &egress {
+        Egress::Resolver => context.dns_requests.connect_guest(),
+        Egress::Host { target, .. } => host_sockets::dial(*target),
+    };
+    let socket = match socket {
+        Ok(socket) => socket,
+        Err(error) => {
+            report_connect_error(context, flow, segment, packet, error);
             return None;
         }
-        self.flows.insert(flow, key);
-        world.log.open(&flow, self.count);
-        Some(key)
-    }
-
-    /// The first sequence number: nobody who does not know the secret can guess it (RFC 6528).
-    fn first_seq(&self, flow: &Flow) -> Seq {
-        Seq(self.secret.hash_one((flow, self.count)) as u32)
-    }
-
-    /// The host's socket is connected, or cannot be.
-    pub(super) fn dialed(&mut self, world: &mut World, key: Key) {
-        let Some(connection) = self.connections.get_mut(key) else {
-            return;
-        };
-        let error = match sockopt::socket_error(&connection.socket) {
-            Ok(Ok(())) => {
-                connection.stage = Stage::Answered;
-                connection.writable = true;
-                connection.send_syn(&world.network, &mut world.transmitter);
-                connection.arm(world.now);
-                return self.settle(world, key);
-            }
-            Ok(Err(error)) | Err(error) => error,
-        };
-        match icmp::unreachable_code(error) {
-            Some(code) => icmp::unreachable_flow(world, &connection.flow, connection.rcv, code),
-            None => connection.send_reset(&mut world.transmitter),
+    };
+    let admission = match egress {
+        Egress::Resolver => Admission::Resolver,
+        Egress::Host { peek: true, facts, .. } => {
+            Admission::PeekPending(context.facts_budget.store(facts))
         }
-        connection.over = Some(Over::HostReset);
-        self.settle(world, key);
-    }
+        Egress::Host { peek: false, facts, .. } => {
+            Admission::Allowed(context.facts_budget.store(facts))
+        }
+    };
+    Some((socket, admission))
 }
 
-/// A reset for a segment of no connection (RFC 9293, 3.10.7.1).
-pub(super) fn refuse(world: &mut World, flow: &Flow, segment: &Segment<'_>) {
-    let says = if segment.has(flag::ACK) {
-        Says {
-            seq: segment.ack.0,
-            ack: 0,
-            flags: flag::RST,
-            window: 0,
-        }
+/// Handles the result of connecting the host's socket.
+pub(super) fn finish_connect(connection: &mut Connection, context: &mut StackContext) {
+    let emitter = &mut context.emitter;
+    let Err(error) = connection.host.finish_connect() else {
+        connection.state = State::SynReceived;
+        connection.send_syn(&emitter.network, &mut emitter.transmitter);
+        return connection.arm_timer(context.now);
+    };
+    match icmp::unreachable_error(error) {
+        Some(code) => send_unreachable(emitter, &connection.flow, connection.receive.nxt(), code),
+        None => connection.send_reset(&mut emitter.transmitter),
+    }
+    connection.close_reason = Some(CloseReason::HostReset);
+}
+
+/// Sends a reset for a segment that belongs to no connection (RFC 9293, 3.10.7.1).
+pub(super) fn send_refusal(emitter: &mut PacketEmitter, flow: &Flow, segment: &Segment<'_>) {
+    let fields = if segment.has(flag::ACK) {
+        SegmentFields { seq: segment.ack.0, ack: 0, flags: flag::RST, window: 0 }
     } else {
-        Says {
+        SegmentFields {
             seq: 0,
-            ack: (segment.seq + segment.length()).0,
+            ack: (segment.seq + segment.seq_len()).0,
             flags: flag::RST | flag::ACK,
             window: 0,
         }
     };
-    let template = Template::new(&world.network, flow);
-    let head = template.head(says, &[], [&[], &[]]);
-    let head = &head[crate::device::LENGTH..template.len()];
-    world.transmitter.push(|out| out.extend_from_slice(head));
+    let template = HeaderTemplate::new(&emitter.network, flow);
+    let headers = template.headers(fields, &[], [&[], &[]]);
+    let headers = &headers[crate::device::LENGTH_BYTES..template.len()];
+    emitter.transmitter.push_frame(|out| out.extend_from_slice(headers));
 }
 
-/// The host cannot be reached, or refuses at once.
-fn unreachable(
-    world: &mut World,
+/// Sends an ICMP error about the SYN of a connection. The segment is gone, so the start of its
+/// header is rebuilt.
+fn send_unreachable(
+    emitter: &mut PacketEmitter,
+    flow: &Flow,
+    rcv_nxt: SeqNumber,
+    error: IcmpError,
+) {
+    let mut start = [0; 8];
+    start[..2].copy_from_slice(&flow.guest.port.to_be_bytes());
+    start[2..4].copy_from_slice(&flow.remote.port.to_be_bytes());
+    start[4..].copy_from_slice(&rcv_nxt.0.wrapping_sub(1).to_be_bytes());
+    icmp::send_flow_error(emitter, flow, (protocol::TCP, TCP_HEADER_BYTES, start), error);
+}
+
+/// Tells the guest that the host could not be reached or refused at once.
+fn report_connect_error(
+    context: &mut StackContext,
     flow: &Flow,
     segment: &Segment<'_>,
     packet: &Packet<'_>,
     error: Errno,
 ) {
-    match icmp::unreachable_code(error) {
-        Some(code) => icmp::unreachable(world, packet, code),
+    match icmp::unreachable_error(error) {
+        Some(code) => icmp::send_error(&mut context.emitter, packet, code),
         None => {
             if !matches!(error, Errno::CONNREFUSED | Errno::ACCESS | Errno::PERM) {
-                world.log.trouble("cannot connect", &error.into());
+                context.log.log_trouble("cannot connect", &error.into());
             }
-            refuse(world, flow, segment);
+            send_refusal(&mut context.emitter, flow, segment);
         }
     }
 }

@@ -1,12 +1,12 @@
-//! Segments of TCP (RFC 9293, 3.1): what one says, and the header of one to the guest.
+//! TCP segments (RFC 9293, 3.1): sequence numbers, the header, and the options of a SYN.
 
 use std::cmp::Ordering;
 use std::ops::{Add, AddAssign, Sub};
 
-/// Bytes of a header without options.
-pub(crate) const HEADER: usize = 20;
+/// Size of the header without options.
+pub(crate) const TCP_HEADER_BYTES: usize = 20;
 
-/// Bits of the header.
+/// Control bits of the header.
 pub(crate) mod flag {
     pub(crate) const FIN: u8 = 1;
     pub(crate) const SYN: u8 = 2;
@@ -15,33 +15,34 @@ pub(crate) mod flag {
     pub(crate) const ACK: u8 = 16;
 }
 
-/// A sequence number: it begins anew after 2^32, so that "before" means less than half of that before.
+/// A sequence number, compared modulo 2^32: one number is before another if the distance is less
+/// than 2^31.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Seq(pub(crate) u32);
+pub(crate) struct SeqNumber(pub(crate) u32);
 
-impl PartialOrd for Seq {
-    fn partial_cmp(&self, other: &Seq) -> Option<Ordering> {
+impl PartialOrd for SeqNumber {
+    fn partial_cmp(&self, other: &SeqNumber) -> Option<Ordering> {
         Some((self.0.wrapping_sub(other.0) as i32).cmp(&0))
     }
 }
 
-impl Add<usize> for Seq {
-    type Output = Seq;
-    fn add(self, bytes: usize) -> Seq {
-        Seq(self.0.wrapping_add(bytes as u32))
+impl Add<usize> for SeqNumber {
+    type Output = SeqNumber;
+    fn add(self, bytes: usize) -> SeqNumber {
+        SeqNumber(self.0.wrapping_add(bytes as u32))
     }
 }
 
-impl AddAssign<usize> for Seq {
+impl AddAssign<usize> for SeqNumber {
     fn add_assign(&mut self, bytes: usize) {
         *self = *self + bytes;
     }
 }
 
-/// Bytes from the other to this one; 0 if that is not before it.
-impl Sub for Seq {
+/// Returns the distance from the other number to this one; 0 if the other is not before it.
+impl Sub for SeqNumber {
     type Output = usize;
-    fn sub(self, other: Seq) -> usize {
+    fn sub(self, other: SeqNumber) -> usize {
         (self.0.wrapping_sub(other.0) as i32).max(0) as usize
     }
 }
@@ -51,8 +52,8 @@ impl Sub for Seq {
 pub(crate) struct Segment<'a> {
     pub(crate) source: u16,
     pub(crate) destination: u16,
-    pub(crate) seq: Seq,
-    pub(crate) ack: Seq,
+    pub(crate) seq: SeqNumber,
+    pub(crate) ack: SeqNumber,
     pub(crate) flags: u8,
     pub(crate) window: u16,
     pub(crate) options: &'a [u8],
@@ -60,13 +61,13 @@ pub(crate) struct Segment<'a> {
 }
 
 impl<'a> Segment<'a> {
-    /// Reads a segment. `None`: it is broken.
+    /// Parses a segment. `None`: the header is invalid.
     pub(crate) fn parse(bytes: &'a [u8]) -> Option<Segment<'a>> {
-        let (header, rest) = bytes.split_first_chunk::<HEADER>()?;
+        let (header, rest) = bytes.split_first_chunk::<TCP_HEADER_BYTES>()?;
         let length = usize::from(header[12] >> 4) * 4;
-        let (options, payload) = rest.split_at_checked(length.checked_sub(HEADER)?)?;
+        let (options, payload) = rest.split_at_checked(length.checked_sub(TCP_HEADER_BYTES)?)?;
         let be32 = |at: usize| {
-            Seq(u32::from_be_bytes([
+            SeqNumber(u32::from_be_bytes([
                 header[at],
                 header[at + 1],
                 header[at + 2],
@@ -86,67 +87,71 @@ impl<'a> Segment<'a> {
         })
     }
 
+    /// Returns whether all of these control bits are set.
     pub(crate) fn has(&self, flags: u8) -> bool {
         self.flags & flags == flags
     }
 
-    /// Sequence numbers that it takes.
-    pub(crate) fn length(&self) -> usize {
+    /// Returns the number of sequence numbers that the segment takes (SEG.LEN).
+    pub(crate) fn seq_len(&self) -> usize {
         self.payload.len() + usize::from(self.has(flag::SYN)) + usize::from(self.has(flag::FIN))
     }
 }
 
-/// What a SYN offers.
+/// The options of a SYN.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Offer {
-    /// The largest segment.
+pub(crate) struct SynOptions {
+    /// Maximum segment size.
     pub(crate) mss: Option<u16>,
-    /// The shift of windows.
-    pub(crate) shift: Option<u8>,
+    /// Shift count of the window scale option (RFC 7323): windows are scaled in both directions if
+    /// both sides send it.
+    pub(crate) window_scale: Option<u8>,
 }
 
 const OPTION_END: u8 = 0;
-const OPTION_NOTHING: u8 = 1;
+const OPTION_NOP: u8 = 1;
 const OPTION_MSS: u8 = 2;
 const OPTION_WINDOW_SCALE: u8 = 3;
-/// Larger shifts are to be taken as this one (RFC 7323, 2.3).
-const SHIFT_MAX: u8 = 14;
+/// Largest valid shift count; larger ones are treated as this one (RFC 7323, 2.3).
+const WINDOW_SCALE_MAX: u8 = 14;
 
-impl Offer {
-    /// Reads options; broken ones end the list.
-    pub(crate) fn parse(mut options: &[u8]) -> Offer {
-        let mut offer = Offer::default();
+impl SynOptions {
+    /// Parses options; an invalid option ends the list.
+    pub(crate) fn parse(mut bytes: &[u8]) -> SynOptions {
+        let mut options = SynOptions::default();
         loop {
-            let (kind, length) = match options {
-                [] | [OPTION_END, ..] => return offer,
-                [OPTION_NOTHING, rest @ ..] => {
-                    options = rest;
+            let (kind, length) = match bytes {
+                [] | [OPTION_END, ..] => return options,
+                [OPTION_NOP, rest @ ..] => {
+                    bytes = rest;
                     continue;
                 }
                 [kind, length, ..] => (*kind, usize::from(*length)),
-                [_] => return offer,
+                [_] => return options,
             };
-            let Some((option, rest)) = options.split_at_checked(length).filter(|_| length >= 2)
+            let Some((option, rest)) = bytes.split_at_checked(length).filter(|_| length >= 2)
             else {
-                return offer;
+                return options;
             };
             match (kind, &option[2..]) {
-                (OPTION_MSS, [high, low]) => offer.mss = Some(u16::from_be_bytes([*high, *low])),
-                (OPTION_WINDOW_SCALE, [shift]) => offer.shift = Some((*shift).min(SHIFT_MAX)),
+                (OPTION_MSS, [high, low]) => options.mss = Some(u16::from_be_bytes([*high, *low])),
+                (OPTION_WINDOW_SCALE, [shift]) => {
+                    options.window_scale = Some((*shift).min(WINDOW_SCALE_MAX));
+                }
                 _ => {}
             }
-            options = rest;
+            bytes = rest;
         }
     }
 
-    /// As options, padded to whole words.
+    /// Appends the options, padded to whole words.
     pub(crate) fn write(self, out: &mut Vec<u8>) {
         if let Some(mss) = self.mss {
             let [high, low] = mss.to_be_bytes();
             out.extend_from_slice(&[OPTION_MSS, 4, high, low]);
         }
-        if let Some(shift) = self.shift {
-            out.extend_from_slice(&[OPTION_NOTHING, OPTION_WINDOW_SCALE, 3, shift]);
+        if let Some(window_scale) = self.window_scale {
+            out.extend_from_slice(&[OPTION_NOP, OPTION_WINDOW_SCALE, 3, window_scale]);
         }
     }
 }
@@ -156,31 +161,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sequence_numbers_go_round() {
-        let (before, after) = (Seq(u32::MAX - 1), Seq(u32::MAX - 1) + 10);
+    fn sequence_numbers_wrap_around() {
+        let (before, after) = (SeqNumber(u32::MAX - 1), SeqNumber(u32::MAX - 1) + 10);
         assert!(before < after);
         assert_eq!((after - before, before - after), (10, 0));
     }
 
     #[test]
-    fn an_offer_is_read_as_it_was_written_and_broken_ones_do_not_matter() {
-        let offer = Offer {
-            mss: Some(65480),
-            shift: Some(7),
-        };
+    fn syn_options_round_trip_and_invalid_ones_are_ignored() {
+        let options = SynOptions { mss: Some(65480), window_scale: Some(7) };
         let mut bytes = Vec::new();
-        offer.write(&mut bytes);
+        options.write(&mut bytes);
         assert_eq!(bytes.len() % 4, 0);
-        assert_eq!(Offer::parse(&bytes), offer);
+        assert_eq!(SynOptions::parse(&bytes), options);
         for broken in [&[2, 0][..], &[2, 1], &[3], &[2, 9, 1], &[99, 255]] {
-            assert_eq!(Offer::parse(broken), Offer::default());
+            assert_eq!(SynOptions::parse(broken), SynOptions::default());
         }
-        assert_eq!(Offer::parse(&[3, 3, 200]).shift, Some(14));
+        assert_eq!(SynOptions::parse(&[3, 3, 200]).window_scale, Some(14));
     }
 
     #[test]
-    fn a_header_that_says_more_than_there_is_is_none() {
-        let mut bytes = [0; HEADER];
+    fn a_header_longer_than_the_segment_is_rejected() {
+        let mut bytes = [0; TCP_HEADER_BYTES];
         for words in 0..16 {
             bytes[12] = words << 4;
             assert_eq!(Segment::parse(&bytes).is_some(), words == 5, "{words}");

@@ -1,30 +1,33 @@
-//! Start from memory: the state of a guest at its agent's hello, from which later guests of the same kind start.
+//! Start from memory: a saved VM state (boot state) from which later guests of the same kind start
+//! instead of a cold boot.
 //!
-//! The first start of a kind ([`crate::engine::kind`]) boots a machine with placeholders in place of disks and network. At
-//! the agent's hello the guest has loaded its kernel modules, and no driver has a disk, a network or a share. Then QEMU
-//! writes the state of the devices into a pipe, the supervisor copies the guest's memory, and the machine is killed
-//! ([`take`]). The file is flushed and renamed while the sandbox's own machine runs ([`store`]).
+//! The first start of a kind ([`crate::engine::kind`]) boots a VM with placeholders in place of
+//! disks and network. When the agent sends its hello, the guest has loaded its kernel modules, and
+//! no driver has bound a disk, a network or a share. QEMU then writes the state of the devices into
+//! a pipe, the supervisor copies the guest's memory, and the VM is killed ([`take_state`]). The
+//! file is flushed and renamed while the VM of the sandbox runs ([`store`]).
 //!
-//! Each start of the kind gives a new machine a memory of its own, filled from that file, and the state of the devices
-//! by a pipe ([`restore`]). The machine never has the file open, so that no guest can change what another starts from. What
-//! must differ between guests comes with the boot request: random numbers, host name, machine-id, clock, hardware
-//! address. msb-run(1) lists what does not.
+//! Each later start of the kind fills the private memory of a new VM from that file and passes the
+//! state of the devices through a pipe ([`restore`]). The VM process never has the file open, so no
+//! guest can change what another guest starts from. The boot request carries what must differ
+//! between guests: random numbers, host name, machine-id, clock, hardware address. msb-run(1) lists
+//! what does not differ.
 //!
-//! Whatever is wrong with a file, the guest boots as if there were none, and a new one is made.
+//! A damaged file is ignored: the guest boots as if there were none, and a new file is made.
 
-/// Whether a guest may start from memory.
+/// The setting that allows or forbids starts from memory.
 mod mode;
-/// QEMU's monitor.
-mod monitor;
-/// A machine that goes on from a state.
+/// The client of QEMU's monitor (QMP).
+mod qmp;
+/// Recording the state of a VM that has booted.
+mod record;
+/// Restoring a VM from a boot state.
 mod restore;
-/// The files.
+/// The boot state files.
 mod store;
-/// The state of a machine that has booted.
-mod take;
 
 pub(crate) use mode::{BootArgs, may_start_from_memory};
-pub(crate) use monitor::Monitor;
-pub(crate) use restore::{Restore, plug_share};
-pub(crate) use store::{BootState, Recording, Store};
-pub(crate) use take::{Subject, take};
+pub(crate) use qmp::QmpMonitor;
+pub(crate) use record::{StateMetadata, take_state};
+pub(crate) use restore::{StateRestore, plug_share};
+pub(crate) use store::{BootState, BootStateStore, StateRecording};

@@ -1,4 +1,5 @@
-//! A machine that goes on from a state: its memory is filled, then it gets the state of the devices, and runs.
+//! Restoring a VM from a boot state: fills the memory, passes the state of the devices, and lets
+//! the VM run.
 
 use std::fs::File;
 use std::io::Write;
@@ -11,76 +12,83 @@ use libmsb::machine::SHARE_BUS;
 use rustix::fs::{SeekFrom, seek, sendfile};
 use serde_json::json;
 
-use super::monitor::Monitor;
-use super::store::{BootState, Copy};
+use super::qmp::QmpMonitor;
+use super::store::{BootState, MemoryCopy};
 
-/// By this name QEMU knows the pipe.
+/// Name by which QEMU knows the pipe.
 const PIPE: &str = "boot-state";
 
-/// A machine that waits for its state.
+/// A VM that waits for its state.
 #[derive(Debug)]
-pub(crate) struct Restore {
-    /// What it goes on from.
+pub(crate) struct StateRestore {
+    /// The state to restore.
     pub(crate) state: BootState,
-    /// Its memory.
+    /// The guest's memory.
     pub(crate) memory: OwnedFd,
 }
 
-impl Restore {
-    /// Fills the memory, and lets the machine go on.
-    pub(crate) fn run(self, monitor: &mut Monitor) -> anyhow::Result<()> {
-        let Restore { state, memory } = self;
+impl StateRestore {
+    /// Fills the memory and lets the VM run.
+    pub(crate) fn run(self, monitor: &mut QmpMonitor) -> anyhow::Result<()> {
+        let StateRestore { state, memory } = self;
         let memory = File::from(memory);
         ensure!(
             memory.metadata()?.len() == state.header.memory_bytes,
-            "the state is of a machine with another memory"
+            "the state is of a VM with another memory size"
         );
         for copy in &state.header.memory {
             fill(&memory, &state.file, copy).context("cannot fill the guest's memory")?;
         }
         let mut devices = vec![0; state.header.devices.bytes as usize];
-        state
-            .file
-            .read_exact_at(&mut devices, state.header.devices.at)?;
-        monitor.leave_memory_out()?;
+        state.file.read_exact_at(&mut devices, state.header.devices.at)?;
+        monitor.exclude_shared_memory()?;
         let (theirs, ours) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
-        monitor.hand_over(PIPE, theirs.as_fd())?;
+        monitor.send_fd(PIPE, theirs.as_fd())?;
         drop(theirs);
         monitor.execute("migrate-incoming", json!({ "uri": format!("fd:{PIPE}") }))?;
-        File::from(ours)
-            .write_all(&devices)
-            .context("the machine does not take its state")
+        File::from(ours).write_all(&devices).context("cannot write the VM state to QEMU")
     }
 }
 
-fn fill(memory: &File, file: &File, copy: &Copy) -> anyhow::Result<()> {
+fn fill(memory: &File, file: &File, copy: &MemoryCopy) -> anyhow::Result<()> {
     seek(memory, SeekFrom::Start(copy.to))?;
     let mut offset = copy.from.at;
     let end = copy.from.at + copy.from.bytes;
     while offset < end {
         let left = (end - offset) as usize;
         let count = sendfile(memory, file, Some(&mut offset), left)?;
-        ensure!(count > 0, "the file was cut");
+        ensure!(count > 0, "the file is truncated");
     }
     Ok(())
 }
 
-/// Plugs a share into a machine that runs. `socket`: the machine's end of the connection to the share's server.
+/// Hot-plugs a share into a running VM. `socket` is the VM's end of the connection to the share
+/// server.
 pub(crate) fn plug_share(
-    monitor: &mut Monitor,
+    monitor: &mut QmpMonitor,
     socket: &UnixStream,
     tag: &str,
 ) -> anyhow::Result<()> {
     const NAME: &str = "share0";
-    monitor.hand_over(NAME, socket.as_fd())?;
+    monitor.send_fd(NAME, socket.as_fd())?;
     let address = json!({ "type": "fd", "data": { "str": NAME } });
     monitor.execute(
         "chardev-add",
-        json!({ "id": NAME, "backend": { "type": "socket", "data": { "addr": address, "server": false } } }),
+        json!({
+            "id": NAME,
+            "backend": { "type": "socket", "data": { "addr": address, "server": false } },
+        }),
     )?;
     monitor.execute(
         "device_add",
-        json!({ "driver": "vhost-user-fs-pci", "id": NAME, "chardev": NAME, "tag": tag, "queue-size": 1024, "bus": SHARE_BUS }),
+        json!({
+            "driver": "vhost-user-fs-pci",
+            "id": NAME,
+            "chardev": NAME,
+            "tag": tag,
+            "queue-size": 1024,
+            "bus": SHARE_BUS,
+        }),
     )?;
     Ok(())
 }

@@ -1,98 +1,98 @@
-//! Which engine a sandbox would get, and what the engines lack.
+//! Checks of the engines: the one a new sandbox would use, and the missing parts of each.
 
 use std::path::Path;
 
 use libmsb::cli::error::{Failure, message};
 use libmsb::machine::EngineChoice;
 
-use super::{Check, Status};
-use crate::engine::checkup::{Checkup, FoundKernel, Selected};
+use super::{CheckStatus, DoctorCheck};
+use crate::engine::checkup::{EngineCheckup, KernelFile, SelectedEngine};
 use crate::engine::distribution;
-use crate::engine::host::Kvm;
+use crate::engine::host::KvmSupport;
 
 const AREA: &str = "engines";
 
-/// A look at each part.
-pub(super) fn checks(checkup: &Checkup) -> Vec<Check> {
+/// Returns the checks of the engines' parts.
+pub(super) fn checks(checkup: &EngineCheckup) -> Vec<DoctorCheck> {
     let works = checkup.selected().is_some();
-    let lacks = |needed: bool| match (works, needed) {
-        (true, true) => Status::Warning,
-        (true, false) => Status::Note,
-        // Each engine alone would do, so each part that is missing is one that can be mended.
-        (false, _) => Status::Problem,
+    let missing_status = |needed: bool| match (works, needed) {
+        (true, true) => CheckStatus::Warning,
+        (true, false) => CheckStatus::Note,
+        // Either engine suffices, so each missing part is a problem that can be fixed by itself.
+        (false, _) => CheckStatus::Problem,
     };
-    let asked = checkup.choice.as_ref().copied().unwrap_or_default();
-    let wants_krun = asked != EngineChoice::Qemu;
-    let has_kvm = checkup.kvm == Kvm::Works;
+    let choice = checkup.choice.as_ref().copied().unwrap_or_default();
+    let needs_krun = choice != EngineChoice::Qemu;
+    let has_kvm = checkup.kvm == KvmSupport::Works;
     let mut checks = vec![system(), kvm(checkup, works)];
     checks.push(match &checkup.krun_kernel {
-        Ok(kernel) => Check::new(AREA, "libkrunfw", Status::Ok, found(kernel)),
+        Ok(kernel) => DoctorCheck::new(AREA, "libkrunfw", CheckStatus::Ok, found(kernel)),
         Err(error) => {
-            let status = if has_kvm || asked == EngineChoice::Krun {
-                lacks(wants_krun)
+            let status = if has_kvm || choice == EngineChoice::Krun {
+                missing_status(needs_krun)
             } else {
-                Status::Note
+                CheckStatus::Note
             };
-            Check::failed(AREA, "libkrunfw", status, error)
+            DoctorCheck::failed(AREA, "libkrunfw", status, error)
         }
     });
     let qemu = |name, part: Result<String, &anyhow::Error>| match part {
-        Ok(found) => Check::new(AREA, name, Status::Ok, found),
-        Err(error) => Check::failed(AREA, name, lacks(asked == EngineChoice::Qemu), error),
+        Ok(found) => DoctorCheck::new(AREA, name, CheckStatus::Ok, found),
+        Err(error) => {
+            DoctorCheck::failed(AREA, name, missing_status(choice == EngineChoice::Qemu), error)
+        }
     };
     let program = checkup.qemu.as_ref();
-    checks.push(qemu(
-        "qemu",
-        program.map(|qemu| with_version(&qemu.path, Some(&qemu.version))),
-    ));
+    checks.push(qemu("qemu", program.map(|qemu| with_version(&qemu.path, Some(&qemu.version)))));
     checks.push(qemu("kernel", checkup.qemu_kernel.as_ref().map(found)));
     checks.extend(isolation(checkup));
     if let Err(error) = &checkup.choice {
-        checks.push(Check::failed(AREA, "choice", Status::Problem, error));
+        checks.push(DoctorCheck::failed(AREA, "choice", CheckStatus::Problem, error));
     }
     checks
 }
 
-/// In a sentence.
-pub(super) fn why(checkup: &Checkup) -> String {
-    let asked = match &checkup.choice {
+/// Returns the reason for the selected engine, or for having none, as one sentence.
+pub(super) fn why(checkup: &EngineCheckup) -> String {
+    let choice = match &checkup.choice {
         Ok(choice) => *choice,
         Err(error) => return message(error),
     };
     match checkup.selected() {
-        Some(Selected::Krun) => "hardware virtualization works, and libkrunfw is there".to_owned(),
-        Some(_) if asked == EngineChoice::Qemu => {
-            "it is the one that MSB_ENGINE or config.json names".to_owned()
+        Some(SelectedEngine::Krun) => {
+            "hardware virtualization works and libkrunfw is installed".to_owned()
         }
-        Some(Selected::QemuKvm) => {
-            "hardware virtualization works, but the engine krun lacks libkrunfw".to_owned()
+        Some(_) if choice == EngineChoice::Qemu => {
+            "selected by MSB_ENGINE or config.json".to_owned()
         }
-        Some(Selected::QemuTcg) => virtualization(&checkup.kvm),
-        None if asked == EngineChoice::Krun => {
-            "MSB_ENGINE or config.json names the engine krun, which cannot be used".to_owned()
+        Some(SelectedEngine::QemuKvm) => {
+            "hardware virtualization works, but libkrunfw for the engine krun is missing".to_owned()
         }
-        None => "neither the engine krun nor the engine qemu has all that it needs".to_owned(),
+        Some(SelectedEngine::QemuTcg) => virtualization(&checkup.kvm),
+        None if choice == EngineChoice::Krun => {
+            "MSB_ENGINE or config.json selects the engine krun, which is unavailable".to_owned()
+        }
+        None => "parts of both engines, krun and qemu, are missing".to_owned(),
     }
 }
 
-fn virtualization(kvm: &Kvm) -> String {
-    kvm.failure().map_or_else(
-        || "hardware virtualization works".to_owned(),
-        |failure| failure.to_string(),
-    )
+fn virtualization(kvm: &KvmSupport) -> String {
+    kvm.failure()
+        .map_or_else(|| "hardware virtualization works".to_owned(), |failure| failure.to_string())
 }
 
-/// What software emulation means for guests that are not trusted.
-fn isolation(checkup: &Checkup) -> Option<Check> {
+/// Returns a warning about untrusted guests in software emulation.
+fn isolation(checkup: &EngineCheckup) -> Option<DoctorCheck> {
     let failure = Failure::failed(
-        "guests run in software emulation, which QEMU's project does not treat as a security boundary",
+        "guests run in software emulation, \
+         which the QEMU project does not treat as a security boundary",
     )
-    .hint("for guests that are not trusted, use a host with hardware virtualization: msb(7), Security");
-    let emulates = checkup.selected() == Some(Selected::QemuTcg);
-    emulates.then(|| Check::failure(AREA, "isolation", Status::Warning, failure))
+    .hint("for untrusted guests use a host with hardware virtualization: msb(7), Security");
+    let emulates = checkup.selected() == Some(SelectedEngine::QemuTcg);
+    emulates.then(|| DoctorCheck::failure(AREA, "isolation", CheckStatus::Warning, failure))
 }
 
-fn system() -> Check {
+fn system() -> DoctorCheck {
     let uname = rustix::system::uname();
     let name = distribution::name().unwrap_or_else(|| "an unknown distribution".to_owned());
     let found = format!(
@@ -101,25 +101,21 @@ fn system() -> Check {
         uname.release().to_string_lossy(),
         uname.machine().to_string_lossy()
     );
-    Check::new(AREA, "system", Status::Ok, found)
+    DoctorCheck::new(AREA, "system", CheckStatus::Ok, found)
 }
 
-fn kvm(checkup: &Checkup, works: bool) -> Check {
+fn kvm(checkup: &EngineCheckup, works: bool) -> DoctorCheck {
     let name = "virtualization";
     let Some(failure) = checkup.kvm.failure() else {
         let found = "KVM works: a virtual machine executed an instruction";
-        return Check::new(AREA, name, Status::Ok, found);
+        return DoctorCheck::new(AREA, name, CheckStatus::Ok, found);
     };
     let asked_for = matches!(checkup.choice, Ok(EngineChoice::Krun));
-    let status = if !works && asked_for {
-        Status::Problem
-    } else {
-        Status::Warning
-    };
-    Check::failure(AREA, name, status, failure)
+    let status = if !works && asked_for { CheckStatus::Problem } else { CheckStatus::Warning };
+    DoctorCheck::failure(AREA, name, status, failure)
 }
 
-fn found(kernel: &FoundKernel) -> String {
+fn found(kernel: &KernelFile) -> String {
     with_version(&kernel.path, kernel.version.as_deref())
 }
 

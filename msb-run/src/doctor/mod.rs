@@ -1,128 +1,127 @@
-//! What is looked at before one wonders: can a sandbox start here, by which engine, and if not, what is to be done.
+//! Checks of this host: can it start sandboxes, by which engine, and how to fix what is missing.
 //!
-//! It reads only. Each look is a [`Check`]; one that is a [`Status::Problem`] means that no sandbox can start, and the whole
-//! has failed.
+//! The checks only read. A [`DoctorCheck`] with [`CheckStatus::Problem`] means that no sandbox can
+//! start; then the whole report is not ready.
 
-/// Which engine, and why.
+/// Checks of the engines.
 mod engines;
-/// Our own programs.
+/// Checks of msb's own programs.
 mod programs;
-/// Memory and limits of the host.
+/// Checks of memory and limits of the host.
 mod resources;
-/// The state directory.
+/// Checks of the state directory.
 mod state;
 
 use libmsb::cli::error::{Failure, hint, message};
 use libmsb::state::Home;
 use serde::Serialize;
 
-use crate::engine::checkup::{Checkup, Selected};
+use crate::engine::checkup::{EngineCheckup, SelectedEngine};
 
-/// How a look turned out.
+/// The result of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub(crate) enum Status {
-    /// As it should be.
+pub(crate) enum CheckStatus {
+    /// As required.
     Ok,
-    /// Not there, and not needed here.
+    /// Missing, but not needed here.
     Note,
-    /// Sandboxes can start, but something is slower or smaller than it could be, or left in disorder.
+    /// Sandboxes can start, but something is slower or smaller than possible, or inconsistent.
     Warning,
-    /// No sandbox can start before this is mended.
+    /// No sandbox can start until this is fixed.
     Problem,
 }
 
-/// One look.
+/// One check.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub(crate) struct Check {
-    /// The room it belongs to.
+pub(crate) struct DoctorCheck {
+    /// Group of the check.
     pub(crate) area: &'static str,
-    /// What was looked at.
+    /// Name of the checked part.
     pub(crate) name: &'static str,
-    /// How it turned out.
-    pub(crate) status: Status,
-    /// What was found.
+    /// Result.
+    pub(crate) status: CheckStatus,
+    /// Description of what was found.
     pub(crate) found: String,
-    /// How to mend it, where that is known.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) mend: Option<String>,
+    /// Suggested fix, if known.
+    #[serde(rename = "mend", skip_serializing_if = "Option::is_none")]
+    pub(crate) fix: Option<String>,
 }
 
-impl Check {
+impl DoctorCheck {
     fn new(
         area: &'static str,
         name: &'static str,
-        status: Status,
+        status: CheckStatus,
         found: impl Into<String>,
-    ) -> Check {
-        Check {
-            area,
-            name,
-            status,
-            found: found.into(),
-            mend: None,
-        }
+    ) -> DoctorCheck {
+        DoctorCheck { area, name, status, found: found.into(), fix: None }
     }
 
-    /// What was looked at is not as it should be, and this says why.
+    /// Returns a check that failed with an error.
     fn failed(
         area: &'static str,
         name: &'static str,
-        status: Status,
+        status: CheckStatus,
         error: &anyhow::Error,
-    ) -> Check {
-        Check {
-            mend: hint(error).map(str::to_owned),
-            ..Check::new(area, name, status, message(error))
+    ) -> DoctorCheck {
+        DoctorCheck {
+            fix: hint(error).map(str::to_owned),
+            ..DoctorCheck::new(area, name, status, message(error))
         }
     }
 
-    fn failure(area: &'static str, name: &'static str, status: Status, failure: Failure) -> Check {
-        Check::failed(area, name, status, &failure.into())
+    fn failure(
+        area: &'static str,
+        name: &'static str,
+        status: CheckStatus,
+        failure: Failure,
+    ) -> DoctorCheck {
+        DoctorCheck::failed(area, name, status, &failure.into())
     }
 
     #[must_use]
-    fn mend(mut self, how: impl Into<String>) -> Check {
-        self.mend = Some(how.into());
+    fn with_fix(mut self, how: impl Into<String>) -> DoctorCheck {
+        self.fix = Some(how.into());
         self
     }
 }
 
-/// All of it.
+/// The report of all checks.
 #[derive(Debug, Serialize)]
-pub(crate) struct Report {
-    /// Our version.
+pub(crate) struct DoctorReport {
+    /// Version of msb.
     pub(crate) version: &'static str,
-    /// Whether a sandbox can start.
+    /// `true` if a sandbox can start.
     pub(crate) ready: bool,
-    /// By which engine.
+    /// Engine of a new sandbox.
     pub(crate) engine: Option<&'static str>,
-    /// Whether it uses the processor's virtualization (`kvm`) or emulates (`tcg`).
+    /// `kvm` for hardware virtualization, `tcg` for emulation.
     pub(crate) accelerator: Option<&'static str>,
-    /// Why this one; or why none.
+    /// Reason for the selected engine, or for having none.
     pub(crate) why: String,
-    /// Every look.
-    pub(crate) checks: Vec<Check>,
+    /// All checks.
+    pub(crate) checks: Vec<DoctorCheck>,
 }
 
-/// Looks at everything.
-pub(crate) fn examine(home: &Home) -> Report {
-    let checkup = Checkup::of(home);
+/// Runs all checks.
+pub(crate) fn examine(home: &Home) -> DoctorReport {
+    let checkup = EngineCheckup::of(home);
     let selected = checkup.selected();
     let mut checks = engines::checks(&checkup);
     checks.extend(programs::checks());
     checks.extend(state::checks(home));
     checks.extend(resources::checks());
-    Report {
+    DoctorReport {
         version: env!("CARGO_PKG_VERSION"),
-        ready: checks.iter().all(|check| check.status != Status::Problem),
+        ready: checks.iter().all(|check| check.status != CheckStatus::Problem),
         engine: selected.map(|selected| match selected {
-            Selected::Krun => "krun",
-            Selected::QemuKvm | Selected::QemuTcg => "qemu",
+            SelectedEngine::Krun => "krun",
+            SelectedEngine::QemuKvm | SelectedEngine::QemuTcg => "qemu",
         }),
         accelerator: selected.map(|selected| match selected {
-            Selected::Krun | Selected::QemuKvm => "kvm",
-            Selected::QemuTcg => "tcg",
+            SelectedEngine::Krun | SelectedEngine::QemuKvm => "kvm",
+            SelectedEngine::QemuTcg => "tcg",
         }),
         why: engines::why(&checkup),
         checks,

@@ -1,4 +1,4 @@
-//! Our own programs: all there, and of one version.
+//! Checks of msb's own programs: all are installed, in the same version.
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -7,69 +7,68 @@ use anyhow::Context;
 use libmsb::cli::escape::escape;
 use libmsb::tools;
 
-use super::{Check, Status};
+use super::{CheckStatus, DoctorCheck};
 
 const AREA: &str = "programs";
 
-/// Without these no sandbox starts.
+/// Programs without which no sandbox starts.
 const NEEDED: [&str; 3] = ["msb-supervisor", "msb-vmm", "msb-agent"];
-/// Without these something else is missing.
+/// Programs without which other functions are missing.
 const OTHERS: [&str; 2] = ["msb", "msb-image"];
 
-const REINSTALL: &str = "install msb as a whole: libmsb/install";
+const REINSTALL: &str = "install all programs of msb again: libmsb/install";
 
-/// One look, or one for each program that is not as it should be.
-pub(super) fn checks() -> Vec<Check> {
-    let needed = NEEDED.map(|name| (name, Status::Problem));
-    let others = OTHERS.map(|name| (name, Status::Warning));
-    let looks: Vec<_> = needed.into_iter().chain(others).collect();
-    let count = looks.len() + 1;
-    let bad: Vec<Check> = looks
-        .into_iter()
-        .filter_map(|(name, status)| look(name, status))
-        .collect();
-    if !bad.is_empty() {
-        return bad;
+/// Returns one check if all programs are right, or one for each program that is not.
+pub(super) fn checks() -> Vec<DoctorCheck> {
+    let needed = NEEDED.map(|name| (name, CheckStatus::Problem));
+    let others = OTHERS.map(|name| (name, CheckStatus::Warning));
+    let programs: Vec<_> = needed.into_iter().chain(others).collect();
+    let count = programs.len() + 1;
+    let failed: Vec<DoctorCheck> =
+        programs.into_iter().filter_map(|(name, status)| check_program(name, status)).collect();
+    if !failed.is_empty() {
+        return failed;
     }
     let version = env!("CARGO_PKG_VERSION");
-    let folder = tools::home_folders()
+    let directory = tools::home_directories()
         .first()
-        .map_or_else(String::new, |folder| format!(" in {}", folder.display()));
-    let found = format!("{count} programs of version {version}{folder}");
-    vec![Check::new(AREA, "programs", Status::Ok, found)]
+        .map_or_else(String::new, |directory| format!(" in {}", directory.display()));
+    let found = format!("{count} programs of version {version}{directory}");
+    vec![DoctorCheck::new(AREA, "programs", CheckStatus::Ok, found)]
 }
 
-/// What is wrong with a program, if anything.
-fn look(name: &'static str, missing: Status) -> Option<Check> {
+/// Returns a check if a program is missing or has another version.
+fn check_program(name: &'static str, missing: CheckStatus) -> Option<DoctorCheck> {
     let path = match tools::find(name) {
         Ok(path) => path,
         Err(error) => {
-            return Some(Check::failed(AREA, name, missing, &error.into()).mend(REINSTALL));
+            return Some(
+                DoctorCheck::failed(AREA, name, missing, &error.into()).with_fix(REINSTALL),
+            );
         }
     };
-    let said = match version(&path) {
-        Ok(said) => said,
-        Err(error) => return Some(Check::failed(AREA, name, missing, &error).mend(REINSTALL)),
+    let reported = match version(&path) {
+        Ok(reported) => reported,
+        Err(error) => {
+            return Some(DoctorCheck::failed(AREA, name, missing, &error).with_fix(REINSTALL));
+        }
     };
-    if said == format!("{name} {}", env!("CARGO_PKG_VERSION")) {
+    if reported == format!("{name} {}", env!("CARGO_PKG_VERSION")) {
         return None;
     }
     let found = format!(
-        "'{}' says that it is '{}', and this is version {}",
+        "'{}' is '{}', but this program has version {}",
         path.display(),
-        escape(&said),
+        escape(&reported),
         env!("CARGO_PKG_VERSION")
     );
-    Some(Check::new(AREA, name, Status::Warning, found).mend(REINSTALL))
+    Some(DoctorCheck::new(AREA, name, CheckStatus::Warning, found).with_fix(REINSTALL))
 }
 
 fn version(path: &PathBuf) -> anyhow::Result<String> {
     let cannot = || format!("cannot execute '{}'", path.display());
-    let output = Command::new(path)
-        .arg("--version")
-        .stdin(Stdio::null())
-        .output()
-        .with_context(cannot)?;
-    anyhow::ensure!(output.status.success(), "{}: it failed", cannot());
+    let output =
+        Command::new(path).arg("--version").stdin(Stdio::null()).output().with_context(cannot)?;
+    anyhow::ensure!(output.status.success(), "{}: it exited with an error", cannot());
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }

@@ -1,9 +1,11 @@
-//! The initial RAM disk: the agent as `/init`, and below `/modules` the kernel modules that the guest needs to reach its
-//! disks and its host, with the order to load them in `/modules/load`; and in `/modules/held` for those whose devices wait
-//! for the boot request, or in `/modules/later` for those that can wait themselves.
+//! The initramfs (initial RAM disk): the agent as `/init`, and below `/modules` the kernel modules
+//! that the guest needs for its disks and its connection to the host. `/modules/load` lists them in
+//! load order, `/modules/held` those whose devices wait for the boot request, and `/modules/later`
+//! those that are loaded when the guest is up.
 //!
-//! It is made once for each kernel, agent and set of modules, and kept in the state directory under a name that tells all
-//! three. The format is "newc" of cpio (kernel: Documentation/driver-api/early-userspace/buffer-format.rst).
+//! An initramfs is made once for each kernel, agent and set of modules, and is cached in the state
+//! directory under a name derived from all three. The format is "newc" of cpio (kernel:
+//! Documentation/driver-api/early-userspace/buffer-format.rst).
 
 use std::collections::HashMap;
 use std::io::Write;
@@ -17,45 +19,46 @@ use libmsb::state::lock::Lock;
 use libmsb::state::{layout, write};
 use sha2::{Digest, Sha256};
 
-use super::kernel::Kernel;
-use super::module;
+use super::kernel::GuestKernel;
+use super::kernel_module;
 
-/// Changes with the contents that this code makes.
+/// Version of the contents that this code makes.
 const VERSION: u32 = 4;
 
-const MODE_FOLDER: u32 = 0o040755;
-const MODE_PROGRAM: u32 = 0o100755;
-const MODE_FILE: u32 = 0o100644;
-const MODE_CONSOLE: u32 = 0o020600;
+const MODE_DIRECTORY: u32 = libc::S_IFDIR | 0o755;
+const MODE_PROGRAM: u32 = libc::S_IFREG | 0o755;
+const MODE_FILE: u32 = libc::S_IFREG | 0o644;
+const MODE_CONSOLE: u32 = libc::S_IFCHR | 0o600;
 
-/// Modules of a RAM disk.
+/// Kernel modules of an initramfs.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Modules<'a> {
-    /// Those without which no guest comes up.
+pub(crate) struct InitramfsModules<'a> {
+    /// Modules that every guest needs.
     pub(crate) needed: &'a [&'a str],
-    /// Those without which no guest comes up either, and whose devices get no driver before the boot request; of `later`,
-    /// they take what the kernel has. With them the guest's memory can be kept.
+    /// Modules that every guest needs and whose devices get no driver before the boot request. They
+    /// include those of `later` that the kernel has. With them the guest can be recorded.
     pub(crate) held: Option<&'a [&'a str]>,
-    /// Those that are loaded when it is up, as far as the kernel has them.
+    /// Modules that are loaded when the guest is up, if the kernel has them.
     pub(crate) later: &'a [&'a str],
 }
 
-/// The RAM disk for a kernel with these modules; made if it is not there yet, after the kernel has passed a check.
+/// Returns the initramfs for a kernel with these modules. A missing one is made after the kernel
+/// has passed a check.
 pub(crate) fn find_or_make(
-    folder: &Path,
-    kernel: &Kernel,
+    directory: &Path,
+    kernel: &GuestKernel,
     agent: &Path,
-    modules: Modules<'_>,
+    modules: InitramfsModules<'_>,
     check: impl FnOnce(&Path) -> anyhow::Result<()>,
 ) -> anyhow::Result<PathBuf> {
-    let path = folder.join(format!("{}.cpio", key(kernel, agent, modules)?));
+    let path = directory.join(format!("{}.cpio", cache_key(kernel, agent, modules)?));
     if path.is_file() {
         return Ok(path);
     }
-    write::create_dir(folder)?;
-    // Of many that start at once, one makes it. Made twice it would be another file, and machines may open only the one
-    // that was there when they began.
-    let _maker = Lock::exclusive(&folder.join(layout::LOCK))?;
+    write::create_dir(directory)?;
+    // Of many simultaneous starts, one makes it. A second one would be another file, and VMs may
+    // open only the file that existed when they started.
+    let _maker = Lock::exclusive(&directory.join(layout::LOCK))?;
     if path.is_file() {
         return Ok(path);
     }
@@ -65,84 +68,74 @@ pub(crate) fn find_or_make(
     Ok(path)
 }
 
-/// What the contents depend on. Files are told apart by size and time: they are replaced, never changed.
-fn key(kernel: &Kernel, agent: &Path, modules: Modules<'_>) -> anyhow::Result<String> {
+/// Returns the cache key of the contents. Files are identified by size and time: they are replaced,
+/// never changed.
+fn cache_key(
+    kernel: &GuestKernel,
+    agent: &Path,
+    modules: InitramfsModules<'_>,
+) -> anyhow::Result<String> {
     let mut hash = Sha256::new();
     hash.update(VERSION.to_le_bytes());
-    let dependencies = kernel
-        .modules
-        .as_ref()
-        .map(|folder| folder.join("modules.dep"));
-    for file in [
-        Some(kernel.image.as_path()),
-        Some(agent),
-        dependencies.as_deref(),
-    ]
-    .into_iter()
-    .flatten()
+    let dependencies = kernel.modules.as_ref().map(|directory| directory.join("modules.dep"));
+    for file in
+        [Some(kernel.image.as_path()), Some(agent), dependencies.as_deref()].into_iter().flatten()
     {
-        let meta = std::fs::metadata(file)
-            .with_context(|| format!("cannot look at '{}'", file.display()))?;
+        let meta =
+            std::fs::metadata(file).with_context(|| format!("cannot stat '{}'", file.display()))?;
         hash.update(file.as_os_str().as_bytes());
-        for number in [
-            meta.size() as i64,
-            meta.mtime(),
-            meta.mtime_nsec(),
-            meta.ino() as i64,
-        ] {
+        for number in [meta.size() as i64, meta.mtime(), meta.mtime_nsec(), meta.ino() as i64] {
             hash.update(number.to_le_bytes());
         }
     }
     let held = modules.held.map(|held| [&["held"], held].concat());
-    for list in [
-        modules.needed,
-        held.as_deref().unwrap_or_default(),
-        modules.later,
-    ] {
-        list.iter()
-            .for_each(|name| hash.update(format!("\0{name}")));
+    for list in [modules.needed, held.as_deref().unwrap_or_default(), modules.later] {
+        list.iter().for_each(|name| hash.update(format!("\0{name}")));
         hash.update("\n");
     }
-    Ok(hash
-        .finalize()
-        .iter()
-        .take(16)
-        .map(|byte| format!("{byte:02x}"))
-        .collect())
+    Ok(hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect())
 }
 
-fn build(kernel: &Kernel, agent: &Path, modules: Modules<'_>) -> anyhow::Result<Vec<u8>> {
-    let mut archive = Archive::default();
+fn build(
+    kernel: &GuestKernel,
+    agent: &Path,
+    modules: InitramfsModules<'_>,
+) -> anyhow::Result<Vec<u8>> {
+    let mut archive = CpioArchive::default();
     let agent =
         std::fs::read(agent).with_context(|| format!("cannot read '{}'", agent.display()))?;
-    archive.add("dev", MODE_FOLDER, &[]);
-    // The kernel opens it for PID 1 before that has mounted anything.
+    archive.add("dev", MODE_DIRECTORY, &[]);
+    // The kernel opens it for PID 1 before any file system is mounted.
     archive.add_device("dev/console", MODE_CONSOLE, (5, 1));
-    for folder in ["proc", "sys", "modules"] {
-        archive.add(folder, MODE_FOLDER, &[]);
+    for directory in ["proc", "sys", "modules"] {
+        archive.add(directory, MODE_DIRECTORY, &[]);
     }
     archive.add("init", MODE_PROGRAM, &agent);
-    if let Some(folder) = &kernel.modules {
-        add_modules(&mut archive, folder, modules)?;
+    if let Some(directory) = &kernel.modules {
+        add_modules(&mut archive, directory, modules)?;
     }
     Ok(archive.finish())
 }
 
-fn add_modules(archive: &mut Archive, folder: &Path, modules: Modules<'_>) -> anyhow::Result<()> {
-    let (text, built_in) = lists(folder)?;
-    let needed = load_order(&text, &built_in, modules.needed, folder)?;
+fn add_modules(
+    archive: &mut CpioArchive,
+    directory: &Path,
+    modules: InitramfsModules<'_>,
+) -> anyhow::Result<()> {
+    let (text, built_in) = read_module_lists(directory)?;
+    let needed = load_order(&text, &built_in, modules.needed, directory)?;
     let mut later: Vec<&str> = modules
         .later
         .iter()
-        .filter_map(|name| load_order(&text, &built_in, &[*name], folder).ok())
+        .filter_map(|name| load_order(&text, &built_in, &[*name], directory).ok())
         .flatten()
         .collect();
     later.retain(|file| !needed.contains(file));
-    add_module_files(archive, folder, "load", &needed)?;
+    add_module_files(archive, directory, "load", &needed)?;
     let Some(held) = modules.held else {
-        return add_module_files(archive, folder, "later", &later);
+        return add_module_files(archive, directory, "later", &later);
     };
-    let mut held = load_order(&text, &built_in, held, folder)?;
+    let mut held = load_order(&text, &built_in, held, directory)?;
     held.extend(later);
     let mut seen = needed;
     held.retain(|file| {
@@ -151,24 +144,24 @@ fn add_modules(archive: &mut Archive, folder: &Path, modules: Modules<'_>) -> an
             true
         }
     });
-    add_module_files(archive, folder, "held", &held)
+    add_module_files(archive, directory, "held", &held)
 }
 
-/// Modules, and the list that names them in their order.
+/// Adds modules and the list of their names in load order.
 fn add_module_files(
-    archive: &mut Archive,
-    folder: &Path,
+    archive: &mut CpioArchive,
+    directory: &Path,
     list: &str,
     files: &[&str],
 ) -> anyhow::Result<()> {
     let mut order = String::new();
     for file in files {
-        let path = folder.join(file);
+        let path = directory.join(file);
         let name = module_name(file);
         check_plain(&path)?;
         let contents =
             std::fs::read(&path).with_context(|| format!("cannot read '{}'", path.display()))?;
-        let module = module::stripped(contents);
+        let module = kernel_module::strip(contents);
         archive.add(&format!("modules/{name}.ko"), MODE_FILE, &module);
         order.push_str(&format!("{name}.ko\n"));
     }
@@ -176,14 +169,14 @@ fn add_module_files(
     Ok(())
 }
 
-/// Whether a kernel has these modules, in a form that the agent can load. Writes nothing.
-pub(crate) fn check(kernel: &Kernel, wanted: &[&str]) -> anyhow::Result<()> {
-    let Some(folder) = &kernel.modules else {
+/// Checks that a kernel has these modules in a form that the agent can load. Writes nothing.
+pub(crate) fn check(kernel: &GuestKernel, wanted: &[&str]) -> anyhow::Result<()> {
+    let Some(directory) = &kernel.modules else {
         return Ok(());
     };
-    let (text, built_in) = lists(folder)?;
-    for file in load_order(&text, &built_in, wanted, folder)? {
-        let path = folder.join(file);
+    let (text, built_in) = read_module_lists(directory)?;
+    for file in load_order(&text, &built_in, wanted, directory)? {
+        let path = directory.join(file);
         check_plain(&path)?;
         std::fs::File::open(&path).with_context(|| format!("cannot read '{}'", path.display()))?;
     }
@@ -194,29 +187,26 @@ fn check_plain(path: &Path) -> Result<(), Failure> {
     if path.extension().is_some_and(|extension| extension == "ko") {
         return Ok(());
     }
-    Err(Failure::failed(format!(
-        "the kernel module '{}' is compressed",
-        path.display()
-    ))
-    .hint("use a kernel whose modules are plain .ko files, or that has them built in"))
+    Err(Failure::failed(format!("the kernel module '{}' is compressed", path.display()))
+        .hint("use a kernel whose modules are plain .ko files, or a kernel that has them built in"))
 }
 
-/// What the modules need, and which ones the kernel has built in.
-fn lists(folder: &Path) -> anyhow::Result<(String, String)> {
-    let list = folder.join("modules.dep");
+/// Reads the dependencies of the modules, and the list of built-in modules.
+fn read_module_lists(directory: &Path) -> anyhow::Result<(String, String)> {
+    let list = directory.join("modules.dep");
     let needs = std::fs::read_to_string(&list)
         .with_context(|| format!("cannot read '{}'", list.display()))?;
-    let built_in = std::fs::read_to_string(folder.join("modules.builtin")).unwrap_or_default();
+    let built_in = std::fs::read_to_string(directory.join("modules.builtin")).unwrap_or_default();
     Ok((needs, built_in))
 }
 
-/// Files of the wanted modules and all that they need, each after what it needs. Modules that the kernel has built in are
-/// left out.
+/// Returns the files of the wanted modules and their dependencies in load order. Modules that are
+/// built into the kernel are left out.
 fn load_order<'a>(
     dependencies: &'a str,
     built_in: &str,
     wanted: &[&str],
-    folder: &Path,
+    directory: &Path,
 ) -> anyhow::Result<Vec<&'a str>> {
     let lines: HashMap<String, (&str, &str)> = dependencies
         .lines()
@@ -232,12 +222,12 @@ fn load_order<'a>(
             }
             return Err(Failure::failed(format!(
                 "the kernel in '{}' has no module '{name}'",
-                folder.display()
+                directory.display()
             ))
             .hint("use another kernel, such as Debian's linux-image-cloud-amd64")
             .into());
         };
-        // modules.dep(5) lists all that a module needs, the last being the first to load.
+        // modules.dep(5) lists all dependencies of a module; the last is the first to load.
         for file in needs.split_whitespace().rev().chain([*file]) {
             if !order.contains(&file) {
                 order.push(file);
@@ -247,20 +237,20 @@ fn load_order<'a>(
     Ok(order)
 }
 
-/// `kernel/fs/virtio-x.ko.xz` is the module `virtio_x`.
+/// Returns the module name of a file: `kernel/fs/virtio-x.ko.xz` is the module `virtio_x`.
 fn module_name(file: &str) -> String {
     let name = file.rsplit('/').next().unwrap_or(file);
     name.split('.').next().unwrap_or(name).replace('-', "_")
 }
 
-/// An archive in the format "newc".
+/// A cpio archive in the format "newc".
 #[derive(Default)]
-struct Archive {
+struct CpioArchive {
     bytes: Vec<u8>,
     entries: u32,
 }
 
-impl Archive {
+impl CpioArchive {
     fn add(&mut self, name: &str, mode: u32, contents: &[u8]) {
         self.entry(name, mode, contents, (0, 0));
     }
@@ -275,7 +265,8 @@ impl Archive {
         // Writing to a vector does not fail.
         let _ = write!(
             self.bytes,
-            "070701{inode:08x}{mode:08x}{0:08x}{0:08x}{1:08x}{0:08x}{size:08x}{0:08x}{0:08x}{major:08x}{minor:08x}{name_size:08x}{0:08x}{name}\0",
+            "070701{inode:08x}{mode:08x}{0:08x}{0:08x}{1:08x}{0:08x}{size:08x}{0:08x}\
+             {0:08x}{major:08x}{minor:08x}{name_size:08x}{0:08x}{name}\0",
             0, 1
         );
         self.pad();
@@ -302,53 +293,35 @@ kernel/lib/crc.ko:
 kernel/fs/erofs.ko: kernel/lib/crc.ko
 kernel/drivers/virtio/virtio.ko:
 kernel/drivers/virtio/virtio_ring.ko: kernel/drivers/virtio/virtio.ko
-kernel/drivers/block/virtio-blk.ko: kernel/drivers/virtio/virtio_ring.ko kernel/drivers/virtio/virtio.ko
+kernel/drivers/block/virtio-blk.ko: kernel/drivers/virtio/virtio_ring.ko \
+            kernel/drivers/virtio/virtio.ko
 ";
 
     #[test]
     fn a_module_is_loaded_after_all_that_it_needs_and_once() {
-        let order = load_order(
-            DEPENDENCIES,
-            "",
-            &["virtio_blk", "erofs", "virtio_ring"],
-            Path::new("/m"),
-        )
-        .unwrap();
+        let order =
+            load_order(DEPENDENCIES, "", &["virtio_blk", "erofs", "virtio_ring"], Path::new("/m"))
+                .unwrap();
         let names: Vec<String> = order.into_iter().map(module_name).collect();
-        assert_eq!(
-            names,
-            ["virtio", "virtio_ring", "virtio_blk", "crc", "erofs"]
-        );
+        assert_eq!(names, ["virtio", "virtio_ring", "virtio_blk", "crc", "erofs"]);
     }
 
     #[test]
     fn a_built_in_module_is_left_out_and_a_missing_one_is_an_error() {
         let built_in = "kernel/fs/ext4/ext4.ko\n";
-        assert!(
-            load_order(DEPENDENCIES, built_in, &["ext4"], Path::new("/m"))
-                .unwrap()
-                .is_empty()
-        );
+        assert!(load_order(DEPENDENCIES, built_in, &["ext4"], Path::new("/m")).unwrap().is_empty());
         let error = load_order(DEPENDENCIES, built_in, &["overlay"], Path::new("/m")).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "the kernel in '/m' has no module 'overlay'"
-        );
+        assert_eq!(error.to_string(), "the kernel in '/m' has no module 'overlay'");
     }
 
     #[test]
     fn entries_begin_at_multiples_of_four() {
-        let mut archive = Archive::default();
+        let mut archive = CpioArchive::default();
         archive.add("a", MODE_FILE, b"12345");
         archive.add("init", MODE_PROGRAM, b"x");
         let bytes = archive.finish();
         assert_eq!(bytes.len() % 4, 0);
-        let second = bytes
-            .windows(6)
-            .skip(1)
-            .position(|window| window == b"070701")
-            .unwrap()
-            + 1;
+        let second = bytes.windows(6).skip(1).position(|window| window == b"070701").unwrap() + 1;
         assert_eq!(second % 4, 0);
     }
 }

@@ -1,8 +1,9 @@
-//! The kind of a machine: all that two machines must have in common so that one can start from the memory of the other.
+//! The kind of a VM: a digest of everything that two VMs must have in common so that one can start
+//! from the memory of the other.
 //!
-//! Files are told apart by path, inode, size and change time: packages replace them, and a change time cannot be set.
-//! The rate of the time stamp counter is no part of it, since it is measured anew at each start and differs by the error of
-//! the measurement; it is kept with the memory and compared ([`TscRate::agrees`]).
+//! Files are identified by path, inode, size and change time: packages replace them, and a change
+//! time cannot be set. The TSC rate is not included, since each start measures it again with an
+//! error. It is stored with the memory and compared instead ([`TscRate::agrees`]).
 
 use std::fs::File;
 use std::io::Read;
@@ -15,10 +16,12 @@ use libmsb::machine::{Accelerator, Board};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-/// Changes when the machine, the agent before its hello, or the form of the file changes in a way that nothing below shows.
+/// Version of the VM, of the agent before its hello, and of the file format, for changes that the
+/// other inputs do not show.
 const VERSION: u32 = 1;
 
-/// Firmware and option ROMs that QEMU loads for our machines, and where distributions have them.
+/// Firmware and option ROMs that QEMU loads for msb's VMs, and the directories where distributions
+/// install them.
 const ROMS: [&str; 7] = [
     "bios-microvm.bin",
     "qboot.rom",
@@ -28,41 +31,37 @@ const ROMS: [&str; 7] = [
     "kvmvapic.bin",
     "multiboot_dma.bin",
 ];
-const ROM_DIRECTORIES: [&str; 3] = [
-    "/usr/share/qemu",
-    "/usr/share/seabios",
-    "/usr/share/qemu-kvm",
-];
+const ROM_DIRECTORIES: [&str; 3] = ["/usr/share/qemu", "/usr/share/seabios", "/usr/share/qemu-kvm"];
 
-/// Bytes of /proc/cpuinfo that hold the first processor.
+/// Bytes of /proc/cpuinfo that contain the first processor.
 const CPU_BYTES: u64 = 8192;
-/// Lines of /proc/cpuinfo that differ between two looks at the same processor.
+/// Lines of /proc/cpuinfo that vary for the same processor.
 const CPU_VARIABLE: [&str; 2] = ["cpu MHz", "bogomips"];
 
-/// A kind of machine, as a digest in hexadecimal digits.
+/// A kind of VM, as a digest in hexadecimal digits.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Kind(String);
+pub(crate) struct VmKind(String);
 
-impl Kind {
-    /// The digits.
+impl VmKind {
+    /// Returns the digits.
     pub(crate) fn as_str(&self) -> &str {
         &self.0
     }
 
     #[cfg(test)]
-    pub(crate) fn named(name: &str) -> Kind {
-        Kind(name.to_owned())
+    pub(crate) fn named(name: &str) -> VmKind {
+        VmKind(name.to_owned())
     }
 }
 
-/// What a kind is made of.
+/// The properties that make up a kind.
 #[derive(Debug)]
-pub(crate) struct Traits<'a> {
+pub(crate) struct KindTraits<'a> {
     pub(crate) program: &'a Path,
     pub(crate) vmm: Option<&'a Path>,
     pub(crate) kernel: &'a Path,
     pub(crate) initrd: &'a Path,
-    /// Without the rate of the time stamp counter.
+    /// The kernel command line without the TSC rate.
     pub(crate) cmdline: &'a str,
     pub(crate) board: Board,
     pub(crate) accelerator: Accelerator,
@@ -73,20 +72,20 @@ pub(crate) struct Traits<'a> {
     pub(crate) shares: bool,
 }
 
-impl Traits<'_> {
-    /// Returns the kind; `None` when a file that must be there is not.
-    pub(crate) fn kind(&self) -> Option<Kind> {
+impl KindTraits<'_> {
+    /// Returns the kind; `None` when a required file is missing.
+    pub(crate) fn kind(&self) -> Option<VmKind> {
         let mut hash = Sha256::new();
         hash.update(format!("{VERSION}\0{}\0", env!("CARGO_PKG_VERSION")));
         for path in [self.program, self.kernel].into_iter().chain(self.vmm) {
-            hash.update(identity(path)?);
+            hash.update(file_identity(path)?);
         }
-        // Its name is a digest of what it was made of.
+        // Its name is a digest of its inputs.
         let initrd = std::fs::metadata(self.initrd).ok()?;
         hash.update(self.initrd.file_name()?.as_bytes());
         hash.update(initrd.len().to_le_bytes());
         for path in roms(self.program) {
-            hash.update(identity(&path).unwrap_or_default());
+            hash.update(file_identity(&path).unwrap_or_default());
         }
         hash.update(format!(
             "{}\0{:?}\0{:?}\0{}\0{}\0{}\0{}\0{}\0",
@@ -101,45 +100,30 @@ impl Traits<'_> {
         ));
         hash.update(processor());
         let digits = hash.finalize();
-        Some(Kind(
-            digits
-                .iter()
-                .take(16)
-                .map(|byte| format!("{byte:02x}"))
-                .collect(),
-        ))
+        Some(VmKind(digits.iter().take(16).map(|byte| format!("{byte:02x}")).collect()))
     }
 }
 
-fn identity(path: &Path) -> Option<Vec<u8>> {
+fn file_identity(path: &Path) -> Option<Vec<u8>> {
     let meta = std::fs::metadata(path).ok()?;
     let mut bytes = path.as_os_str().as_bytes().to_vec();
     bytes.push(0);
-    for number in [
-        meta.dev() as i64,
-        meta.ino() as i64,
-        meta.size() as i64,
-        meta.ctime(),
-        meta.ctime_nsec(),
-    ] {
+    for number in
+        [meta.dev() as i64, meta.ino() as i64, meta.size() as i64, meta.ctime(), meta.ctime_nsec()]
+    {
         bytes.extend_from_slice(&number.to_le_bytes());
     }
     Some(bytes)
 }
 
-/// Where the ROMs of this QEMU may be.
+/// Returns the possible paths of the ROMs of this QEMU.
 fn roms(program: &Path) -> Vec<PathBuf> {
-    let own = program
-        .ancestors()
-        .nth(2)
-        .map(|prefix| prefix.join("share/qemu"));
+    let own = program.ancestors().nth(2).map(|prefix| prefix.join("share/qemu"));
     let directories = ROM_DIRECTORIES.iter().map(PathBuf::from).chain(own);
-    directories
-        .flat_map(|directory| ROMS.map(|name| directory.join(name)))
-        .collect()
+    directories.flat_map(|directory| ROMS.map(|name| directory.join(name))).collect()
 }
 
-/// The host's processor, as the kernel describes the first one.
+/// Returns the kernel's description of the host's first processor.
 fn processor() -> String {
     let mut text = Vec::new();
     if let Ok(file) = File::open("/proc/cpuinfo") {
@@ -153,12 +137,13 @@ fn processor() -> String {
         .join("\n")
 }
 
-/// The rate of the host's time stamp counter, in kHz.
+/// The rate of the host's time stamp counter (TSC), in kHz.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct TscRate(pub(crate) u64);
 
 impl TscRate {
-    /// Time of a measurement: long enough for an error below a thousandth, short enough not to be felt.
+    /// Duration of a measurement: long enough for an error below a thousandth, short enough not to
+    /// be noticed.
     const SPAN: Duration = Duration::from_millis(2);
 
     /// Measures the rate against the monotonic clock.
@@ -172,18 +157,20 @@ impl TscRate {
         TscRate((u128::from(to.wrapping_sub(from)) * 1_000_000 / elapsed) as u64)
     }
 
-    /// Returns whether a guest that was told this rate keeps time on a host where `other` was measured: both are within a
-    /// thousandth of the truth, so that two thousandths are the most by which the same counter differs from itself. A
-    /// guest that boots is told a rate with half that error.
+    /// Returns whether a guest that was given this rate keeps time on a host where `other` was
+    /// measured. Both are within a thousandth of the true rate, so two measurements of the same
+    /// counter differ by two thousandths at most. A guest that boots is given a rate with half that
+    /// error.
     pub(crate) fn agrees(self, other: TscRate) -> bool {
         self.0.abs_diff(other.0) * 500 <= self.0.max(other.0)
     }
 }
 
-/// Readings of the clock and the counter that are tried: this process may lose its processor between the two.
+/// Number of attempts to read clock and counter together: this process may be preempted between the
+/// two.
 const READINGS: usize = 8;
 
-/// Returns the time and the counter at that time: of some readings the one that took the least time.
+/// Returns the time and the counter at that time, from the attempt that took the least time.
 fn reading() -> (Instant, u64) {
     let readings = (0..READINGS).map(|_| {
         let before = Instant::now();
@@ -206,8 +193,8 @@ fn counter() -> u64 {
 mod tests {
     use super::*;
 
-    fn traits(initrd: &Path) -> Traits<'_> {
-        Traits {
+    fn traits(initrd: &Path) -> KindTraits<'_> {
+        KindTraits {
             program: Path::new("/proc/self/exe"),
             vmm: None,
             kernel: Path::new("/proc/self/exe"),
@@ -224,14 +211,14 @@ mod tests {
     }
 
     #[test]
-    fn machines_that_differ_in_anything_are_of_different_kinds() {
-        let folder = tempfile::tempdir().unwrap();
-        let initrd = folder.path().join("initrd");
+    fn vms_that_differ_in_any_property_have_different_kinds() {
+        let directory = tempfile::tempdir().unwrap();
+        let initrd = directory.path().join("initrd");
         assert_eq!(traits(&initrd).kind(), None);
         std::fs::write(&initrd, "1").unwrap();
         let one = traits(&initrd).kind().unwrap();
         assert_eq!(traits(&initrd).kind(), Some(one.clone()));
-        let others: [fn(&mut Traits<'_>); 7] = [
+        let others: [fn(&mut KindTraits<'_>); 7] = [
             |t| t.cmdline = "quiet x",
             |t| t.board = Board::Q35,
             |t| t.accelerator = Accelerator::Kvm,

@@ -1,4 +1,4 @@
-//! libkrunfw: a guest's kernel as a shared library, as distributions have it.
+//! libkrunfw: a guest kernel as a shared library, as distributions ship it.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -10,16 +10,16 @@ use anyhow::Context;
 use libmsb::cli::error::Failure;
 use libmsb::tools;
 
-use super::distribution::{self, Part};
+use super::distribution::{self, HostPackage};
 
-/// A library to use.
+/// Environment variable with the library to use.
 pub(crate) const VARIABLE: &str = "MSB_KRUNFW";
 
-/// Its name; 5 is the version of its interface, which libkrun asks for.
+/// File name of the library; 5 is the version of its interface, which libkrun requires.
 const NAME: &str = "libkrunfw.so.5";
 
-/// Where distributions and package managers put libraries.
-const FOLDERS: [&str; 8] = [
+/// Library directories of distributions and package managers.
+const LIBRARY_DIRECTORIES: [&str; 8] = [
     "/usr/local/lib64",
     "/usr/local/lib",
     "/usr/lib/x86_64-linux-gnu",
@@ -30,17 +30,17 @@ const FOLDERS: [&str; 8] = [
     "/nix/var/nix/profiles/default/lib",
 ];
 
-/// The dynamic linker's list of libraries.
+/// Cache of the dynamic linker (ldconfig(8)).
 const CACHE: &str = "/etc/ld.so.cache";
 
-/// Offsets in the header of an ELF file (elf(5)), and what stands there in a library for x86-64.
-const TYPE_AT: usize = 16;
-const TYPE_LIBRARY: u16 = 3;
-const MACHINE_AT: usize = 18;
-const MACHINE_X86_64: u16 = 62;
+/// Offsets in the header of an ELF file (elf(5)), and the values for a shared library for x86-64.
+const E_TYPE: usize = 16;
+const ET_DYN: u16 = 3;
+const E_MACHINE: usize = 18;
+const EM_X86_64: u16 = 62;
 
-/// The library that [`VARIABLE`] names, else the one in `lib` of the state directory, else the system's, else the one that
-/// was installed with these programs.
+/// Returns the library that [`VARIABLE`] names, else the one in `lib` of the state directory, else
+/// the system's, else the one that was installed with msb.
 pub(crate) fn find(home: &Path) -> anyhow::Result<PathBuf> {
     if let Some(chosen) = std::env::var_os(VARIABLE).filter(|value| !value.is_empty()) {
         let path = std::path::absolute(chosen)?;
@@ -49,21 +49,19 @@ pub(crate) fn find(home: &Path) -> anyhow::Result<PathBuf> {
                 "cannot use the library '{}' that {VARIABLE} names: {error}",
                 path.display()
             ))
-            .hint(format!(
-                "name another file, or leave {VARIABLE} unset to use the one that is installed"
-            ))
+            .hint(format!("name another file, or unset {VARIABLE} to use the installed one"))
         })?;
         check(&file, &path)?;
         return Ok(path);
     }
-    let found = places(home).into_iter().find(|path| path.is_file());
+    let found = candidates(home).into_iter().find(|path| path.is_file());
     let Some(path) = found else {
         return Err(Failure::failed(format!(
             "cannot find '{NAME}', the guest's kernel for the engine krun"
         ))
         .hint(format!(
             "install it: {}; or name the file: {VARIABLE}=/path/to/{NAME}",
-            distribution::how_to_install(Part::Krunfw)
+            distribution::how_to_install(HostPackage::Krunfw)
         ))
         .into());
     };
@@ -72,35 +70,36 @@ pub(crate) fn find(home: &Path) -> anyhow::Result<PathBuf> {
     Ok(path)
 }
 
-fn places(home: &Path) -> Vec<PathBuf> {
-    let mut folders = vec![home.join("lib")];
-    let listed = |name: &str| std::env::var_os(name).unwrap_or_default();
-    folders.extend(
-        std::env::split_paths(&listed("LD_LIBRARY_PATH")).filter(|folder| folder.is_absolute()),
+fn candidates(home: &Path) -> Vec<PathBuf> {
+    let mut directories = vec![home.join("lib")];
+    let variable_value = |name: &str| std::env::var_os(name).unwrap_or_default();
+    directories.extend(
+        std::env::split_paths(&variable_value("LD_LIBRARY_PATH"))
+            .filter(|directory| directory.is_absolute()),
     );
-    folders.extend(FOLDERS.iter().map(PathBuf::from));
+    directories.extend(LIBRARY_DIRECTORIES.iter().map(PathBuf::from));
     let prefixes = [("HOMEBREW_PREFIX", "lib"), ("HOME", ".nix-profile/lib")];
-    for (variable, folder) in prefixes {
-        let prefix = PathBuf::from(listed(variable));
-        folders.extend(prefix.is_absolute().then(|| prefix.join(folder)));
+    for (variable, directory) in prefixes {
+        let prefix = PathBuf::from(variable_value(variable));
+        directories.extend(prefix.is_absolute().then(|| prefix.join(directory)));
     }
-    let known = folders.into_iter().map(|folder| folder.join(NAME));
+    let known = directories.into_iter().map(|directory| directory.join(NAME));
     known
         .chain(cached(&std::fs::read(CACHE).unwrap_or_default()))
-        .chain(installed(tools::home_folders()))
+        .chain(installed(tools::home_directories()))
         .collect()
 }
 
-/// Returns where `libmsb/install` puts the library, of the folders of this installation.
-fn installed(folders: Vec<PathBuf>) -> Option<PathBuf> {
-    let folder = folders
-        .into_iter()
-        .find(|folder| folder.ends_with("lib/msb"))?;
-    // Messages name it without the way from one folder to the other.
-    Some(folder.canonicalize().unwrap_or(folder).join(NAME))
+/// Returns the path at which `libmsb/install` puts the library, given the directories of this
+/// installation.
+fn installed(directories: Vec<PathBuf>) -> Option<PathBuf> {
+    let directory = directories.into_iter().find(|directory| directory.ends_with("lib/msb"))?;
+    // Messages show it without `..` components.
+    Some(directory.canonicalize().unwrap_or(directory).join(NAME))
 }
 
-/// The paths that the dynamic linker knows. Its list is a table and behind it strings, of which paths are enough for us.
+/// Returns the paths in the dynamic linker's cache. The cache is a table followed by strings; the
+/// strings are enough here.
 fn cached(cache: &[u8]) -> Vec<PathBuf> {
     let strings = cache.split(|byte| *byte == 0);
     let paths = strings.filter(|text| text.starts_with(b"/") && text.ends_with(NAME.as_bytes()));
@@ -110,24 +109,25 @@ fn cached(cache: &[u8]) -> Vec<PathBuf> {
         .collect()
 }
 
-/// Whether it is a library for this processor: what else is wrong, loading it tells.
+/// Checks that the file is a shared library for this processor. Other errors show up when it is
+/// loaded.
 fn check(file: &File, path: &Path) -> anyhow::Result<()> {
     let mut head = [0; 20];
     let whole = file.read_exact_at(&mut head, 0).is_ok();
     let number = |at: usize| u16::from_le_bytes([head[at], head[at + 1]]);
     if whole
         && head.starts_with(b"\x7fELF\x02\x01")
-        && number(TYPE_AT) == TYPE_LIBRARY
-        && number(MACHINE_AT) == MACHINE_X86_64
+        && number(E_TYPE) == ET_DYN
+        && number(E_MACHINE) == EM_X86_64
     {
         return Ok(());
     }
     Err(Failure::failed(format!(
-        "'{}' is no shared library for x86-64",
+        "'{}' is not a shared library for x86-64",
         path.display()
     ))
     .hint(format!(
-        "it should be {NAME}: reinstall libkrunfw, or name another file: {VARIABLE}=/path/to/{NAME}"
+        "{NAME} is required: reinstall libkrunfw, or name another file: {VARIABLE}=/path/to/{NAME}"
     ))
     .into())
 }
@@ -138,26 +138,20 @@ mod tests {
 
     #[test]
     fn the_linkers_list_gives_whole_paths_of_this_very_name() {
-        let cache = b"head\0libkrunfw.so.5\0/opt/lib/libkrunfw.so.5\0/opt/lib/notlibkrunfw.so.5\0/opt/libkrunfw.so.55\0";
+        let cache = b"head\0libkrunfw.so.5\0/opt/lib/libkrunfw.so.5\0\
+            /opt/lib/notlibkrunfw.so.5\0/opt/libkrunfw.so.55\0";
         assert_eq!(cached(cache), [PathBuf::from("/opt/lib/libkrunfw.so.5")]);
     }
 
     #[test]
     fn a_file_that_is_no_library_is_refused_by_name() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join(NAME);
-        for contents in [
-            &b""[..],
-            b"\x7fELF",
-            b"#!/bin/sh\necho this is no library\n",
-        ] {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join(NAME);
+        for contents in [&b""[..], b"\x7fELF", b"#!/bin/sh\necho this is no library\n"] {
             std::fs::write(&path, contents).unwrap();
             let file = File::open(&path).unwrap();
             let error = check(&file, &path).unwrap_err().to_string();
-            assert!(
-                error.contains(NAME) && error.contains("no shared library"),
-                "{error}"
-            );
+            assert!(error.contains(NAME) && error.contains("not a shared library"), "{error}");
         }
         let ours = std::env::current_exe().unwrap();
         check(&File::open(&ours).unwrap(), &ours).unwrap();
@@ -179,7 +173,7 @@ mod tests {
 
     #[test]
     fn the_state_directorys_own_library_comes_first() {
-        assert_eq!(places(Path::new("/h"))[0], Path::new("/h/lib").join(NAME));
-        assert!(places(Path::new("/h")).contains(&Path::new("/usr/lib").join(NAME)));
+        assert_eq!(candidates(Path::new("/h"))[0], Path::new("/h/lib").join(NAME));
+        assert!(candidates(Path::new("/h")).contains(&Path::new("/usr/lib").join(NAME)));
     }
 }

@@ -1,7 +1,7 @@
-//! Engines: what runs a virtual machine.
+//! Engines: the programs that run a virtual machine.
 //!
-//! An engine turns what a sandbox wants ([`Wanted`]) into a [`Plan`] that `msb-vmm` becomes. It finds what it needs on
-//! the host and says what is missing; it starts nothing itself.
+//! An engine turns the description of a VM ([`VmSpec`]) into a [`VmPlan`] for `msb-vmm`. It finds
+//! what it needs on the host and reports what is missing. It starts nothing itself.
 
 use std::os::fd::RawFd;
 use std::path::PathBuf;
@@ -9,86 +9,88 @@ use std::path::PathBuf;
 use clap::ValueEnum;
 use libmsb::cli::error::{Failure, message};
 use libmsb::cli::escape::escape;
-use libmsb::machine::{Disk, EngineChoice, Net, Plan, Share};
+use libmsb::machine::{DiskDevice, EngineChoice, NetDevice, ShareDevice, VmPlan};
+use libmsb::state::config::UserConfig;
 use libmsb::state::{Home, layout, write};
 use libmsb::tools;
-use serde::Deserialize;
 
-/// What the engines need and find on this host.
+/// Checks of what the engines need on this host.
 pub(crate) mod checkup;
-/// How what is missing is installed.
+/// Commands that install missing parts.
 pub(crate) mod distribution;
-/// What the host offers.
+/// Probe of hardware virtualization.
 pub(crate) mod host;
 /// The initial RAM disk: the agent, and the modules that the kernel needs.
 mod initramfs;
 /// The guest's kernel.
 mod kernel;
-/// What machines have in common of which one can start from another's memory.
+/// Kernel modules without signature and type information.
+mod kernel_module;
+/// Kinds of VMs that can start from the same memory.
 pub(crate) mod kind;
 /// The krun engine.
 mod krun;
-/// The guest's kernel as a library.
+/// The guest's kernel as a shared library.
 mod krunfw;
-/// Kernel modules, without what only costs time.
-mod module;
 /// The qemu engine.
 mod qemu;
 /// The empty writable disk.
 pub(crate) mod upper;
-/// A kernel of the user's for the krun engine.
+/// A kernel of the user for the krun engine.
 mod vmlinux;
 
-use kind::{Kind, TscRate};
-use krun::Krun;
-use qemu::Qemu;
+use kind::{TscRate, VmKind};
+use krun::KrunEngine;
+use qemu::QemuEngine;
 
 const AGENT: &str = "msb-agent";
 
-/// The engine for those who do not say one on the command line.
+/// Environment variable with the engine when the command line names none.
 const VARIABLE: &str = "MSB_ENGINE";
 
-/// What a sandbox wants of its machine. An engine that cannot give all of it refuses.
+/// The description of a VM. An engine refuses a VM that it cannot provide as a whole.
 #[derive(Debug)]
-pub(crate) struct Wanted {
-    /// Virtual processors.
+pub(crate) struct VmSpec {
+    /// Number of vCPUs.
     pub(crate) cpus: u32,
     /// Memory, in MiB.
     pub(crate) memory_mib: u32,
-    /// Disks, by serial number.
-    pub(crate) disks: Vec<Disk>,
-    /// Folders of the host.
-    pub(crate) shares: Vec<Share>,
+    /// Disks, identified by serial number.
+    pub(crate) disks: Vec<DiskDevice>,
+    /// Shared host directories.
+    pub(crate) shares: Vec<ShareDevice>,
     /// The network.
-    pub(crate) net: Option<Net>,
-    /// The rate of the time stamp counter that the guest was told whose memory this one starts from.
+    pub(crate) net: Option<NetDevice>,
+    /// TSC rate that was given to the guest from whose memory the VM starts.
     pub(crate) tsc: Option<TscRate>,
-    /// Whether the machine goes on from the state of another one.
+    /// The VM starts from the state of another one.
     pub(crate) incoming: bool,
-    /// Descriptors that the machine inherits.
-    pub(crate) descriptors: Descriptors,
+    /// The state of the VM is saved when its agent is ready.
+    pub(crate) recorded: bool,
+    /// Descriptors that the VMM process inherits.
+    pub(crate) descriptors: VmDescriptors,
 }
 
-/// Descriptors that the machine inherits; see [`Plan`].
+/// Descriptors that the VMM process inherits; see [`VmPlan`].
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Descriptors {
+pub(crate) struct VmDescriptors {
     /// The agent's port.
     pub(crate) agent: RawFd,
     /// The console.
     pub(crate) console: RawFd,
     /// The life pipe.
     pub(crate) life: RawFd,
-    /// What the machine's process says of itself.
+    /// The pipe for isolation reports.
     pub(crate) report: Option<RawFd>,
-    /// The monitor of an engine that has one.
+    /// The monitor, for an engine that has one.
     pub(crate) monitor: Option<RawFd>,
-    /// The guest's memory, for an engine that takes it.
+    /// The guest's memory, for an engine that accepts it.
     pub(crate) memory: Option<RawFd>,
 }
 
-impl Descriptors {
-    /// None yet.
-    pub(crate) const NONE: Descriptors = Descriptors {
+impl VmDescriptors {
+    /// No descriptors yet.
+    pub(crate) const NONE: VmDescriptors = VmDescriptors {
         agent: -1,
         console: -1,
         life: -1,
@@ -98,82 +100,78 @@ impl Descriptors {
     };
 }
 
-/// What an engine takes for [`Descriptors::console`].
+/// The type of descriptor that an engine accepts as [`VmDescriptors::console`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Console {
-    /// An end of a pair of sockets.
+pub(crate) enum ConsoleKind {
+    /// An end of a socket pair.
     Socket,
-    /// The writing end of a pipe.
+    /// The write end of a pipe.
     Pipe,
 }
 
-/// What runs a virtual machine.
+/// A program that runs virtual machines.
 pub(crate) trait Engine {
-    /// The word for it, in status files and on the command line.
+    /// Returns the engine's name in status files and on the command line.
     fn name(&self) -> &'static str;
 
-    /// What it takes for what the guest's kernel prints.
-    fn console(&self) -> Console;
+    /// Returns the type of descriptor for the guest's console.
+    fn console(&self) -> ConsoleKind;
 
-    /// Whether the machine serves its shares itself, without another process for them.
+    /// Returns whether the VMM process serves the shares itself, without a share server.
     fn serves(&self) -> bool;
 
-    /// Refuses what it cannot do, before anything is started. `net`: whether there will be a network, which is not among
-    /// what is wanted yet.
-    fn check(&self, wanted: &Wanted, net: bool) -> anyhow::Result<()>;
+    /// Refuses a VM that the engine cannot run, before anything is started. `net` tells whether
+    /// there will be a network, which `vm` does not contain yet.
+    fn check(&self, vm: &VmSpec, net: bool) -> anyhow::Result<()>;
 
-    /// Whether its machines are given their memory and a monitor: then they can start from memory.
+    /// Returns whether its VMs are given their memory and a monitor, so that they can start from
+    /// memory.
     fn starts_from_memory(&self) -> bool {
         false
     }
 
-    /// Returns the kind of the machine that the first attempt starts, if it can start from memory. `net` as above.
-    fn kind(&self, _wanted: &Wanted, _net: bool) -> anyhow::Result<Option<Kind>> {
+    /// Returns the kind of the VM that the first attempt starts, if it can start from memory. `net`
+    /// is as for `check`.
+    fn kind(&self, _vm: &VmSpec, _net: bool) -> anyhow::Result<Option<VmKind>> {
         Ok(None)
     }
 
-    /// The plan of a machine. `attempt` counts from 0; after a boot that hung, an engine may offer another way. `None`:
-    /// there is no further way.
-    fn plan(&self, wanted: &Wanted, attempt: u32) -> anyhow::Result<Option<Plan>>;
+    /// Returns the plan of a VM. `attempt` counts from 0. After a boot that hung, an engine may
+    /// offer another attempt; `None` means that there is none.
+    fn plan(&self, vm: &VmSpec, attempt: u32) -> anyhow::Result<Option<VmPlan>>;
 }
 
-/// Longest configuration, in bytes.
-const CONFIG_BYTES_MAX: u64 = 1024 * 1024;
+/// Maximum size of a stored note, in bytes.
+const NOTE_BYTES_MAX: u64 = 1024 * 1024;
 
-/// The part of the user's configuration that is about engines.
-#[derive(Debug, Default, Deserialize)]
-struct Config {
-    engine: Option<EngineChoice>,
-}
-
-/// What the user wants: on the command line, else in [`VARIABLE`], else in the configuration, else whatever works.
-pub(crate) fn choice(home: &Home, typed: Option<EngineChoice>) -> anyhow::Result<EngineChoice> {
+/// Returns the engine from the command line, else from [`VARIABLE`], else from the configuration,
+/// else `auto`.
+pub(crate) fn choice(
+    config: &UserConfig,
+    typed: Option<EngineChoice>,
+) -> anyhow::Result<EngineChoice> {
     if let Some(choice) = typed {
         return Ok(choice);
     }
     if let Some(word) = std::env::var_os(VARIABLE).filter(|value| !value.is_empty()) {
         let word = word.to_string_lossy();
         return EngineChoice::from_str(&word, false).map_err(|_| {
-            Failure::usage(format!(
-                "{VARIABLE} names no engine: '{}'",
-                escape(word.as_ref())
-            ))
-            .hint("engines are auto, krun and qemu")
-            .into()
+            Failure::usage(format!("invalid value of {VARIABLE}: '{}'", escape(word.as_ref())))
+                .hint("values are auto, krun and qemu")
+                .into()
         });
     }
-    let config: Option<Config> = write::read_json(&home.config(), CONFIG_BYTES_MAX)?;
-    Ok(config.unwrap_or_default().engine.unwrap_or_default())
+    Ok(config.engine.unwrap_or_default())
 }
 
-/// The engine of that name; or the one for this host, libkrun where it works, else QEMU, with a note of why when that is
-/// not known yet.
+/// Returns the chosen engine. For `auto` it is libkrun where that works, else QEMU, with a note of
+/// the reason if the user has not seen it yet.
 pub(crate) fn choose(
     home: &Home,
     choice: EngineChoice,
 ) -> anyhow::Result<(Box<dyn Engine>, Option<String>)> {
-    let krun = || Krun::find(home.root(), &home.boot_dir());
-    let qemu = || Qemu::find(home.boot_dir());
+    let krun = || KrunEngine::find(home.root(), &home.boot_dir());
+    let qemu = || QemuEngine::find(home.boot_dir());
     Ok(match choice {
         EngineChoice::Krun => (Box::new(krun()?), None),
         EngineChoice::Qemu => (Box::new(qemu()?), None),
@@ -184,24 +182,23 @@ pub(crate) fn choose(
     })
 }
 
-/// That it is QEMU, and why: once. It is kept, so that another reason is told again.
+/// Returns a note that the engine is QEMU, and why. The note is stored and shown once; another
+/// reason is shown again.
 fn note(home: &Home, why: &anyhow::Error) -> Option<String> {
     let note = format!("the engine is qemu, not krun: {}", message(why));
     let path = home.root().join(layout::ENGINE_NOTE);
-    let told = write::read_bounded(&path, CONFIG_BYTES_MAX).ok().flatten();
-    if told.as_deref() == Some(note.as_bytes()) {
+    let shown = write::read_bounded(&path, NOTE_BYTES_MAX).ok().flatten();
+    if shown.as_deref() == Some(note.as_bytes()) {
         return None;
     }
-    // Where it cannot be kept it is told again.
+    // If it cannot be stored, it is shown again.
     let _ = write::replace(&path, note.as_bytes());
     Some(note)
 }
 
-/// The guest's first process.
+/// Finds the agent, the guest's first process.
 fn agent() -> anyhow::Result<PathBuf> {
     tools::find(AGENT).map_err(|error| {
-        Failure::failed(error.to_string())
-            .hint("install msb as a whole: libmsb/install")
-            .into()
+        Failure::failed(error.to_string()).hint("reinstall msb: libmsb/install").into()
     })
 }

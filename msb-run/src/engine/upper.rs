@@ -1,6 +1,8 @@
-//! The empty writable disk: a sparse file with a small ext4 file system, which the guest grows to the disk's size.
+//! The empty writable disk: a sparse file with a small ext4 file system, which the guest grows to
+//! the size of the disk.
 //!
-//! No program of the host makes it: the file system's few blocks are part of this one (`make-upper-template`).
+//! No program of the host makes it: the few blocks of the file system are part of this program
+//! (`make-upper-template`).
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -8,17 +10,17 @@ use std::os::unix::fs::FileExt;
 
 use flate2::read::ZlibDecoder;
 
-/// Empty file systems of the sizes in MiB. Larger ones grow from the largest of these that fits.
+/// Empty file systems, by size in MiB. A larger disk starts with the largest one that fits.
 const TEMPLATES: [(u64, &[u8]); 2] = [
     (4096, include_bytes!("upper-4g.template")),
     (SIZE_MIB_MIN, include_bytes!("upper-24m.template")),
 ];
 const BLOCK_BYTES: usize = 4096;
 
-/// Smallest disk, in MiB.
+/// Minimum size of a disk, in MiB.
 pub(crate) const SIZE_MIB_MIN: u64 = 24;
 
-/// Writes an empty file system into an empty file, and gives the file its size.
+/// Writes an empty file system into an empty file and sets the size of the file.
 pub(crate) fn format(file: &File, size_mib: u64) -> io::Result<()> {
     let size_mib = size_mib.max(SIZE_MIB_MIN);
     file.set_len(size_mib * 1024 * 1024)?;
@@ -48,7 +50,8 @@ mod tests {
             assert_eq!(meta.len(), size_mib << 20);
             let allocated = meta.blocks() * 512;
             assert!(allocated < 256 * 1024, "{allocated} bytes are allocated");
-            // Superblock at 1024: the number of blocks at 4, the magic number at 56 (kernel: ext4/super.rst).
+            // Superblock at 1024: the number of blocks at 4, the magic number at 56 (kernel:
+            // ext4/super.rst).
             let mut superblock = [0; 64];
             file.read_exact_at(&mut superblock, 1024).unwrap();
             assert_eq!(superblock[56..58], [0x53, 0xef]);

@@ -1,7 +1,8 @@
-//! A kernel of the user's for the krun engine: an uncompressed vmlinux that has everything built in.
+//! A kernel of the user for the krun engine: an uncompressed vmlinux with all drivers built in.
 //!
-//! libkrun tells the guest about its devices on the kernel's command line, which distributions' kernels do not read
-//! (`VIRTIO_MMIO_CMDLINE_DEVICES`). Such a kernel would sit there without disks, console and agent, so it is refused.
+//! libkrun describes its devices on the kernel's command line, which distributions' kernels ignore
+//! (`VIRTIO_MMIO_CMDLINE_DEVICES`). Such a kernel would hang without disks, console and agent, so
+//! it is refused.
 
 use std::io::Read;
 use std::path::Path;
@@ -10,8 +11,8 @@ use anyhow::Context;
 use flate2::read::GzDecoder;
 use libmsb::cli::error::Failure;
 
-/// Options that the kernel needs, each with a string that is in it only if the option is on. They are built in, not
-/// modules: nothing loads any.
+/// Options that the kernel needs, each with a string that is in the kernel only if the option is
+/// on. They must be built in: no modules are loaded.
 const OPTIONS: [(&str, &[u8]); 8] = [
     ("VIRTIO_MMIO_CMDLINE_DEVICES", b"\0virtio_mmio.device\0"),
     ("VIRTIO_BLK", b"\0virtio_blk.queue_depth\0"),
@@ -23,34 +24,34 @@ const OPTIONS: [(&str, &[u8]); 8] = [
     ("BLK_DEV_INITRD", b"unpack rootfs image as initramfs"),
 ];
 
-/// Largest kernel that is read, in bytes.
+/// Maximum size of the kernel, in bytes.
 const KERNEL_BYTES_MAX: u64 = 512 * 1024 * 1024;
-/// Largest configuration that is unpacked, in bytes.
+/// Maximum size of the unpacked configuration, in bytes.
 const CONFIG_BYTES_MAX: u64 = 8 * 1024 * 1024;
 
-/// Around a kernel's own configuration, when it carries that (`IKCONFIG`).
-const CONFIG_BEGIN: &[u8] = b"IKCFG_ST";
+/// Markers around the configuration in a kernel that contains it (`IKCONFIG`).
+const CONFIG_START: &[u8] = b"IKCFG_ST";
 const CONFIG_END: &[u8] = b"IKCFG_ED";
 
-/// Offsets in the header of an ELF file (elf(5)), and what stands there for x86-64.
-const MACHINE_AT: usize = 18;
-const MACHINE_X86_64: [u8; 2] = [62, 0];
+/// Offset in the header of an ELF file (elf(5)), and the value for x86-64.
+const E_MACHINE: usize = 18;
+const EM_X86_64: [u8; 2] = [62, 0];
 
-/// Where "HdrS" stands in a compressed kernel (Documentation/arch/x86/boot.rst).
+/// Offset of "HdrS" in a compressed kernel (Documentation/arch/x86/boot.rst).
 const HEADER_AT: usize = 0x202;
 
-/// Refuses a kernel that would not do.
+/// Refuses a kernel that the krun engine cannot boot.
 pub(crate) fn check(path: &Path) -> anyhow::Result<()> {
     let cannot = || format!("cannot read the kernel '{}'", path.display());
     let file = std::fs::File::open(path).with_context(cannot)?;
     let mut kernel = Vec::new();
-    file.take(KERNEL_BYTES_MAX)
-        .read_to_end(&mut kernel)
-        .with_context(cannot)?;
+    file.take(KERNEL_BYTES_MAX).read_to_end(&mut kernel).with_context(cannot)?;
     let missing = match form(&kernel) {
-        Form::Vmlinux => missing(&kernel),
-        Form::Compressed => return Err(wrong_form(path, "is a compressed kernel (bzImage)")),
-        Form::Other => return Err(wrong_form(path, "is no kernel for x86-64")),
+        KernelFormat::Vmlinux => missing(&kernel),
+        KernelFormat::Compressed => {
+            return Err(wrong_format(path, "is a compressed kernel (bzImage)"));
+        }
+        KernelFormat::Other => return Err(wrong_format(path, "is not a kernel for x86-64")),
     };
     if missing.is_empty() {
         return Ok(());
@@ -60,60 +61,58 @@ pub(crate) fn check(path: &Path) -> anyhow::Result<()> {
         path.display(),
         missing.iter().map(|option| format!("CONFIG_{option}")).collect::<Vec<_>>().join(", ")
     ))
-    .hint("kernels of distributions lack these: leave MSB_KERNEL unset to use libkrunfw, or use the engine qemu")
+    .hint(
+        "kernels of distributions lack these: unset MSB_KERNEL to use libkrunfw, \
+         or use the engine qemu",
+    )
     .into())
 }
 
-fn wrong_form(path: &Path, what: &str) -> anyhow::Error {
-    Failure::failed(format!("'{}' {what}, and the engine krun needs an uncompressed vmlinux", path.display()))
-        .hint("the kernel's scripts/extract-vmlinux makes one; or leave MSB_KERNEL unset to use libkrunfw")
-        .into()
+fn wrong_format(path: &Path, what: &str) -> anyhow::Error {
+    Failure::failed(format!(
+        "'{}' {what}, and the engine krun needs an uncompressed vmlinux",
+        path.display()
+    ))
+    .hint("the kernel's scripts/extract-vmlinux makes one; or unset MSB_KERNEL to use libkrunfw")
+    .into()
 }
 
 #[derive(Debug, PartialEq, Eq)]
-enum Form {
+enum KernelFormat {
     Vmlinux,
     Compressed,
     Other,
 }
 
-fn form(kernel: &[u8]) -> Form {
+fn form(kernel: &[u8]) -> KernelFormat {
     let at = |offset: usize, bytes: &[u8]| kernel.get(offset..offset + bytes.len()) == Some(bytes);
-    if at(0, b"\x7fELF\x02\x01") && at(MACHINE_AT, &MACHINE_X86_64) {
-        Form::Vmlinux
+    if at(0, b"\x7fELF\x02\x01") && at(E_MACHINE, &EM_X86_64) {
+        KernelFormat::Vmlinux
     } else if at(HEADER_AT, b"HdrS") {
-        Form::Compressed
+        KernelFormat::Compressed
     } else {
-        Form::Other
+        KernelFormat::Other
     }
 }
 
-/// Options that the kernel lacks: by its own configuration if it carries that, else by what it does not say.
+/// Returns the missing options: from the kernel's own configuration if it contains that, else by
+/// the missing strings.
 fn missing(kernel: &[u8]) -> Vec<&'static str> {
     let config = configuration(kernel);
     let has = |option: &str, sign: &[u8]| match &config {
         Some(config) => config.lines().any(|line| {
-            line.strip_prefix("CONFIG_")
-                .and_then(|line| line.strip_prefix(option))
-                == Some("=y")
+            line.strip_prefix("CONFIG_").and_then(|line| line.strip_prefix(option)) == Some("=y")
         }),
         None => contains(kernel, sign),
     };
-    OPTIONS
-        .iter()
-        .filter(|(option, sign)| !has(option, sign))
-        .map(|(option, _)| *option)
-        .collect()
+    OPTIONS.iter().filter(|(option, sign)| !has(option, sign)).map(|(option, _)| *option).collect()
 }
 
 fn configuration(kernel: &[u8]) -> Option<String> {
-    let begin = position(kernel, CONFIG_BEGIN)? + CONFIG_BEGIN.len();
-    let end = begin + position(&kernel[begin..], CONFIG_END)?;
+    let start = position(kernel, CONFIG_START)? + CONFIG_START.len();
+    let end = start + position(&kernel[start..], CONFIG_END)?;
     let mut text = String::new();
-    GzDecoder::new(&kernel[begin..end])
-        .take(CONFIG_BYTES_MAX)
-        .read_to_string(&mut text)
-        .ok()?;
+    GzDecoder::new(&kernel[start..end]).take(CONFIG_BYTES_MAX).read_to_string(&mut text).ok()?;
     Some(text)
 }
 
@@ -135,7 +134,7 @@ mod tests {
     fn vmlinux(contents: &[u8]) -> tempfile::NamedTempFile {
         let mut head = [0; 64];
         head[..6].copy_from_slice(b"\x7fELF\x02\x01");
-        head[MACHINE_AT] = MACHINE_X86_64[0];
+        head[E_MACHINE] = EM_X86_64[0];
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(&[&head, contents].concat()).unwrap();
         file
@@ -147,10 +146,7 @@ mod tests {
 
     #[test]
     fn a_kernel_says_by_its_strings_what_it_has() {
-        let all: Vec<u8> = OPTIONS
-            .iter()
-            .flat_map(|(_, sign)| sign.iter().copied())
-            .collect();
+        let all: Vec<u8> = OPTIONS.iter().flat_map(|(_, sign)| sign.iter().copied()).collect();
         check(vmlinux(&all).path()).unwrap();
         for (option, sign) in OPTIONS {
             let others: Vec<u8> = OPTIONS
@@ -159,40 +155,35 @@ mod tests {
                 .flat_map(|(_, sign)| sign.iter().copied())
                 .collect();
             let message = refusal(&others);
-            assert!(
-                message.contains(&format!("CONFIG_{option},")),
-                "{option} {sign:?}: {message}"
-            );
+            assert!(message.contains(&format!("CONFIG_{option},")), "{option} {sign:?}: {message}");
         }
     }
 
     #[test]
     fn a_configuration_that_it_carries_counts_more_than_its_strings() {
         let carried = |value: &str| {
-            let text: String = OPTIONS
-                .iter()
-                .map(|(option, _)| format!("CONFIG_{option}={value}\n"))
-                .collect();
+            let text: String =
+                OPTIONS.iter().map(|(option, _)| format!("CONFIG_{option}={value}\n")).collect();
             let mut packed = GzEncoder::new(Vec::new(), Compression::fast());
             packed.write_all(text.as_bytes()).unwrap();
-            [CONFIG_BEGIN, &packed.finish().unwrap(), CONFIG_END].concat()
+            [CONFIG_START, &packed.finish().unwrap(), CONFIG_END].concat()
         };
         check(vmlinux(&carried("y")).path()).unwrap();
         assert!(refusal(&carried("m")).contains("CONFIG_EROFS_FS"));
     }
 
     #[test]
-    fn what_is_no_vmlinux_is_told_by_what_it_is() {
-        let said = |contents: &[u8]| {
+    fn a_file_that_is_not_a_vmlinux_is_named_by_its_format() {
+        let refusal_of = |contents: &[u8]| {
             let mut file = tempfile::NamedTempFile::new().unwrap();
             file.write_all(contents).unwrap();
             check(file.path()).unwrap_err().to_string()
         };
         let mut compressed = vec![0; 0x300];
         compressed[HEADER_AT..HEADER_AT + 4].copy_from_slice(b"HdrS");
-        assert!(said(&compressed).contains("bzImage"));
+        assert!(refusal_of(&compressed).contains("bzImage"));
         for other in [&b""[..], b"text", b"\x7fELF\x01\x01"] {
-            assert!(said(other).contains("no kernel"));
+            assert!(refusal_of(other).contains("not a kernel"));
         }
     }
 }

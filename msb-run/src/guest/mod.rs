@@ -1,8 +1,13 @@
-//! What is typed about the guest: what it may do, what its root is made of, what is changed before it runs.
+//! Options for the setup of the guest: its security profile, its root disk, and changes of its
+//! files before it runs.
 
+/// Limits of all changes together, and changes of an imported configuration.
+pub(crate) mod change_list;
 /// Changes of the guest's files before anything of the image runs.
-mod changes;
-/// Where what a guest writes to its root goes.
+pub(crate) mod changes;
+/// Paths in the guest.
+pub(crate) mod guest_path;
+/// The disk that takes the guest's writes to its root.
 pub(crate) mod root_disk;
 /// Scripts.
 mod script;
@@ -14,45 +19,77 @@ use clap::{Args, ValueEnum};
 use libmsb::cli::args::parse_env;
 use libmsb::cli::error::Failure;
 use libmsb::cli::escape::escape;
+use libmsb::signal_number::SignalNumber;
+use libmsb::state::config::SandboxDefaults;
 use libmsb::state::guest::{GuestSpec, RootDisk};
 use msb_wire::guest::{InitRequest, Security};
 use msb_wire::text::Text;
 
-use crate::microsandbox::Stored;
-
 use changes::ChangeArgs;
-use root_disk::{Choice, parse_root_disk, parse_size};
+use root_disk::{RootDiskOption, parse_root_disk, parse_size};
 use script::ScriptArgs;
 
-/// What is said of the guest: the same for `run` and `create`.
+/// Options for the setup of the guest, common to `run` and `create`.
 #[derive(Debug, Args)]
 pub(crate) struct GuestArgs {
-    /// What commands may do: default (root is root) or restricted (no new privileges, no CAP_SYS_ADMIN)
-    #[arg(long, value_enum, hide_possible_values = true, value_name = "PROFILE")]
-    security: Option<Profile>,
-    /// Where writes go: SIZE, tmpfs[:SIZE], or a disk with ext4 as PATH:raw or PATH:qcow2 (default: 4G)
-    #[arg(long, value_name = "DISK", value_parser = parse_root_disk)]
-    root_disk: Option<Choice>,
-    /// Size of the writable disk: the same as --root-disk SIZE
-    #[arg(long, value_name = "SIZE", value_parser = parse_size, conflicts_with = "root_disk")]
+    /// Set the security profile of commands [default: default]
+    ///
+    /// See **Rights in the guest** in msb-run(1).
+    #[arg(long, value_enum, value_name = "PROFILE", help_heading = "Guest setup")]
+    security: Option<SecurityProfile>,
+    /// Set the writable disk: SIZE, tmpfs[:SIZE], PATH:raw or PATH:qcow2 [default: 4G]
+    ///
+    /// A size is that of the disk of the sandbox. The disk is sparse; the minimum is 24M and the
+    /// maximum 1024G.
+    ///
+    /// `tmpfs` and `tmpfs:SIZE` store writes in the memory of the guest (256M by default); they are
+    /// lost when the guest ends.
+    ///
+    /// `PATH:raw` and `PATH:qcow2` are a disk image with an ext4 file system, which is kept when
+    /// the sandbox is removed. The format is never detected from the contents. A qcow2 image that
+    /// refers to another file is refused. Two sandboxes cannot use one disk at the same time. The
+    /// path is resolved when the sandbox is created: a symbolic link that appears in the path
+    /// later, or a missing disk, is an error at the next start.
+    #[arg(long, value_name = "DISK", value_parser = parse_root_disk, help_heading = "Storage")]
+    root_disk: Option<RootDiskOption>,
+    /// Set the size of the writable disk; same as --root-disk SIZE
+    #[arg(
+        long,
+        value_name = "SIZE",
+        value_parser = parse_size,
+        conflicts_with = "root_disk",
+        help_heading = "Storage"
+    )]
     oci_upper_size: Option<u64>,
-    /// Program of the image that becomes the first process; auto looks for one
-    #[arg(long, value_name = "PATH|auto")]
+    /// Run a program of the image as the first process; auto selects one
+    ///
+    /// See **Init of the image** in msb-run(1).
+    #[arg(long, value_name = "PATH|auto", help_heading = "Guest setup")]
     init: Option<OsString>,
-    /// Argument of the init
+    /// Add an argument of the init program
     #[arg(
         long,
         value_name = "ARG",
         requires = "init",
-        allow_hyphen_values = true
+        allow_hyphen_values = true,
+        help_heading = "Guest setup"
     )]
     init_arg: Vec<OsString>,
-    /// Variable of the init
-    #[arg(long, value_name = "NAME=VALUE", requires = "init")]
+    /// Set an environment variable of the init program
+    #[arg(long, value_name = "NAME=VALUE", requires = "init", help_heading = "Guest setup")]
     init_env: Vec<OsString>,
-    /// Shell of the sandbox, when no command is named, and of its scripts (default: /bin/sh)
-    #[arg(long, value_name = "PROGRAM")]
+    /// Set the shell for terminals and scripts [default: /bin/sh]
+    ///
+    /// The shell runs on a terminal when no command is given, and it runs the scripts of the
+    /// sandbox.
+    #[arg(long, value_name = "PROGRAM", help_heading = "Guest setup")]
     shell: Option<OsString>,
+    /// Set the signal that asks the main command to end
+    ///
+    /// SIGNAL is a name or a number. Without this option it is the stop signal of the image. See
+    /// **Stop signal** in msb-run(1).
+    #[arg(long, value_name = "SIGNAL", help_heading = "Lifetime")]
+    stop_signal: Option<SignalNumber>,
     #[command(flatten)]
     scripts: ScriptArgs,
     #[command(flatten)]
@@ -60,82 +97,74 @@ pub(crate) struct GuestArgs {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Profile {
+enum SecurityProfile {
+    /// Root has all capabilities
     Default,
+    /// No new privileges and no CAP_SYS_ADMIN
     Restricted,
 }
 
-/// What was typed, checked.
+/// The checked options.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct GuestChoices {
-    /// What goes into the specification as it is.
+pub(crate) struct GuestOptions {
+    /// Part of the specification.
     pub(crate) spec: GuestSpec,
-    /// Size of the managed disk, in MiB, if it was said.
+    /// Size of the managed disk in MiB, if given.
     pub(crate) upper_mib: Option<u64>,
 }
 
 impl GuestArgs {
-    /// Whether something was said.
-    pub(crate) fn is_given(&self) -> bool {
+    /// Returns whether an option was given that a sandbox with this shell does not have, as far as
+    /// that is known.
+    pub(crate) fn differs(&self, sandbox_shell: Option<&Text>) -> bool {
+        let has_shell =
+            |typed: &OsString| shell(typed).is_ok_and(|typed| Some(&typed) == sandbox_shell);
         self.security.is_some()
             || self.root_disk.is_some()
             || self.oci_upper_size.is_some()
             || self.init.is_some()
-            || self.shell.is_some()
+            || self.shell.as_ref().is_some_and(|typed| !has_shell(typed))
+            || self.stop_signal.is_some()
             || self.scripts.is_given()
             || self.changes.is_given()
     }
 
-    /// Takes over what a stored configuration says where nothing was typed.
-    pub(crate) fn fill_in(&mut self, stored: &Stored) {
-        let security = stored.restricted.then_some(Profile::Restricted);
-        self.security = self.security.or(security);
-        self.shell = self
-            .shell
-            .take()
-            .or_else(|| stored.shell.clone().map(Into::into));
-        if self.init.is_none()
-            && let Some(init) = &stored.init
-        {
-            self.init = Some(init.program.clone().into());
-            self.init_arg = init.args.iter().map(OsString::from).collect();
-            let env = init.env.0.iter();
-            self.init_env = env
-                .map(|(name, value)| format!("{name}={value}").into())
-                .collect();
-        }
-        if self.root_disk.is_none() {
-            self.oci_upper_size = self.oci_upper_size.or(stored.upper_mib);
-        }
+    /// Returns whether the sandbox is to be removed at its end.
+    pub(crate) fn removes_sandbox(&self) -> bool {
+        self.changes.removes_sandbox()
     }
 
-    /// Checks what was typed. Files of the host are looked at.
-    pub(crate) fn choices(&self) -> anyhow::Result<GuestChoices> {
-        let shell = self.shell.as_ref().map(shell).transpose()?;
+    /// Checks the options. Reads the files of the host that they name.
+    pub(crate) fn options(&self, defaults: &SandboxDefaults) -> anyhow::Result<GuestOptions> {
+        let default_shell = defaults.shell.as_ref().map(OsString::from);
+        let shell = self.shell.as_ref().or(default_shell.as_ref()).map(shell).transpose()?;
         let mut changes = self.scripts.changes(shell.as_ref())?;
         changes.extend(self.changes.changes()?);
         let (root_disk, upper_mib) = match &self.root_disk {
-            Some(choice) => choice.find()?,
+            Some(choice) => choice.resolve()?,
             None => (RootDisk::Managed, self.oci_upper_size),
         };
         let security = match self.security {
-            Some(Profile::Restricted) => Security::Restricted,
-            Some(Profile::Default) | None => Security::Default,
+            Some(SecurityProfile::Restricted) => Security::Restricted,
+            Some(SecurityProfile::Default) | None => Security::Default,
         };
         let init = self.init.as_ref().map(|init| self.init(init)).transpose()?;
         if init.is_some() && security.is_restricted() {
             return Err(Failure::usage(
-                "an init needs the rights that --security restricted takes away",
+                "an init program needs privileges that --security restricted drops",
             )
-            .hint("choose one of --init and --security restricted")
+            .hint("use either --init or --security restricted")
             .into());
         }
-        Ok(GuestChoices {
+        Ok(GuestOptions {
             spec: GuestSpec {
                 security,
                 root_disk,
                 init,
                 shell,
+                rlimits: Vec::new(),
+                stop_signal: self.stop_signal,
+                directories: Vec::new(),
                 changes,
             },
             upper_mib,
@@ -152,57 +181,26 @@ impl GuestArgs {
             bytes if bytes.starts_with(b"/") => Some(Text::from(path.clone())),
             bytes => {
                 let shown = escape(bytes);
-                return Err(
-                    Failure::usage(format!("the init '{shown}' is no absolute path"))
-                        .hint("as in --init /sbin/init, or --init auto")
-                        .into(),
-                );
+                return Err(Failure::usage(format!(
+                    "the path of the init '{shown}' is not absolute"
+                ))
+                .hint("use an absolute path or auto: --init /sbin/init")
+                .into());
             }
         };
-        Ok(InitRequest {
-            path,
-            args: self.init_arg.iter().cloned().map(Text::from).collect(),
-            env,
-        })
+        Ok(InitRequest { path, args: self.init_arg.iter().cloned().map(Text::from).collect(), env })
     }
 }
 
-/// One word, since it stands behind `#!` too.
+/// Checks the shell: a single word, as it is also written after `#!`.
 fn shell(typed: &OsString) -> Result<Text, Failure> {
     let bytes = typed.as_bytes();
     let is_word = !bytes.is_empty() && bytes != b"/" && !bytes.iter().any(u8::is_ascii_whitespace);
     if is_word {
         return Ok(Text::from(typed.clone()));
     }
-    Err(Failure::usage(format!(
-        "'{}' is no program that could be a shell",
-        escape(bytes)
-    ))
-    .hint("a name or a path without spaces, as in --shell /bin/bash"))
-}
-
-/// An absolute path in the guest that is not its root and does not lead upward.
-fn guest_path(bytes: &[u8]) -> Result<Text, Failure> {
-    let wrong = |why: &str| {
-        Err(Failure::usage(format!(
-            "'{}' cannot be a path in the guest: {why}",
-            escape(bytes)
-        )))
-    };
-    let parts = || {
-        let parts = bytes.split(|byte| *byte == b'/');
-        parts.filter(|part| !part.is_empty() && *part != b".")
-    };
-    if !bytes.starts_with(b"/") {
-        return wrong("it is not absolute");
-    }
-    if parts().any(|part| part == b"..") {
-        return wrong("it leads upward");
-    }
-    if parts().next().is_none() {
-        return wrong("it is the root");
-    }
-    Ok(Text(bytes.to_vec()))
+    Err(Failure::usage(format!("invalid shell '{}'", escape(bytes)))
+        .hint("use a name or a path without spaces: --shell /bin/bash"))
 }
 
 #[cfg(test)]
@@ -211,42 +209,39 @@ mod tests {
     use clap::Parser;
 
     #[derive(Debug, Parser)]
-    struct Typed {
+    struct TestArgs {
         #[command(flatten)]
         guest: GuestArgs,
     }
 
-    pub(super) fn choices(args: &[&str]) -> anyhow::Result<GuestChoices> {
+    pub(super) fn options(args: &[&str]) -> anyhow::Result<GuestOptions> {
         let args = ["test"].iter().chain(args);
-        Typed::try_parse_from(args)?.guest.choices()
+        TestArgs::try_parse_from(args)?.guest.options(&SandboxDefaults::default())
     }
 
     #[test]
-    fn nothing_said_is_the_default() {
-        assert_eq!(choices(&[]).unwrap(), GuestChoices::default());
+    fn no_options_give_the_default() {
+        assert_eq!(options(&[]).unwrap(), GuestOptions::default());
     }
 
     #[test]
-    fn a_size_is_that_of_the_managed_disk_whichever_way_it_is_said() {
+    fn both_size_options_set_the_managed_disk() {
         for args in [["--root-disk", "8G"], ["--oci-upper-size", "8192"]] {
-            let choices = choices(&args).unwrap();
-            assert_eq!(choices.upper_mib, Some(8192), "{args:?}");
-            assert!(choices.spec.root_disk.is_managed());
+            let options = options(&args).unwrap();
+            assert_eq!(options.upper_mib, Some(8192), "{args:?}");
+            assert!(options.spec.root_disk.is_managed());
         }
     }
 
     #[test]
     fn an_init_takes_arguments_that_look_like_options() {
-        let choices = choices(&["--init", "auto", "--init-arg", "--log-level=err"]).unwrap();
-        let init = choices.spec.init.unwrap();
-        assert_eq!(
-            (init.path, init.args),
-            (None, vec!["--log-level=err".into()])
-        );
+        let options = options(&["--init", "auto", "--init-arg", "--log-level=err"]).unwrap();
+        let init = options.spec.init.unwrap();
+        assert_eq!((init.path, init.args), (None, vec!["--log-level=err".into()]));
     }
 
     #[test]
-    fn what_cannot_be_is_refused() {
+    fn invalid_options_are_refused() {
         for args in [
             &["--init", "init"][..],
             &["--init-arg", "x"],
@@ -256,17 +251,7 @@ mod tests {
             &["--oci-upper-size", "0"],
             &["--oci-upper-size", "1G", "--root-disk", "2G"],
         ] {
-            assert!(choices(args).is_err(), "{args:?}");
-        }
-    }
-
-    #[test]
-    fn a_path_in_the_guest_is_absolute_and_below_its_root() {
-        for path in ["/a", "/a/", "/a/./b", "/a..b"] {
-            guest_path(path.as_bytes()).unwrap();
-        }
-        for path in ["", "a", "/", "//", "/.", "/..", "/a/../b"] {
-            assert!(guest_path(path.as_bytes()).is_err(), "{path}");
+            assert!(options(args).is_err(), "{args:?}");
         }
     }
 }

@@ -1,213 +1,176 @@
-//! Stored configurations of microsandbox 0.5: what `msb create --from-microsandbox` reads.
+//! Stored configurations of microsandbox 0.5, the input of `msb create --from-microsandbox`.
 //!
-//! The form is that of its catalog, and of `config` in the output of its `inspect --format json`: 0.5.2 to 0.5.5. Nothing in
-//! it is passed over in silence. What a sandbox of ours cannot have yet is named, and refused unless the user says to leave
-//! it out; what has no meaning here is named in a warning. Values are never printed: some are secrets.
+//! The format is that of its catalog, and of `config` in the output of its `inspect --format json`:
+//! 0.5.2 to 0.5.5. No field is ignored silently. It is converted, or it is unsupported, which is an
+//! error unless the user names it with `--leave-out`. A field that limits the sandbox, and a field
+//! that is not known here, cannot be left out. Values are never printed: some are secrets.
 
+/// Translation into the terms of `msb create`.
+mod arguments;
+/// The way back: specifications in the form of microsandbox.
+pub(crate) mod export;
+/// Parsing of single fields, and the list of unsupported ones.
+mod fields;
+/// Mounts.
+mod mounts;
+/// The network.
 mod network;
+/// Changes of the files of the root.
+mod patches;
+/// The parsed fields.
+mod stored_config;
 
-use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::io::Read;
 use std::path::Path;
 
 use anyhow::Context;
 use libmsb::cli::error::Failure;
 use libmsb::cli::escape::escape;
-use libmsb::net::NetSpec;
 use libmsb::state::write;
+use msb_wire::exec::{RESOURCES, Rlimit};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+pub(crate) use self::arguments::Import;
+use self::fields::{Omission, StringPairs, UnsupportedField, is_set, parse, take_field};
+use self::stored_config::StoredConfig;
 use crate::mounts::{parse_format, parse_fstype};
-use crate::root::TypedRoot;
+use crate::pull::{PullPolicy, RegistryLogin};
+use crate::root::RootArg;
 
-/// Longest file, in bytes. A megabyte of environment fits.
+/// Longest file, in bytes. An environment of one MiB fits.
 const FILE_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
-/// Fields that are about microsandbox's own process, and change nothing in the guest.
-const WITHOUT_MEANING: [&str; 6] = [
-    "log_level",
-    "metrics_sample_interval_ms",
-    "disable_metrics_sample",
-    "manifest_digest",
-    "pull_policy",
-    "registry_auth",
-];
+/// The name of a file that stands for standard input.
+pub(crate) const STDIN: &str = "-";
 
-/// What a stored sandbox is, in our terms.
-#[derive(Debug, Default, PartialEq)]
-pub(crate) struct Stored {
-    /// Its name.
-    pub(crate) name: Option<String>,
-    /// Its image's reference.
-    pub(crate) image: Option<String>,
-    /// The folder or disk of the host that is its root, in place of an image.
-    pub(crate) root_path: Option<TypedRoot>,
-    /// Virtual processors.
-    pub(crate) cpus: Option<u8>,
-    /// Memory in MiB.
-    pub(crate) memory_mib: Option<u32>,
-    /// Size of the writable disk in MiB.
-    pub(crate) upper_mib: Option<u64>,
-    /// Mounts, in the form of `--mount-dir`.
-    pub(crate) folders: Vec<String>,
-    /// Mounts, in the form of `--volume`.
-    pub(crate) volumes: Vec<String>,
-    /// Mounts, in the form of `--mount-disk`.
-    pub(crate) disks: Vec<String>,
-    /// Mounts, in the form of `--tmpfs`.
-    pub(crate) tmpfs: Vec<String>,
-    /// What its first process is, if it is not ours.
-    pub(crate) init: Option<Init>,
-    /// Whether commands have fewer rights than usual.
-    pub(crate) restricted: bool,
-    /// Shell of the sandbox.
-    pub(crate) shell: Option<String>,
-    /// The network, if it says anything about one.
-    pub(crate) network: Option<NetSpec>,
-    /// Variables.
-    pub(crate) env: Vec<(String, String)>,
-    /// Labels.
-    pub(crate) labels: BTreeMap<String, String>,
-    /// Directory of commands.
-    pub(crate) workdir: Option<String>,
-    /// User of commands.
-    pub(crate) user: Option<String>,
-    /// Host name.
-    pub(crate) hostname: Option<String>,
-    /// Entrypoint and arguments, the image's already resolved. Empty: what the image says.
-    pub(crate) command: Vec<OsString>,
-    /// Seconds.
-    pub(crate) idle_timeout_s: Option<u64>,
-    /// Seconds.
-    pub(crate) max_duration_s: Option<u64>,
-    /// What a sandbox of ours cannot have, by field and in words.
-    pub(crate) lacking: Vec<String>,
-    /// What was in the file and has no meaning here.
-    pub(crate) unused: Vec<String>,
-}
+/// Default interval of metric samples in microsandbox, in milliseconds. The default of msb replaces
+/// it.
+const SAMPLE_INTERVAL_MS: u64 = 1000;
 
-/// The first process of the guest.
-#[derive(Debug, PartialEq, Deserialize)]
-pub(crate) struct Init {
-    /// A path in the guest, or `auto`.
-    pub(crate) program: String,
-    /// Its arguments, but for its name.
-    #[serde(default)]
-    pub(crate) args: Vec<String>,
-    /// Its variables.
-    #[serde(default)]
-    pub(crate) env: Pairs,
-}
-
-/// Reads a file.
-pub(crate) fn read(path: &Path) -> anyhow::Result<Stored> {
-    let shown = path.display().to_string();
-    let wrong = |why: String| {
-        Failure::failed(format!("cannot understand '{}': {why}", escape(&shown))).hint(
-            "it must be a stored configuration of microsandbox 0.5: msb inspect NAME --format json",
-        )
+/// Reads a stored configuration from a file and translates it. Its unsupported fields are those of
+/// `left_out`, or it is an error. `is_typed` returns whether the user has given an option.
+pub(crate) fn import(
+    path: &Path,
+    left_out: &[String],
+    is_typed: impl Fn(&str) -> bool,
+) -> anyhow::Result<Import> {
+    let is_stdin = path == Path::new(STDIN);
+    let file = if is_stdin { "standard input".to_owned() } else { path.display().to_string() };
+    let shown = escape(&file);
+    let invalid = |why: String| {
+        Failure::failed(format!("cannot parse '{shown}': {why}"))
+            .hint("write one with microsandbox 0.5: msb inspect NAME --format json")
     };
-    let document: Option<Value> = write::read_json(path, FILE_BYTES_MAX)?;
-    let document = document
-        .with_context(|| Failure::not_found(format!("there is no file '{}'", escape(&shown))))?;
+    let document: Value = if is_stdin {
+        read_stdin()?
+    } else {
+        let document = write::read_json(path, FILE_BYTES_MAX)?;
+        document.with_context(|| {
+            Failure::not_found(format!("cannot open '{shown}': no such file or directory"))
+        })?
+    };
     let Value::Object(mut fields) = document else {
-        return Err(wrong("it is no object".to_owned()).into());
+        return Err(invalid("not a JSON object".to_owned()).into());
     };
-    // The output of `inspect` has it in a field.
+    // The output of `inspect` has the configuration in a field.
     if let Some(Value::Object(config)) = fields.remove("config") {
         fields = config;
     }
-    Ok(stored(fields).map_err(wrong)?)
+    let stored = stored(fields).map_err(invalid)?;
+    fields::check(&stored.unsupported, left_out, &shown)?;
+    arguments::translate(stored, is_typed)
 }
 
-impl Stored {
-    /// Its root, if it names one.
-    pub(crate) fn root(&self) -> Result<Option<TypedRoot>, Failure> {
-        if self.root_path.is_some() {
-            return Ok(self.root_path.clone());
-        }
-        let image = self.image.as_deref().map(str::parse).transpose()?;
-        Ok(image.map(TypedRoot::Image))
+/// Reads a document from standard input. The error has no values, which may be secrets.
+fn read_stdin() -> anyhow::Result<Value> {
+    let mut bytes = Vec::new();
+    let mut input = std::io::stdin().lock().take(FILE_BYTES_MAX + 1);
+    input.read_to_end(&mut bytes).context("cannot read standard input")?;
+    if bytes.len() as u64 > FILE_BYTES_MAX {
+        let message = format!("standard input is longer than {FILE_BYTES_MAX} bytes");
+        return Err(Failure::failed(message).into());
     }
+    let document = serde_json::from_slice(&bytes);
+    Ok(document.map_err(|error| {
+        let (line, column) = (error.line(), error.column());
+        Failure::failed(format!(
+            "cannot parse 'standard input': no JSON at line {line}, column {column}"
+        ))
+    })?)
 }
 
-/// The fields, one after the other, until none is left.
-fn stored(mut fields: Map<String, Value>) -> Result<Stored, String> {
-    let mut stored = Stored {
-        name: take(&mut fields, "name")?,
-        cpus: take(&mut fields, "cpus")?,
-        memory_mib: take(&mut fields, "memory_mib")?,
-        workdir: take(&mut fields, "workdir")?,
-        user: take(&mut fields, "user")?,
-        hostname: take(&mut fields, "hostname")?,
-        shell: take(&mut fields, "shell")?,
-        init: take(&mut fields, "init")?,
-        restricted: take::<String>(&mut fields, "security")?.is_some_and(|is| is == "restricted"),
-        env: take::<Pairs>(&mut fields, "env")?.unwrap_or_default().0,
-        labels: take::<Pairs>(&mut fields, "labels")?
-            .unwrap_or_default()
-            .0
-            .into_iter()
-            .collect(),
-        ..Stored::default()
+/// Converts all fields, one after the other.
+fn stored(mut fields: Map<String, Value>) -> Result<StoredConfig, String> {
+    let mut stored = StoredConfig {
+        name: take_field(&mut fields, "name")?,
+        manifest_digest: take_field(&mut fields, "manifest_digest")?,
+        cpus: take_field(&mut fields, "cpus")?,
+        memory_mib: take_field(&mut fields, "memory_mib")?,
+        workdir: take_field(&mut fields, "workdir")?,
+        user: take_field(&mut fields, "user")?,
+        hostname: take_field(&mut fields, "hostname")?,
+        shell: take_field(&mut fields, "shell")?,
+        init: take_field(&mut fields, "init")?,
+        scripts: take_field(&mut fields, "scripts")?.unwrap_or_default(),
+        env: take_field::<StringPairs>(&mut fields, "env")?.unwrap_or_default().0,
+        labels: take_field(&mut fields, "labels")?.unwrap_or_default(),
+        replace: take_field(&mut fields, "replace_existing")?.unwrap_or_default(),
+        login: login(&mut fields)?,
+        ..StoredConfig::default()
     };
     if stored.cpus == Some(0) || stored.memory_mib == Some(0) {
         return Err("cpus and memory cannot be 0".to_owned());
     }
     for part in ["entrypoint", "cmd"] {
-        let words: Option<Vec<String>> = take(&mut fields, part)?;
-        stored
-            .command
-            .extend(words.into_iter().flatten().map(OsString::from));
+        let words: Option<Vec<String>> = take_field(&mut fields, part)?;
+        stored.command.extend(words.into_iter().flatten().map(OsString::from));
     }
+    choices(&mut stored, &mut fields)?;
     image(&mut stored, &mut fields)?;
     policy(&mut stored, &mut fields)?;
-    mounts(&mut stored, &mut fields)?;
-    if let Some(fields) = take(&mut fields, "network")? {
-        stored.network = Some(network::network(fields, &mut stored.lacking)?);
+    limits(&mut stored, &mut fields)?;
+    samples(&mut stored, &mut fields)?;
+    mounts::mounts(&mut stored, &mut fields)?;
+    patches(&mut stored, &mut fields)?;
+    if let Some(fields) = take_field(&mut fields, "network")? {
+        stored.network = Some(network::network(fields, &mut stored.unsupported)?);
     }
-    the_rest(&mut stored, fields);
+    classify_remaining(&mut stored, fields);
     Ok(stored)
 }
 
-/// Takes a field out; `None` when it is missing or null.
-fn take<T: for<'a> Deserialize<'a>>(
-    fields: &mut Map<String, Value>,
-    name: &str,
-) -> Result<Option<T>, String> {
-    match fields.remove(name) {
-        None | Some(Value::Null) => Ok(None),
-        // The error of the parser would show the value, which may be a secret.
-        Some(value) => serde_json::from_value(value)
-            .map(Some)
-            .map_err(|_| format!("its field '{}' is not what it should be", escape(name))),
-    }
-}
-
-/// Pairs of strings: as an array of arrays, or as an object.
-#[derive(Debug, Default, PartialEq)]
-pub(crate) struct Pairs(pub(crate) Vec<(String, String)>);
-
-impl<'de> Deserialize<'de> for Pairs {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Pairs, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged)]
-        enum Form {
-            Array(Vec<(String, String)>),
-            Object(BTreeMap<String, String>),
-        }
-        Ok(Pairs(match Form::deserialize(deserializer)? {
-            Form::Array(pairs) => pairs,
-            Form::Object(pairs) => pairs.into_iter().collect(),
-        }))
-    }
-}
-
-/// `{"Oci":"python"}` in 0.5.2, `{"Oci":{"reference":"python","upper_size_mib":8192}}` in 0.5.5; else `{"Bind":"/root"}` or
-/// `{"DiskImage":{"path":"/root.qcow2","format":"Qcow2","fstype":"ext4"}}`.
-fn image(stored: &mut Stored, fields: &mut Map<String, Value>) -> Result<(), String> {
+/// Converts the fields that select one of several values. Another value is an error.
+fn choices(stored: &mut StoredConfig, fields: &mut Map<String, Value>) -> Result<(), String> {
     #[derive(Deserialize)]
+    #[serde(rename_all = "lowercase")]
+    enum Profile {
+        Default,
+        Restricted,
+    }
+    #[derive(Deserialize)]
+    enum Pull {
+        Always,
+        IfMissing,
+        Never,
+    }
+    let profile = take_field(fields, "security_profile")?;
+    stored.restricted = matches!(profile, Some(Profile::Restricted));
+    stored.pull = take_field(fields, "pull_policy")?.map(|pull| match pull {
+        Pull::Always => PullPolicy::Always,
+        Pull::IfMissing => PullPolicy::IfMissing,
+        Pull::Never => PullPolicy::Never,
+    });
+    Ok(())
+}
+
+/// Converts the image: `{"Oci":"python"}` in 0.5.2,
+/// `{"Oci":{"reference":"python","upper_size_mib":8192}}` in 0.5.5; else `{"Bind":"/root"}` or
+/// `{"DiskImage":{"path":"/root.qcow2","format":"Qcow2","fstype":"ext4"}}`.
+fn image(stored: &mut StoredConfig, fields: &mut Map<String, Value>) -> Result<(), String> {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
     struct Oci {
         reference: String,
         upper_size_mib: Option<u64>,
@@ -219,15 +182,16 @@ fn image(stored: &mut Stored, fields: &mut Map<String, Value>) -> Result<(), Str
         Oci(Oci),
     }
     #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
     struct Disk {
         path: String,
         format: String,
         fstype: Option<String>,
     }
-    let Some(mut image) = take::<Map<String, Value>>(fields, "image")? else {
+    let Some(mut image) = take_field::<Map<String, Value>>(fields, "image")? else {
         return Ok(());
     };
-    match take(&mut image, "Oci")? {
+    match take_field(&mut image, "Oci")? {
         Some(Source::Reference(reference)) => stored.image = Some(reference),
         Some(Source::Oci(oci)) => {
             stored.image = Some(oci.reference);
@@ -235,225 +199,143 @@ fn image(stored: &mut Stored, fields: &mut Map<String, Value>) -> Result<(), Str
         }
         None => {}
     }
-    if let Some(folder) = take::<String>(&mut image, "Bind")? {
-        stored.root_path = Some(TypedRoot::Folder(folder.as_str().into()));
+    if let Some(directory) = take_field::<String>(&mut image, "Bind")? {
+        stored.root_path = Some(RootArg::Directory(directory.as_str().into()));
     }
-    if let Some(disk) = take::<Disk>(&mut image, "DiskImage")? {
+    if let Some(disk) = take_field::<Disk>(&mut image, "DiskImage")? {
         let fstype = disk.fstype.as_deref().map(parse_fstype).transpose();
         match parse_format(&disk.format.to_lowercase()) {
             Ok(format) => {
-                stored.root_path = Some(TypedRoot::Disk {
+                stored.root_path = Some(RootArg::Disk {
                     path: disk.path.as_str().into(),
                     format,
                     fstype: fstype.map_err(|error| error.to_string())?,
                 });
             }
-            Err(_) => stored.lacking.push(format!(
-                "image: a disk of the format '{}'",
-                escape(&disk.format)
+            Err(_) => stored.unsupported.push(UnsupportedField::new(
+                "image",
+                format!("a disk of the format '{}'", escape(&disk.format)),
+                Omission::Allowed,
             )),
         }
     }
     for kind in image.keys() {
-        let kind = escape(kind);
-        stored
-            .lacking
-            .push(format!("image: a root file system of the kind '{kind}'"));
+        let why = format!("a root file system of the kind '{}'", escape(kind));
+        stored.unsupported.push(UnsupportedField::new("image", why, Omission::Allowed));
     }
     Ok(())
 }
 
-/// When it ends by itself. 0.5 has seconds in two spellings.
-fn policy(stored: &mut Stored, fields: &mut Map<String, Value>) -> Result<(), String> {
-    let Some(mut policy) = take::<Map<String, Value>>(fields, "policy")? else {
+/// Converts the credentials: `"Anonymous"`, or `{"Basic":{"username":"ann","password":"…"}}`.
+fn login(fields: &mut Map<String, Value>) -> Result<Option<RegistryLogin>, String> {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Basic {
+        username: String,
+        password: String,
+    }
+    #[derive(Deserialize)]
+    enum Auth {
+        Anonymous,
+        Basic(Basic),
+    }
+    Ok(match take_field(fields, "registry_auth")? {
+        None | Some(Auth::Anonymous) => None,
+        Some(Auth::Basic(Basic { username, password })) => {
+            Some(RegistryLogin { username, password })
+        }
+    })
+}
+
+/// Converts the timeouts. 0.5 spells the fields for seconds in two ways.
+fn policy(stored: &mut StoredConfig, fields: &mut Map<String, Value>) -> Result<(), String> {
+    let Some(mut policy) = take_field::<Map<String, Value>>(fields, "policy")? else {
         return Ok(());
     };
-    let idle = take(&mut policy, "idle_timeout_secs")?;
-    stored.idle_timeout_s = idle.or(take(&mut policy, "idle_timeout")?);
-    let longest = take(&mut policy, "max_duration_secs")?;
-    stored.max_duration_s = longest.or(take(&mut policy, "max_duration")?);
-    // A sandbox that is made by a configuration stays until it is removed.
+    let idle = take_field(&mut policy, "idle_timeout_secs")?;
+    stored.idle_timeout_s = idle.or(take_field(&mut policy, "idle_timeout")?);
+    let longest = take_field(&mut policy, "max_duration_secs")?;
+    stored.max_duration_s = longest.or(take_field(&mut policy, "max_duration")?);
+    // A sandbox created from a configuration is always persistent.
     policy.remove("ephemeral");
-    policy.retain(|_, value| says_something(value));
-    let names = policy
-        .keys()
-        .map(|name| format!("policy: '{}'", escape(name)));
-    stored.lacking.extend(names);
+    stored.unsupported.extend(fields::unknown("policy", &policy));
     Ok(())
 }
 
-/// A mount. In 0.5.2 `readonly` stands beside the rest, since 0.5.4 it is one of `options`, and those count then.
-#[derive(Debug, PartialEq, Deserialize)]
-struct Mount {
-    r#type: String,
-    guest: String,
-    #[serde(default)]
-    host: Option<String>,
-    #[serde(default)]
-    name: Option<String>,
-    #[serde(default)]
-    size_mib: Option<u64>,
-    #[serde(default)]
-    readonly: bool,
-    #[serde(default)]
-    options: Option<MountOptions>,
-    #[serde(default)]
-    stat_virtualization: Option<String>,
-    #[serde(default)]
-    host_permissions: Option<String>,
-    #[serde(default)]
-    format: Option<String>,
-    #[serde(default)]
-    fstype: Option<String>,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize)]
-#[serde(default)]
-struct MountOptions {
-    readonly: bool,
-    noexec: bool,
-    nosuid: bool,
-    nodev: bool,
-}
-
-impl Mount {
-    fn options(&self) -> MountOptions {
-        self.options.unwrap_or(MountOptions {
-            readonly: self.readonly,
-            ..MountOptions::default()
-        })
+/// Converts the resource limits, which hold for all commands.
+fn limits(stored: &mut StoredConfig, fields: &mut Map<String, Value>) -> Result<(), String> {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct StoredRlimit {
+        resource: String,
+        soft: u64,
+        hard: u64,
     }
-
-    fn source(&self) -> Option<&str> {
-        self.host.as_deref().or(self.name.as_deref())
-    }
-
-    /// With its options behind it, as they are typed.
-    fn typed(&self, what: &str) -> String {
-        self.typed_with(what, Vec::new())
-    }
-
-    /// As [`Mount::typed`], with these options before the others.
-    fn typed_with(&self, what: &str, mut all: Vec<String>) -> String {
-        let options = self.options();
-        let named = [
-            (options.readonly, "ro"),
-            (options.noexec, "noexec"),
-            (options.nosuid, "nosuid"),
-            (options.nodev, "nodev"),
-        ];
-        let given = named.iter().filter(|(given, _)| *given);
-        all.extend(given.map(|(_, name)| (*name).to_owned()));
-        if all.is_empty() {
-            return what.to_owned();
+    let limits: Vec<Value> = take_field(fields, "rlimits")?.unwrap_or_default();
+    for (index, limit) in limits.into_iter().enumerate() {
+        let path = format!("rlimits.{index}");
+        let limit: StoredRlimit = parse(limit, &path)?;
+        let resource = limit.resource.to_ascii_lowercase();
+        if !RESOURCES.contains(&resource.as_str()) || limit.soft > limit.hard {
+            return Err(format!("field '{path}' has an invalid value"));
         }
-        format!("{what}:{}", all.join(","))
-    }
-
-    /// As a disk, if it is one of a format that we have.
-    fn disk(&self) -> Option<String> {
-        let format = self.format.as_deref()?.to_lowercase();
-        parse_format(&format).ok()?;
-        let fstype = self.fstype.iter().map(|name| format!("fstype={name}"));
-        let said = [format!("format={format}")].into_iter().chain(fstype);
-        let what = format!("{}:{}", self.host.as_deref()?, self.guest);
-        Some(self.typed_with(&what, said.collect()))
-    }
-
-    /// For people.
-    fn shown(&self) -> String {
-        let source = self.source().map(|source| format!("{source}:"));
-        let what = format!("{}{}", source.unwrap_or_default(), self.guest);
-        let kind = self.r#type.to_lowercase();
-        escape(&format!("{kind} {}", self.typed(&what))).into_owned()
-    }
-}
-
-/// Mounts of folders, volumes, disks and memory are taken over, disks of VMware and other ways to show owners and modes
-/// are not.
-fn mounts(stored: &mut Stored, fields: &mut Map<String, Value>) -> Result<(), String> {
-    let mounts: Vec<Mount> = take(fields, "mounts")?.unwrap_or_default();
-    for mount in mounts {
-        let unusual = |policy: &Option<String>, usual: &str| {
-            policy.as_deref().is_some_and(|policy| policy != usual)
-        };
-        let plain = !unusual(&mount.stat_virtualization, "strict")
-            && !unusual(&mount.host_permissions, "private");
-        match (mount.r#type.as_str(), mount.source(), plain) {
-            ("Bind", Some(source), true) => {
-                let typed = mount.typed(&format!("{source}:{}", mount.guest));
-                stored.folders.push(typed);
-            }
-            // A name that looks like a path would be taken for one.
-            ("Named", Some(source), true) if !source.starts_with(['/', '.']) => {
-                let typed = mount.typed(&format!("{source}:{}", mount.guest));
-                stored.volumes.push(typed);
-            }
-            ("Tmpfs", None, _) => {
-                let size = mount.size_mib.map(|mib| format!(":{mib}M"));
-                let typed = format!("{}{}", mount.guest, size.unwrap_or_default());
-                stored.tmpfs.push(mount.typed(&typed));
-            }
-            ("DiskImage", _, true) => match mount.disk() {
-                Some(typed) => stored.disks.push(typed),
-                None => stored.lacking.push(format!("mounts: {}", mount.shown())),
-            },
-            _ => stored.lacking.push(format!("mounts: {}", mount.shown())),
-        }
+        // `RLIM_INFINITY` of Linux.
+        let value = |limit: u64| Some(limit).filter(|limit| *limit != u64::MAX);
+        let (soft, hard) = (value(limit.soft), value(limit.hard));
+        stored.rlimits.push(Rlimit { resource, soft, hard });
     }
     Ok(())
 }
 
-/// Whether a value is more than nothing.
-fn says_something(value: &Value) -> bool {
-    match value {
-        Value::Null | Value::Bool(false) => false,
-        Value::Array(items) => !items.is_empty(),
-        Value::Object(fields) => fields.values().any(says_something),
-        Value::String(text) => !text.is_empty(),
-        Value::Bool(true) | Value::Number(_) => true,
-    }
+/// Converts the settings of metric samples.
+fn samples(stored: &mut StoredConfig, fields: &mut Map<String, Value>) -> Result<(), String> {
+    let interval: Option<u64> = take_field(fields, "metrics_sample_interval_ms")?;
+    let disabled: Option<bool> = take_field(fields, "disable_metrics_sample")?;
+    stored.sample_interval_ms = match (disabled, interval) {
+        (Some(true), _) => Some(0),
+        (_, Some(SAMPLE_INTERVAL_MS)) => None,
+        (_, interval) => interval,
+    };
+    Ok(())
 }
 
-/// What is left is lacking, if it says anything; but what is about microsandbox's own process.
-fn the_rest(stored: &mut Stored, fields: Map<String, Value>) {
-    for (name, value) in fields {
-        if !says_something(&value) {
-            continue;
-        }
-        let shown = format!("'{}'", escape(&name));
-        if WITHOUT_MEANING.contains(&name.as_str()) {
-            stored.unused.push(shown);
-        } else {
-            stored.lacking.push(shown);
-        }
+/// Converts the changes of files. Those of a directory that is the root have been made in it.
+fn patches(stored: &mut StoredConfig, fields: &mut Map<String, Value>) -> Result<(), String> {
+    let patches: Vec<Value> = take_field(fields, "patches")?.unwrap_or_default();
+    if stored.root_path.is_some() && !patches.is_empty() {
+        stored.unused.push("'patches': the root has them already".to_owned());
+        return Ok(());
     }
+    for (index, patch) in patches.into_iter().enumerate() {
+        stored.patches.push(parse(patch, &format!("patches.{index}"))?);
+    }
+    Ok(())
+}
+
+/// Records the remaining fields as unused if they concern microsandbox's own process, else as
+/// unsupported. Ignores empty values.
+fn classify_remaining(stored: &mut StoredConfig, mut fields: Map<String, Value>) {
+    if fields.remove("log_level").is_some_and(|value| is_set(&value)) {
+        stored.unused.push("'log_level'".to_owned());
+    }
+    stored.unsupported.extend(fields::unknown("", &fields));
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn parsed(json: Value) -> Result<Stored, String> {
-        let Value::Object(fields) = json else {
-            panic!("no object")
-        };
+    fn parsed(json: Value) -> Result<StoredConfig, String> {
+        let Value::Object(fields) = json else { panic!("no object") };
         stored(fields)
     }
 
     #[test]
-    fn the_old_form_of_a_mount_keeps_what_it_says() {
+    fn the_old_form_of_a_mount_keeps_its_options() {
         let mount = |json: Value| {
             let stored = parsed(serde_json::json!({ "mounts": [json] })).unwrap();
-            [
-                stored.folders,
-                stored.volumes,
-                stored.tmpfs,
-                stored.disks,
-                stored.lacking,
-            ]
-            .concat()
-            .join("|")
+            let unsupported = stored.unsupported.iter().map(ToString::to_string).collect();
+            [stored.volumes, stored.tmpfs, stored.disks, unsupported].concat().join("|")
         };
         let old = serde_json::json!({"type":"Bind","host":"/data","guest":"/d","readonly":true});
         assert_eq!(mount(old), "/data:/d:ro");
@@ -463,21 +345,20 @@ mod tests {
         let named = serde_json::json!({"type":"Named","name":"cache","guest":"/c"});
         assert_eq!(mount(named), "cache:/c");
         let path = serde_json::json!({"type":"Named","name":"/etc","guest":"/c"});
-        assert_eq!(mount(path), "mounts: named /etc:/c");
+        assert_eq!(mount(path), "mounts.0 (named /etc:/c: not a known kind of mount)");
         let memory =
             serde_json::json!({"type":"Tmpfs","guest":"/m","size_mib":64,"readonly":false});
         assert_eq!(mount(memory), "/m:64M");
         let mirrored = serde_json::json!({"type":"Bind","host":"/h","guest":"/g",
             "stat_virtualization":"strict","host_permissions":"mirror"});
-        assert_eq!(mount(mirrored), "mounts: bind /h:/g");
+        assert_eq!(mount(mirrored), "mounts.0 (bind /h:/g: host permissions 'mirror')");
         let disk = |format: &str| {
-            mount(
-                serde_json::json!({"type":"DiskImage","host":"/d","guest":"/g","format":format,
-                "fstype":"ext4","options":{"readonly":true,"noexec":false,"nosuid":false,"nodev":false}}),
-            )
+            mount(serde_json::json!({"type":"DiskImage","host":"/d","guest":"/g","format":format,
+                "fstype":"ext4",
+                "options":{"readonly":true,"noexec":false,"nosuid":false,"nodev":false}}))
         };
         assert_eq!(disk("Qcow2"), "/d:/g:format=qcow2,fstype=ext4,ro");
-        assert_eq!(disk("Vmdk"), "mounts: diskimage /d:/g:ro");
+        assert_eq!(disk("Vmdk"), "mounts.0 (diskimage /d:/g:ro: format 'Vmdk')");
         let old = serde_json::json!({"type":"DiskImage","host":"/d","guest":"/g","format":"Raw",
             "fstype":null,"readonly":false});
         assert_eq!(mount(old), "/d:/g:format=raw");
@@ -489,28 +370,25 @@ mod tests {
         assert_eq!(old.image.as_deref(), Some("python"));
         let new = serde_json::json!({"image":{"Oci":{"reference":"python","upper_size_mib":8192}}});
         let new = parsed(new).unwrap();
-        assert_eq!(
-            (new.image.as_deref(), new.upper_mib),
-            (Some("python"), Some(8192))
-        );
+        assert_eq!((new.image.as_deref(), new.upper_mib), (Some("python"), Some(8192)));
         let bind = parsed(serde_json::json!({"image":{"Bind":"/srv/root"}})).unwrap();
-        assert_eq!(bind.root_path, Some(TypedRoot::Folder("/srv/root".into())));
+        assert_eq!(bind.root_path, Some(RootArg::Directory("/srv/root".into())));
         let disk = |format: &str| {
             let disk = serde_json::json!({"path":"/srv/root","format":format,"fstype":"xfs"});
             parsed(serde_json::json!({"image":{"DiskImage":disk}})).unwrap()
         };
-        let root = TypedRoot::Disk {
+        let root = RootArg::Disk {
             path: "/srv/root".into(),
             format: parse_format("qcow2").unwrap(),
             fstype: Some("xfs".to_owned()),
         };
         assert_eq!(disk("Qcow2").root_path, Some(root));
-        assert_eq!(disk("Vmdk").lacking, ["image: a disk of the format 'Vmdk'"]);
+        let unsupported = |stored: StoredConfig| {
+            stored.unsupported.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(unsupported(disk("Vmdk")), ["image (a disk of the format 'Vmdk')"]);
         let other = parsed(serde_json::json!({"image":{"Tape":"/dev/st0"}})).unwrap();
-        assert_eq!(
-            other.lacking,
-            ["image: a root file system of the kind 'Tape'"]
-        );
+        assert_eq!(unsupported(other), ["image (a root file system of the kind 'Tape')"]);
     }
 
     #[test]
@@ -529,20 +407,74 @@ mod tests {
     }
 
     #[test]
-    fn a_field_that_nobody_knows_is_lacking_when_it_says_something() {
+    fn a_nonempty_unknown_field_is_unsupported() {
         let stored = parsed(serde_json::json!({
-            "init": {"program": "/sbin/init", "args": ["-x"], "env": [["A", "1"]]}, "scripts": {}, "patches": [], "shell": "/bin/sh",
-            "security": "restricted", "log_level": "debug", "vsock": 3
+            "init": {"cmd": "/sbin/init", "args": ["-x"], "env": [["A", "1"]]},
+            "scripts": {}, "patches": [], "shell": "/bin/sh",
+            "security_profile": "restricted", "log_level": "debug", "vsock": 3, "jail": false
         }));
         let stored = stored.unwrap();
         assert!(stored.restricted);
         let init = stored.init.unwrap();
-        assert_eq!(
-            (&*init.program, init.args),
-            ("/sbin/init", vec!["-x".to_owned()])
-        );
+        assert_eq!((&*init.cmd, init.args), ("/sbin/init", vec!["-x".to_owned()]));
         assert_eq!(init.env.0, [("A".to_owned(), "1".to_owned())]);
-        assert_eq!(stored.lacking, ["'vsock'"]);
+        let unsupported: Vec<_> = stored.unsupported.iter().map(ToString::to_string).collect();
+        assert_eq!(unsupported, ["jail (not known)", "vsock (not known)"]);
         assert_eq!(stored.unused, ["'log_level'"]);
+    }
+
+    #[test]
+    fn a_value_with_another_meaning_is_an_error() {
+        for (json, why) in [
+            (serde_json::json!({"security_profile": "paranoid"}), "field 'security_profile' has"),
+            (serde_json::json!({"pull_policy": "Daily"}), "field 'pull_policy' has"),
+            (serde_json::json!({"init": {"program": "/x"}}), "unknown field 'init.program'"),
+            (serde_json::json!({"patches": [{"Chmod": {"path": "/x"}}]}), "field 'patches.0' has"),
+            (
+                serde_json::json!({"mounts": [{"type": "Bind", "guest": "/g", "quota_mib": 1}]}),
+                "unknown field 'mounts.0.quota_mib'",
+            ),
+            (
+                serde_json::json!({"rlimits": [{"resource": "Nofile", "soft": 2, "hard": 1}]}),
+                "field 'rlimits.0' has",
+            ),
+        ] {
+            let error = parsed(json).unwrap_err();
+            assert!(error.starts_with(why), "{error}");
+        }
+    }
+
+    #[test]
+    fn only_a_field_that_limits_nothing_can_be_left_out() {
+        let stored = parsed(serde_json::json!({
+            "mounts": [{"type": "DiskImage", "host": "/d", "guest": "/g", "format": "Vmdk"}],
+            "network": {"tls": {"enabled": true}}
+        }));
+        let unsupported = stored.unwrap().unsupported;
+        let left_out = |names: &[&str]| {
+            let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+            let failure = fields::check(&unsupported, &names, "FILE").unwrap_err();
+            format!("{failure}|{}", failure.hint_text().unwrap_or_default())
+        };
+        let remedy =
+            "to import it without interception, set network.tls.enabled to false in 'FILE'";
+        assert_eq!(
+            left_out(&["mounts.0"]),
+            format!(
+                "cannot import 'FILE': unsupported fields: network.tls (TLS interception)|{remedy}"
+            )
+        );
+        assert_eq!(
+            left_out(&["mounts.0", "network.tls"]),
+            format!(
+                "cannot leave out 'network.tls': the sandbox would be less restricted than the \
+                 stored one|{remedy}"
+            )
+        );
+        assert_eq!(
+            left_out(&["env"]),
+            "cannot leave out 'env': not an unsupported field|\
+             the unsupported fields are mounts.0,network.tls"
+        );
     }
 }

@@ -1,7 +1,7 @@
-//! The network of a stored configuration, in our terms.
+//! Conversion of a stored configuration's network.
 //!
-//! Its rules have the same grammar as ours when they are typed, so each is written out and read as if it had been. A rule
-//! that cannot be had makes all of the policy one that is lacking: without it, the others would mean something else.
+//! Its rules have the same grammar as typed rules, so each is written out as text and parsed. An
+//! unsupported rule cannot be left out: without it, the other rules would have another meaning.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
@@ -14,88 +14,164 @@ use libmsb::net::{CONNECTIONS_MAX, NetSpec};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::{says_something, take};
+use super::fields::{Omission, UnsupportedField, is_set, parse, take_field, unknown};
 
-/// Reads it. What a sandbox of ours cannot have of it is put to `lacking`.
+/// Converts the network. Adds unsupported fields to `unsupported`.
 pub(super) fn network(
     mut fields: Map<String, Value>,
-    lacking: &mut Vec<String>,
+    unsupported: &mut Vec<UnsupportedField>,
 ) -> Result<NetSpec, String> {
-    if take::<bool>(&mut fields, "enabled")? == Some(false) {
+    interception(&mut fields, unsupported)?;
+    if take_field::<bool>(&mut fields, "enabled")? == Some(false) {
         return Ok(NetSpec::none());
     }
     let mut net = NetSpec::public();
-    if let Some(stored) = take::<StoredPolicy>(&mut fields, "policy")? {
+    if let Some(policy) = fields.remove("policy").filter(|policy| !policy.is_null()) {
+        let stored: StoredPolicy = parse(policy, "network.policy")?;
         match stored.policy() {
-            Some(policy) => net.policy = policy,
-            None => {
-                // The narrowest, if it is made without: never more than was allowed.
-                net.policy = Policy::nothing();
-                net.policy.ingress = Action::Deny;
-                lacking.push("network: policy".to_owned());
+            Ok(policy) => net.policy = policy,
+            Err(rule) => unsupported.push(UnsupportedField::new(
+                format!("network.policy.rules.{rule}"),
+                "not a rule of msb, see msb-net(1)",
+                Omission::Refused("change the rule"),
+            )),
+        }
+    }
+    let ports: Vec<Value> = take_field(&mut fields, "ports")?.unwrap_or_default();
+    for (index, port) in ports.into_iter().enumerate() {
+        let path = format!("network.ports.{index}");
+        let port: StoredPort = parse(port, &path)?;
+        match port.to_string().parse() {
+            Ok(ports) => net.ports.push(ports),
+            Err(_) => {
+                let reason = format!("cannot publish {port}");
+                unsupported.push(UnsupportedField::new(path, reason, Omission::Allowed));
             }
         }
     }
-    for port in take::<Vec<Port>>(&mut fields, "ports")?.unwrap_or_default() {
-        match port.to_string().parse() {
-            Ok(ports) => net.ports.push(ports),
-            Err(_) => lacking.push(format!("network: port {port}")),
+    if let Some(limit) = take_field::<u64>(&mut fields, "max_connections")? {
+        match u32::try_from(limit).ok().filter(|limit| (1..=CONNECTIONS_MAX).contains(limit)) {
+            Some(limit) => net.max_connections = limit,
+            None => unsupported.push(UnsupportedField::new(
+                "network.max_connections",
+                format!("not from 1 to {CONNECTIONS_MAX}"),
+                Omission::Refused("set another limit"),
+            )),
         }
     }
-    if let Some(most) = take::<u32>(&mut fields, "max_connections")? {
-        net.max_connections = most.clamp(1, CONNECTIONS_MAX);
+    if let Some(dns) = take_field(&mut fields, "dns")? {
+        dns_settings(&mut net, dns, unsupported)?;
     }
-    if let Some(dns) = take(&mut fields, "dns")? {
-        names(&mut net, dns, lacking)?;
+    if let Some(interface) = take_field(&mut fields, "interface")? {
+        addresses(&mut net, interface, unsupported)?;
     }
-    if let Some(tls) = take::<Map<String, Value>>(&mut fields, "tls")?
-        && tls.get("enabled") != Some(&Value::Bool(false))
-    {
-        lacking.push("network: 'tls'".to_owned());
+    if take_field(&mut fields, "trust_host_cas")? == Some(true) {
+        unsupported.push(UnsupportedField::new(
+            "network.trust_host_cas",
+            "add the certificates to the guest with --copy-file",
+            Omission::Allowed,
+        ));
     }
-    // What happens where a secret leaks says nothing when there is no secret.
-    if let Some(mut secrets) = take::<Map<String, Value>>(&mut fields, "secrets")?
-        && secrets
-            .remove("secrets")
-            .is_some_and(|list| says_something(&list))
-    {
-        lacking.push("network: 'secrets'".to_owned());
-    }
-    fields.retain(|_, value| says_something(value));
-    lacking.extend(fields.keys().map(|name| named("network", name)));
+    unsupported.extend(unknown("network", &fields));
     Ok(net)
 }
 
-/// How names are found.
-fn names(
-    net: &mut NetSpec,
-    mut dns: Map<String, Value>,
-    lacking: &mut Vec<String>,
+/// Records TLS interception and secrets, which msb does not have.
+fn interception(
+    fields: &mut Map<String, Value>,
+    unsupported: &mut Vec<UnsupportedField>,
 ) -> Result<(), String> {
-    if let Some(protection) = take(&mut dns, "rebind_protection")? {
-        net.dns.rebind_protection = protection;
+    if let Some(tls) = take_field::<Map<String, Value>>(fields, "tls")?
+        && tls.get("enabled") != Some(&Value::Bool(false))
+    {
+        unsupported.push(UnsupportedField::new(
+            "network.tls",
+            "TLS interception",
+            Omission::Refused(
+                "to import it without interception, set network.tls.enabled to false",
+            ),
+        ));
     }
-    if let Some(timeout) = take::<u32>(&mut dns, "query_timeout_ms")? {
-        net.dns.query_timeout_ms = timeout.clamp(1, QUERY_TIMEOUT_MS_MAX);
-    }
-    for server in take::<Vec<String>>(&mut dns, "nameservers")?.unwrap_or_default() {
-        match server.parse() {
-            Ok(server) => net.dns.nameservers.push(server),
-            Err(_) => lacking.push(format!("network: name server '{}'", escape(&server))),
+    if let Some(mut secrets) = take_field::<Map<String, Value>>(fields, "secrets")? {
+        // The action on a secret's leak has no effect without secrets.
+        secrets.remove("on_violation");
+        if secrets.remove("secrets").is_some_and(|list| is_set(&list)) {
+            unsupported.push(UnsupportedField::new(
+                "network.secrets",
+                "secrets that replace placeholders in requests",
+                Omission::Allowed,
+            ));
         }
+        unsupported.extend(unknown("network.secrets", &secrets));
     }
-    dns.retain(|_, value| says_something(value));
-    lacking.extend(dns.keys().map(|name| named("network: dns", name)));
     Ok(())
 }
 
-fn named(whose: &str, field: &str) -> String {
-    format!("{whose}: '{}'", escape(field))
+/// Converts the pools of the guest's addresses. Fixed addresses are unsupported.
+fn addresses(
+    net: &mut NetSpec,
+    mut interface: Map<String, Value>,
+    unsupported: &mut Vec<UnsupportedField>,
+) -> Result<(), String> {
+    for (name, pool) in [("ipv4_pool", &mut net.ipv4_pool), ("ipv6_pool", &mut net.ipv6_pool)] {
+        if let Some(range) = take_field::<String>(&mut interface, name)? {
+            *pool = range
+                .parse()
+                .map_err(|_| format!("field 'network.interface.{name}' has an invalid value"))?;
+        }
+    }
+    for name in ["mac", "mtu", "ipv4_address", "ipv6_address"] {
+        if interface.remove(name).is_some_and(|value| is_set(&value)) {
+            unsupported.push(UnsupportedField::new(
+                format!("network.interface.{name}"),
+                "msb chooses it",
+                Omission::Allowed,
+            ));
+        }
+    }
+    unsupported.extend(unknown("network.interface", &interface));
+    Ok(())
+}
+
+/// Converts the DNS settings.
+fn dns_settings(
+    net: &mut NetSpec,
+    mut dns: Map<String, Value>,
+    unsupported: &mut Vec<UnsupportedField>,
+) -> Result<(), String> {
+    if let Some(protection) = take_field(&mut dns, "rebind_protection")? {
+        net.dns.rebind_protection = protection;
+    }
+    if let Some(timeout) = take_field::<u64>(&mut dns, "query_timeout_ms")? {
+        let allowed = 1..=QUERY_TIMEOUT_MS_MAX;
+        match u32::try_from(timeout).ok().filter(|timeout| allowed.contains(timeout)) {
+            Some(timeout) => net.dns.query_timeout_ms = timeout,
+            None => unsupported.push(UnsupportedField::new(
+                "network.dns.query_timeout_ms",
+                format!("not from 1 to {QUERY_TIMEOUT_MS_MAX}"),
+                Omission::Allowed,
+            )),
+        }
+    }
+    let servers: Vec<String> = take_field(&mut dns, "nameservers")?.unwrap_or_default();
+    for (index, server) in servers.iter().enumerate() {
+        match server.parse() {
+            Ok(server) => net.dns.nameservers.push(server),
+            Err(_) => unsupported.push(UnsupportedField::new(
+                format!("network.dns.nameservers.{index}"),
+                format!("'{}' is not an address", escape(server)),
+                Omission::Refused("change the address of the name server"),
+            )),
+        }
+    }
+    unsupported.extend(unknown("network.dns", &dns));
+    Ok(())
 }
 
 /// A published port.
 #[derive(Debug, Deserialize)]
-struct Port {
+#[serde(deny_unknown_fields)]
+struct StoredPort {
     host_port: u16,
     guest_port: u16,
     #[serde(default)]
@@ -118,8 +194,8 @@ enum PortProtocol {
     Udp,
 }
 
-/// As `--port` has it.
-impl fmt::Display for Port {
+/// Formats the port as for `--port`.
+impl fmt::Display for StoredPort {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.host_bind {
             IpAddr::V4(bind) => write!(f, "{bind}:")?,
@@ -133,8 +209,9 @@ impl fmt::Display for Port {
     }
 }
 
-/// What is missing denies, as it does there.
+/// A stored policy. As in microsandbox, missing actions deny.
 #[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct StoredPolicy {
     #[serde(default = "deny")]
     default_egress: Action,
@@ -148,21 +225,22 @@ fn deny() -> Action {
     Action::Deny
 }
 
-/// A rule, which there has several protocols and ports, and here one of each.
+/// A stored rule. It may have several protocols and port ranges; a rule of msb has one of each.
 #[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct StoredRule {
     action: String,
     direction: String,
-    destination: Destination,
+    destination: RuleDestination,
     #[serde(default)]
     protocols: Vec<String>,
     #[serde(default)]
-    ports: Vec<Ports>,
+    ports: Vec<PortRange>,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum Destination {
+enum RuleDestination {
     Any,
     Cidr(String),
     Domain(String),
@@ -171,28 +249,29 @@ enum Destination {
 }
 
 #[derive(Debug, Deserialize)]
-struct Ports {
+#[serde(deny_unknown_fields)]
+struct PortRange {
     start: u16,
     end: u16,
 }
 
 impl StoredPolicy {
-    /// `None` when a rule is not one of ours.
-    fn policy(&self) -> Option<Policy> {
+    /// Returns the policy. The error is the index of an unsupported rule, or of the first beyond
+    /// the limit.
+    fn policy(&self) -> Result<Policy, usize> {
         let mut rules = Vec::new();
-        for stored in &self.rules {
-            rules.extend(stored.rules()?);
+        for (index, stored) in self.rules.iter().enumerate() {
+            rules.extend(stored.rules().ok_or(index)?);
+            if rules.len() > RULES_MAX {
+                return Err(index);
+            }
         }
-        (rules.len() <= RULES_MAX).then_some(Policy {
-            rules,
-            egress: self.default_egress,
-            ingress: self.default_ingress,
-        })
+        Ok(Policy { rules, egress: self.default_egress, ingress: self.default_ingress })
     }
 }
 
 impl StoredRule {
-    /// One for each protocol and range of ports, which say together what it says.
+    /// Returns one rule for each pair of protocol and port range.
     fn rules(&self) -> Option<Vec<Rule>> {
         let any = || vec!["any".to_owned()];
         let protocols = match self.protocols.as_slice() {
@@ -201,7 +280,7 @@ impl StoredRule {
         };
         let ports = match self.ports.as_slice() {
             [] => any(),
-            ranges => ranges.iter().map(Ports::typed).collect(),
+            ranges => ranges.iter().map(PortRange::typed).collect(),
         };
         let (action, direction) = (&self.action, &self.direction);
         let target = self.destination.typed();
@@ -213,21 +292,21 @@ impl StoredRule {
     }
 }
 
-impl Ports {
+impl PortRange {
     fn typed(&self) -> String {
         format!("{}-{}", self.start, self.end)
     }
 }
 
-impl Destination {
+impl RuleDestination {
     fn typed(&self) -> String {
         match self {
-            Destination::Any => "any".to_owned(),
-            Destination::Cidr(range) if range.contains(':') => format!("[{range}]"),
-            Destination::Cidr(range) => range.clone(),
-            Destination::Domain(name) => format!("domain={name}"),
-            Destination::DomainSuffix(suffix) => format!("suffix={suffix}"),
-            Destination::Group(group) => match group.as_str() {
+            RuleDestination::Any => "any".to_owned(),
+            RuleDestination::Cidr(range) if range.contains(':') => format!("[{range}]"),
+            RuleDestination::Cidr(range) => range.clone(),
+            RuleDestination::Domain(name) => format!("domain={name}"),
+            RuleDestination::DomainSuffix(suffix) => format!("suffix={suffix}"),
+            RuleDestination::Group(group) => match group.as_str() {
                 "link_local" => "link-local".to_owned(),
                 "metadata" => "meta".to_owned(),
                 group => group.to_owned(),
@@ -241,12 +320,10 @@ mod tests {
     use super::*;
 
     fn read(json: Value) -> (NetSpec, Vec<String>) {
-        let mut lacking = Vec::new();
-        let Value::Object(fields) = json else {
-            panic!("no object")
-        };
-        let net = network(fields, &mut lacking).unwrap();
-        (net, lacking)
+        let mut unsupported = Vec::new();
+        let Value::Object(fields) = json else { panic!("no object") };
+        let net = network(fields, &mut unsupported).unwrap();
+        (net, unsupported.iter().map(ToString::to_string).collect())
     }
 
     fn rules(net: &NetSpec) -> Vec<String> {
@@ -254,63 +331,58 @@ mod tests {
     }
 
     #[test]
-    fn a_network_that_was_off_stays_off_and_one_nobody_changed_is_the_public_one() {
+    fn a_disabled_network_stays_off_and_a_default_one_is_public() {
         let off = read(serde_json::json!({"enabled": false, "ports": [7]}));
         assert_eq!(off, (NetSpec::none(), vec![]));
-        let usual = serde_json::json!({"enabled": true, "ports": [],
-            "policy": {"default_egress": "deny", "default_ingress": "allow", "rules": [{"direction": "egress",
-                "destination": {"group": "public"}, "protocols": [], "ports": [], "action": "allow"}]},
+        let default_policy = serde_json::json!({"enabled": true, "ports": [],
+            "policy": {"default_egress": "deny", "default_ingress": "allow", "rules": [
+                {"direction": "egress", "destination": {"group": "public"},
+                    "protocols": [], "ports": [], "action": "allow"}]},
             "dns": {"rebind_protection": true, "nameservers": [], "query_timeout_ms": 5000},
             "tls": {"enabled": false, "intercepted_ports": [443]}, "max_connections": null,
             "secrets": {"secrets": [], "on_violation": "block-and-log"}, "trust_host_cas": false});
-        assert_eq!(read(usual), (NetSpec::public(), vec![]));
+        assert_eq!(read(default_policy), (NetSpec::public(), vec![]));
         assert_eq!(read(serde_json::json!({})), (NetSpec::public(), vec![]));
     }
 
     #[test]
     fn ports_and_name_servers_are_taken_over() {
-        let (net, lacking) = read(serde_json::json!({
+        let (net, unsupported) = read(serde_json::json!({
             "ports": [
                 {"host_port": 8080, "guest_port": 80, "protocol": "Tcp"},
                 {"host_port": 53, "guest_port": 5353, "protocol": "udp", "host_bind": "::1"},
                 {"host_port": 0, "guest_port": 1}],
-            "dns": {"nameservers": ["9.9.9.9", "a name"], "query_timeout_ms": 100, "rebind_protection": false,
-                "blocked_domains": ["x.org"]},
+            "dns": {"nameservers": ["9.9.9.9", "a name"], "query_timeout_ms": 100,
+                "rebind_protection": false, "blocked_domains": ["x.org"]},
             "max_connections": 5
         }));
         let ports: Vec<String> = net.ports.iter().map(ToString::to_string).collect();
         assert_eq!(ports, ["127.0.0.1:8080:80/tcp", "[::1]:53:5353/udp"]);
-        assert_eq!(
-            (net.dns.nameservers.len(), net.dns.query_timeout_ms),
-            (1, 100)
-        );
+        assert_eq!((net.dns.nameservers.len(), net.dns.query_timeout_ms), (1, 100));
         assert_eq!((net.dns.rebind_protection, net.max_connections), (false, 5));
         assert_eq!(
-            lacking,
+            unsupported,
             [
-                "network: port 127.0.0.1:0:1",
-                "network: name server 'a name'",
-                "network: dns: 'blocked_domains'"
+                "network.ports.2 (cannot publish 127.0.0.1:0:1)",
+                "network.dns.nameservers.1 ('a name' is not an address)",
+                "network.dns.blocked_domains (not known)"
             ]
         );
     }
 
     #[test]
     fn a_rule_of_several_protocols_and_ports_becomes_several_rules() {
-        let (net, lacking) = read(
-            serde_json::json!({"policy": {"default_egress": "allow", "rules": [
-                {"direction": "egress", "destination": {"domain_suffix": "example.com"}, "action": "deny",
-                    "protocols": ["tcp", "udp"], "ports": [{"start": 443, "end": 443}, {"start": 1, "end": 9}]},
+        let (net, unsupported) =
+            read(serde_json::json!({"policy": {"default_egress": "allow", "rules": [
+                {"direction": "egress", "destination": {"domain_suffix": "example.com"},
+                    "action": "deny", "protocols": ["tcp", "udp"],
+                    "ports": [{"start": 443, "end": 443}, {"start": 1, "end": 9}]},
                 {"direction": "any", "destination": {"cidr": "fd00::/8"}, "action": "allow"},
                 {"direction": "egress", "destination": {"group": "metadata"}, "action": "deny"},
                 {"direction": "ingress", "destination": "any", "action": "deny"}
-            ]}}),
-        );
-        assert!(lacking.is_empty());
-        assert_eq!(
-            (net.policy.egress, net.policy.ingress),
-            (Action::Allow, Action::Deny)
-        );
+            ]}}));
+        assert!(unsupported.is_empty());
+        assert_eq!((net.policy.egress, net.policy.ingress), (Action::Allow, Action::Deny));
         let as_typed: Vec<Rule> = [
             "deny@*.example.com:tcp:443",
             "deny@*.example.com:tcp:1-9",
@@ -326,27 +398,48 @@ mod tests {
     }
 
     #[test]
-    fn a_policy_with_a_rule_that_is_not_ours_is_lacking_and_leaves_nothing_open() {
-        let (net, lacking) = read(serde_json::json!({"policy": {
+    fn an_unsupported_rule_is_named_and_an_unknown_field_of_it_is_an_error() {
+        let mut policy = serde_json::json!({"policy": {
             "default_egress": "allow", "default_ingress": "allow",
             "rules": [{"direction": "egress", "destination": {"group": "moon"}, "action": "deny"}]
-        }}));
-        assert_eq!(lacking, ["network: policy"]);
-        assert_eq!((net.policy.egress, net.policy.ingress), (deny(), deny()));
-        assert!(net.policy.rules.is_empty());
+        }});
+        let (_, unsupported) = read(policy.clone());
+        assert_eq!(unsupported, ["network.policy.rules.0 (not a rule of msb, see msb-net(1))"]);
+        policy["policy"]["rules"][0]["log"] = true.into();
+        let Value::Object(fields) = policy else { panic!("no object") };
+        let error = network(fields, &mut Vec::new()).unwrap_err();
+        assert_eq!(error, "unknown field 'network.policy.log'");
     }
 
     #[test]
-    fn secrets_and_what_nobody_knows_are_lacking() {
-        let (_, lacking) = read(serde_json::json!({
+    fn pools_are_taken_over_and_fixed_addresses_are_unsupported() {
+        let (net, unsupported) = read(serde_json::json!({"interface": {
+            "mac": [2, 0, 0, 0, 0, 1], "mtu": 1400, "ipv4_address": null,
+            "ipv4_pool": "10.9.0.0/16", "ipv6_address": null, "ipv6_pool": "fd00:1::/48"
+        }}));
+        let pools = (net.ipv4_pool.to_string(), net.ipv6_pool.to_string());
+        assert_eq!(pools, ("10.9.0.0/16".to_owned(), "fd00:1::/48".to_owned()));
+        assert_eq!(
+            unsupported,
+            ["network.interface.mac (msb chooses it)", "network.interface.mtu (msb chooses it)"]
+        );
+    }
+
+    #[test]
+    fn secrets_and_interception_are_unsupported_and_never_shown() {
+        let (_, unsupported) = read(serde_json::json!({
             "secrets": {"secrets": [{"env_var": "KEY", "value": "hidden"}]},
-            "tls": {"enabled": true}, "interface": {"mtu": 1400}, "trust_host_cas": true
+            "tls": {"enabled": true}, "trust_host_cas": true, "max_connections": 0, "later": false
         }));
-        let shown = lacking.join(" ");
+        let shown = unsupported.join(" ");
         assert!(!shown.contains("hidden"));
         assert_eq!(
             shown,
-            "network: 'tls' network: 'secrets' network: 'interface' network: 'trust_host_cas'"
+            "network.tls (TLS interception) \
+             network.secrets (secrets that replace placeholders in requests) \
+             network.max_connections (not from 1 to 65536) \
+             network.trust_host_cas (add the certificates to the guest with --copy-file) \
+             network.later (not known)"
         );
     }
 }

@@ -1,4 +1,4 @@
-//! The options of `run`, `create` and `modify`.
+//! Mount options of `run`, `create` and `modify`.
 
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
@@ -12,63 +12,65 @@ use libmsb::state::Home;
 use libmsb::state::mounts::{Mount, Source};
 use msb_wire::text::Text;
 
-use super::syntax;
-use crate::microsandbox::Stored;
-use crate::verbs::volume;
+use super::{pairs, syntax};
 
-/// Most mounts of a sandbox.
+/// Maximum number of mounts of a sandbox.
 const MOUNTS_MAX: usize = 64;
 
-/// What is mounted in the guest besides its root.
+/// Mounts of the guest besides its root.
 #[derive(Debug, Default, Args)]
 pub(crate) struct MountArgs {
-    /// Mount a folder or file of the host (a path), or a volume (a name, made when it is not there)
-    #[arg(short, long, value_name = "SOURCE:TARGET[:OPTIONS]")]
+    /// Mount a path of the host or a named volume
+    ///
+    /// TARGET is an absolute path in the guest; missing directories are created. A SOURCE that is
+    /// `.` or `..`, or starts with `/`, `./` or `../`, is a directory or file of the host, and must
+    /// exist. Any other SOURCE is the name of a volume, see msb-volume(1). A volume that does not
+    /// exist is created as a directory, which several sandboxes can use at the same time. Shorter
+    /// targets are mounted before longer ones.
+    ///
+    /// OPTIONS are separated by commas: `ro` or `rw` (the default), `noexec`, `nosuid` and `nodev`.
+    /// A read-only mount is enforced on the host, so that no user of the guest can undo it. The
+    /// other options are enforced by the guest, where root can undo them.
+    #[arg(short, long, value_name = "SOURCE:TARGET[:OPTIONS]", help_heading = "Storage")]
     volume: Vec<OsString>,
-    /// Mount a folder of the host, whatever its path looks like
-    #[arg(long, value_name = "DIR:TARGET[:OPTIONS]")]
+    /// Mount in docker's form, such as type=bind,source=/src,target=/dst,readonly
+    ///
+    /// Pairs of name and value are separated by commas. `type` is `bind`, `volume` (the default) or
+    /// `tmpfs`; `source` or `src` is a path of the host or a volume, which is created if it is
+    /// missing; `target`, `dst` or `destination` is a path in the guest. The others are `readonly`
+    /// or `ro`, `noexec`, `nosuid`, `nodev`, and `tmpfs-size` in bytes or such as `64M`.
+    #[arg(long, value_name = "KEY=VALUE,...", help_heading = "Storage")]
+    mount: Vec<OsString>,
+    /// Mount a directory of the host
+    ///
+    /// Unlike with `--volume`, DIR needs no leading `/` or `./`.
+    #[arg(long, value_name = "DIR:TARGET[:OPTIONS]", help_heading = "Storage")]
     mount_dir: Vec<OsString>,
     /// Mount a file of the host
-    #[arg(long, value_name = "FILE:TARGET[:OPTIONS]")]
+    #[arg(long, value_name = "FILE:TARGET[:OPTIONS]", help_heading = "Storage")]
     mount_file: Vec<OsString>,
-    /// Mount a volume that is there
-    #[arg(long, value_name = "NAME:TARGET[:OPTIONS]")]
+    /// Mount a volume that exists
+    #[arg(long, value_name = "NAME:TARGET[:OPTIONS]", help_heading = "Storage")]
     mount_named: Vec<OsString>,
-    /// Mount a disk image: raw or qcow2, with a file system in it
-    #[arg(long, value_name = "IMAGE:TARGET[:OPTIONS]")]
+    /// Mount the file system of a raw or qcow2 disk image
+    ///
+    /// OPTIONS are also `format=raw` or `format=qcow2`, needed unless the name of the image ends in
+    /// `.raw`, `.img` or `.qcow2`; and `fstype=NAME`, by default ext4 or erofs. The format is never
+    /// detected from the contents, which a guest may have written. A qcow2 image that refers to
+    /// other files (a backing file or external data) is refused.
+    #[arg(long, value_name = "IMAGE:TARGET[:OPTIONS]", help_heading = "Storage")]
     mount_disk: Vec<OsString>,
-    /// Mount memory of the guest
-    #[arg(long, value_name = "TARGET[:SIZE][:OPTIONS]")]
+    /// Mount a temporary file system in the memory of the guest
+    ///
+    /// SIZE is its limit, such as `64M` or `size=64M`; the default is half of the memory. All users
+    /// of the guest can write to it.
+    #[arg(long, value_name = "TARGET[:SIZE][:OPTIONS]", help_heading = "Storage")]
     tmpfs: Vec<OsString>,
 }
 
 impl MountArgs {
-    /// Whether any is asked for.
-    pub(crate) fn is_given(&self) -> bool {
-        let lists = [
-            &self.volume,
-            &self.mount_dir,
-            &self.mount_file,
-            &self.mount_named,
-            &self.mount_disk,
-            &self.tmpfs,
-        ];
-        lists.iter().any(|list| !list.is_empty())
-    }
-
-    /// Takes over the mounts of a stored configuration; what is typed comes later.
-    pub(crate) fn fill_in(&mut self, stored: &Stored) {
-        for (there, typed) in [
-            (&stored.folders, &mut self.mount_dir),
-            (&stored.volumes, &mut self.volume),
-            (&stored.disks, &mut self.mount_disk),
-            (&stored.tmpfs, &mut self.tmpfs),
-        ] {
-            typed.splice(..0, there.iter().map(OsString::from));
-        }
-    }
-
-    /// The mounts, with paths and volumes that are there; paths lead through no symbolic link.
+    /// Returns the mounts. Their host paths and named volumes exist; symbolic links of the paths
+    /// are resolved.
     pub(crate) fn mounts(&self, home: &Home) -> anyhow::Result<Vec<Mount>> {
         let mut mounts = Vec::new();
         let mut add = |typed: &[OsString], parse: fn(&OsStr) -> Result<Mount, Failure>| {
@@ -78,6 +80,7 @@ impl MountArgs {
             })
         };
         add(&self.volume, syntax::volume)?;
+        add(&self.mount, pairs::mount)?;
         add(&self.mount_dir, syntax::path)?;
         add(&self.mount_file, syntax::path)?;
         add(&self.mount_named, syntax::named)?;
@@ -99,42 +102,29 @@ impl MountArgs {
     }
 }
 
-/// A folder is a folder, and a file a file.
-fn check_kind(typed: &OsStr, folder: bool) -> anyhow::Result<()> {
+/// Checks that the source is a directory or a file, as requested.
+fn check_kind(typed: &OsStr, directory: bool) -> anyhow::Result<()> {
     let Source::Bind { source } = syntax::path(typed)?.source else {
         return Ok(());
     };
     let path = Path::new(source.as_os_str());
-    if path.is_dir() == folder {
+    if path.is_dir() == directory {
         return Ok(());
     }
-    let what = if folder { "no folder" } else { "a folder" };
+    let what = if directory { "not a directory" } else { "a directory" };
     Err(Failure::usage(format!("'{}' is {what}", path.display())).into())
-}
-
-/// Makes the volumes that are not there yet.
-pub(crate) fn make_volumes(home: &Home, mounts: &[Mount]) -> anyhow::Result<()> {
-    for mount in mounts {
-        if let Source::Volume { name } = &mount.source {
-            volume::ensure(home, name)?;
-        }
-    }
-    Ok(())
 }
 
 impl MountArgs {
     fn check_kinds(&self) -> anyhow::Result<()> {
-        self.mount_dir
-            .iter()
-            .try_for_each(|typed| check_kind(typed, true))?;
-        self.mount_file
-            .iter()
-            .try_for_each(|typed| check_kind(typed, false))
+        self.mount_dir.iter().try_for_each(|typed| check_kind(typed, true))?;
+        self.mount_file.iter().try_for_each(|typed| check_kind(typed, false))
     }
 }
 
-/// Mounts of a sandbox, some of which are to go and others to come; one with a target that is there takes its place.
-pub(crate) fn changed(
+/// Returns the mounts of a sandbox after a change. A new mount replaces an existing one with the
+/// same target.
+pub(crate) fn apply_changes(
     had: &[Mount],
     gone: &[OsString],
     new: &[Mount],
@@ -149,24 +139,24 @@ pub(crate) fn changed(
     Ok(mounts)
 }
 
-/// What holds for all mounts of a sandbox together.
+/// Checks all mounts of a sandbox together.
 fn check(mounts: &[Mount]) -> Result<(), Failure> {
     if mounts.len() > MOUNTS_MAX {
         return Err(Failure::usage(format!(
-            "{} mounts are more than {MOUNTS_MAX}",
+            "too many mounts: {} (at most {MOUNTS_MAX})",
             mounts.len()
         )));
     }
-    refuse_doubles(mounts)
+    check_duplicates(mounts)
 }
 
-fn refuse_doubles(mounts: &[Mount]) -> Result<(), Failure> {
+fn check_duplicates(mounts: &[Mount]) -> Result<(), Failure> {
     let mut targets = HashSet::new();
     let mut disks = HashSet::new();
     for mount in mounts {
         if !targets.insert(&mount.target) {
             return Err(Failure::usage(format!(
-                "two mounts have the target '{}'",
+                "duplicate mount target '{}'",
                 libmsb::cli::escape::escape(mount.target.as_bytes())
             )));
         }
@@ -185,7 +175,7 @@ fn refuse_doubles(mounts: &[Mount]) -> Result<(), Failure> {
     Ok(())
 }
 
-/// What the path means now is what is mounted for good: a symbolic link on the way that changes later leads nowhere else.
+/// Resolves the symbolic links of a path. A link that changes later cannot redirect the mount.
 pub(crate) fn resolved(source: &Text) -> anyhow::Result<Text> {
     let path = Path::new(source.as_os_str());
     let real =

@@ -1,12 +1,19 @@
-//! Mounts of a sandbox, from what is typed to what its machine gets.
+//! Mounts of a sandbox, from the command line to the VM.
 
-/// The options of `run` and `create`.
+/// Mount options of `run` and `create`.
 mod args;
-/// What a sandbox's mounts need of the host, opened before its machine starts.
+/// Volumes that a new sandbox mounts.
+mod new_volumes;
+/// Syntax of `--mount`.
+mod pairs;
+/// Host resources of a sandbox's mounts, opened before its VM starts.
 mod prepare;
-/// One mount as it is typed.
+/// Syntax of one mount argument.
 mod syntax;
 
-pub(crate) use args::{MountArgs, changed, make_volumes, resolved};
-pub(crate) use prepare::{Prepared, open_plainly, prepare};
-pub(crate) use syntax::{format_of_name, is_path, parse_format, parse_fstype, parse_size_mib};
+pub(crate) use args::{MountArgs, apply_changes, resolved};
+pub(crate) use new_volumes::{SandboxVolumes, create_volume, users};
+pub(crate) use prepare::{PreparedMounts, prepare};
+pub(crate) use syntax::{
+    format_of_name, is_path, parse_format, parse_fstype, parse_size_mib, volume as parse_volume,
+};

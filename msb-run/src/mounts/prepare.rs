@@ -1,81 +1,79 @@
-//! What a sandbox's mounts need of the host, opened before its machine starts.
+//! Host resources of a sandbox's mounts, opened before its VM starts.
 //!
-//! Every path is walked without following a symbolic link: it was free of them when it was written down, so one that is
-//! there now was put there since, perhaps by who wants a folder of somebody else's in a guest.
+//! Every path is opened without following symbolic links. The path had none when it was recorded,
+//! so a link that is there now was added since, perhaps by a user who wants to expose another
+//! user's directory in a guest.
 
 use std::fs::File;
-use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use libmsb::cli::error::Failure;
 use libmsb::cli::escape::escape;
-use libmsb::machine::{Disk, Format, ShareEntry};
+use libmsb::machine::{DiskDevice, DiskImageFormat, ShareEntry};
 use libmsb::state::Home;
 use libmsb::state::mounts::{Mount, Source};
 use libmsb::state::spec::{RootSource, Spec};
 use libmsb::state::volumes::{VolumeKind, VolumeName};
 use msb_wire::boot::Root;
 use msb_wire::mount::{GuestMount, MountSource};
-use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, openat2};
-use rustix::io::Errno;
+use rustix::fs::{FileType, OFlags, fstat};
 
-use crate::guest::root_disk::{check_qcow2, hold};
+use crate::host_file::{check_qcow2, lock_disk, open_no_symlinks};
 
-/// The tag of the one share that holds all folders and files.
+/// Tag of the one share that holds all directories and files.
 const SHARE_TAG: &str = "msb-mounts";
 
-/// Mounts that are ready: what the machine gets, and what the guest is told.
+/// Opened mounts: the resources of the VM and the mount list of the guest.
 #[derive(Debug, Default)]
-pub(crate) struct Prepared {
+pub(crate) struct PreparedMounts {
     /// Disks, by descriptor.
-    pub(crate) disks: Vec<Disk>,
-    /// Entries of the share; none, and there is no share.
+    pub(crate) disks: Vec<DiskDevice>,
+    /// Entries of the share; without any there is no share.
     pub(crate) entries: Vec<ShareEntry>,
-    /// The guest's root, if it is no image.
+    /// Locks of the share are those of the host: it has a volume, which other guests may mount.
+    pub(crate) host_locks: bool,
+    /// Root of the guest, if it is not an image.
     pub(crate) root: Option<Root>,
-    /// What the guest is to mount besides.
+    /// Other mounts of the guest.
     pub(crate) guest: Vec<GuestMount>,
-    /// Images and locks, which the machine must hold as long as it lives.
+    /// Images and locks that the VMM process must hold as long as it runs.
     held: Vec<OwnedFd>,
 }
 
-impl Prepared {
-    /// The tag of the share, by which the guest mounts it.
+impl PreparedMounts {
+    /// Returns the tag by which the guest mounts the share.
     pub(crate) fn tag() -> &'static str {
         SHARE_TAG
     }
 
-    /// What the machine must hold.
+    /// Returns the descriptors that the VMM process must hold.
     pub(crate) fn held(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         self.held.iter().map(OwnedFd::as_fd)
     }
 
-    /// Whether something that the guest writes is there after it: then its file systems must be flushed at the end.
-    pub(crate) fn outlive(&self) -> bool {
-        let lasting = |mount: &GuestMount| {
+    /// Returns whether the guest writes to persistent storage. If so, its file systems must be
+    /// flushed at the end.
+    pub(crate) fn has_persistent_writes(&self) -> bool {
+        let is_persistent = |mount: &GuestMount| {
             !mount.read_only && !matches!(mount.source, MountSource::Tmpfs { .. })
         };
-        self.root.is_some() || self.guest.iter().any(lasting)
+        self.root.is_some() || self.guest.iter().any(is_persistent)
     }
 
     fn add_root(&mut self, root: &RootSource) -> anyhow::Result<()> {
         self.root = match root {
             RootSource::Image(_) => None,
-            RootSource::RootFolder { path } => {
+            RootSource::RootDirectory { path } => {
                 let (entry, file) = self.share(Path::new(path.as_os_str()), false)?;
                 if file {
-                    return Err(Failure::usage("it is a file").into());
+                    return Err(Failure::usage("is a file, not a directory").into());
                 }
                 let tag = SHARE_TAG.to_owned();
                 Some(Root::Share { tag, entry })
             }
-            RootSource::RootImage {
-                path,
-                format,
-                fstype,
-            } => {
+            RootSource::RootImage { path, format, fstype } => {
                 let serial = self.disk(Path::new(path.as_os_str()), *format, false)?;
                 let fstype = fstype.clone();
                 Some(Root::Disk { serial, fstype })
@@ -87,23 +85,15 @@ impl Prepared {
     fn add(&mut self, home: &Home, mount: &Mount) -> anyhow::Result<()> {
         let source = match &mount.source {
             Source::Bind { source } => self.bind(Path::new(source.as_os_str()), mount.read_only)?,
-            Source::Disk {
-                source,
-                format,
-                fstype,
-            } => {
+            Source::Disk { source, format, fstype } => {
                 let path = Path::new(source.as_os_str());
                 let serial = self.disk(path, *format, mount.read_only)?;
-                MountSource::Disk {
-                    serial,
-                    fstype: fstype.clone(),
-                    grow: false,
-                }
+                MountSource::Disk { serial, fstype: fstype.clone(), grow: false }
             }
             Source::Volume { name } => self.volume(home, name, mount)?,
-            Source::Tmpfs { size_mib } => MountSource::Tmpfs {
-                size_bytes: size_mib.map(|mib| mib << 20),
-            },
+            Source::Tmpfs { size_mib } => {
+                MountSource::Tmpfs { size_bytes: size_mib.map(|mib| mib << 20) }
+            }
         };
         self.guest.push(GuestMount {
             target: mount.target.clone(),
@@ -118,21 +108,17 @@ impl Prepared {
 
     fn bind(&mut self, path: &Path, read_only: bool) -> anyhow::Result<MountSource> {
         let (entry, file) = self.share(path, read_only)?;
-        Ok(MountSource::Share {
-            tag: SHARE_TAG.to_owned(),
-            entry,
-            file,
-        })
+        Ok(MountSource::Share { tag: SHARE_TAG.to_owned(), entry, file })
     }
 
-    /// Adds a folder or file to the share. Gives its name there, and whether it is a file.
+    /// Adds a directory or file to the share. Returns the entry's name, and whether it is a file.
     fn share(&mut self, path: &Path, read_only: bool) -> anyhow::Result<(String, bool)> {
-        let opened = open_plainly(path, OFlags::PATH)?;
-        let stat = fstat(&opened).context("cannot look at it")?;
+        let opened = open_no_symlinks(path, OFlags::PATH)?;
+        let stat = fstat(&opened).context("cannot get its metadata")?;
         let file = match FileType::from_raw_mode(stat.st_mode) {
             FileType::Directory => false,
             FileType::RegularFile => true,
-            _ => return Err(Failure::usage("it is neither a folder nor a file").into()),
+            _ => return Err(Failure::usage("not a directory or regular file").into()),
         };
         let name = self.entries.len().to_string();
         self.entries.push(ShareEntry {
@@ -154,38 +140,46 @@ impl Prepared {
     ) -> anyhow::Result<MountSource> {
         let volume = home.volumes().find(name)?;
         let record = volume.record()?;
-        let alone = record.kind == VolumeKind::Disk && !mount.read_only;
-        self.held.push(volume.lock(alone)?.into());
+        let exclusive = record.kind == VolumeKind::Disk && !mount.read_only;
+        self.held.push(volume.lock(exclusive)?.into());
         match record.kind {
-            VolumeKind::Dir => self.bind(&resolved(&volume.data())?, mount.read_only),
+            VolumeKind::Dir => {
+                self.host_locks = true;
+                self.bind(&resolved(&volume.data())?, mount.read_only)
+            }
             VolumeKind::Disk => Ok(MountSource::Disk {
-                serial: self.disk(&resolved(&volume.disk())?, Format::Raw, mount.read_only)?,
+                serial: self.disk(
+                    &resolved(&volume.disk())?,
+                    DiskImageFormat::Raw,
+                    mount.read_only,
+                )?,
                 fstype: Some("ext4".to_owned()),
                 grow: !mount.read_only,
             }),
         }
     }
 
-    /// Gives the disk's serial number.
-    fn disk(&mut self, path: &Path, format: Format, read_only: bool) -> anyhow::Result<String> {
-        let access = if read_only {
-            OFlags::RDONLY
-        } else {
-            OFlags::RDWR
-        };
-        // A FIFO in its place must not keep us waiting.
-        let file = File::from(open_plainly(path, access | OFlags::NONBLOCK)?);
-        if !file.metadata().context("cannot look at it")?.is_file() {
-            return Err(Failure::usage("it is not a file").into());
+    /// Adds a disk and returns its serial number.
+    fn disk(
+        &mut self,
+        path: &Path,
+        format: DiskImageFormat,
+        read_only: bool,
+    ) -> anyhow::Result<String> {
+        let access = if read_only { OFlags::RDONLY } else { OFlags::RDWR };
+        // Without O_NONBLOCK the open of a FIFO would block.
+        let file = File::from(open_no_symlinks(path, access | OFlags::NONBLOCK)?);
+        if !file.metadata().context("cannot get its metadata")?.is_file() {
+            return Err(Failure::usage("not a regular file").into());
         }
-        hold(&file, read_only)?;
-        if format == Format::Qcow2 {
+        lock_disk(&file, read_only)?;
+        if format == DiskImageFormat::Qcow2 {
             check_qcow2(&file)?;
         }
         let serial = format!("msb-mount-{}", self.disks.len());
-        self.disks.push(Disk {
+        self.disks.push(DiskDevice {
             serial: serial.clone(),
-            // By descriptor: the file that was checked is the one that is used, whatever its name is by now.
+            // By descriptor: the VM uses the file that was checked, even if its name has changed.
             path: format!("/proc/self/fd/{}", file.as_raw_fd()).into(),
             format,
             read_only,
@@ -196,26 +190,22 @@ impl Prepared {
     }
 }
 
-/// Opens all that the root and the mounts need. The first that cannot be had is the error.
-pub(crate) fn prepare(home: &Home, spec: &Spec) -> anyhow::Result<Prepared> {
-    let mut prepared = Prepared::default();
+/// Opens the host resources of the root and the mounts. Returns the first error.
+pub(crate) fn prepare(home: &Home, spec: &Spec) -> anyhow::Result<PreparedMounts> {
+    let mut prepared = PreparedMounts::default();
     prepared.add_root(&spec.root).with_context(|| {
         let name = spec.root.name();
-        format!("cannot use '{}' as the root", escape(name.as_bytes()))
+        format!("cannot use '{}' as the root file system", escape(name.as_bytes()))
     })?;
     for mount in &spec.mounts {
         prepared.add(home, mount).with_context(|| {
-            format!(
-                "cannot mount {} at '{}'",
-                described(&mount.source),
-                mount.target.to_lossy()
-            )
+            format!("cannot mount {} at '{}'", source_name(&mount.source), mount.target.to_lossy())
         })?;
     }
     Ok(prepared)
 }
 
-fn described(source: &Source) -> String {
+fn source_name(source: &Source) -> String {
     match source {
         Source::Bind { source } | Source::Disk { source, .. } => {
             format!("'{}'", escape(source.as_bytes()))
@@ -225,29 +215,7 @@ fn described(source: &Source) -> String {
     }
 }
 
-/// The state directory itself may lie behind a symbolic link: that is its owner's.
+/// Resolves symbolic links of the state directory, whose owner may have placed it behind one.
 fn resolved(path: &Path) -> anyhow::Result<PathBuf> {
-    path.canonicalize()
-        .with_context(|| format!("cannot open '{}'", path.display()))
-}
-
-/// Opens what was a path without symbolic links when the sandbox was made, and must be one still.
-pub(crate) fn open_plainly(path: &Path, flags: OFlags) -> anyhow::Result<OwnedFd> {
-    let opened = openat2(
-        CWD,
-        path,
-        flags | OFlags::CLOEXEC,
-        Mode::empty(),
-        ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS,
-    );
-    opened.map_err(|error| match error {
-        Errno::NOENT | Errno::NOTDIR => Failure::not_found("it is not there any more")
-            .hint("put it back, or make the sandbox anew with another mount")
-            .into(),
-        Errno::LOOP => Failure::failed(
-            "a symbolic link is on its way, which was none when the sandbox was made",
-        )
-        .into(),
-        error => anyhow::Error::new(io::Error::from(error)).context("cannot open it"),
-    })
+    path.canonicalize().with_context(|| format!("cannot open '{}'", path.display()))
 }

@@ -1,7 +1,8 @@
-//! One mount as it is typed: `SOURCE:TARGET[:OPTION,…]`, `TARGET[:SIZE][:OPTION,…]`.
+//! Syntax of one mount argument: `SOURCE:TARGET[:OPTION,…]`, `TARGET[:SIZE][:OPTION,…]`.
 //!
-//! The kind is told by how the source begins, and never by what lies there: a name is a volume; a path (`/…`, `./…`,
-//! `../…`, `.`, `..`) a folder or a file of the host. So a typing mistake cannot turn one into the other.
+//! The start of the source decides its kind, never what exists on the host. A name is a volume; a
+//! path (`/…`, `./…`, `../…`, `.`, `..`) is a directory or file of the host. So a typing mistake
+//! cannot turn one into the other.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -10,68 +11,54 @@ use std::path::{Component, Path};
 use libmsb::cli::args::parse_memory;
 use libmsb::cli::error::Failure;
 use libmsb::cli::escape::escape;
-use libmsb::machine::Format;
+use libmsb::machine::DiskImageFormat;
 use libmsb::state::mounts::{Mount, Source};
 use msb_wire::text::Text;
 
 /// Longest target, in bytes: `PATH_MAX` of Linux.
 const TARGET_BYTES_MAX: usize = 4096;
 
-/// Longest name of a file system, in bytes.
+/// Longest file system name, in bytes.
 const FSTYPE_BYTES_MAX: usize = 32;
 
-/// Where nothing may be mounted: the guest needs them as they are.
+/// Directories below which nothing may be mounted: the guest's kernel uses them.
 const RESERVED: [&str; 3] = ["/proc", "/sys", "/dev"];
 
-/// Options of the reference that are not here, and why they are refused and not ignored.
+/// Options of microsandbox that are refused rather than ignored, with the reason.
 const REFUSED: [(&str, &str); 2] = [
-    (
-        "stat-virt",
-        "owners and permissions of a shared folder are those of its files",
-    ),
-    (
-        "host-perms",
-        "permissions that the guest sets are those of the files on the host",
-    ),
+    ("stat-virt", "a shared directory always has the owners and permissions of its files"),
+    ("host-perms", "permissions set by the guest always apply to the files on the host"),
 ];
 
-/// `-v`: a volume by its name, or a folder or file by its path.
+/// Parses `-v`: a volume name, or the path of a directory or file.
 pub(crate) fn volume(typed: &OsStr) -> Result<Mount, Failure> {
     let (source, target, options) = split(typed)?;
     let source = if is_path(source) {
-        Source::Bind {
-            source: Text(source.to_vec()),
-        }
+        Source::Bind { source: Text(source.to_vec()) }
     } else {
         named_volume(typed, source)?
     };
     with_flags(Mount::new(self::target(target)?, source), &options)
 }
 
-/// `--mount-dir`, `--mount-file`: what it is to be is said, and the source may be any path.
+/// Parses `--mount-dir` or `--mount-file`. The option states the kind, so the source may be any
+/// path.
 pub(crate) fn path(typed: &OsStr) -> Result<Mount, Failure> {
     let (source, target, options) = split(typed)?;
-    let source = Source::Bind {
-        source: Text(source.to_vec()),
-    };
+    let source = Source::Bind { source: Text(source.to_vec()) };
     with_flags(Mount::new(self::target(target)?, source), &options)
 }
 
-/// `--mount-named`: a volume, which must be there.
+/// Parses `--mount-named`: the name of an existing volume.
 pub(crate) fn named(typed: &OsStr) -> Result<Mount, Failure> {
     let (source, target, options) = split(typed)?;
-    with_flags(
-        Mount::new(self::target(target)?, named_volume(typed, source)?),
-        &options,
-    )
+    with_flags(Mount::new(self::target(target)?, named_volume(typed, source)?), &options)
 }
 
-fn named_volume(typed: &OsStr, source: &[u8]) -> Result<Source, Failure> {
-    let name =
-        std::str::from_utf8(source).map_err(|_| wrong(typed, "a volume has a plain name"))?;
-    Ok(Source::Volume {
-        name: name.parse()?,
-    })
+pub(super) fn named_volume(typed: &OsStr, source: &[u8]) -> Result<Source, Failure> {
+    let name = std::str::from_utf8(source)
+        .map_err(|_| invalid_mount(typed, "the volume name is not UTF-8"))?;
+    Ok(Source::Volume { name: name.parse()? })
 }
 
 fn with_flags(mut mount: Mount, options: &[&str]) -> Result<Mount, Failure> {
@@ -81,8 +68,8 @@ fn with_flags(mut mount: Mount, options: &[&str]) -> Result<Mount, Failure> {
     Ok(mount)
 }
 
-/// `--mount-disk`: an image with a file system. The format is said, or told by the name's end; it is never guessed from
-/// the contents, which a guest may have written.
+/// Parses `--mount-disk`: an image with a file system. The format is given or follows from the end
+/// of the name. It is never guessed from the contents, which a guest may have written.
 pub(crate) fn disk(typed: &OsStr) -> Result<Mount, Failure> {
     let (source, target, options) = split(typed)?;
     let mut format = format_of_name(source);
@@ -96,17 +83,13 @@ pub(crate) fn disk(typed: &OsStr) -> Result<Mount, Failure> {
         }
     }
     let format = format.ok_or_else(|| {
-        wrong(typed, "its format is not known").hint("say it: format=raw or format=qcow2")
+        invalid_mount(typed, "the disk format is missing").hint("add format=raw or format=qcow2")
     })?;
-    let source = Source::Disk {
-        source: Text(source.to_vec()),
-        format,
-        fstype,
-    };
+    let source = Source::Disk { source: Text(source.to_vec()), format, fstype };
     with_flags(Mount::new(self::target(target)?, source), &flags)
 }
 
-/// `--tmpfs`: a target, then a size, then options; any of the two may be left out.
+/// Parses `--tmpfs`: a target, then optionally a size and options.
 pub(crate) fn tmpfs(typed: &OsStr) -> Result<Mount, Failure> {
     let mut parts = typed.as_bytes().split(|byte| *byte == b':');
     let target = self::target(parts.next().unwrap_or_default())?;
@@ -114,13 +97,12 @@ pub(crate) fn tmpfs(typed: &OsStr) -> Result<Mount, Failure> {
     let mut flags = Vec::new();
     for part in parts {
         for word in words(typed, part)? {
-            let size = word.strip_prefix("size=").or_else(|| {
-                word.starts_with(|c: char| c.is_ascii_digit())
-                    .then_some(word)
-            });
+            let size = word
+                .strip_prefix("size=")
+                .or_else(|| word.starts_with(|c: char| c.is_ascii_digit()).then_some(word));
             match size {
                 Some(_) if size_mib.is_some() => {
-                    return Err(wrong(typed, "the size is given twice"));
+                    return Err(invalid_mount(typed, "the size is given twice"));
                 }
                 Some(size) => size_mib = Some(parse_size_mib(size)?),
                 None => flags.push(word),
@@ -130,60 +112,59 @@ pub(crate) fn tmpfs(typed: &OsStr) -> Result<Mount, Failure> {
     with_flags(Mount::new(target, Source::Tmpfs { size_mib }), &flags)
 }
 
-/// A size in MiB, written as memory is.
+/// Parses a size in MiB, in the same syntax as memory.
 pub(crate) fn parse_size_mib(text: &str) -> Result<u64, Failure> {
     parse_memory(text).map(u64::from).map_err(|_| {
         Failure::usage(format!(
-            "'{}' is not a size, such as 512M or 1.5G",
+            "invalid size '{}': expected a value such as 512M or 1.5G",
             escape(text)
         ))
     })
 }
 
-type Parts<'a> = (&'a [u8], &'a [u8], Vec<&'a str>);
+type MountParts<'a> = (&'a [u8], &'a [u8], Vec<&'a str>);
 
-fn split(typed: &OsStr) -> Result<Parts<'_>, Failure> {
+fn split(typed: &OsStr) -> Result<MountParts<'_>, Failure> {
     let mut parts = typed.as_bytes().split(|byte| *byte == b':');
     let (source, target) = (parts.next().unwrap_or_default(), parts.next());
     let (options, more) = (parts.next(), parts.next());
     let Some(target) = target.filter(|_| !source.is_empty() && more.is_none()) else {
-        return Err(wrong(typed, "it is not of the form SOURCE:TARGET[:OPTIONS]")
-            .hint("a path with a ':' in it cannot be mounted; give it another name with a symbolic link"));
+        return Err(invalid_mount(typed, "not of the form SOURCE:TARGET[:OPTIONS]")
+            .hint("to mount a path that contains ':', create a symbolic link to it"));
     };
     if target.contains(&b',') {
-        return Err(wrong(typed, "there is a ',' in the target")
-            .hint("options stand behind another ':', as in /src:/dst:ro,noexec"));
+        return Err(invalid_mount(typed, "the target contains ','")
+            .hint("separate the options by ':', as in /src:/dst:ro,noexec"));
     }
     let options = options.map_or(Ok(Vec::new()), |options| words(typed, options))?;
     Ok((source, target, options))
 }
 
 fn words<'a>(typed: &OsStr, options: &'a [u8]) -> Result<Vec<&'a str>, Failure> {
-    let text =
-        std::str::from_utf8(options).map_err(|_| wrong(typed, "its options are no words"))?;
+    let text = std::str::from_utf8(options)
+        .map_err(|_| invalid_mount(typed, "the options are not UTF-8"))?;
     let words: Vec<&str> = text.split(',').collect();
     if words.contains(&"") {
-        return Err(wrong(typed, "an option is empty"));
+        return Err(invalid_mount(typed, "an option is empty"));
     }
-    let known = |word: &str| word.split('=').next().unwrap_or_default().to_owned();
+    let option_name = |word: &str| word.split('=').next().unwrap_or_default().to_owned();
     for (number, word) in words.iter().enumerate() {
-        let twice = words[..number]
-            .iter()
-            .any(|other| known(other) == known(word));
-        if twice {
-            return Err(wrong(
+        let is_duplicate =
+            words[..number].iter().any(|other| option_name(other) == option_name(word));
+        if is_duplicate {
+            return Err(invalid_mount(
                 typed,
-                &format!("'{}' is given twice", escape(&known(word))),
+                &format!("'{}' is given twice", escape(&option_name(word))),
             ));
         }
     }
     if words.contains(&"ro") && words.contains(&"rw") {
-        return Err(wrong(typed, "it cannot be both ro and rw"));
+        return Err(invalid_mount(typed, "ro and rw exclude each other"));
     }
     Ok(words)
 }
 
-fn set_flag(mount: &mut Mount, option: &str) -> Result<(), Failure> {
+pub(super) fn set_flag(mount: &mut Mount, option: &str) -> Result<(), Failure> {
     match option {
         "ro" => mount.read_only = true,
         "rw" => mount.read_only = false,
@@ -193,91 +174,77 @@ fn set_flag(mount: &mut Mount, option: &str) -> Result<(), Failure> {
         _ => {
             let name = option.split('=').next().unwrap_or_default();
             let why = REFUSED.iter().find(|(refused, _)| *refused == name);
-            let failure = Failure::usage(format!("there is no mount option '{}'", escape(option)));
+            let failure = Failure::usage(format!("unknown mount option '{}'", escape(option)));
             return Err(match why {
                 Some((_, why)) => failure.hint(*why),
-                None => failure.hint("options are ro, rw, noexec, nosuid and nodev"),
+                None => failure.hint("the mount options are ro, rw, noexec, nosuid and nodev"),
             });
         }
     }
     Ok(())
 }
 
-fn target(target: &[u8]) -> Result<Text, Failure> {
+pub(super) fn target(target: &[u8]) -> Result<Text, Failure> {
     let path = Path::new(OsStr::from_bytes(target));
-    let refuse = |why: &str| {
-        Err(Failure::usage(format!(
-            "nothing can be mounted at '{}': {why}",
-            escape(target)
-        )))
-    };
+    let refuse =
+        |why: &str| Err(Failure::usage(format!("cannot mount at '{}': {why}", escape(target))));
     if !path.is_absolute() {
-        return refuse("it is not an absolute path of the guest");
+        return refuse("not an absolute path");
     }
     if target.len() > TARGET_BYTES_MAX {
-        return refuse("it is too long");
+        return refuse("path too long");
     }
     if path.components().any(|part| part == Component::ParentDir) {
-        return refuse("it goes up by '..'");
+        return refuse("the path contains '..'");
     }
-    // Without what is said twice: '/a//b/' is '/a/b'.
+    // Normalize the path: '/a//b/' is '/a/b'.
     let plain: std::path::PathBuf = path.components().collect();
     if plain == Path::new("/") {
-        return refuse("that is the root itself");
+        return refuse("it is the root directory");
     }
     if RESERVED.iter().any(|reserved| plain.starts_with(reserved)) {
-        return refuse("the guest's kernel has its own there");
+        return refuse("reserved for a file system of the guest's kernel");
     }
     Ok(Text(plain.into_os_string().as_bytes().to_vec()))
 }
 
-/// Whether it is a path, by how it begins.
+/// Returns whether a source is a path, judged by its start.
 pub(crate) fn is_path(source: &[u8]) -> bool {
-    let begins = [&b"/"[..], b"./", b"../"];
-    begins.iter().any(|begin| source.starts_with(begin)) || source == b"." || source == b".."
+    let prefixes = [&b"/"[..], b"./", b"../"];
+    prefixes.iter().any(|prefix| source.starts_with(prefix)) || source == b"." || source == b".."
 }
 
-/// The format of a disk image, by how its name ends.
-pub(crate) fn format_of_name(source: &[u8]) -> Option<Format> {
-    let ends: [(&[u8], Format); 3] = [
-        (b".raw", Format::Raw),
-        (b".img", Format::Raw),
-        (b".qcow2", Format::Qcow2),
+/// Returns the format of a disk image, judged by the end of its name.
+pub(crate) fn format_of_name(source: &[u8]) -> Option<DiskImageFormat> {
+    let suffixes: [(&[u8], DiskImageFormat); 3] = [
+        (b".raw", DiskImageFormat::Raw),
+        (b".img", DiskImageFormat::Raw),
+        (b".qcow2", DiskImageFormat::Qcow2),
     ];
-    ends.iter()
-        .find(|(end, _)| source.ends_with(end))
-        .map(|(_, format)| *format)
+    suffixes.iter().find(|(end, _)| source.ends_with(end)).map(|(_, format)| *format)
 }
 
-/// The word for a disk image's format.
-pub(crate) fn parse_format(word: &str) -> Result<Format, Failure> {
+/// Parses the name of a disk format.
+pub(crate) fn parse_format(word: &str) -> Result<DiskImageFormat, Failure> {
     match word {
-        "raw" => Ok(Format::Raw),
-        "qcow2" => Ok(Format::Qcow2),
-        _ => Err(
-            Failure::usage(format!("there is no disk format '{}'", escape(word)))
-                .hint("formats are raw and qcow2"),
-        ),
+        "raw" => Ok(DiskImageFormat::Raw),
+        "qcow2" => Ok(DiskImageFormat::Qcow2),
+        _ => Err(Failure::usage(format!("unknown disk format '{}'", escape(word)))
+            .hint("use raw or qcow2")),
     }
 }
 
-/// The name of a file system, as the guest's kernel has it.
+/// Parses the name of a file system, as the guest's kernel spells it.
 pub(crate) fn parse_fstype(word: &str) -> Result<String, Failure> {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'.';
     if word.is_empty() || word.len() > FSTYPE_BYTES_MAX || !word.bytes().all(plain) {
-        return Err(Failure::usage(format!(
-            "'{}' cannot be the name of a file system",
-            escape(word)
-        )));
+        return Err(Failure::usage(format!("invalid file system name '{}'", escape(word))));
     }
     Ok(word.to_owned())
 }
 
-fn wrong(typed: &OsStr, why: &str) -> Failure {
-    Failure::usage(format!(
-        "cannot understand the mount '{}': {why}",
-        escape(typed.as_bytes())
-    ))
+pub(super) fn invalid_mount(typed: &OsStr, why: &str) -> Failure {
+    Failure::usage(format!("invalid mount '{}': {why}", escape(typed.as_bytes())))
 }
 
 #[cfg(test)]
@@ -305,13 +272,13 @@ mod tests {
     }
 
     #[test]
-    fn the_format_of_a_disk_is_said_or_told_by_its_name() {
+    fn the_format_of_a_disk_is_given_or_follows_from_its_name() {
         let disk = |text: &str| disk(OsStr::new(text));
         assert!(
             parsed(disk("/x.qcow2:/d:fstype=ext4")).contains(r#""format":"qcow2","fstype":"ext4""#)
         );
         assert!(parsed(disk("/x:/d:format=raw,ro")).contains(r#""format":"raw","read_only":true"#));
-        assert!(refused(disk("/x:/d")).contains("format is not known"));
+        assert!(refused(disk("/x:/d")).contains("format is missing"));
         assert!(refused(disk("/x:/d:format=vmdk")).contains("vmdk"));
     }
 
@@ -326,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_done_is_refused_and_not_ignored() {
+    fn unsupported_options_are_refused_and_not_ignored() {
         for wrong in [
             "a:/b:suid",
             "a:/b:ro,ro",

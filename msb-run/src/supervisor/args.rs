@@ -1,4 +1,4 @@
-//! The supervisor's command line. It is started by the other verbs, with descriptors that it inherits.
+//! The command line of the supervisor. Other commands start it with inherited descriptors.
 
 use std::fs::File;
 use std::io;
@@ -7,67 +7,70 @@ use std::os::unix::net::UnixStream;
 
 use clap::Parser;
 use libmsb::cli::args::SandboxName;
+use libmsb::cli::error::Failure;
 use libmsb::state::lock::Lock;
 
-use super::{Handed, Starter, inherited};
+use crate::startup::StartupHandles;
 
-/// Runs a sandbox that was made, to its end
+/// A name, and descriptors that were inherited.
+pub(crate) type StartArguments = (SandboxName, Lock, StartupHandles);
+
+/// Supervise one sandbox from start to end
 #[derive(Debug, Parser)]
 #[command(
     name = "msb-supervisor",
     version,
-    after_help = "Example:\n  msb-supervisor web --lock-fd 5 --ready-fd 6\n\nIt is started by msb-run; see msb-supervisor(8)."
+    after_help = "Example:\n  msb-supervisor web --lock-fd 5 --ready-fd 6\n\nmsb run starts it; see msb-supervisor(8)."
 )]
 pub(crate) struct SupervisorArgs {
-    /// The sandbox
+    /// Name of the sandbox
     name: SandboxName,
-    /// Descriptor of the sandbox's lock, which is held
+    /// Inherit the lock of the sandbox on descriptor N
     #[arg(long, value_name = "N")]
     lock_fd: RawFd,
-    /// Descriptor of a connected client: without it the sandbox does not go on
+    /// Stop the sandbox when the client connected on descriptor N disconnects
     #[arg(long, value_name = "N")]
     client_fd: Option<RawFd>,
-    /// Descriptor of a pipe: when its other end is closed, the sandbox is stopped; a byte lets it go on
+    /// Stop the sandbox when the other end of the pipe or socket on descriptor N is closed
     #[arg(long, value_name = "N")]
     bond_fd: Option<RawFd>,
-    /// Descriptor that takes one JSON line when the guest is up, or cannot come up
+    /// Write one JSON line to descriptor N when the guest is up or has failed
     #[arg(long, value_name = "N")]
     ready_fd: Option<RawFd>,
 }
 
 impl SupervisorArgs {
-    /// Takes over what was inherited.
-    pub(crate) fn take(self) -> anyhow::Result<Handed> {
+    /// Takes the inherited descriptors.
+    pub(crate) fn take(self) -> anyhow::Result<StartArguments> {
         let lock = Lock::inherited(inherited(self.lock_fd)?);
-        let client = self
-            .client_fd
-            .map(inherited)
-            .transpose()?
-            .map(UnixStream::from);
+        let client = self.client_fd.map(inherited).transpose()?.map(UnixStream::from);
         let ready = self.ready_fd.map(inherited).transpose()?.map(File::from);
-        let bond = self.bond_fd.map(inherited).transpose()?.map(File::from);
-        let starter = Starter {
-            client,
-            bond,
-            ready,
-        };
+        let keepalive_pipe = self.bond_fd.map(inherited).transpose()?.map(File::from);
+        let starter = StartupHandles { client, keepalive_pipe, ready };
         Ok((self.name, lock, starter))
     }
 }
 
-/// Takes over an inherited descriptor; children do not inherit it in turn.
-pub(crate) fn take_descriptor(number: RawFd) -> io::Result<OwnedFd> {
+/// Takes a descriptor that was inherited.
+fn inherited(number: RawFd) -> anyhow::Result<OwnedFd> {
+    take_descriptor(number)
+        .map_err(|error| Failure::usage(format!("descriptor {number}: {error}")).into())
+}
+
+/// Takes an inherited descriptor and sets close-on-exec on it.
+fn take_descriptor(number: RawFd) -> io::Result<OwnedFd> {
     if number <= 2 {
         return Err(io::Error::new(
             io::ErrorKind::InvalidInput,
-            "standard streams cannot be handed over",
+            "standard streams cannot be passed",
         ));
     }
-    // SAFETY: fcntl(2) with F_SETFD touches no memory, and fails when the number is none of an open file.
+    // SAFETY: fcntl(2) with F_SETFD touches no memory, and fails when the number is not an open
+    // descriptor.
     if unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } == -1 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: it is open, was inherited through exec for this purpose, and nothing in this process has opened or closed
-    // it: arguments are taken before anything else, each descriptor once.
+    // SAFETY: it is open, was inherited through exec for this purpose, and nothing in this process
+    // has opened or closed it: arguments are taken before anything else, each descriptor once.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }

@@ -1,9 +1,9 @@
-//! When the guest's clock must be told the time.
+//! Detection of the moments at which the guest's clock must be set.
 //!
-//! A guest does not notice that its host slept, that the host's clock was set, or that its machine was stopped for a
-//! while. The kernel tells us of the first two (a timer that is cancelled when the clock is set, as it also is after
-//! sleep) and of the third (SIGCHLD when a child goes on). For clocks that merely drift apart the timer runs out now and
-//! then; between that nobody is woken.
+//! A guest does not notice that its host slept, that the host's clock was set, or that its VM was
+//! stopped for a while. The kernel reports the first two with a timer that is cancelled when the
+//! clock is set, as also happens after sleep. It reports the third with SIGCHLD when a child
+//! continues. A periodic timer handles slow drift; there are no other wake-ups.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -16,47 +16,39 @@ use rustix::time::{
     timerfd_create, timerfd_settime,
 };
 
-/// Seconds after which the guest is told the time without a reason. A bad crystal is 30 milliseconds off by then, a
-/// third of what the guest corrects.
+/// Seconds between two periodic settings of the guest's clock. A bad crystal is 30 milliseconds off
+/// by then, a third of what the guest corrects.
 const PERIOD_S: i64 = 600;
 
-/// Ready for reading when the guest must be told the time.
+/// A timer that is readable when the guest's clock must be set.
 #[derive(Debug)]
 pub(crate) struct HostClock {
     timer: OwnedFd,
 }
 
 impl HostClock {
-    /// Begins to watch the host's clock.
+    /// Starts to watch the host's clock.
     pub(crate) fn new() -> io::Result<HostClock> {
         let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
-        let clock = HostClock {
-            timer: timerfd_create(TimerfdClockId::Realtime, flags)?,
-        };
+        let clock = HostClock { timer: timerfd_create(TimerfdClockId::Realtime, flags)? };
         clock.arm()?;
         Ok(clock)
     }
 
     fn arm(&self) -> io::Result<()> {
         let now = clock_gettime(ClockId::Realtime);
-        let never = Timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        };
+        let never = Timespec { tv_sec: 0, tv_nsec: 0 };
         let next = Itimerspec {
             it_interval: never,
-            it_value: Timespec {
-                tv_sec: now.tv_sec.saturating_add(PERIOD_S),
-                ..now
-            },
+            it_value: Timespec { tv_sec: now.tv_sec.saturating_add(PERIOD_S), ..now },
         };
         let flags = TimerfdTimerFlags::ABSTIME | TimerfdTimerFlags::CANCEL_ON_SET;
         timerfd_settime(&self.timer, flags, &next)?;
         Ok(())
     }
 
-    /// Whether it is time: it ran out, or the clock was set. It is wound up again.
-    pub(crate) fn is_time(&self) -> io::Result<bool> {
+    /// Returns whether the timer expired or the clock was set, and arms the timer again.
+    pub(crate) fn is_due(&self) -> io::Result<bool> {
         let mut count = [0; 8];
         match rustix::io::read(&self.timer, &mut count) {
             Err(Errno::AGAIN | Errno::INTR) => return Ok(false),
@@ -74,18 +66,16 @@ impl AsFd for HostClock {
     }
 }
 
-/// Whether a child goes on that was stopped. Says so once, and takes nothing of its end.
-pub(crate) fn went_on(child: Pid) -> bool {
+/// Returns whether a stopped child was continued. Reports it once, and leaves the child's exit
+/// status to be waited for.
+pub(crate) fn was_continued(child: Pid) -> bool {
     let options = WaitIdOptions::CONTINUED | WaitIdOptions::NOHANG;
     matches!(waitid(WaitId::Pid(child), options), Ok(Some(_)))
 }
 
-/// Nanoseconds since 1970.
+/// Returns nanoseconds since 1970.
 pub(crate) fn unix_ns() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default()
-        .as_nanos() as u64
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as u64
 }
 
 #[cfg(test)]
@@ -94,24 +84,21 @@ mod tests {
 
     #[test]
     fn a_child_that_goes_on_is_noticed_once() {
-        let mut child = std::process::Command::new("sleep")
-            .arg("100")
-            .spawn()
-            .unwrap();
+        let mut child = std::process::Command::new("sleep").arg("100").spawn().unwrap();
         let pid = Pid::from_child(&child);
-        assert!(!went_on(pid));
+        assert!(!was_continued(pid));
         rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
         let stopped = waitid(WaitId::Pid(pid), WaitIdOptions::STOPPED).unwrap();
         assert!(stopped.is_some());
         rustix::process::kill_process(pid, rustix::process::Signal::CONT).unwrap();
-        assert!(went_on(pid));
-        assert!(!went_on(pid));
+        assert!(was_continued(pid));
+        assert!(!was_continued(pid));
         child.kill().unwrap();
         child.wait().unwrap();
     }
 
     #[test]
     fn nothing_is_due_at_first() {
-        assert!(!HostClock::new().unwrap().is_time().unwrap());
+        assert!(!HostClock::new().unwrap().is_due().unwrap());
     }
 }

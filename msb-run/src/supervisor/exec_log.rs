@@ -1,4 +1,5 @@
-//! `exec.log`: what the main command printed, and sessions that are to be logged, and when, as JSON lines. man page msb-events(5).
+//! `exec.log`: the output of the main command and of logged sessions, with times, as JSON lines;
+//! man page msb-events(5).
 
 use std::collections::BTreeMap;
 use std::io;
@@ -9,37 +10,34 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use msb_wire::frame::{CHANNELS, STDERR};
 use serde::Serialize;
 
-use super::rotate::{Bounds, RotatedFile};
+use crate::process::log_rotation::{RotatedLog, RotationLimits};
 
-/// As the reference: five files of 10 MiB.
-const BOUNDS: Bounds = Bounds {
-    file_bytes: 10 * 1024 * 1024,
-    kept: 4,
-};
+/// Log rotation as in microsandbox: five files of 10 MiB.
+const ROTATION: RotationLimits = RotationLimits { file_bytes: 10 * 1024 * 1024, kept: 4 };
 
-/// The log.
+/// The log of a sandbox's commands.
 #[derive(Debug)]
 pub(crate) struct ExecLog {
-    file: RotatedFile,
-    /// The begin of a character whose end has not come yet, and the source that it is of.
-    partial: BTreeMap<Stream, (&'static str, Vec<u8>)>,
+    file: RotatedLog,
+    /// Incomplete UTF-8 characters at the end of a stream, with the source of the stream.
+    partial: BTreeMap<OutputStream, (&'static str, Vec<u8>)>,
 }
 
-/// A session (none for the main command), and its channel.
-type Stream = (Option<String>, u8);
+/// A session (none for the main command) and its channel.
+type OutputStream = (Option<String>, u8);
 
 #[derive(Serialize)]
-struct Line<'a> {
-    /// When.
+struct LogLine<'a> {
+    /// Time.
     t: String,
-    /// From where.
+    /// Source.
     s: &'a str,
-    /// What.
+    /// Data.
     d: &'a str,
-    /// Which session, when it is not the main command.
+    /// ID of the session, if it is not the main command.
     #[serde(skip_serializing_if = "Option::is_none")]
     id: Option<&'a str>,
-    /// How `d` is encoded, when it is not text.
+    /// Encoding of `d`, if it is not text.
     #[serde(skip_serializing_if = "Option::is_none")]
     e: Option<&'a str>,
 }
@@ -47,13 +45,10 @@ struct Line<'a> {
 impl ExecLog {
     /// Opens the log of a sandbox's commands.
     pub(crate) fn open(path: &Path) -> io::Result<ExecLog> {
-        Ok(ExecLog {
-            file: RotatedFile::open(path, BOUNDS)?,
-            partial: BTreeMap::new(),
-        })
+        Ok(ExecLog { file: RotatedLog::open(path, ROTATION)?, partial: BTreeMap::new() })
     }
 
-    /// Writes what a command printed; with a terminal, all its output is one stream.
+    /// Writes the output of a command. With a terminal all output is one stream.
     pub(crate) fn output(
         &mut self,
         session: Option<&str>,
@@ -72,7 +67,7 @@ impl ExecLog {
         self.line(source, session, &whole)
     }
 
-    /// Writes what is left when a command has ended.
+    /// Writes the remaining bytes of a command that has ended.
     pub(crate) fn end(&mut self, session: Option<&str>) -> io::Result<()> {
         for channel in 0..CHANNELS as u8 {
             let stream = (session.map(str::to_owned), channel);
@@ -83,7 +78,7 @@ impl ExecLog {
         Ok(())
     }
 
-    /// Writes a remark of our own.
+    /// Writes a remark of the supervisor.
     pub(crate) fn system(&mut self, remark: &str) -> io::Result<()> {
         self.line("system", None, format!("{remark}\n").as_bytes())
     }
@@ -92,25 +87,13 @@ impl ExecLog {
         if bytes.is_empty() {
             return Ok(());
         }
-        let time = format!("{:.3}", jiff::Timestamp::now());
+        let time = libmsb::time::text(jiff::Timestamp::now());
         let encoded;
         let line = match std::str::from_utf8(bytes) {
-            Ok(text) => Line {
-                t: time,
-                s: source,
-                d: text,
-                id: session,
-                e: None,
-            },
+            Ok(text) => LogLine { t: time, s: source, d: text, id: session, e: None },
             Err(_) => {
                 encoded = BASE64.encode(bytes);
-                Line {
-                    t: time,
-                    s: source,
-                    d: &encoded,
-                    id: session,
-                    e: Some("b64"),
-                }
+                LogLine { t: time, s: source, d: &encoded, id: session, e: Some("b64") }
             }
         };
         let mut text = serde_json::to_vec(&line)?;
@@ -127,7 +110,7 @@ fn source(tty: bool, channel: u8) -> &'static str {
     }
 }
 
-/// Number of bytes at the end that begin a character of UTF-8 and do not end it.
+/// Returns the number of bytes at the end that form an incomplete UTF-8 character.
 fn unfinished_character(bytes: &[u8]) -> usize {
     for back in 1..=bytes.len().min(3) {
         let length = match bytes[bytes.len() - back] {
@@ -149,8 +132,8 @@ mod tests {
 
     #[test]
     fn text_stays_text_also_when_a_character_comes_in_two_parts() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("exec.log");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("exec.log");
         let mut log = ExecLog::open(&path).unwrap();
         let text = "gr\u{fc}n".as_bytes();
         log.output(None, false, STDOUT, &text[..3]).unwrap();
@@ -169,17 +152,10 @@ mod tests {
             .filter(|line| line["s"] == "stdout")
             .map(|line| line["d"].as_str().unwrap())
             .collect();
-        assert_eq!(
-            (&lines[1]["s"], &lines[1]["id"]),
-            (&"output".into(), &"7".into())
-        );
+        assert_eq!((&lines[1]["s"], &lines[1]["id"]), (&"output".into(), &"7".into()));
         assert_eq!(joined, "gr\u{fc}n");
         assert_eq!(
-            (
-                lines[3]["s"].as_str(),
-                lines[3]["d"].as_str(),
-                lines[3]["e"].as_str()
-            ),
+            (lines[3]["s"].as_str(), lines[3]["d"].as_str(), lines[3]["e"].as_str()),
             (Some("stderr"), Some("//4="), Some("b64"))
         );
     }

@@ -1,7 +1,8 @@
-//! `msb attach`: be with a job, as if it had been started here.
+//! `msb attach`: attaches to a running job.
 //!
-//! What the job prints is read from the sandbox's log, so that a terminal which does not keep up holds nobody up; what is
-//! typed goes to it over the sandbox's socket, which also tells when it ends.
+//! The job's output is read from the sandbox's log, so that a slow terminal blocks neither the job
+//! nor other clients. Input goes to the job over the sandbox's socket, which also reports the job's
+//! end.
 
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -11,27 +12,27 @@ use anyhow::Context;
 use clap::Parser;
 use libmsb::cli::args::SandboxName;
 use libmsb::cli::error::{Failure, print_note};
-use libmsb::logs::{Entry, Reader, Source};
+use libmsb::logs::{LogEntry, LogReader, LogSource};
 use libmsb::signals::{Signals, signal};
 use libmsb::state::Home;
 use libmsb::state::jobs::{Job, JobState, Jobs};
 use libmsb::state::sandboxes::Sandbox;
-use msb_wire::client::{Call, Connection, Incoming, Sender};
+use msb_wire::client::{CallSender, ClientCall, ClientConnection, Incoming};
 use msb_wire::exec::{ExecControl, ExecEvent};
 use msb_wire::frame::STDIN;
 use msb_wire::job::AttachRequest;
 use msb_wire::limits::DATA_BYTES;
 use msb_wire::sandbox::Request;
 
-use super::detach_keys::DetachKeys;
-use super::jobs::no_such_job;
-use super::logs::Watch;
+use super::jobs::unknown_job;
+use super::logs::LogWatch;
 use super::{connect, refusal};
+use crate::detach_keys::DetachKeys;
 use crate::terminal::{RawTerminal, window_size};
 
 const TOOL: &str = "msb-attach";
 
-/// Be with a job: see what it prints, send it input, and end as it does
+/// Attach to a job: follow its output and send it input
 #[derive(Debug, Parser)]
 #[command(
     name = TOOL,
@@ -39,94 +40,117 @@ const TOOL: &str = "msb-attach";
     after_help = "Examples:\n  msb attach worker 5f0c11d2\n  msb attach --logs worker $(msb exec -d worker -- make)"
 )]
 pub(crate) struct AttachArgs {
-    /// The sandbox
+    /// Name of the sandbox
     name: SandboxName,
-    /// The job, by its id
-    job: String,
-    /// Show what it has printed before, too
+    /// ID of the job [default: the only running job]
+    job: Option<String>,
+    /// Print the earlier output of the job first
+    ///
+    /// For a job that has ended, this is all that is printed.
     #[arg(long)]
     logs: bool,
-    /// Do not send it input
+    /// Do not send input to the job
     #[arg(long)]
     no_stdin: bool,
-    /// On a terminal, the keys that leave the job alone again
+    /// Set the keys that detach from the job on a terminal
+    ///
+    /// KEYS are separated by commas: each is a character, or `ctrl-` and a character. They apply if
+    /// both the job and the caller have a terminal. The job continues.
     #[arg(long, value_name = "KEYS", default_value = "ctrl-]")]
     detach_keys: DetachKeys,
 }
 
-/// What ends being with a job.
-enum End {
-    /// Its last event, or a refusal.
+/// Reason for the end of an attachment.
+enum AttachmentEnd {
+    /// Last event of the job, or a refusal.
     Event(Vec<u8>),
-    /// Nobody serves us any more.
-    Gone,
-    /// The user's keys.
-    Left,
+    /// Connection closed by the supervisor.
+    Closed,
+    /// Detach keys typed by the user.
+    Detached,
 }
 
 pub(crate) fn run(args: AttachArgs) -> anyhow::Result<u8> {
     let home = Home::from_env()?;
     let sandbox = home.sandboxes().find(&args.name)?;
-    let job = find(&sandbox, &args.job)?;
-    let mut output = Output::open(&sandbox, &job)?;
+    let job = match &args.job {
+        Some(id) => find(&sandbox, id)?,
+        None => only_job(&sandbox)?,
+    };
+    let mut output = JobOutput::open(&sandbox, &job)?;
     if !args.logs {
         output.skip()?;
     }
     if !sandbox.is_alive()? {
-        return output.show().and_then(|()| ended(&sandbox, &args.job));
+        return output.show().and_then(|()| job_exit_code(&sandbox, &job.id));
     }
     let stdin = job.stdin && !args.no_stdin;
-    let request = Request::Attach(AttachRequest {
-        job: job.id.clone(),
-        stdin,
-    });
+    let request = Request::Attach(AttachRequest { job: job.id.clone(), stdin });
     let call = connect(&home, &args.name).and_then(|peer| open(peer, &request))?;
     let terminal = if stdin && job.tty {
         RawTerminal::enter().context("cannot use the terminal")?
     } else {
         None
     };
-    let end = follow(
-        &args,
-        call,
-        &mut output,
-        &sandbox,
-        (stdin, terminal.is_some()),
-    )?;
+    let end = follow(&args, call, &mut output, &sandbox, (stdin, terminal.is_some()))?;
     drop(terminal);
     match end {
-        End::Left => {
-            print_note(TOOL, &format!("the job '{}' goes on", job.id));
+        AttachmentEnd::Detached => {
+            print_note(TOOL, &format!("detached; the job '{}' continues to run", job.id));
             Ok(0)
         }
-        End::Event(message) => match serde_json::from_slice(&message) {
-            Ok(ExecEvent::Exited { .. }) => ended(&sandbox, &args.job),
-            // It has ended in this moment.
-            Ok(ExecEvent::Failed { .. }) if !runs(&sandbox, &args.job) => {
-                ended(&sandbox, &args.job)
+        AttachmentEnd::Event(message) => match serde_json::from_slice(&message) {
+            // With its main command an ephemeral sandbox is removed.
+            Ok(end @ ExecEvent::Exited { .. }) => {
+                match (job_exit_code(&sandbox, &job.id), end.exit_code()) {
+                    (Err(_), Some(code)) => Ok(code as u8),
+                    (code, _) => code,
+                }
+            }
+            // The job has just ended.
+            Ok(ExecEvent::Failed { .. }) if !is_running(&sandbox, &job.id) => {
+                job_exit_code(&sandbox, &job.id)
             }
             _ => Err(refusal(&args.name, &message).into()),
         },
-        End::Gone => Err(Failure::failed("the sandbox ended before the job did").into()),
+        AttachmentEnd::Closed => {
+            Err(Failure::failed("the sandbox ended before the job did").into())
+        }
     }
 }
 
-fn open(connection: Connection, request: &Request) -> anyhow::Result<Call> {
+fn open(connection: ClientConnection, request: &Request) -> anyhow::Result<ClientCall> {
     Ok(connection.open(request)?)
 }
 
 fn find(sandbox: &Sandbox, id: &str) -> anyhow::Result<Job> {
     let known = Jobs::of(sandbox)?;
     let job = known.find(id).cloned();
-    job.with_context(|| no_such_job(&sandbox.name, id))
+    job.with_context(|| unknown_job(&sandbox.name, id))
 }
 
-fn runs(sandbox: &Sandbox, id: &str) -> bool {
+/// Returns the running job of a sandbox that has one.
+fn only_job(sandbox: &Sandbox) -> anyhow::Result<Job> {
+    let (name, alive) = (&sandbox.name, sandbox.is_alive()?);
+    let mut running = Jobs::of(sandbox)?.jobs;
+    running.retain(|job| job.state(alive) == JobState::Running);
+    match (running.pop(), running.is_empty()) {
+        (Some(job), true) => Ok(job),
+        (Some(_), false) => Err(Failure::usage(format!("the sandbox '{name}' has several jobs"))
+            .hint(format!("list them: msb jobs {name}"))
+            .into()),
+        (None, _) => Err(Failure::wrong_state(format!("the sandbox '{name}' has no running job"))
+            .hint(format!("follow its main command: msb logs -f {name}"))
+            .into()),
+    }
+}
+
+fn is_running(sandbox: &Sandbox, id: &str) -> bool {
     find(sandbox, id).is_ok_and(|job| job.state(true) == JobState::Running)
 }
 
-/// The exit code of a job that has ended.
-fn ended(sandbox: &Sandbox, id: &str) -> anyhow::Result<u8> {
+/// Returns the exit code of a job that has ended.
+fn job_exit_code(sandbox: &Sandbox, id: &str) -> anyhow::Result<u8> {
     let job = find(sandbox, id)?;
     let code = job
         .exit_code
@@ -134,32 +158,32 @@ fn ended(sandbox: &Sandbox, id: &str) -> anyhow::Result<u8> {
     Ok(code as u8)
 }
 
-/// Shows output and passes input on, until something ends that.
+/// Shows output and forwards input until the attachment ends.
 fn follow(
     args: &AttachArgs,
-    call: Call,
-    output: &mut Output<'_>,
+    call: ClientCall,
+    output: &mut JobOutput<'_>,
     sandbox: &Sandbox,
     (stdin, raw): (bool, bool),
-) -> anyhow::Result<End> {
+) -> anyhow::Result<AttachmentEnd> {
     let (ends, end) = mpsc::channel();
-    let (wake, waker) =
-        rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).context("cannot make a pipe")?;
-    let bell = Bell { ends, waker };
+    let (wake, waker) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+        .context("cannot create a pipe")?;
+    let notifier = EndNotifier { ends, waker };
     if raw {
-        follow_size(call.sender.clone())?;
+        forward_window_size(call.sender.clone())?;
     }
     if stdin {
         let keys = raw.then(|| args.detach_keys.clone());
-        let (sender, bell) = (call.sender.clone(), bell.another()?);
-        spawn("stdin", move || pump_input(&sender, keys, &bell))?;
+        let (sender, notifier) = (call.sender.clone(), notifier.try_clone()?);
+        spawn("stdin", move || pump_input(&sender, keys, &notifier))?;
     }
-    spawn("end", move || wait_for_end(call, &bell))?;
-    let mut watch = Watch::new(sandbox, &Source::COMMANDS);
+    spawn("end", move || wait_for_end(call, &notifier))?;
+    let mut watch = LogWatch::new(sandbox, &LogSource::COMMANDS);
     loop {
         output.show()?;
         if let Ok(end) = end.try_recv() {
-            // All that it printed was in the log before its end was told.
+            // The supervisor writes all output to the log before it reports the end.
             output.show()?;
             return Ok(end);
         }
@@ -167,22 +191,22 @@ fn follow(
     }
 }
 
-/// Tells the main thread of an end.
-struct Bell {
-    ends: mpsc::Sender<End>,
+/// Notifies the main thread of the attachment's end.
+struct EndNotifier {
+    ends: mpsc::Sender<AttachmentEnd>,
     waker: OwnedFd,
 }
 
-impl Bell {
-    fn another(&self) -> anyhow::Result<Bell> {
-        Ok(Bell {
+impl EndNotifier {
+    fn try_clone(&self) -> anyhow::Result<EndNotifier> {
+        Ok(EndNotifier {
             ends: self.ends.clone(),
-            waker: self.waker.try_clone().context("cannot copy a pipe")?,
+            waker: self.waker.try_clone().context("cannot duplicate a pipe")?,
         })
     }
 
-    fn ring(&self, end: End) {
-        // Who does not listen has ended.
+    fn notify(&self, end: AttachmentEnd) {
+        // Send errors mean that the main thread has ended.
         let _ = self.ends.send(end);
         let _ = rustix::io::write(&self.waker, b"!");
     }
@@ -194,21 +218,20 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> anyhow::Result<()>
     Ok(())
 }
 
-fn wait_for_end(mut call: Call, bell: &Bell) {
+fn wait_for_end(mut call: ClientCall, notifier: &EndNotifier) {
     loop {
         match call.reader.receive() {
-            Ok(Some(Incoming::Event {
-                message,
-                last: true,
-            })) => return bell.ring(End::Event(message)),
+            Ok(Some(Incoming::Event { message, last: true })) => {
+                return notifier.notify(AttachmentEnd::Event(message));
+            }
             Ok(Some(_)) => {}
-            Ok(None) | Err(_) => return bell.ring(End::Gone),
+            Ok(None) | Err(_) => return notifier.notify(AttachmentEnd::Closed),
         }
     }
 }
 
-/// Tells the job's terminal our size, now and whenever it changes.
-fn follow_size(sender: Sender) -> anyhow::Result<()> {
+/// Sends the size of this terminal to the job, now and after each change.
+fn forward_window_size(sender: CallSender) -> anyhow::Result<()> {
     let signals = Signals::of(&[signal::SIGWINCH]).context("cannot wait for signals")?;
     spawn("size", move || {
         loop {
@@ -221,9 +244,10 @@ fn follow_size(sender: Sender) -> anyhow::Result<()> {
     })
 }
 
-fn pump_input(sender: &Sender, mut keys: Option<DetachKeys>, bell: &Bell) {
+fn pump_input(sender: &CallSender, mut keys: Option<DetachKeys>, notifier: &EndNotifier) {
     let mut buffer = vec![0; DATA_BYTES];
-    // The descriptor itself: the standard library would read ahead what is not ours to take.
+    // Read from the descriptor directly: the standard library would read ahead and take bytes that
+    // belong to others.
     let mut stdin = io::stdin().lock();
     loop {
         let count = match stdin.read(&mut buffer) {
@@ -232,51 +256,51 @@ fn pump_input(sender: &Sender, mut keys: Option<DetachKeys>, bell: &Bell) {
             Ok(count) => count,
         };
         let typed = &buffer[..count];
-        let (passed, left) = match &mut keys {
+        let (forwarded, detached) = match &mut keys {
             Some(keys) => keys.filter(typed),
             None => (typed.to_vec(), false),
         };
-        if sender.data(STDIN, &passed).is_err() {
+        if sender.data(STDIN, &forwarded).is_err() {
             return;
         }
-        if left {
-            return bell.ring(End::Left);
+        if detached {
+            return notifier.notify(AttachmentEnd::Detached);
         }
     }
-    // When the job is over there is nobody to be told.
+    // An error means that the job has ended.
     let _ = sender.end(STDIN);
 }
 
-/// What the job prints, from the log.
-struct Output<'a> {
-    reader: Reader,
+/// The job's output, read from the log.
+struct JobOutput<'a> {
+    reader: LogReader,
     job: &'a Job,
 }
 
-impl<'a> Output<'a> {
-    fn open(sandbox: &Sandbox, job: &'a Job) -> anyhow::Result<Output<'a>> {
-        let reader = Reader::open(sandbox, &Source::COMMANDS, None)?;
-        Ok(Output { reader, job })
+impl<'a> JobOutput<'a> {
+    fn open(sandbox: &Sandbox, job: &'a Job) -> anyhow::Result<JobOutput<'a>> {
+        let reader = LogReader::open(sandbox, &LogSource::COMMANDS, None)?;
+        Ok(JobOutput { reader, job })
     }
 
-    /// Passes over what is there by now.
+    /// Skips the output so far.
     fn skip(&mut self) -> anyhow::Result<()> {
         while self.next()?.is_some() {}
         Ok(())
     }
 
-    fn next(&mut self) -> anyhow::Result<Option<Entry>> {
+    fn next(&mut self) -> anyhow::Result<Option<LogEntry>> {
         self.reader.next_entry().context("cannot read the log")
     }
 
-    /// Prints what came.
+    /// Prints new output.
     fn show(&mut self) -> anyhow::Result<()> {
         while let Some(entry) = self.next()? {
             if entry.session.as_deref() != Some(&self.job.id) {
                 continue;
             }
-            if entry.source == Source::Stderr {
-                // Whoever closed it wants none of it.
+            if entry.source == LogSource::Stderr {
+                // Ignore errors: a user who closed standard error does not want its output.
                 let _ = io::stderr().write_all(&entry.data);
             } else {
                 let mut stdout = libmsb::cli::output::stdout();

@@ -1,134 +1,237 @@
-//! `msb create`: a sandbox that lasts until it is stopped, and stays after that.
+//! `msb create`: creates a persistent sandbox.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use anyhow::Context;
 use clap::builder::{OsStringValueParser, TypedValueParser};
-use clap::{Args, Parser};
+use clap::error::ContextKind;
+use clap::parser::ValueSource;
+use clap::{Args, CommandFactory, FromArgMatches, Parser};
 use libmsb::cli::args::SandboxName;
-use libmsb::cli::error::{Code, Failure, print_warning};
-use libmsb::cli::output;
+use libmsb::cli::error::{Failure, code, message, print_warning};
+use libmsb::cli::escape::escape;
+use libmsb::cli::{output, verbosity};
 use libmsb::state::Home;
-use libmsb::state::spec::MainBounds;
+use libmsb::state::spec::{MainLimits, Spec};
 
-use super::SettingArgs;
-use super::start::BondArgs;
+use super::start::KeepaliveArgs;
+use super::{CommandContextArgs, QuietArgs};
+use crate::command_words;
 use crate::launch::launch;
-use crate::make::{MakeArgs, discard_unchanged, make};
-use crate::microsandbox::{self, Stored};
-use crate::root::{TypedRoot, parse_root};
+use crate::microsandbox;
+use crate::new_sandbox::{SandboxArgs, create_sandbox, discard, discard_unstarted};
+use crate::root::{RootArg, parse_root};
+use crate::snapshot::option::SnapshotOption;
 
 const TOOL: &str = "msb-create";
 
-/// Make a sandbox from an image, and start it
+/// Create a persistent sandbox and start it
 #[derive(Debug, Parser)]
 #[command(
     name = TOOL,
     version,
-    override_usage = "msb create [OPTIONS] IMAGE [-- COMMAND...]",
+    override_usage = "msb create [OPTIONS] IMAGE [COMMAND...]",
     after_help = "Examples:\n  msb create --name web --label team=ml nginx\n  name=$(msb create --no-start alpine)"
 )]
 pub(crate) struct CreateArgs {
-    /// The image; or a folder or disk image of the host as the whole root, by its path
-    #[arg(required_unless_present = "from_microsandbox", value_parser = OsStringValueParser::new().try_map(parse_root))]
-    image: Option<TypedRoot>,
-    /// The main command and its arguments, in place of the image's
+    /// Image, or the path of a directory or disk image as the root
+    ///
+    /// A path is that of **Root from a host path** in msb-run(1).
+    #[arg(
+        required_unless_present_any = ["from_microsandbox", "snapshot"],
+        value_parser = OsStringValueParser::new().try_map(parse_root)
+    )]
+    image: Option<RootArg>,
+    /// Main command and arguments, instead of the command of the image
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<OsString>,
-    /// Name of the sandbox (default: a new one, which is printed)
+    /// Name the sandbox [default: a generated name]
     #[arg(short, long)]
     name: Option<SandboxName>,
     #[command(flatten)]
-    from: FromArgs,
-    /// Only make it
-    #[arg(long, conflicts_with = "bond_fd")]
+    quiet: QuietArgs,
+    #[command(flatten)]
+    from: ImportArgs,
+    /// Create the sandbox without starting it
+    #[arg(long, conflicts_with = "bond_fd", help_heading = "Lifetime")]
     no_start: bool,
     #[command(flatten)]
-    bond: BondArgs,
+    keepalive: KeepaliveArgs,
     #[command(flatten)]
-    setting: SettingArgs,
+    context: CommandContextArgs,
     #[command(flatten)]
-    making: MakeArgs,
+    sandbox_args: SandboxArgs,
+    #[command(flatten)]
+    from_snapshot: SnapshotOption,
 }
 
-/// A sandbox of another program that this one is to be like.
+/// Options to create a sandbox from a configuration of another program.
 #[derive(Debug, Args)]
-struct FromArgs {
-    /// Make it as a stored configuration of microsandbox 0.5 says; what is typed has the last word
-    #[arg(long, value_name = "FILE")]
+struct ImportArgs {
+    /// Import a stored configuration of microsandbox 0.5; other options override it
+    ///
+    /// FILE holds what `inspect --format json` of that program prints, or its field `config`; `-` is
+    /// standard input. The image argument can be omitted. The sandbox runs until it is stopped. Every field is
+    /// imported, or it is an error that names the field. Unsupported are TLS interception, secrets,
+    /// VMware disks, `stat_virtualization` and `host_permissions` with other values than the
+    /// defaults, fixed addresses of the interface and `trust_host_cas`. `registry_auth` is used for
+    /// the pull of the image and is not stored. A warning names `log_level`, which has no meaning
+    /// here, a volume that is new, and an image with another digest than the stored one.
+    #[arg(long, value_name = "FILE", help_heading = "Guest setup")]
     from_microsandbox: Option<PathBuf>,
-    /// With that, leave out what sandboxes of this version cannot have, in place of an error
-    #[arg(long, requires = "from_microsandbox")]
-    leave_out: bool,
+    /// With --from-microsandbox, import the rest without an unsupported field
+    ///
+    /// FIELD is the name in the error, such as `mounts.2`; several are separated by commas. A
+    /// warning repeats each. A field without which the sandbox would be less restricted, and a
+    /// field that this version does not know, cannot be left out: `network.tls`,
+    /// `network.policy.rules.N`, `network.dns.nameservers.N` and `network.max_connections`.
+    #[arg(
+        long,
+        value_name = "FIELD",
+        value_delimiter = ',',
+        requires = "from_microsandbox",
+        help_heading = "Guest setup"
+    )]
+    leave_out: Vec<String>,
 }
 
-impl FromArgs {
-    /// What the file says, if there is one. What of it cannot be had is told.
-    fn read(&self) -> anyhow::Result<Option<Stored>> {
-        let Some(path) = &self.from_microsandbox else {
-            return Ok(None);
-        };
-        let stored = microsandbox::read(path)?;
-        if !stored.lacking.is_empty() && !self.leave_out {
-            let lacking = stored.lacking.join("; ");
-            return Err(Failure::failed(format!(
-                "the configuration has what sandboxes of this version cannot have: {lacking}"
-            ))
-            .code(Code::UnsupportedOperation)
-            .hint("make it without: --leave-out")
-            .into());
+impl ImportArgs {
+    /// Returns whether the configuration is read from standard input.
+    fn is_stdin(&self) -> bool {
+        self.from_microsandbox.as_deref() == Some(Path::new(microsandbox::STDIN))
+    }
+}
+
+/// Adds the arguments of a stored configuration before the typed ones. Returns them with the digest
+/// of the stored image, unless another image is typed.
+fn import(
+    home: &Home,
+    typed: CreateArgs,
+    words: Vec<OsString>,
+) -> anyhow::Result<(CreateArgs, Option<String>)> {
+    let Some(path) = &typed.from.from_microsandbox else {
+        return Ok((typed, None));
+    };
+    let command = verbosity::with_options(CreateArgs::command());
+    let words = command_words::separate(&command, words);
+    let matches = command.clone().ignore_errors(true).get_matches_from(&words);
+    let import = microsandbox::import(path, &typed.from.leave_out, |option| {
+        let id = option.replace('-', "_");
+        matches.value_source(&id) == Some(ValueSource::CommandLine)
+    })?;
+    for warning in &import.warnings {
+        print_warning(TOOL, warning);
+    }
+    let imported = [OsString::from(TOOL)].into_iter().chain(import.arguments);
+    let all = imported.chain(words.into_iter().skip(1));
+    let merged = command.try_get_matches_from(all);
+    let args = merged.and_then(|matches| CreateArgs::from_arg_matches(&matches));
+    let mut args = args.map_err(|error| invalid_value(path, &error))?;
+    args.sandbox_args.imported = import.spec;
+    args.name = match args.name {
+        None => import.name.as_deref().map(str::parse).transpose()?,
+        typed => typed,
+    };
+    let digest = import.manifest_digest.filter(|_| args.image.is_none());
+    args.image = args.image.or(import.root);
+    warn_of_new_volumes(home, &import.volume_names);
+    Ok((args, digest))
+}
+
+/// Returns the error about a value of a stored configuration that an option does not take. Values
+/// are never printed: some are secrets.
+fn invalid_value(path: &Path, error: &clap::Error) -> Failure {
+    let option = error.get(ContextKind::InvalidArg).map(ToString::to_string).unwrap_or_default();
+    let option = option.split([' ', '=']).next().unwrap_or_default().to_owned();
+    Failure::usage(format!("'{}' has an invalid value for {option}", path.display()))
+}
+
+/// Warns of volumes that are created now: their data are those of the other program.
+fn warn_of_new_volumes(home: &Home, names: &[String]) {
+    for name in names {
+        let found = name.parse().is_ok_and(|name| home.volumes().find(&name).is_ok());
+        if !found {
+            let name = escape(name);
+            print_warning(
+                TOOL,
+                &format!("the volume '{name}' is new: copy the data of microsandbox's"),
+            );
         }
-        for what in stored.lacking.iter().chain(&stored.unused) {
-            print_warning(TOOL, &format!("left out: {what}"));
-        }
-        Ok(Some(stored))
     }
 }
 
-/// Takes over what a stored configuration says where nothing was typed.
-fn fill_in(args: &mut CreateArgs, stored: &Stored) -> anyhow::Result<()> {
-    args.making.fill_in(stored)?;
-    args.setting.fill_in(stored);
-    if args.image.is_none() {
-        args.image = stored.root()?;
+/// Warns of an image whose contents are not those of the stored sandbox.
+fn warn_of_another_image(spec: &Spec, stored_digest: Option<&str>) {
+    let (Some(stored), Some(image)) = (stored_digest, spec.root.image()) else {
+        return;
+    };
+    let found = image.manifest_digest.to_string();
+    if found != stored {
+        let (reference, stored) = (escape(&image.reference), escape(stored));
+        print_warning(
+            TOOL,
+            &format!("the image '{reference}' is {found}; the stored sandbox had {stored}"),
+        );
     }
-    if args.name.is_none() {
-        args.name = stored.name.as_deref().map(str::parse).transpose()?;
-    }
-    Ok(())
 }
 
-pub(crate) fn run(mut args: CreateArgs) -> anyhow::Result<()> {
+/// Returns the error of an imported sandbox that failed to start, without a hint at its logs.
+fn removed_import(error: &anyhow::Error) -> Failure {
+    Failure::failed(message(error))
+        .code(code(error))
+        .hint("the sandbox was removed again; correct the configuration, or leave a field out")
+}
+
+pub(crate) fn run(args: CreateArgs) -> anyhow::Result<()> {
+    args.quiet.apply();
+    args.sandbox_args.apply_log_level();
     let home = Home::from_env()?;
-    let chose_name = args.name.is_some();
-    if let Some(stored) = args.from.read()? {
-        fill_in(&mut args, &stored)?;
+    if args.from.is_stdin() && args.keepalive.number() == Some(0) {
+        let message = "standard input cannot be both the configuration and the keepalive pipe";
+        return Err(Failure::usage(message).into());
     }
-    let image = args
-        .image
-        .as_ref()
-        .context(Failure::usage("the configuration names no image"))?;
-    let made = make(
+    // Before anything is created: a wrong descriptor leaves no sandbox behind.
+    let keepalive = args.keepalive.open()?;
+    let (args, stored_digest) = import(&home, args, std::env::args_os().collect())?;
+    let ephemeral = args.sandbox_args.removes_sandbox();
+    if ephemeral && args.no_start {
+        return Err(Failure::usage("--rm without a path cannot be used with --no-start").into());
+    }
+    let root = if args.from_snapshot.is_given() || args.image.is_some() {
+        args.from_snapshot.root(args.image.as_ref())?
+    } else {
+        return Err(Failure::usage("the configuration names no image").into());
+    };
+    let created = create_sandbox(
         &home,
-        image,
+        &root,
         args.name.as_ref(),
-        false,
-        (&args.making, &args.setting, &args.command),
-        MainBounds::default(),
-        |_| Ok(()),
+        ephemeral,
+        (&args.sandbox_args, &args.context, &args.command),
+        MainLimits::default(),
+        |spec| {
+            warn_of_another_image(spec, stored_digest.as_deref());
+            Ok(())
+        },
     )?;
-    let name = made.sandbox.name.clone();
+    for warning in &created.warnings {
+        print_warning(TOOL, warning);
+    }
+    let name = created.sandbox.name.clone();
     if !args.no_start {
-        let bond = args.bond.take()?;
-        let started = launch(&name, made.lock, bond).and_then(|mut new| new.wait_until_ready());
+        let started =
+            launch(&name, created.lock, keepalive).and_then(|mut new| new.wait_until_ready());
         if let Err(error) = started {
-            discard_unchanged(&made.sandbox)?;
+            if args.from.from_microsandbox.is_some() {
+                // The imported sandbox is still in microsandbox: a second attempt starts afresh.
+                discard(&created.sandbox)?;
+                created.volumes.discard();
+                return Err(removed_import(&error).into());
+            }
+            discard_unstarted(&created.sandbox)?;
             return Err(error);
         }
     }
-    if !chose_name {
-        output::print(&name)?;
-    }
-    Ok(())
+    created.volumes.keep();
+    Ok(output::print(&name)?)
 }

@@ -1,8 +1,9 @@
-//! `msb events`: what happens to sandboxes, as JSON lines.
+//! `msb events`: prints the events of sandboxes, as JSON lines.
 //!
-//! The file of events is read from where the user wants it, line by line as it was written; then its folder is watched.
-//! When the file is set aside, the rest of it is read before the new one.
+//! Reads the event log from the requested position, line by line as it was written, and then
+//! watches its directory. After a log rotation the rest of the old file is read before the new one.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::os::fd::OwnedFd;
@@ -14,13 +15,13 @@ use clap::Parser;
 use libmsb::cli::args::{SandboxName, parse_duration};
 use libmsb::cli::error::Failure;
 use libmsb::cli::output;
-use libmsb::events::{Event, set_aside};
+use libmsb::events::{Event, rotated_path};
 use libmsb::jsonl::{self, LINE_BYTES_MAX};
 use libmsb::state::Home;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify;
 
-/// Print what happens to sandboxes, as JSON lines, from now on
+/// Print events of sandboxes as JSON lines
 #[derive(Debug, Parser)]
 #[command(
     name = "msb-events",
@@ -28,61 +29,57 @@ use rustix::fs::inotify;
     after_help = "Examples:\n  msb events\n  msb events --since 1h --no-follow | jq -r 'select(.type == \"crashed\").sandbox'"
 )]
 pub(crate) struct EventsArgs {
-    /// Only of these sandboxes
+    /// Print events of these sandboxes only
     #[arg(value_name = "NAME")]
     names: Vec<SandboxName>,
-    /// From there on: a time as in RFC 3339, or how long ago, as 10m
-    #[arg(long, value_name = "TIME", value_parser = parse_moment)]
+    /// Start at TIME: RFC 3339, or an age such as 10m
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
     since: Option<jiff::Timestamp>,
-    /// Up to there, and then end
-    #[arg(long, value_name = "TIME", value_parser = parse_moment)]
+    /// Print events up to TIME, then exit
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
     until: Option<jiff::Timestamp>,
-    /// Only events of this type, as 'crashed'
+    /// Print events of this type only, such as crashed
     #[arg(long = "type", value_name = "TYPE")]
     types: Vec<String>,
-    /// Print what there is, and end
+    /// Print the events so far, then exit
     #[arg(long)]
     no_follow: bool,
 }
 
-/// `2026-11-23T14:05:09Z`, or `10m` for ten minutes ago.
-fn parse_moment(text: &str) -> Result<jiff::Timestamp, Failure> {
-    if let Ok(moment) = text.parse() {
-        return Ok(moment);
+/// Parses a time such as `2026-11-23T14:05:09Z`, or a duration before now such as `10m`.
+fn parse_time(text: &str) -> Result<jiff::Timestamp, Failure> {
+    if let Ok(time) = text.parse() {
+        return Ok(time);
     }
-    let wrong = |_| {
+    let invalid = |_| {
         Failure::usage(format!(
             "'{}' is neither a time such as 2026-11-23T14:05:09Z nor a duration such as 10m",
             libmsb::cli::escape::escape(text)
         ))
     };
-    let ago = parse_duration(text).map_err(wrong)?;
+    let ago = parse_duration(text).map_err(invalid)?;
     let past = jiff::Timestamp::now().checked_sub(ago);
-    past.map_err(|_| Failure::usage(format!("'{text}' is too long ago")))
+    past.map_err(|_| Failure::usage(format!("the time '{text}' is out of range")))
 }
 
 pub(crate) fn run(args: EventsArgs) -> anyhow::Result<()> {
     let home = Home::from_env()?;
     let log = home.events();
-    // Watched before it is read: nothing falls between.
-    let watch = (!args.no_follow)
-        .then(|| Watch::new(home.root()))
-        .transpose()?;
+    // Watch before reading, so that no event is missed between.
+    let watch = (!args.no_follow).then(|| DirectoryWatch::new(home.root())).transpose()?;
     let all = args.since.is_some() || args.no_follow;
-    let mut reader = LogReader::open(&log, all)?;
+    let mut reader = EventLogReader::open(&log, all)?;
     loop {
         while let Some(line) = reader.next_line()? {
-            if is_over(&line, &args) {
+            if is_past_end(&line, &args) {
                 return Ok(());
             }
-            if is_wanted(&line, &args) {
-                output::print(&jsonl::escape_text(line.trim_end()))?;
+            if matches_filters(&line, &args) {
+                output::print(&jsonl::escape_text(&with_common_time(line.trim_end())))?;
             }
         }
         let Some(watch) = &watch else { return Ok(()) };
-        let left = args
-            .until
-            .map(|until| until.duration_since(jiff::Timestamp::now()));
+        let left = args.until.map(|until| until.duration_since(jiff::Timestamp::now()));
         if left.is_some_and(|left| left.is_negative()) {
             return Ok(());
         }
@@ -90,46 +87,60 @@ pub(crate) fn run(args: EventsArgs) -> anyhow::Result<()> {
     }
 }
 
-/// A line that cannot be understood was cut off by a power cut or a full disk: it says nothing to anybody.
-fn is_wanted(line: &str, args: &EventsArgs) -> bool {
+/// Returns an event with its time in the common form: logs of earlier versions have another one. The
+/// time is the first field.
+fn with_common_time(line: &str) -> Cow<'_, str> {
+    const START: &str = "{\"t\":\"";
+    let parts = line.strip_prefix(START).and_then(|rest| rest.split_once('"'));
+    match parts.map(|(time, rest)| (time.parse::<jiff::Timestamp>(), rest)) {
+        Some((Ok(time), rest)) => {
+            Cow::Owned(format!("{START}{}\"{rest}", libmsb::time::text(time)))
+        }
+        _ => Cow::Borrowed(line),
+    }
+}
+
+/// Returns whether an event passes the filters. A line that cannot be parsed was truncated by a
+/// power failure or a full disk, and is ignored.
+fn matches_filters(line: &str, args: &EventsArgs) -> bool {
     let Ok(event) = serde_json::from_str::<Event>(line) else {
         return false;
     };
     let named = args.names.iter().any(|name| name.as_str() == event.sandbox);
-    let typed = args.types.iter().any(|name| name == event.what.word());
+    let typed = args.types.iter().any(|name| name == event.what.name());
     (args.names.is_empty() || named)
         && (args.types.is_empty() || typed)
         && args.since.is_none_or(|since| event.t >= since)
 }
 
-fn is_over(line: &str, args: &EventsArgs) -> bool {
+fn is_past_end(line: &str, args: &EventsArgs) -> bool {
     let Some(until) = args.until else {
         return false;
     };
     serde_json::from_str::<Event>(line).is_ok_and(|event| event.t > until)
 }
 
-/// Reads the lines of the log, over the moments when a full file is set aside.
-struct LogReader {
+/// A reader of the event log that handles log rotation.
+struct EventLogReader {
     path: PathBuf,
-    /// What is still to be read of the file that was set aside.
+    /// Unread rest of the rotated file.
     old: Option<BufReader<File>>,
     current: Option<BufReader<File>>,
-    /// The begin of a line whose end is not there yet.
+    /// Incomplete line at the end of the file.
     partial: Vec<u8>,
 }
 
-impl LogReader {
-    /// From the begin of the older file, or from the end of the current one.
-    fn open(path: &Path, all: bool) -> anyhow::Result<LogReader> {
-        let mut reader = LogReader {
+impl EventLogReader {
+    /// Opens the log at the start of the older file, or at the end of the current one.
+    fn open(path: &Path, all: bool) -> anyhow::Result<EventLogReader> {
+        let mut reader = EventLogReader {
             path: path.to_owned(),
             old: None,
             current: open(path)?,
             partial: Vec::new(),
         };
         if all {
-            reader.old = open(&set_aside(path))?;
+            reader.old = open(&rotated_path(path))?;
         } else if let Some(current) = &mut reader.current {
             std::io::Seek::seek(current, std::io::SeekFrom::End(0))?;
         }
@@ -154,10 +165,10 @@ impl LogReader {
             if let Some(line) = read_line(current, &mut self.partial)? {
                 return Ok(Some(line));
             }
-            if is_still(current.get_ref(), &self.path) {
+            if is_same_file(current.get_ref(), &self.path) {
                 return Ok(None);
             }
-            // It was set aside: what was written to it in between is read once more, then the new one.
+            // The log was rotated: read the rest of the old file, then the new one.
             self.old = self.current.take();
         }
     }
@@ -171,7 +182,7 @@ fn open(path: &Path) -> anyhow::Result<Option<BufReader<File>>> {
     }
 }
 
-/// A whole line, or nothing: what there is of a line stays in `partial`.
+/// Reads a complete line. An incomplete one stays in `partial`.
 fn read_line(
     reader: &mut BufReader<File>,
     partial: &mut Vec<u8>,
@@ -187,7 +198,7 @@ fn read_line(
     Ok(Some(String::from_utf8_lossy(&line).into_owned()))
 }
 
-fn is_still(file: &File, path: &Path) -> bool {
+fn is_same_file(file: &File, path: &Path) -> bool {
     use std::os::unix::fs::MetadataExt;
     let (Ok(open), Ok(named)) = (file.metadata(), std::fs::metadata(path)) else {
         return true;
@@ -195,45 +206,57 @@ fn is_still(file: &File, path: &Path) -> bool {
     (open.dev(), open.ino()) == (named.dev(), named.ino())
 }
 
-/// Wakes when something in the state directory changes.
-struct Watch(OwnedFd);
+/// A watch on the state directory, through inotify.
+struct DirectoryWatch(OwnedFd);
 
-impl Watch {
-    fn new(folder: &Path) -> anyhow::Result<Watch> {
-        let cannot = || format!("cannot watch '{}'", folder.display());
+impl DirectoryWatch {
+    fn new(directory: &Path) -> anyhow::Result<DirectoryWatch> {
+        let cannot = || format!("cannot watch '{}'", directory.display());
         let inotify = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)
             .with_context(cannot)?;
         let flags = inotify::WatchFlags::MODIFY
             | inotify::WatchFlags::CREATE
             | inotify::WatchFlags::MOVED_TO;
-        match inotify::add_watch(&inotify, folder, flags) {
-            Ok(_) => Ok(Watch(inotify)),
+        match inotify::add_watch(&inotify, directory, flags) {
+            Ok(_) => Ok(DirectoryWatch(inotify)),
             Err(rustix::io::Errno::NOENT) => Err(Failure::not_found(format!(
-                "there is no state directory '{}' yet",
-                folder.display()
+                "the state directory '{}' does not exist yet",
+                directory.display()
             ))
-            .hint("it is made with the first image or sandbox")
+            .hint("create a sandbox first: msb create IMAGE")
             .into()),
             Err(error) => Err(error).with_context(cannot),
         }
     }
 
-    fn wait(&self, patience: Option<Duration>) -> anyhow::Result<()> {
-        let patience = patience.map(|patience| Timespec {
-            tv_sec: patience.as_secs().try_into().unwrap_or(i64::MAX),
-            tv_nsec: i64::from(patience.subsec_nanos()),
+    fn wait(&self, timeout: Option<Duration>) -> anyhow::Result<()> {
+        let timeout = timeout.map(|timeout| Timespec {
+            tv_sec: timeout.as_secs().try_into().unwrap_or(i64::MAX),
+            tv_nsec: i64::from(timeout.subsec_nanos()),
         });
-        match poll(
-            &mut [PollFd::new(&self.0, PollFlags::IN)],
-            patience.as_ref(),
-        ) {
+        match poll(&mut [PollFd::new(&self.0, PollFlags::IN)], timeout.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error).context("cannot wait for events"),
         }
-        // What changed does not matter: the log is looked at.
+        // Drop the notifications: the caller reads the log in any case.
         let mut buffer = [std::mem::MaybeUninit::uninit(); 4096];
         let mut changes = inotify::Reader::new(&self.0, &mut buffer);
         while changes.next().is_ok() {}
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_of_an_earlier_version_gets_the_common_form_of_its_time() {
+        let rest = r#"","type":"frozen","sandbox":"web"}"#;
+        let old = format!("{{\"t\":\"2026-11-23T14:05:09.123456789Z{rest}");
+        let new = format!("{{\"t\":\"2026-11-23T14:05:09.123456+00:00{rest}");
+        assert_eq!(with_common_time(&old), new);
+        assert_eq!(with_common_time(&new), new);
+        assert_eq!(with_common_time("{}"), "{}");
     }
 }

@@ -1,71 +1,79 @@
-//! `msb jobs`: commands of a sandbox that go on without a client, and how those of before ended.
-
-use std::time::SystemTime;
+//! `msb jobs`: lists the jobs of a sandbox, with the outcome of ended ones.
 
 use clap::{Parser, ValueEnum};
 use libmsb::cli::args::SandboxName;
-use libmsb::cli::error::{Code, Failure};
+use libmsb::cli::error::{Code, Failure, print_remark};
 use libmsb::cli::output;
-use libmsb::cli::style::{Table, age};
+use libmsb::cli::style::{Table, when};
 use libmsb::state::Home;
 use libmsb::state::jobs::{Job, JobState, Jobs};
 use msb_wire::text::Text;
 use serde::Serialize;
 
-use super::ps::{command_line, shortened};
+use super::ps::{command_line, truncate_command};
 
-/// List the jobs of a sandbox: commands that go on without a client
+const TOOL: &str = "msb-jobs";
+
+/// List the jobs of a sandbox: commands that run without a client
 #[derive(Debug, Parser)]
 #[command(
-    name = "msb-jobs",
+    name = TOOL,
     version,
     after_help = "Examples:\n  msb jobs worker\n  msb jobs worker --format json | jq -r '.[] | select(.exit_code != 0).id'"
 )]
 pub(crate) struct JobsArgs {
-    /// The sandbox, running or not
+    /// Name of the sandbox, running or not
     name: SandboxName,
-    /// Only these, by their ids
+    /// List these jobs only, by ID
     #[arg(value_name = "JOB")]
     jobs: Vec<String>,
-    /// Only those that run
+    /// List running jobs only
     #[arg(long)]
     running: bool,
-    /// How to print them
+    /// Print an array of JSON objects
+    ///
+    /// Each object has `id`, `status`, `command` (an array), `tty`, `stdin` (whether the job
+    /// accepts input), `pid` (in the guest), `started_at`, `ended_at`, `exit_code`, `timed_out` and
+    /// `oom_killed`.
     #[arg(long, value_enum)]
-    format: Option<Format>,
-    /// Ids only, one a line
+    format: Option<JobsFormat>,
+    /// Print local times instead of ages
+    #[arg(long)]
+    absolute: bool,
+    /// Print IDs only, one per line
     #[arg(short, long, conflicts_with = "format")]
     quiet: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Format {
-    /// One JSON array
+enum JobsFormat {
     Json,
 }
 
-/// A job as programs see it.
+/// JSON form of a job.
 #[derive(Serialize)]
-pub(super) struct Row<'a> {
+pub(super) struct JobRow<'a> {
     id: &'a str,
     status: &'static str,
     command: &'a [Text],
     tty: bool,
     stdin: bool,
     pid: Option<u32>,
+    #[serde(with = "libmsb::time")]
     started_at: jiff::Timestamp,
+    #[serde(with = "libmsb::time::optional")]
     ended_at: Option<jiff::Timestamp>,
     exit_code: Option<i32>,
     timed_out: bool,
     oom_killed: bool,
 }
 
-impl<'a> Row<'a> {
-    /// A job, given what it is.
-    pub(super) fn of(job: &'a Job, state: JobState) -> Row<'a> {
-        Row {
+impl<'a> JobRow<'a> {
+    /// Returns the JSON form of a job in the given state.
+    pub(super) fn of(job: &'a Job, state: JobState) -> JobRow<'a> {
+        JobRow {
             id: &job.id,
-            status: state.word(),
+            status: state.name(),
             command: &job.command,
             tty: job.tty,
             stdin: job.stdin,
@@ -81,11 +89,11 @@ impl<'a> Row<'a> {
 
 pub(crate) fn run(args: JobsArgs) -> anyhow::Result<()> {
     let sandbox = Home::from_env()?.sandboxes().find(&args.name)?;
-    // Asked first: a job without an end in a file that is read later was running then.
+    // Check the lock first: a job without an end in the file read later was running at this time.
     let alive = sandbox.is_alive()?;
     let known = Jobs::of(&sandbox)?;
     if let Some(id) = args.jobs.iter().find(|id| known.find(id).is_none()) {
-        return Err(no_such_job(&args.name, id).into());
+        return Err(unknown_job(&args.name, id).into());
     }
     let jobs: Vec<(&Job, JobState)> = known
         .jobs
@@ -94,11 +102,9 @@ pub(crate) fn run(args: JobsArgs) -> anyhow::Result<()> {
         .filter(|(job, _)| args.jobs.is_empty() || args.jobs.contains(&job.id))
         .filter(|(_, state)| !args.running || *state == JobState::Running)
         .collect();
-    if args.format == Some(Format::Json) {
-        let rows: Vec<Row<'_>> = jobs
-            .iter()
-            .map(|(job, state)| Row::of(job, *state))
-            .collect();
+    if args.format == Some(JobsFormat::Json) {
+        let rows: Vec<JobRow<'_>> =
+            jobs.iter().map(|(job, state)| JobRow::of(job, *state)).collect();
         return Ok(output::print_json(&rows)?);
     }
     if args.quiet {
@@ -108,29 +114,28 @@ pub(crate) fn run(args: JobsArgs) -> anyhow::Result<()> {
         return Ok(());
     }
     if jobs.is_empty() {
-        eprintln!("no jobs");
+        print_remark(TOOL, "no jobs");
         return Ok(());
     }
-    Ok(table(&jobs).print()?)
+    Ok(table(&jobs, args.absolute).print()?)
 }
 
-fn table(jobs: &[(&Job, JobState)]) -> Table {
+fn table(jobs: &[(&Job, JobState)], absolute: bool) -> Table {
     let mut table = Table::new(&["JOB", "STATUS", "STARTED", "COMMAND"]);
-    let now = SystemTime::now();
     for (job, state) in jobs {
         table.row([
             job.id.clone(),
             status(job, *state),
-            age(&SystemTime::from(job.started_at), now),
-            shortened(&command_line(&job.command)),
+            when(job.started_at, absolute),
+            truncate_command(&command_line(&job.command)),
         ]);
     }
     table
 }
 
-/// The state, and how it came to that.
+/// Describes the state of a job and its outcome.
 fn status(job: &Job, state: JobState) -> String {
-    let word = state.word();
+    let word = state.name();
     match job.exit_code {
         Some(_) if job.timed_out => format!("{word} (timed out)"),
         Some(_) if job.oom_killed => format!("{word} (out of memory)"),
@@ -139,10 +144,10 @@ fn status(job: &Job, state: JobState) -> String {
     }
 }
 
-/// What is said of an id that nobody knows.
-pub(super) fn no_such_job(sandbox: &SandboxName, id: &str) -> Failure {
+/// Returns the error for an unknown job ID.
+pub(super) fn unknown_job(sandbox: &SandboxName, id: &str) -> Failure {
     let id = libmsb::cli::escape::escape(id);
     Failure::not_found(format!("there is no job '{id}' in the sandbox '{sandbox}'"))
         .code(Code::NotFound)
-        .hint(format!("`msb jobs {sandbox}` lists them"))
+        .hint(format!("list the jobs: msb jobs {sandbox}"))
 }

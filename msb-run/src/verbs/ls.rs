@@ -1,58 +1,64 @@
-//! `msb ls`: the sandboxes.
+//! `msb ls`: lists the sandboxes.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::time::SystemTime;
 
 use clap::{Parser, ValueEnum};
-use libmsb::cli::error::message;
+use libmsb::cli::error::{message, print_remark};
 use libmsb::cli::output;
-use libmsb::cli::style::{Table, age};
+use libmsb::cli::style::{Table, when};
 use libmsb::reference::Reference;
 use libmsb::selector::Selector;
 use libmsb::state::Home;
-use libmsb::state::sandboxes::{Entry, Seen};
+use libmsb::state::sandboxes::{SandboxEntry, SandboxSnapshot};
 use libmsb::state::status::Reason;
 use serde::Serialize;
 
-use super::selection::Listing;
+use super::filter::Filter;
+use super::selection::ListingArgs;
 
-/// The status of a sandbox whose files cannot be read.
+/// Status of a sandbox whose files cannot be read.
 const BROKEN: &str = "Broken";
+
+const TOOL: &str = "msb-ls";
 
 /// List sandboxes
 #[derive(Debug, Parser)]
 #[command(
-    name = "msb-ls",
+    name = TOOL,
     version,
     after_help = "Examples:\n  msb ls --label team=ml\n  msb ls --format json | jq -r '.[] | select(.status == \"Crashed\").name'"
 )]
 pub(crate) struct LsArgs {
-    /// Only those that run
+    /// List only sandboxes that are starting, running, paused or stopping
     #[arg(long, conflicts_with = "stopped")]
     running: bool,
-    /// Only those that do not run
+    /// List only the other sandboxes
     #[arg(long)]
     stopped: bool,
+    /// List all sandboxes (the default; accepted for compatibility with docker)
+    #[arg(short, long, conflicts_with_all = ["running", "stopped"])]
+    all: bool,
     #[command(flatten)]
-    listing: Listing,
-    /// How to print them
+    listing: ListingArgs,
+    /// Print an array of JSON objects
     #[arg(long, value_enum)]
-    format: Option<Format>,
+    format: Option<LsFormat>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Format {
-    /// One JSON array
+enum LsFormat {
     Json,
 }
 
 #[derive(Serialize)]
-struct Row<'a> {
+struct LsRow<'a> {
     name: &'a str,
     status: &'a str,
     image: Option<Cow<'a, str>>,
     created_at: Option<String>,
+    /// Time at which the state was entered.
+    updated_at: Option<String>,
     labels: BTreeMap<&'a str, &'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     exit_code: Option<i32>,
@@ -67,15 +73,16 @@ struct Row<'a> {
 }
 
 pub(crate) fn run(args: LsArgs) -> anyhow::Result<()> {
-    let entries = Home::from_env()?.sandboxes().list()?;
-    let chosen: Vec<&Entry> = entries
-        .iter()
-        .filter(|entry| is_chosen(entry, &args))
-        .collect();
-    if args.format == Some(Format::Json) {
-        return Ok(output::print_json(
-            &chosen.iter().map(|entry| row(entry)).collect::<Vec<_>>(),
-        )?);
+    let home = Home::from_env()?;
+    let entries = home.sandboxes().list()?;
+    let mut chosen: Vec<&SandboxEntry> = Vec::new();
+    for entry in &entries {
+        if is_chosen(&home, entry, &args)? {
+            chosen.push(entry);
+        }
+    }
+    if args.format == Some(LsFormat::Json) {
+        return Ok(output::print_json(&chosen.iter().map(|entry| row(entry)).collect::<Vec<_>>())?);
     }
     if args.listing.quiet {
         for entry in chosen {
@@ -84,53 +91,49 @@ pub(crate) fn run(args: LsArgs) -> anyhow::Result<()> {
         return Ok(());
     }
     if chosen.is_empty() {
-        eprintln!("no sandboxes");
+        print_remark(TOOL, "no sandboxes");
         return Ok(());
     }
     let mut table = Table::new(&["NAME", "STATUS", "IMAGE", "CREATED"]);
-    let now = SystemTime::now();
     for entry in chosen {
-        table.row(cells(entry, now));
+        table.row(cells(entry, args.listing.absolute));
     }
     Ok(table.print()?)
 }
 
-fn is_chosen(entry: &Entry, args: &LsArgs) -> bool {
-    let Ok(seen) = &entry.seen else {
-        return !args.running && args.listing.label.is_empty();
+fn is_chosen(home: &Home, entry: &SandboxEntry, args: &LsArgs) -> anyhow::Result<bool> {
+    let meets_options = match &entry.seen {
+        Ok(seen) => {
+            Selector::all_match(&args.listing.label, &seen.spec.labels)
+                && (!args.running || seen.state.is_active())
+                && (!args.stopped || !seen.state.is_active())
+        }
+        Err(_) => !args.running && args.listing.label.is_empty(),
     };
-    Selector::all_match(&args.listing.label, &seen.spec.labels)
-        && (!args.running || seen.state.is_active())
-        && (!args.stopped || !seen.state.is_active())
+    Ok(meets_options && Filter::all_match(home, &args.listing.filter, entry)?)
 }
 
-fn row(entry: &Entry) -> Row<'_> {
+fn row(entry: &SandboxEntry) -> LsRow<'_> {
     match &entry.seen {
-        Ok(Seen {
-            spec,
-            status,
-            state,
-        }) => Row {
+        Ok(SandboxSnapshot { spec, status, state }) => LsRow {
             name: &entry.name,
-            status: state.word(),
+            status: state.name(),
             image: Some(spec.root.name()),
-            created_at: Some(spec.created_at.to_string()),
-            labels: spec
-                .labels
-                .iter()
-                .map(|(key, value)| (key.as_str(), value.as_str()))
-                .collect(),
+            created_at: Some(libmsb::time::text(spec.created_at)),
+            updated_at: Some(libmsb::time::text(status.since)),
+            labels: spec.labels.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect(),
             exit_code: status.exit_code,
             reason: status.reason,
             message: status.message.as_deref(),
             oom_killed: status.oom_killed,
             error: None,
         },
-        Err(error) => Row {
+        Err(error) => LsRow {
             name: &entry.name,
             status: BROKEN,
             image: None,
             created_at: None,
+            updated_at: None,
             labels: BTreeMap::new(),
             exit_code: None,
             reason: None,
@@ -141,34 +144,24 @@ fn row(entry: &Entry) -> Row<'_> {
     }
 }
 
-/// The state, and why it came to that when it is not what anybody wants.
-fn state(seen: &Seen) -> String {
-    let word = seen.state.word();
-    match seen.status.reason.and_then(Reason::trouble) {
+/// Returns the state, with the reason if the sandbox ended abnormally.
+fn state(seen: &SandboxSnapshot) -> String {
+    let word = seen.state.name();
+    match seen.status.reason.and_then(Reason::problem) {
         Some(why) if !seen.state.is_active() => format!("{word} ({why})"),
         _ => word.to_owned(),
     }
 }
 
-fn cells(entry: &Entry, now: SystemTime) -> [String; 4] {
+fn cells(entry: &SandboxEntry, absolute: bool) -> [String; 4] {
     match &entry.seen {
         Ok(seen) => {
             let image = seen.spec.root.name();
             let image = image
                 .parse::<Reference>()
                 .map_or_else(|_| image.to_string(), |image| image.familiar());
-            [
-                entry.name.clone(),
-                state(seen),
-                image,
-                age(&SystemTime::from(seen.spec.created_at), now),
-            ]
+            [entry.name.clone(), state(seen), image, when(seen.spec.created_at, absolute)]
         }
-        Err(error) => [
-            entry.name.clone(),
-            BROKEN.to_owned(),
-            message(error),
-            String::new(),
-        ],
+        Err(error) => [entry.name.clone(), BROKEN.to_owned(), message(error), String::new()],
     }
 }

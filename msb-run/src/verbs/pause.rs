@@ -1,19 +1,19 @@
-//! `msb pause` and `msb resume`: stop the processors of guests, and let them run again.
+//! `msb pause` and `msb resume`: stop and continue the virtual processors of guests.
 
 use clap::Parser;
 use libmsb::cli::args::SandboxName;
-use libmsb::cli::error::{Code, Failure, Kind};
+use libmsb::cli::error::{Code, ErrorKind, Failure};
 use libmsb::cli::escape::escape;
 use libmsb::state::Home;
 use msb_wire::sandbox::{PauseEvent, PauseFailure, Request};
 
-use super::selection::{Selection, for_each};
+use super::selection::{NamesArgs, SelectionArgs, for_each};
 use super::{answer, connect, refusal};
 
 const PAUSE: &str = "msb-pause";
 const RESUME: &str = "msb-resume";
 
-/// Pause sandboxes: stop the processors of their guests
+/// Pause running sandboxes: stop their virtual CPUs
 #[derive(Debug, Parser)]
 #[command(
     name = PAUSE,
@@ -22,7 +22,9 @@ const RESUME: &str = "msb-resume";
 )]
 pub(crate) struct PauseArgs {
     #[command(flatten)]
-    selection: Selection,
+    selection: SelectionArgs,
+    #[command(flatten)]
+    names: NamesArgs,
 }
 
 /// Resume paused sandboxes
@@ -34,41 +36,49 @@ pub(crate) struct PauseArgs {
 )]
 pub(crate) struct ResumeArgs {
     #[command(flatten)]
-    selection: Selection,
+    selection: SelectionArgs,
+    #[command(flatten)]
+    names: NamesArgs,
 }
 
 pub(crate) fn pause(args: PauseArgs) -> anyhow::Result<()> {
-    change_all(PAUSE, &args.selection, &Request::Pause)
+    change_all(PAUSE, &args.selection, &args.names, &Request::Pause)
 }
 
 pub(crate) fn resume(args: ResumeArgs) -> anyhow::Result<()> {
-    change_all(RESUME, &args.selection, &Request::Resume)
+    change_all(RESUME, &args.selection, &args.names, &Request::Resume)
 }
 
-fn change_all(tool: &'static str, selection: &Selection, request: &Request) -> anyhow::Result<()> {
+fn change_all(
+    tool: &'static str,
+    selection: &SelectionArgs,
+    printed: &NamesArgs,
+    request: &Request,
+) -> anyhow::Result<()> {
     let home = Home::from_env()?;
     let names = selection.names(tool, &home)?;
-    for_each(tool, &names, |name| change(&home, name, request))
+    for_each(tool, &names, |name| {
+        change(&home, name, request)?;
+        Ok(printed.line(name))
+    })
 }
 
 fn change(home: &Home, name: &SandboxName, request: &Request) -> anyhow::Result<()> {
     let message = answer(connect(home, name)?, request)?;
     match serde_json::from_slice(&message) {
         Ok(PauseEvent::Paused | PauseEvent::Resumed) => Ok(()),
-        Ok(PauseEvent::Failed {
-            kind,
-            message,
-            hint,
-        }) => Err(failure(kind, &message, hint.as_deref()).into()),
+        Ok(PauseEvent::Failed { kind, message, hint }) => {
+            Err(failure(kind, &message, hint.as_deref()).into())
+        }
         Err(_) => Err(refusal(name, &message).into()),
     }
 }
 
 fn failure(kind: PauseFailure, message: &str, hint: Option<&str>) -> Failure {
     let (kind, code) = match kind {
-        PauseFailure::WrongState => (Kind::WrongState, Code::WrongState),
-        PauseFailure::UnsupportedOperation => (Kind::Failed, Code::UnsupportedOperation),
-        PauseFailure::Other => (Kind::Failed, Code::Failed),
+        PauseFailure::WrongState => (ErrorKind::WrongState, Code::WrongState),
+        PauseFailure::UnsupportedOperation => (ErrorKind::Failed, Code::UnsupportedOperation),
+        PauseFailure::Other => (ErrorKind::Failed, Code::Failed),
     };
     let failure = Failure::new(kind, escape(message).into_owned()).code(code);
     match hint {

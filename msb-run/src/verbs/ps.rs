@@ -1,125 +1,134 @@
-//! `msb ps`: the sandboxes that run, and what runs in them.
+//! `msb ps`: lists running sandboxes and their main commands.
 
 use std::borrow::Cow;
 use std::net::IpAddr;
-use std::time::SystemTime;
 
 use clap::{Parser, ValueEnum};
 use libmsb::cli::args::SandboxName;
-use libmsb::cli::error::print_warning;
+use libmsb::cli::error::{print_remark, print_warning};
 use libmsb::cli::output;
-use libmsb::cli::style::{Table, age};
+use libmsb::cli::quote::shell_line;
+use libmsb::cli::style::{Table, when};
 use libmsb::selector::Selector;
 use libmsb::state::Home;
-use libmsb::state::sandboxes::{Entry, Seen};
+use libmsb::state::sandboxes::{SandboxEntry, SandboxSnapshot};
 use msb_wire::text::Text;
 use serde::Serialize;
 
-use super::selection::Listing;
+use super::filter::Filter;
+use super::selection::ListingArgs;
+
+const TOOL: &str = "msb-ps";
 
 /// Show running sandboxes and their main commands
 #[derive(Debug, Parser)]
 #[command(
-    name = "msb-ps",
+    name = TOOL,
     version,
     after_help = "Examples:\n  msb ps\n  msb ps web --format json | jq -r .status"
 )]
 pub(crate) struct PsArgs {
-    /// Only this one, whatever its state
-    #[arg(value_name = "NAME", conflicts_with_all = ["all", "label"])]
+    /// Show this sandbox only, in any state
+    #[arg(value_name = "NAME", conflicts_with_all = ["all", "label", "filter"])]
     name: Option<SandboxName>,
-    /// Those that do not run, too
+    /// Include sandboxes that are not running
     #[arg(short, long)]
     all: bool,
     #[command(flatten)]
-    listing: Listing,
-    /// How to print them
+    listing: ListingArgs,
+    /// Print an array of JSON objects, or with NAME one object
     #[arg(long, value_enum)]
-    format: Option<Format>,
+    format: Option<PsFormat>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Format {
-    /// JSON: an array, or one object when a name is given
+enum PsFormat {
     Json,
 }
 
 #[derive(Serialize)]
-struct Row<'a> {
+struct PsRow<'a> {
     name: &'a str,
     status: &'static str,
     image: Cow<'a, str>,
-    /// The main command as a shell would take it; `-` when there is none.
+    /// Main command in shell syntax; `-` if there is none.
     command: String,
-    /// `bind:host->guest/proto`.
+    /// Published ports, as `bind:host->guest/proto`.
     ports: Vec<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", with = "libmsb::time::optional")]
     started_at: Option<jiff::Timestamp>,
     #[serde(skip_serializing_if = "Option::is_none")]
     exit_code: Option<i32>,
 }
 
 pub(crate) fn run(args: PsArgs) -> anyhow::Result<()> {
-    let sandboxes = Home::from_env()?.sandboxes();
+    let home = Home::from_env()?;
+    let sandboxes = home.sandboxes();
     let entries = match &args.name {
-        Some(name) => vec![Entry {
-            name: name.to_string(),
-            seen: Ok(sandboxes.find(name)?.look()?),
-        }],
+        Some(name) => {
+            vec![SandboxEntry {
+                name: name.to_string(),
+                seen: Ok(sandboxes.find(name)?.snapshot()?),
+            }]
+        }
         None => sandboxes.list()?,
     };
     for error in entries.iter().filter_map(|entry| entry.seen.as_ref().err()) {
-        // `msb ls` has a row for it; here nobody knows what it runs.
-        print_warning("msb-ps", &libmsb::cli::error::message(error));
+        // `msb ls` lists it as broken; here its command is unknown.
+        print_warning(TOOL, &libmsb::cli::error::message(error));
     }
-    let rows: Vec<Row<'_>> = entries
-        .iter()
-        .filter_map(|entry| Some((entry.name.as_str(), entry.seen.as_ref().ok()?)))
-        .filter(|(_, seen)| args.name.is_some() || is_chosen(seen, &args))
-        .map(|(name, seen)| row(name, seen))
-        .collect();
+    let mut rows: Vec<PsRow<'_>> = Vec::new();
+    for (entry, seen) in entries.iter().filter_map(|entry| Some((entry, entry.seen.as_ref().ok()?)))
+    {
+        if args.name.is_some() || is_chosen(&home, entry, seen, &args)? {
+            rows.push(row(&entry.name, seen));
+        }
+    }
     match (args.format, &args.name) {
-        (Some(Format::Json), Some(_)) => output::print_json(&rows[0])?,
-        (Some(Format::Json), None) => output::print_json(&rows)?,
+        (Some(PsFormat::Json), Some(_)) => output::print_json(&rows[0])?,
+        (Some(PsFormat::Json), None) => output::print_json(&rows)?,
         (None, _) if args.listing.quiet => {
             rows.iter().try_for_each(|row| output::print(row.name))?
         }
-        (None, _) if rows.is_empty() => eprintln!("no running sandboxes"),
-        (None, _) => table(&rows).print()?,
+        (None, _) if rows.is_empty() => print_remark(TOOL, "no running sandboxes"),
+        (None, _) => table(&rows, args.listing.absolute).print()?,
     }
     Ok(())
 }
 
-fn is_chosen(seen: &Seen, args: &PsArgs) -> bool {
-    (args.all || seen.state.is_active())
+fn is_chosen(
+    home: &Home,
+    entry: &SandboxEntry,
+    seen: &SandboxSnapshot,
+    args: &PsArgs,
+) -> anyhow::Result<bool> {
+    // A filter on the state includes sandboxes that are not running, as with docker.
+    let all = args.all || args.listing.filter.iter().any(Filter::is_status);
+    Ok((all || seen.state.is_active())
         && Selector::all_match(&args.listing.label, &seen.spec.labels)
+        && Filter::all_match(home, &args.listing.filter, entry)?)
 }
 
-fn row<'a>(name: &'a str, seen: &'a Seen) -> Row<'a> {
+fn row<'a>(name: &'a str, seen: &'a SandboxSnapshot) -> PsRow<'a> {
     let words = &seen.spec.command;
-    Row {
+    PsRow {
         name,
-        status: seen.state.word(),
+        status: seen.state.name(),
         image: seen.spec.root.name(),
-        command: if words.is_empty() {
-            "-".to_owned()
-        } else {
-            command_line(words)
-        },
+        command: if words.is_empty() { "-".to_owned() } else { command_line(words) },
         ports: published(seen),
         started_at: seen.status.started_at,
         exit_code: seen.status.exit_code,
     }
 }
 
-/// The words as a shell would take them.
+/// Quotes words as a shell needs them, and joins them.
 pub(super) fn command_line(words: &[Text]) -> String {
-    let words: Vec<String> = words.iter().map(|word| quoted(&word.to_lossy())).collect();
-    words.join(" ")
+    String::from_utf8_lossy(&shell_line(words.iter().map(Text::as_bytes))).into_owned()
 }
 
-/// Published ports of one that runs.
-fn published(seen: &Seen) -> Vec<String> {
+/// Returns the published ports of a running sandbox.
+fn published(seen: &SandboxSnapshot) -> Vec<String> {
     let ports = seen.spec.net.ports.iter();
     let ports = ports.filter(|_| seen.state.is_active());
     ports
@@ -133,52 +142,28 @@ fn published(seen: &Seen) -> Vec<String> {
         .collect()
 }
 
-/// The word as a shell would take it.
-fn quoted(word: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "%+,-./:=@_".contains(c);
-    if !word.is_empty() && word.chars().all(plain) {
-        return word.to_owned();
-    }
-    format!("'{}'", word.replace('\'', "'\\''"))
-}
-
-fn table(rows: &[Row<'_>]) -> Table {
+fn table(rows: &[PsRow<'_>], absolute: bool) -> Table {
     let mut table = Table::new(&["NAME", "STATUS", "IMAGE", "COMMAND", "PORTS", "STARTED"]);
-    let now = SystemTime::now();
     for row in rows {
         let image = row.image.parse::<libmsb::reference::Reference>();
         table.row([
             row.name.to_owned(),
             row.status.to_owned(),
             image.map_or_else(|_| row.image.to_string(), |image| image.familiar()),
-            shortened(&row.command),
+            truncate_command(&row.command),
             row.ports.join(", "),
-            row.started_at
-                .map_or_else(String::new, |time| age(&SystemTime::from(time), now)),
+            row.started_at.map_or_else(String::new, |time| when(time, absolute)),
         ]);
     }
     table
 }
 
-/// A long command would tear the table apart; `inspect` has the whole.
-pub(super) fn shortened(command: &str) -> String {
+/// Shortens a command to the width of its column. `msb inspect` shows all of it.
+pub(super) fn truncate_command(command: &str) -> String {
     const WIDTH: usize = 40;
     if command.chars().count() <= WIDTH {
         return command.to_owned();
     }
-    let begin: String = command.chars().take(WIDTH - 3).collect();
-    format!("{begin}...")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn words_are_quoted_as_a_shell_needs_them() {
-        assert_eq!(quoted("a/b-c=1"), "a/b-c=1");
-        assert_eq!(quoted(""), "''");
-        assert_eq!(quoted("a b"), "'a b'");
-        assert_eq!(quoted("it's"), "'it'\\''s'");
-    }
+    let start: String = command.chars().take(WIDTH - 3).collect();
+    format!("{start}...")
 }

@@ -1,16 +1,16 @@
-//! `msb restart`: stop and start again, with the same disk.
+//! `msb restart`: stops sandboxes and starts them again with the same disk.
 
 use clap::Parser;
 use libmsb::state::Home;
 
-use super::selection::{Selection, for_each};
+use super::selection::{NamesArgs, SelectionArgs, for_each};
 use super::start::start;
-use super::stop::{Patience, stop};
-use crate::launch::Bond;
+use super::stop::{StopTimeout, stop};
+use crate::launch::Keepalive;
 
 const TOOL: &str = "msb-restart";
 
-/// Stop sandboxes, if they run, and start them again
+/// Stop sandboxes and start them again
 #[derive(Debug, Parser)]
 #[command(
     name = TOOL,
@@ -19,9 +19,11 @@ const TOOL: &str = "msb-restart";
 )]
 pub(crate) struct RestartArgs {
     #[command(flatten)]
-    selection: Selection,
+    selection: SelectionArgs,
     #[command(flatten)]
-    patience: Patience,
+    stop_timeout: StopTimeout,
+    #[command(flatten)]
+    names: NamesArgs,
 }
 
 pub(crate) fn run(args: RestartArgs) -> anyhow::Result<()> {
@@ -29,8 +31,9 @@ pub(crate) fn run(args: RestartArgs) -> anyhow::Result<()> {
     let names = args.selection.names(TOOL, &home)?;
     for_each(TOOL, &names, |name| {
         if home.sandboxes().find(name)?.is_alive()? {
-            stop(&home, name, args.patience.time())?;
+            stop(&home, name, args.stop_timeout.duration())?;
         }
-        start(&home, name, Bond::None).map(drop)
+        start(&home, name, Keepalive::None)?;
+        Ok(args.names.line(name))
     })
 }

@@ -1,24 +1,26 @@
-//! `msb rm`: remove sandboxes.
+//! `msb rm`: removes sandboxes.
 
 use std::time::Duration;
 
 use clap::Parser;
 use libmsb::state::Home;
 
-use super::selection::{Selection, for_each};
+use super::selection::{NamesArgs, SelectionArgs, for_each};
 use super::stop::stop;
 
 const TOOL: &str = "msb-rm";
 
-/// Remove sandboxes, with their disks
+/// Remove stopped sandboxes and their disks
 #[derive(Debug, Parser)]
 #[command(name = TOOL, version, after_help = "Examples:\n  msb rm web\n  msb ls -q --stopped | msb rm -")]
 pub(crate) struct RmArgs {
     #[command(flatten)]
-    selection: Selection,
-    /// Kill those that run
+    selection: SelectionArgs,
+    /// Kill running sandboxes first
     #[arg(short, long)]
     force: bool,
+    #[command(flatten)]
+    names: NamesArgs,
 }
 
 pub(crate) fn run(args: RmArgs) -> anyhow::Result<()> {
@@ -30,14 +32,14 @@ pub(crate) fn run(args: RmArgs) -> anyhow::Result<()> {
         if args.force && sandbox.is_alive()? {
             stop(&home, name, Duration::ZERO)?;
             if !sandbox.dir.is_dir() {
-                // It went with its command.
-                return Ok(());
+                // An ephemeral sandbox is removed when it stops.
+                return Ok(args.names.line(name));
             }
         }
         let lock = sandbox.lock()?;
-        sandbox.remove_held()?;
+        sandbox.remove_locked()?;
         drop(lock);
-        Ok(())
+        Ok(args.names.line(name))
     });
     sandboxes.sweep();
     removed

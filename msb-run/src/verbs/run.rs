@@ -1,7 +1,7 @@
-//! `msb run`: a command in a sandbox of its own.
+//! `msb run`: runs a command in a sandbox of its own.
 //!
-//! Without a name the sandbox goes when its command ends. With one it stays, stopped, and a later `run` of the same name
-//! starts it again, its disk as it was left.
+//! A sandbox without a name is removed when its command ends. A sandbox with a name stays, stopped;
+//! a later `run` with the same name starts it again with the same disk.
 
 use std::ffi::OsString;
 
@@ -9,155 +9,187 @@ use anyhow::Context;
 use clap::Parser;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use libmsb::cli::args::SandboxName;
-use libmsb::cli::error::{Code, Failure, print_error, print_warning};
+use libmsb::cli::error::{Code, Failure, print_failure, print_warning, print_warning_with_hint};
 use libmsb::cli::escape::escape;
 use libmsb::cli::output;
 use libmsb::state::Home;
 use libmsb::state::lock::Lock;
 use libmsb::state::sandboxes::Sandbox;
-use libmsb::state::spec::{MainBounds, Spec};
-use msb_wire::client::Connection;
+use libmsb::state::spec::{MainLimits, Spec};
+use msb_wire::client::ClientConnection;
 use msb_wire::exec::ExecRequest;
 use msb_wire::text::Text;
 
 use super::start::wait_while_stopping;
-use super::{CommandArgs, PROGRAM, tell_end};
-use crate::launch::{Bond, Launched, launch};
-use crate::make::{MakeArgs, discard_unchanged, make};
-use crate::root::{TypedRoot, parse_root};
-use crate::session::{self, Streams};
-use crate::startup::{Stamps, monotonic_ns};
+use super::{CLIENT_NAME, CommandArgs, report_outcome};
+use crate::launch::{Keepalive, SupervisorHandle, launch};
+use crate::mounts::SandboxVolumes;
+use crate::new_sandbox::differences::check_command;
+use crate::new_sandbox::{SandboxArgs, create_sandbox, discard_unstarted};
+use crate::root::{RootArg, parse_root};
+use crate::session::{self, SessionStreams};
+use crate::snapshot::option::SnapshotOption;
+use crate::startup::{BootTimes, monotonic_ns};
 
 const TOOL: &str = "msb-run";
 
-/// Run a command in a microVM of its own, from an image
+/// Run a command from an image in a microVM of its own
 #[derive(Debug, Parser)]
 #[command(
     name = TOOL,
     version,
-    override_usage = "msb run [OPTIONS] IMAGE [-- COMMAND...]",
-    after_help = "Examples:\n  msb run alpine -- uname -a\n  msb run -d --name worker python\n  tar c . | msb run alpine -- tar t"
+    override_usage = "msb run [OPTIONS] IMAGE [COMMAND...]\n       msb run [OPTIONS] --snapshot SNAPSHOT [COMMAND...]",
+    after_help = "Examples:\n  msb run alpine uname -a\n  msb run --rm -it debian bash\n  msb run -d --name worker python\n  tar c . | msb run alpine -- tar t"
 )]
 pub(crate) struct RunArgs {
-    /// The image; or a folder or disk image of the host as the whole root, by its path
-    #[arg(value_parser = OsStringValueParser::new().try_map(parse_root))]
-    image: TypedRoot,
-    /// The command and its arguments, in place of the image's
+    /// Image, or the path of a directory or disk image as the root
+    ///
+    /// An image that starts with `/`, `./` or `../`, or is `.` or `..`, is a path; see **Root from
+    /// a host path**.
+    #[arg(
+        required_unless_present = "snapshot",
+        value_parser = OsStringValueParser::new().try_map(parse_root)
+    )]
+    image: Option<RootArg>,
+    /// Command and arguments, instead of the command of the image
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<OsString>,
-    /// Name of the sandbox, which then stays when the command ends
+    /// Name the sandbox, and keep it when its command ends
+    ///
+    /// A name is made of letters, digits, `.`, `_` and `-`, starts with a letter or digit, and has
+    /// at most 128 bytes. Without this option the name is `msb-` and eight hexadecimal digits.
     #[arg(short, long)]
     name: Option<SandboxName>,
-    /// Leave it running and print its name
+    /// Run the sandbox in the background and print its name
+    ///
+    /// The command returns when the guest accepts commands. If a command is given, the sandbox ends
+    /// with that command. Otherwise it runs until msb-stop(1), even if the command of the image
+    /// ends.
     #[arg(short, long)]
     detach: bool,
     #[command(flatten)]
     connected: CommandArgs,
     #[command(flatten)]
-    making: MakeArgs,
-    /// Tell afterwards where the time went
-    #[arg(long)]
+    sandbox_args: SandboxArgs,
+    #[command(flatten)]
+    from: SnapshotOption,
+    /// Print how long each phase of the start took
+    ///
+    /// The phases image, VMM, kernel, agent and command are printed to standard error at the end.
+    #[arg(long, help_heading = "Output")]
     time: bool,
 }
 
-/// A sandbox that is ours to start.
-struct Taken {
+impl RunArgs {
+    /// Returns the source of the root: the image or the snapshot.
+    fn root(&self) -> anyhow::Result<RootArg> {
+        self.from.root(self.image.as_ref())
+    }
+}
+
+/// A locked sandbox, ready to be started.
+struct LockedSandbox {
     sandbox: Sandbox,
     spec: Spec,
     lock: Lock,
-    /// It was there before, with a specification of its own.
+    /// The volumes of a new sandbox.
+    volumes: Option<SandboxVolumes>,
+    /// Set when the sandbox existed before, with its own specification.
     existed: bool,
 }
 
 pub(crate) fn run(args: RunArgs) -> anyhow::Result<u8> {
-    let begin_ns = monotonic_ns();
+    let start_ns = monotonic_ns();
+    args.connected.quiet.apply();
+    args.sandbox_args.apply_log_level();
     let home = Home::from_env()?;
     let tty = !args.detach && args.connected.is_tty();
-    let taken = take(&home, &args, tty)?;
-    let argv = command(&args, &taken.spec, taken.existed, tty)?;
-    let (sandbox, existed) = (taken.sandbox.clone(), taken.existed);
-    let ran = if args.detach {
-        detach(taken)
-    } else {
-        stay(&args, taken, argv, tty, begin_ns)
-    };
-    if ran.is_err() && !existed {
-        discard_unchanged(&sandbox)?;
+    let mut locked = create_or_lock(&home, &args, tty)?;
+    let argv = command(&args, &locked.spec, locked.existed, tty)?;
+    let (sandbox, existed) = (locked.sandbox.clone(), locked.existed);
+    let volumes = locked.volumes.take();
+    let ran =
+        if args.detach { detach(locked) } else { run_attached(&args, locked, argv, tty, start_ns) };
+    match ran {
+        Err(error) if !existed => {
+            discard_unstarted(&sandbox)?;
+            Err(error)
+        }
+        ran => {
+            if let Some(volumes) = volumes {
+                volumes.keep();
+            }
+            ran
+        }
     }
-    ran
 }
 
-fn detach(taken: Taken) -> anyhow::Result<u8> {
-    let name = taken.sandbox.name.clone();
-    // It is told when the guest takes commands.
-    let mut launched = launch(&name, taken.lock, Bond::None)?;
+fn detach(locked: LockedSandbox) -> anyhow::Result<u8> {
+    let name = locked.sandbox.name.clone();
+    // Print the name when the guest accepts commands.
+    let mut launched = launch(&name, locked.lock, Keepalive::None)?;
     launched.wait_until_ready()?;
     output::print(&name)?;
     Ok(0)
 }
 
-/// Runs the command to its end.
-fn stay(
+/// Runs the command until it ends.
+fn run_attached(
     args: &RunArgs,
-    taken: Taken,
+    locked: LockedSandbox,
     argv: Vec<Text>,
     tty: bool,
-    begin_ns: u64,
+    start_ns: u64,
 ) -> anyhow::Result<u8> {
-    let request = ExecRequest {
-        main: true,
-        ..request(args, &taken, argv, tty)?
-    };
-    let streams = Streams::take(tty)?.with_timeout(args.connected.timeout());
+    let request = ExecRequest { main: true, ..request(args, &locked, argv, tty)? };
+    let streams = SessionStreams::acquire(tty)?
+        .with_timeout(args.connected.timeout())
+        .with_detach_keys(&args.connected.detach_keys);
     let image_ns = monotonic_ns();
-    let launched = launch(&taken.sandbox.name, taken.lock, Bond::Client)?;
-    let (code, stamps) = attach(launched, request, streams)?;
+    let launched = launch(&locked.sandbox.name, locked.lock, Keepalive::Client)?;
+    let (code, stamps) = attach(&locked.sandbox.name, launched, request, streams)?;
     if args.time {
         let end_ns = monotonic_ns();
-        tell_times(&Times {
-            begin_ns,
-            image_ns,
-            stamps,
-            end_ns,
-        });
+        print_times(&StageTimes { start_ns, image_ns, stamps, end_ns });
     }
     Ok(code)
 }
 
-/// Makes the sandbox, or takes the one of that name.
-fn take(home: &Home, args: &RunArgs, tty: bool) -> anyhow::Result<Taken> {
+/// Creates the sandbox, or locks the existing one of this name.
+fn create_or_lock(home: &Home, args: &RunArgs, tty: bool) -> anyhow::Result<LockedSandbox> {
     if let Some(name) = &args.name
-        && args.making.replace().is_none()
+        && args.sandbox_args.replace().is_none()
     {
+        home.sandboxes().sweep_ephemeral(name);
         let sandbox = home.sandboxes().named(name);
         if sandbox.dir.is_dir() {
-            return take_existing(sandbox, args);
+            return lock_existing(home, sandbox, args);
         }
     }
-    let main = if args.detach {
-        args.connected.main_bounds()
-    } else {
-        MainBounds::default()
-    };
-    let made = make(
+    let main = if args.detach { args.connected.main_bounds() } else { MainLimits::default() };
+    let created = create_sandbox(
         home,
-        &args.image,
+        &args.root()?,
         args.name.as_ref(),
-        args.name.is_none(),
-        (&args.making, &args.connected.setting, &args.command),
+        args.name.is_none() || args.sandbox_args.removes_sandbox(),
+        (&args.sandbox_args, &args.connected.context, &args.command),
         main,
         |spec| command(args, spec, false, tty).map(drop),
     )?;
-    Ok(Taken {
-        sandbox: made.sandbox,
-        spec: made.spec,
-        lock: made.lock,
+    for warning in &created.warnings {
+        print_warning(TOOL, warning);
+    }
+    Ok(LockedSandbox {
+        sandbox: created.sandbox,
+        spec: created.spec,
+        lock: created.lock,
+        volumes: Some(created.volumes),
         existed: false,
     })
 }
 
-/// A sandbox of that name is there: it is started as it is, and what was said about its making is said to be ignored.
-fn take_existing(sandbox: Sandbox, args: &RunArgs) -> anyhow::Result<Taken> {
+/// Locks an existing sandbox. Warns that options for new sandboxes are ignored.
+fn lock_existing(home: &Home, sandbox: Sandbox, args: &RunArgs) -> anyhow::Result<LockedSandbox> {
     let name = sandbox.name.clone();
     wait_while_stopping(&sandbox)?;
     let lock = sandbox.try_lock()?.with_context(|| {
@@ -166,39 +198,56 @@ fn take_existing(sandbox: Sandbox, args: &RunArgs) -> anyhow::Result<Taken> {
             .hint(format!("run a command in it: msb exec {name} -- COMMAND"))
     })?;
     let spec = sandbox.spec()?;
-    if !args.image.is(&spec.root)? {
+    let root = args.root()?;
+    let is_snapshot = matches!(root, RootArg::Snapshot(_));
+    if !is_snapshot && !root.matches(home, &spec.root)? {
         return Err(Failure::wrong_state(format!(
-            "the sandbox '{name}' was made from '{}', not from '{}'",
+            "the sandbox '{name}' was created from '{}', not from '{root}'",
             escape(spec.root.name().as_bytes()),
-            args.image
         ))
         .hint(format!("choose another name, or remove it: msb rm {name}"))
         .into());
     }
-    let bounded = args.detach && !args.connected.main_bounds().is_empty();
-    if args.making.is_given() || bounded {
-        print_warning(
+    if args.sandbox_args.removes_sandbox() && !spec.ephemeral {
+        return Err(Failure::wrong_state(format!(
+            "the sandbox '{name}' already exists, and --rm applies to new sandboxes"
+        ))
+        .code(Code::SandboxAlreadyExists)
+        .hint(format!("choose another name, or replace it: msb run --rm --replace --name {name}"))
+        .into());
+    }
+    args.sandbox_args.check_existing(home, &spec)?;
+    let mut ignored = args.sandbox_args.ignored(&spec);
+    if args.detach {
+        let typed: Vec<Text> = args.command.iter().cloned().map(Text::from).collect();
+        check_command(&spec, &typed)?;
+        if args.connected.main_bounds() != spec.main && !args.connected.main_bounds().is_empty() {
+            ignored.push("--rlimit and --timeout");
+        }
+        if args.connected.context.is_given() {
+            ignored.push("--env, --workdir and --user");
+        }
+    }
+    if is_snapshot {
+        ignored.push("--snapshot");
+    }
+    if !ignored.is_empty() {
+        let ignored = ignored.join(", ");
+        print_warning_with_hint(
             TOOL,
-            &format!("the sandbox '{name}' is there already: what it is made of stays as it was"),
+            &format!("the sandbox '{name}' already exists: ignored: {ignored}"),
+            &format!("change it with 'msb modify {name}', or replace it with --replace"),
         );
     }
-    Ok(Taken {
-        sandbox,
-        spec,
-        lock,
-        existed: true,
-    })
+    Ok(LockedSandbox { sandbox, spec, lock, volumes: None, existed: true })
 }
 
-/// What runs: of a new sandbox its main command; of one that was there what is typed, else its main command. There must be
-/// one, unless somebody sits at a terminal or it is left running.
+/// Returns the command to run: the main command of a new sandbox; for an existing one the typed
+/// command, else its main command. Without any it is a shell on a terminal, nothing for a detached
+/// sandbox, and otherwise an error.
 fn command(args: &RunArgs, spec: &Spec, existed: bool, tty: bool) -> anyhow::Result<Vec<Text>> {
     let typed: Vec<Text> = args.command.iter().cloned().map(Text::from).collect();
-    let argv = if existed && !typed.is_empty() {
-        typed
-    } else {
-        spec.command.clone()
-    };
+    let argv = if existed && !typed.is_empty() { typed } else { spec.command.clone() };
     if !argv.is_empty() || args.detach {
         return Ok(argv);
     }
@@ -206,28 +255,29 @@ fn command(args: &RunArgs, spec: &Spec, existed: bool, tty: bool) -> anyhow::Res
         let shell = spec.guest.shell.clone();
         return Ok(vec![shell.unwrap_or_else(|| Text::from("/bin/sh"))]);
     }
-    Err(Failure::usage(match &args.image {
-        TypedRoot::Image(image) => {
-            format!("the image '{}' names no command to run", image.familiar())
+    Err(Failure::usage(match &args.root()? {
+        RootArg::Image(image) => {
+            format!("the image '{}' has no default command", image.familiar())
         }
-        root => format!("the root '{root}' names no command to run"),
+        root => format!("the root '{root}' has no default command"),
     })
-    .hint("say which: msb run IMAGE -- COMMAND")
+    .hint("give a command: msb run IMAGE -- COMMAND")
     .into())
 }
 
-/// A new sandbox has variables, directory and user in its specification; one that was there gets them with the command.
+/// Returns the request for the command. A new sandbox has variables, directory and user in its
+/// specification; an existing one gets them with the command.
 fn request(
     args: &RunArgs,
-    taken: &Taken,
+    locked: &LockedSandbox,
     argv: Vec<Text>,
     tty: bool,
 ) -> anyhow::Result<ExecRequest> {
     let mut request = args.connected.request(argv, tty);
-    if taken.existed {
+    if locked.existed {
         request.env.extend(
             args.connected
-                .setting
+                .context
                 .env()?
                 .iter()
                 .map(|variable| Text::from(variable.to_assignment())),
@@ -238,84 +288,78 @@ fn request(
     Ok(request)
 }
 
-/// Runs the command and stays until the sandbox has come to its end.
+/// Runs the command and waits for the end of the sandbox.
 fn attach(
-    mut launched: Launched,
+    name: &SandboxName,
+    mut launched: SupervisorHandle,
     request: ExecRequest,
-    streams: Streams,
-) -> anyhow::Result<(u8, Option<Stamps>)> {
+    streams: SessionStreams,
+) -> anyhow::Result<(u8, Option<BootTimes>)> {
     let session = (|| {
-        let client = launched
-            .client
-            .take()
-            .context("there is no connection to the supervisor")?;
-        session::run(Connection::over(client, PROGRAM)?, request, streams)
+        let client = launched.client.take().context("no connection to the supervisor")?;
+        session::run(ClientConnection::from_socket(client, CLIENT_NAME)?, request, streams)
     })();
     let (outcome, mut reader) = match session {
         Ok(session) => session,
-        // The supervisor knows better why it did not serve us.
+        // The supervisor's own error has the cause.
         Err(error) => return Err(launched.wait_until_gone()?.error.unwrap_or(error)),
     };
+    if outcome.detached.is_some() {
+        return Ok((report_outcome(TOOL, name, &outcome)?, None));
+    }
     if outcome.interrupted_by.is_none() {
-        // The supervisor closes the connection when the sandbox has come to its end.
+        // The supervisor closes the connection when the sandbox has ended.
         while matches!(reader.receive(), Ok(Some(_))) {}
     }
     drop(reader);
-    let gone = launched.wait_until_gone()?;
-    match (tell_end(TOOL, &outcome), gone.error) {
+    let exit = launched.wait_until_gone()?;
+    match (report_outcome(TOOL, name, &outcome), exit.error) {
         (Ok(code), Some(error)) if outcome.event.is_some() => {
-            print_error(TOOL, &libmsb::cli::error::message(&error));
-            Ok((code, gone.stamps))
+            print_failure(TOOL, &error);
+            Ok((code, exit.stamps))
         }
-        (Ok(code), _) => Ok((code, gone.stamps)),
+        (Ok(code), _) => Ok((code, exit.stamps)),
         (Err(_), Some(error)) => Err(error),
         (Err(error), None) => Err(error),
     }
 }
 
-struct Times {
-    begin_ns: u64,
+struct StageTimes {
+    start_ns: u64,
     image_ns: u64,
-    stamps: Option<Stamps>,
+    stamps: Option<BootTimes>,
     end_ns: u64,
 }
 
-fn tell_times(times: &Times) {
+fn print_times(times: &StageTimes) {
     let Some(stamps) = times.stamps else { return };
     let guest = stamps.guest_ready_ns;
     let until_ready = stamps.ready_ns.saturating_sub(times.image_ns);
     let rows = [
         (
             "image",
-            times.image_ns.saturating_sub(times.begin_ns),
-            "find the image, make the sandbox",
+            times.image_ns.saturating_sub(times.start_ns),
+            "find the image, create the sandbox",
         ),
         (
             "vmm",
             until_ready.saturating_sub(guest),
             if stamps.from_memory {
-                "start the virtual machine, until its guest goes on"
+                "start the virtual machine, until its guest resumes"
             } else {
                 "start the virtual machine, until its kernel runs"
             },
         ),
         ("kernel", stamps.guest_agent_ns, "until the agent runs"),
-        (
-            "agent",
-            guest.saturating_sub(stamps.guest_agent_ns),
-            "until the guest takes commands",
-        ),
+        ("agent", guest.saturating_sub(stamps.guest_agent_ns), "until the guest accepts commands"),
         (
             "command",
             times.end_ns.saturating_sub(stamps.ready_ns),
             "the command, and the sandbox's end",
         ),
-        ("total", times.end_ns.saturating_sub(times.begin_ns), ""),
+        ("total", times.end_ns.saturating_sub(times.start_ns), ""),
     ];
     for (name, ns, what) in rows {
-        eprintln!(
-            "{}",
-            format!("{name:<8} {:>8.3} s   {what}", ns as f64 / 1e9).trim_end()
-        );
+        eprintln!("{}", format!("{name:<8} {:>8.3} s   {what}", ns as f64 / 1e9).trim_end());
     }
 }

@@ -1,64 +1,110 @@
-//! The sandboxes that are meant: by name, by label, or named on standard input.
+//! Selection of sandboxes by name, by label, or from standard input.
 
 use std::io::BufRead;
 use std::str::FromStr;
+use std::sync::{Mutex, PoisonError};
 
 use clap::Args;
 use libmsb::cli::args::SandboxName;
-use libmsb::cli::error::{Failure, print_error, print_hint, print_warning};
+use libmsb::cli::error::{Failure, ReportedExit, print_failure, print_warning};
+use libmsb::cli::{exit, output};
 use libmsb::selector::Selector;
 use libmsb::state::Home;
 
-/// Longest standard input that names sandboxes, in lines.
+use super::filter::Filter;
+
+/// Maximum number of lines read from standard input.
 const LINES_MAX: usize = 100_000;
 
-/// Which sandboxes are meant.
+/// Arguments that select sandboxes.
 #[derive(Debug, Args)]
-pub(crate) struct Selection {
-    /// The sandboxes; '-' reads names from standard input, one a line
+pub(crate) struct SelectionArgs {
+    /// Names of sandboxes; '-' reads names from stdin, one per line
+    ///
+    /// Each sandbox is processed once.
     #[arg(required_unless_present = "label", value_name = "NAME")]
-    names: Vec<Word>,
-    /// All with this label too; several must all be there
+    names: Vec<NameArg>,
+    /// Select all sandboxes with this label as well
+    ///
+    /// Without a value, the label can have any value. With several labels, a sandbox must have all
+    /// of them. It is a warning if there is none.
     #[arg(long, value_name = "KEY[=VALUE]")]
     label: Vec<Selector>,
 }
 
-/// What a list shows, and of which sandboxes: the same for `ls` and `ps`.
+/// Option against the names of processed sandboxes.
 #[derive(Debug, Args)]
-pub(crate) struct Listing {
-    /// Only those with this label; several must all be there
+pub(crate) struct NamesArgs {
+    /// Print no names, and do not warn of a sandbox that is in the requested state
+    ///
+    /// Otherwise the name of each sandbox is printed when the command has done its work.
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+}
+
+impl NamesArgs {
+    /// Returns the line for a sandbox.
+    pub(crate) fn line(&self, name: &SandboxName) -> Option<String> {
+        (!self.quiet).then(|| name.to_string())
+    }
+
+    /// Returns the report for a sandbox that was in the requested state before.
+    pub(crate) fn unchanged(&self, name: &SandboxName, state: &str) -> ActionReport {
+        let warning = (!self.quiet).then(|| format!("the sandbox '{name}' is {state}"));
+        ActionReport { line: self.line(name), warning }
+    }
+}
+
+/// Options of a list of sandboxes, common to `ls` and `ps`.
+#[derive(Debug, Args)]
+pub(crate) struct ListingArgs {
+    /// List sandboxes with this label only
+    ///
+    /// Without a value, the label can have any value. With several labels, a sandbox must have all
+    /// of them.
     #[arg(long, value_name = "KEY[=VALUE]")]
     pub(crate) label: Vec<Selector>,
-    /// Names only, one a line
+    /// List sandboxes with ancestor=IMAGE, label=KEY[=VALUE], name=TEXT or status=STATE only
+    ///
+    /// IMAGE is a name, digest or ID of the image that a sandbox was created from. A name matches
+    /// if it contains TEXT. STATE is `created`, `starting`, `running`, `paused`, `stopping`,
+    /// `stopped`, `crashed`, or `exited` for the last two. A sandbox must have all labels, one of
+    /// the images, one of the names and one of the states.
+    #[arg(short, long, value_name = "FILTER")]
+    pub(super) filter: Vec<Filter>,
+    /// Print local times instead of ages
+    #[arg(long)]
+    pub(crate) absolute: bool,
+    /// Print names only, one per line
     #[arg(short, long, conflicts_with = "format")]
     pub(crate) quiet: bool,
 }
 
 #[derive(Clone, Debug)]
-enum Word {
+enum NameArg {
     Name(SandboxName),
     Stdin,
 }
 
-impl FromStr for Word {
+impl FromStr for NameArg {
     type Err = Failure;
 
-    fn from_str(text: &str) -> Result<Word, Failure> {
+    fn from_str(text: &str) -> Result<NameArg, Failure> {
         if text == "-" {
-            return Ok(Word::Stdin);
+            return Ok(NameArg::Stdin);
         }
-        text.parse().map(Word::Name)
+        text.parse().map(NameArg::Name)
     }
 }
 
-impl Selection {
-    /// The names, each once, in the order in which they were given. Warns when labels match nothing.
+impl SelectionArgs {
+    /// Returns the names, each once, in the given order. Warns if no sandbox has the labels.
     pub(crate) fn names(&self, tool: &str, home: &Home) -> anyhow::Result<Vec<SandboxName>> {
         let mut names = Vec::new();
         for word in &self.names {
             match word {
-                Word::Name(name) => names.push(name.clone()),
-                Word::Stdin => read_names(&mut names)?,
+                NameArg::Name(name) => names.push(name.clone()),
+                NameArg::Stdin => read_names(&mut names)?,
             }
         }
         if !self.label.is_empty() {
@@ -94,42 +140,96 @@ fn read_names(names: &mut Vec<SandboxName>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Does the same with several sandboxes, some at a time. Each failure is told, and that there were some is the result. The
-/// failure of a single sandbox is the caller's to tell.
-pub(crate) fn for_each<N: Sync>(
+/// Output of an action on one object.
+pub(crate) struct ActionReport {
+    /// Line for standard output, in most cases the name of the object.
+    pub(crate) line: Option<String>,
+    /// Warning for standard error.
+    pub(crate) warning: Option<String>,
+}
+
+impl From<Option<String>> for ActionReport {
+    fn from(line: Option<String>) -> ActionReport {
+        ActionReport { line, warning: None }
+    }
+}
+
+impl ActionReport {
+    fn print(self, tool: &str) -> std::io::Result<()> {
+        if let Some(warning) = &self.warning {
+            print_warning(tool, warning);
+        }
+        self.line.map_or(Ok(()), |line| output::print(&line))
+    }
+}
+
+/// Applies an action to several objects, some concurrently. Reports and errors are printed in the
+/// order of the names. If any action failed, the exit code is 1; a single name keeps the code of its
+/// error.
+pub(crate) fn for_each<N: Sync, R: Into<ActionReport>>(
     tool: &'static str,
     names: &[N],
-    act: impl Fn(&N) -> anyhow::Result<()> + Sync,
+    act: impl Fn(&N) -> anyhow::Result<R> + Sync,
 ) -> anyhow::Result<()> {
-    /// More at a time would only fight for the processors.
-    const AT_A_TIME: usize = 8;
+    /// More threads would only compete for the processors.
+    const CONCURRENCY_MAX: usize = 8;
     if let [name] = names {
-        return act(name);
+        return Ok(act(name)?.into().print(tool)?);
     }
     let next = std::sync::atomic::AtomicUsize::new(0);
-    let failed = std::sync::atomic::AtomicUsize::new(0);
+    let reports = Mutex::new(OrderedReports::new(tool, names.len()));
     std::thread::scope(|scope| {
-        for _ in 0..names.len().min(AT_A_TIME) {
+        for _ in 0..names.len().min(CONCURRENCY_MAX) {
             scope.spawn(|| {
-                use std::sync::atomic::Ordering::Relaxed;
-                while let Some(name) = names.get(next.fetch_add(1, Relaxed)) {
-                    if let Err(error) = act(name) {
-                        print_error(tool, &libmsb::cli::error::message(&error));
-                        if let Some(hint) = libmsb::cli::error::hint(&error) {
-                            print_hint(tool, hint);
-                        }
-                        failed.fetch_add(1, Relaxed);
-                    }
+                loop {
+                    let index = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                    let Some(name) = names.get(index) else { return };
+                    let result = act(name).map(Into::into);
+                    reports.lock().unwrap_or_else(PoisonError::into_inner).add(index, result);
                 }
             });
         }
     });
-    match failed.into_inner() {
-        0 => Ok(()),
-        failed if failed == names.len() => Err(Failure::failed("none could be done").into()),
-        failed => {
-            print_hint(tool, "the others were done");
-            Err(Failure::failed(format!("{failed} of {} failed", names.len())).into())
+    reports.into_inner().unwrap_or_else(PoisonError::into_inner).finish()
+}
+
+/// Results of concurrent actions. Each is printed when those before it are.
+struct OrderedReports {
+    tool: &'static str,
+    pending: Vec<Option<anyhow::Result<ActionReport>>>,
+    printed: usize,
+    any_failed: bool,
+    /// Standard output failed. The actions go on all the same.
+    output: std::io::Result<()>,
+}
+
+impl OrderedReports {
+    fn new(tool: &'static str, count: usize) -> OrderedReports {
+        let pending = std::iter::repeat_with(|| None).take(count).collect();
+        OrderedReports { tool, pending, printed: 0, any_failed: false, output: Ok(()) }
+    }
+
+    fn add(&mut self, index: usize, result: anyhow::Result<ActionReport>) {
+        self.pending[index] = Some(result);
+        while let Some(result) = self.pending.get_mut(self.printed).and_then(Option::take) {
+            self.printed += 1;
+            match result {
+                Ok(report) => {
+                    let printed = report.print(self.tool);
+                    self.output = std::mem::replace(&mut self.output, Ok(())).and(printed);
+                }
+                Err(error) => {
+                    print_failure(self.tool, &error);
+                    self.any_failed = true;
+                }
+            }
         }
+    }
+
+    fn finish(self) -> anyhow::Result<()> {
+        if self.any_failed {
+            return Err(ReportedExit(exit::FAILED).into());
+        }
+        Ok(self.output?)
     }
 }

@@ -1,28 +1,28 @@
-//! `msb start`: start sandboxes that were made or stopped, each with its own disk.
+//! `msb start`: starts created or stopped sandboxes, each with its own disk.
 
 use std::fs::File;
-use std::os::fd::RawFd;
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileTypeExt;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::{Args, Parser};
 use libmsb::cli::args::SandboxName;
-use libmsb::cli::error::{Failure, print_warning};
+use libmsb::cli::error::Failure;
 use libmsb::state::Home;
 use libmsb::state::sandboxes::Sandbox;
 use libmsb::state::status::State;
 
 use super::paused;
-use super::selection::{Selection, for_each};
-use crate::launch::{Bond, launch};
+use super::selection::{NamesArgs, SelectionArgs, for_each};
+use crate::launch::{Keepalive, launch};
 
 const TOOL: &str = "msb-start";
 
-/// Time that a sandbox which is just stopping is waited for.
+/// Timeout for a sandbox that is stopping.
 const STOPPING_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Start sandboxes that do not run
+/// Start sandboxes that are not running
 #[derive(Debug, Parser)]
 #[command(
     name = TOOL,
@@ -31,68 +31,91 @@ const STOPPING_TIMEOUT: Duration = Duration::from_secs(15);
 )]
 pub(crate) struct StartArgs {
     #[command(flatten)]
-    selection: Selection,
+    selection: SelectionArgs,
     #[command(flatten)]
-    bond: BondArgs,
-    /// Say nothing about sandboxes that run already
-    #[arg(short, long)]
-    quiet: bool,
+    keepalive: KeepaliveArgs,
+    #[command(flatten)]
+    names: NamesArgs,
 }
 
-/// Whether a sandbox outlives the program that starts it.
+/// Lowest number of a descriptor that is passed on: the standard streams are taken.
+const DESCRIPTOR_MIN: RawFd = 3;
+
+/// Options for the keepalive descriptor of a sandbox.
 #[derive(Debug, Args)]
-pub(crate) struct BondArgs {
-    /// Descriptor of a pipe: stop it when the other end is closed, however; a byte from there lets it go on
-    #[arg(long, value_name = "N")]
+pub(crate) struct KeepaliveArgs {
+    /// Stop the sandbox when the other end of this pipe or socket is closed
+    ///
+    /// N is a descriptor: a pipe that is open for reading, or a connected stream socket. Its other
+    /// end is closed at the latest when the program that holds it ends. After a byte was written to
+    /// the other end, the sandbox no longer depends on it. The descriptor is checked before a
+    /// sandbox is created or started.
+    #[arg(long, value_name = "N", help_heading = "Lifetime")]
     bond_fd: Option<RawFd>,
 }
 
-impl BondArgs {
-    /// A copy of the pipe for the supervisor.
-    pub(crate) fn take(&self) -> anyhow::Result<Bond> {
-        let Some(number) = self.bond_fd else {
-            return Ok(Bond::None);
-        };
-        // A number that is none of an open file has no name here, and what is no pipe never ends.
-        let path = format!("/proc/self/fd/{number}");
-        let pipe = File::options().read(true).open(&path);
-        let pipe = pipe.with_context(|| format!("cannot use descriptor {number}"))?;
-        if !pipe.metadata()?.file_type().is_fifo() {
-            return Err(Failure::usage(format!("descriptor {number} is no pipe")).into());
-        }
-        Ok(Bond::Pipe(pipe.into()))
+impl KeepaliveArgs {
+    /// Returns the number of the descriptor, if one is given.
+    pub(crate) fn number(&self) -> Option<RawFd> {
+        self.bond_fd
     }
+
+    /// Returns a copy of the pipe or socket for the supervisor.
+    pub(crate) fn open(&self) -> anyhow::Result<Keepalive> {
+        let Some(number) = self.bond_fd else {
+            return Ok(Keepalive::None);
+        };
+        let path = format!("/proc/self/fd/{number}");
+        let cannot = || format!("cannot use descriptor {number}");
+        let kind = std::fs::metadata(&path).with_context(cannot)?.file_type();
+        // Only a pipe and a connected socket report the end of their peer.
+        let descriptor = if kind.is_fifo() {
+            File::options().read(true).open(&path).with_context(cannot)?.into()
+        } else if kind.is_socket() {
+            connected_socket(number).with_context(cannot)?
+        } else {
+            let message = format!("descriptor {number} is neither a pipe nor a socket");
+            return Err(Failure::usage(message).into());
+        };
+        Ok(Keepalive::Pipe(descriptor))
+    }
+}
+
+/// Returns a copy of a socket, which must be connected: a socket cannot be opened by its path.
+fn connected_socket(number: RawFd) -> anyhow::Result<OwnedFd> {
+    // SAFETY: the descriptor is open, as its entry in /proc shows, and nothing closes it here.
+    let socket = unsafe { BorrowedFd::borrow_raw(number) };
+    rustix::net::getpeername(socket).context("the socket is not connected")?;
+    Ok(rustix::io::fcntl_dupfd_cloexec(socket, DESCRIPTOR_MIN)?)
 }
 
 pub(crate) fn run(args: StartArgs) -> anyhow::Result<()> {
     let home = Home::from_env()?;
     let names = args.selection.names(TOOL, &home)?;
     for_each(TOOL, &names, |name| {
-        if start(&home, name, args.bond.take()?)? {
-            return Ok(());
+        if start(&home, name, args.keepalive.open()?)? {
+            return Ok(args.names.line(name).into());
         }
-        if home.sandboxes().find(name)?.look()?.state == State::Paused {
+        if home.sandboxes().find(name)?.snapshot()?.state == State::Paused {
             return Err(paused(name).into());
         }
-        if !args.quiet {
-            print_warning(TOOL, &format!("the sandbox '{name}' is running already"));
-        }
-        Ok(())
+        Ok(args.names.unchanged(name, "already running"))
     })
 }
 
-/// Starts a sandbox and waits until its guest takes commands. `false` when it runs already.
-pub(crate) fn start(home: &Home, name: &SandboxName, bond: Bond) -> anyhow::Result<bool> {
+/// Starts a sandbox and waits until its guest accepts commands. Returns `false` if it is already
+/// running.
+pub(crate) fn start(home: &Home, name: &SandboxName, keepalive: Keepalive) -> anyhow::Result<bool> {
     let sandbox = home.sandboxes().find(name)?;
     wait_while_stopping(&sandbox)?;
     let Some(lock) = sandbox.try_lock()? else {
         return Ok(false);
     };
-    launch(name, lock, bond)?.wait_until_ready()?;
+    launch(name, lock, keepalive)?.wait_until_ready()?;
     Ok(true)
 }
 
-/// A sandbox that is on its way down is waited for: it can be started when it is there.
+/// Waits for a sandbox that is stopping, so that it can be started again.
 pub(crate) fn wait_while_stopping(sandbox: &Sandbox) -> anyhow::Result<()> {
     let deadline = Instant::now() + STOPPING_TIMEOUT;
     while Instant::now() < deadline

@@ -1,11 +1,11 @@
-//! What a mistyped name may have meant.
+//! Suggestions for mistyped names.
 
-/// The candidates nearest to a word, nearest first; none when all are far.
+/// Returns the candidates nearest to a word by edit distance, nearest first; none if all are far.
 pub(crate) fn nearest<'a>(
     word: &str,
     candidates: impl IntoIterator<Item = &'a str>,
 ) -> Vec<&'a str> {
-    // A word this long is no typo.
+    // A word this long is not a typing error.
     if word.len() > 32 {
         return Vec::new();
     }
@@ -26,7 +26,8 @@ pub(crate) fn nearest<'a>(
         .collect()
 }
 
-/// How many insertions, deletions, replacements and swaps of neighbors lie between two words.
+/// Returns the edit distance between two words: insertions, deletions, replacements and swaps of
+/// neighbors.
 fn distance(a: &str, b: &str) -> usize {
     let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
     let mut rows: Vec<Vec<usize>> = vec![(0..=b.len()).collect()];

@@ -1,55 +1,70 @@
-//! Files and folders, from the host into a guest or out of it.
+//! Copies of files and directories, from the host into a guest or out of it.
 //!
-//! The stream of a copy: the client opens it with a [`FilesRequest`]; the agent answers `started` or `failed` as for a
-//! command (see [`crate::exec`]). Then the side that has the files sends them as [`record`]s: the client on the channel
-//! of standard input, the agent on that of standard output. A client that sends files hears of problems, and of the end,
-//! on standard output. The last event is `exited`.
+//! The client opens a stream with a [`FilesRequest`]. The agent answers `started` or `failed` as
+//! for a command (see [`crate::exec`]). Then the source sends the files as [`record`]s: the client
+//! on the channel of standard input, the agent on that of standard output. A client that sends
+//! files receives problems, and the end, on standard output. The last event is `exited`.
 //!
-//! Records name one folder or file at a time, relative to the folder that is open, and never a path. So the receiving
-//! side needs to resolve nothing: it works from descriptor to descriptor, one name each, and follows no link. Both sides
-//! of both directions are the code of this module, since either side may lie to the other.
+//! A record names one directory or file, relative to the open directory, and never a path. So the
+//! receiver resolves no paths: it goes from descriptor to descriptor, one name at a time, and
+//! follows no link. This rules out symlink races. Both sides of both directions use the code of
+//! this module, since either side may be hostile.
 
 use serde::{Deserialize, Serialize};
 
 use crate::text::Text;
 
-/// From records to files.
+/// The receiver: writes files from records.
 pub mod receive;
-/// The form of what is sent.
+/// The format of records, with a reader and a writer.
 pub mod record;
-/// From files to records.
+/// The sender: reads files and writes records.
 pub mod send;
 #[cfg(test)]
 mod tests;
 
-/// Copies into or out of a guest.
+/// A request to copy files into or out of a guest, or to change files.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FilesRequest {
-    /// Which way.
+    /// Direction of the copy.
     pub direction: Direction,
-    /// The file or folder in the guest, absolute.
+    /// The file or directory in the guest, an absolute path.
     pub path: Text,
-    /// Into the guest: the name to take below an existing folder; without it, what is in the source goes there.
+    /// Into the guest: the name to create below an existing directory. Without it, the contents of
+    /// the source go there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<Text>,
-    /// Into the guest: `path` must be a folder that is there.
-    #[serde(default)]
-    pub into_folder: bool,
-    /// Out of the guest: if `path` is a symbolic link, what it names is meant.
+    /// Into the guest: true if `path` must be an existing directory.
+    #[serde(default, rename = "into_folder")]
+    pub into_directory: bool,
+    /// Out of the guest: true to follow `path` if it is a symbolic link.
     #[serde(default)]
     pub follow: bool,
-    /// Who reads or writes in the guest: `USER|UID[:GROUP|GID]`; root when it is missing.
+    /// User that reads or writes in the guest: `USER|UID[:GROUP|GID]`; root if missing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<Text>,
-    /// Owners, and the bits set-user-id, set-group-id and sticky, are kept.
+    /// True to keep owners, and the set-user-ID, set-group-ID and sticky bits.
     #[serde(default)]
     pub archive: bool,
-    /// Extended attributes are kept.
+    /// True to keep extended attributes.
     #[serde(default)]
     pub xattrs: bool,
+    /// Into the guest: true if `path` must not exist.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub exclusive: bool,
+    /// Permission bits (07777) that `path` gets after the change.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<u32>,
 }
 
-/// Which way a copy goes.
+impl FilesRequest {
+    /// Returns whether an older peer would ignore a part of the request.
+    pub fn is_patch(&self) -> bool {
+        self.direction == Direction::Append || self.exclusive || self.mode.is_some()
+    }
+}
+
+/// Direction of a copy, or a change without a copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Direction {
@@ -57,16 +72,25 @@ pub enum Direction {
     Get,
     /// Into the guest.
     Put,
-    /// Neither: the folder `path` is made, with those above it, where it is not there.
-    MakeFolder,
-    /// Neither: what is at `path` goes, and if it is a folder all that is in it; nothing need be there. Links are not
-    /// followed, and other file systems are left alone.
+    /// Into the guest: appends the data of one file to the existing file `path`.
+    Append,
+    /// No copy: creates the directory `path`, with its parents, unless it exists.
+    #[serde(rename = "make_folder")]
+    MakeDirectory,
+    /// No copy: removes `path`, with its contents if it is a directory. It may be missing. Links
+    /// are not followed, and other file systems are not entered.
     Remove,
 }
 
 impl Direction {
-    /// Whether no files travel: the agent answers [`record::Record::Done`] or [`record::Record::Failed`].
+    /// Returns whether the client sends records.
+    pub fn takes_data(self) -> bool {
+        matches!(self, Direction::Put | Direction::Append)
+    }
+
+    /// Returns whether no files are copied. The agent then answers [`record::Record::Done`] or
+    /// [`record::Record::Failed`].
     pub fn is_change(self) -> bool {
-        matches!(self, Direction::MakeFolder | Direction::Remove)
+        matches!(self, Direction::MakeDirectory | Direction::Remove)
     }
 }

@@ -1,10 +1,11 @@
-//! From records to files: what a tree becomes at its destination.
+//! The receiver: writes a tree of files from records.
 //!
-//! The records may come from a liar. Every step goes from an open folder to one name in it, by openat2(2) that follows
-//! no link and leaves nothing; so whatever stands in the way, be it a link that was made a moment ago by the other side
-//! or by somebody else, is refused or replaced and never gone through. A file gets its name when it is whole: it is
-//! written without a name (or, where the file system cannot do that, under a temporary one) and then takes the place of
-//! what was there. Folders get their mode and time when they are complete.
+//! The records may come from a hostile sender. Every step goes from an open directory to one name
+//! in it, by openat2(2), which follows no link and does not leave the directory. So a symlink race
+//! is not possible: a link that the other side or another process creates in the way is refused or
+//! replaced, and never followed. A file gets its name once it is complete: it is written without a
+//! name (or under a temporary one, where the file system lacks unnamed files) and then replaces the
+//! previous file. Directories get their mode and time when they are complete.
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
@@ -22,94 +23,95 @@ use rustix::fs::{
 use rustix::io::{Errno, pwrite};
 use rustix::process::geteuid;
 
-use super::record::{Existing, Meta, Record, RecordReader, Severity};
+use super::record::{DirectoryMeta, EntryMeta, Record, RecordReader, Severity};
 
-/// Bits of a mode: read, write and execute for all.
+/// Permission bits of a mode: read, write and execute for all.
 const PERMISSIONS: u32 = 0o777;
 /// `S_ISUID`.
-const SET_USER_ID: u32 = 0o4000;
+const S_ISUID: u32 = 0o4000;
 /// `S_ISGID`.
-const SET_GROUP_ID: u32 = 0o2000;
+const S_ISGID: u32 = 0o2000;
 /// `S_ISVTX`.
-const STICKY: u32 = 0o1000;
+const S_ISVTX: u32 = 0o1000;
 
-/// Files of one copy that may be linked again. Those beyond cannot.
+/// Limit of files of one copy that can get further hard links.
 const LINKS_MAX: usize = 1 << 20;
 
-/// Which extended attributes are set.
+/// Scope of the extended attributes that are set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Attributes {
+pub enum XattrScope {
     /// None.
     None,
-    /// Those that mean nothing to the system: names that begin with `user.`.
+    /// Names that start with `user.`, which have no meaning for the system.
     User,
-    /// All that the system lets us set.
+    /// All that the system allows.
     All,
 }
 
-/// What is kept beside content, permissions and time.
+/// Options: metadata that is kept besides content, permissions and time.
 #[derive(Clone, Copy, Debug)]
-pub struct Keep {
-    /// Owner, and the bits set-user-id, set-group-id and sticky.
+pub struct PreserveOptions {
+    /// True to keep the owner, and the set-user-ID, set-group-ID and sticky bits.
     pub archive: bool,
     /// Extended attributes.
-    pub attributes: Attributes,
-    /// Permission bits that are cleared without `archive`, as by umask(2).
+    pub attributes: XattrScope,
+    /// Umask: permission bits that are cleared without `archive`, as by umask(2).
     pub umask: u32,
 }
 
 /// The result of a copy.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Received {
-    /// All of the tree is there now.
+pub struct ReceiveReport {
+    /// True if the whole tree was written.
     pub complete: bool,
-    /// The files that run as another user, if any was written.
+    /// Files with the set-user-ID or set-group-ID bit, if any were written.
     pub privileged: Option<PrivilegedFiles>,
 }
 
-/// Files that got the bit set-user-id or set-group-id.
+/// Files written with the set-user-ID or set-group-ID bit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PrivilegedFiles {
-    /// How many were written.
+    /// Number of the files.
     pub count: u64,
-    /// The path of the first one.
+    /// Path of the first one.
     pub first: PathBuf,
 }
 
-/// Where a tree goes.
+/// The destination of a tree.
 #[derive(Debug)]
 pub struct Destination {
-    folder: OwnedFd,
-    /// The name in the folder that the tree takes; without it, the folder is the tree's root.
+    directory: OwnedFd,
+    /// Name in the directory that the tree gets. Without it, the directory is the tree's root.
     name: Option<Vec<u8>>,
-    /// `name` is that of the source, and the folder was named by the user.
+    /// True if `name` is that of the source, and the user named the directory.
     below: bool,
     shown: PathBuf,
 }
 
 impl Destination {
-    /// Opens the place that a path names, which is trusted and resolved as any. If it is a folder, the tree goes below
-    /// it under `name`, or without a name becomes part of it. If it is not there, the tree becomes what the path says.
+    /// Opens a destination. The path is trusted and resolved as usual. If it is a directory, the
+    /// tree is created below it under `name`, or without a name merged into it. If it does not
+    /// exist, the tree is created under that path.
     pub fn open(
         path: &Path,
         name: Option<&[u8]>,
-        must_be_folder: bool,
+        must_be_directory: bool,
     ) -> Result<Destination, CopyError> {
         let cannot = |error: Errno| {
             let error = io::Error::from(error);
             CopyError(format!("cannot write to '{}': {error}", path.display()))
         };
-        match open(path, FOLDER, Mode::empty()) {
-            Ok(folder) => {
+        match open(path, DIRECTORY, Mode::empty()) {
+            Ok(directory) => {
                 return Ok(Destination {
-                    folder,
+                    directory,
                     name: name.map(<[u8]>::to_vec),
                     below: true,
                     shown: path.to_owned(),
                 });
             }
             Err(Errno::NOENT | Errno::NOTDIR)
-                if !must_be_folder && !path.as_os_str().as_bytes().ends_with(b"/") => {}
+                if !must_be_directory && !path.as_os_str().as_bytes().ends_with(b"/") => {}
             Err(error) => return Err(cannot(error)),
         }
         let last = path.file_name().ok_or_else(|| cannot(Errno::INVAL))?;
@@ -118,7 +120,7 @@ impl Destination {
             _ => Path::new("."),
         };
         Ok(Destination {
-            folder: open(parent, FOLDER, Mode::empty()).map_err(cannot)?,
+            directory: open(parent, DIRECTORY, Mode::empty()).map_err(cannot)?,
             name: Some(last.as_bytes().to_vec()),
             below: false,
             shown: path.to_owned(),
@@ -127,22 +129,20 @@ impl Destination {
 }
 
 impl AsFd for Destination {
-    /// The folder that is written to.
+    /// Returns the directory that is written to.
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.folder.as_fd()
+        self.directory.as_fd()
     }
 }
 
-const FOLDER: OFlags = OFlags::RDONLY
-    .union(OFlags::DIRECTORY)
-    .union(OFlags::CLOEXEC);
+const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
-/// Why a copy cannot go on.
+/// An error that ends a copy.
 #[derive(Debug)]
 pub struct CopyError(String);
 
 impl CopyError {
-    /// An error with this text.
+    /// Returns an error with this text.
     pub fn new(text: impl Into<String>) -> CopyError {
         CopyError(text.into())
     }
@@ -159,58 +159,55 @@ impl std::error::Error for CopyError {}
 impl From<io::Error> for CopyError {
     fn from(error: io::Error) -> CopyError {
         if error.kind() == io::ErrorKind::UnexpectedEof {
-            CopyError("the copy was broken off".to_owned())
+            CopyError("the copy was interrupted".to_owned())
         } else {
             CopyError(error.to_string())
         }
     }
 }
 
-/// Takes a tree to its end; `report` hears of what is not there afterwards.
+/// Receives a whole tree. Calls `report` for each entry that is missing afterwards.
 pub fn tree<R: Read>(
     records: &mut RecordReader<R>,
     destination: Destination,
-    keep: Keep,
+    keep: PreserveOptions,
     report: &mut dyn FnMut(Severity, &str),
-) -> Result<Received, CopyError> {
-    let mut receiver = Receiver {
+) -> Result<ReceiveReport, CopyError> {
+    let mut receiver = TreeReceiver {
         destination,
         keep,
         report,
-        folders: Vec::new(),
+        directories: Vec::new(),
         file: None,
         linkable: HashSet::new(),
-        nameless: true,
+        has_unnamed_files: true,
         temporaries: 0,
         complete: true,
         privileged: None,
     };
     let taken = receiver.take_all(records);
     receiver.abandon();
-    taken.map(|()| Received {
-        complete: receiver.complete,
-        privileged: receiver.privileged,
-    })
+    taken.map(|()| ReceiveReport { complete: receiver.complete, privileged: receiver.privileged })
 }
 
-/// A folder that is open.
-struct Folder {
-    /// `None` when it could not be made: what is in it is passed over.
+/// An open directory.
+struct OpenDirectory {
+    /// `None` if it could not be created: its contents are skipped.
     fd: Option<OwnedFd>,
     name: Vec<u8>,
-    /// For one that we made: what it is to be like in the end.
-    made: Option<Meta>,
+    /// Metadata to set at the end, if this copy created the directory.
+    made: Option<EntryMeta>,
 }
 
-/// A file that was just made, and its name if it has one.
+/// A new file, and its name if it has one.
 type NewFile = (OwnedFd, Option<Vec<u8>>);
 
-/// A file that is being written.
+/// An open file that is being written.
 struct OpenFile {
-    meta: Meta,
-    /// `None` when it could not be made: its content is passed over.
+    meta: EntryMeta,
+    /// `None` if it could not be created: its content is skipped.
     fd: Option<OwnedFd>,
-    /// Its name so far, where files cannot be without one.
+    /// Temporary name, where the file system lacks unnamed files.
     temporary: Option<Vec<u8>>,
     linked: bool,
     at: u64,
@@ -218,32 +215,32 @@ struct OpenFile {
     has_holes: bool,
 }
 
-struct Receiver<'a> {
+struct TreeReceiver<'a> {
     destination: Destination,
-    keep: Keep,
+    keep: PreserveOptions,
     report: &'a mut dyn FnMut(Severity, &str),
-    folders: Vec<Folder>,
+    directories: Vec<OpenDirectory>,
     file: Option<OpenFile>,
-    /// Device and number of the files that this copy made and that may get further names.
+    /// Device and inode of files that this copy created and that can get further hard links.
     linkable: HashSet<(u64, u64)>,
-    /// Whether the file system has files without a name.
-    nameless: bool,
+    /// True if the file system supports unnamed files (`O_TMPFILE`).
+    has_unnamed_files: bool,
     temporaries: u64,
     complete: bool,
     privileged: Option<PrivilegedFiles>,
 }
 
-impl Receiver<'_> {
+impl TreeReceiver<'_> {
     fn take_all<R: Read>(&mut self, records: &mut RecordReader<R>) -> Result<(), CopyError> {
         loop {
             match records.next_record()? {
-                Record::Folder(meta, existing) => self.enter(meta, existing)?,
-                Record::Up => self.leave(),
-                Record::File { meta, size, linked } => self.begin_file(meta, size, linked)?,
+                Record::Directory(meta, existing) => self.enter(meta, existing)?,
+                Record::DirectoryEnd => self.leave(),
+                Record::File { meta, size, linked } => self.create_file(meta, size, linked)?,
                 Record::Data(bytes) => self.data(bytes)?,
                 Record::Hole(length) => self.hole(length)?,
                 Record::Link(meta, target) => self.link(&meta, &target)?,
-                Record::Again { name, path } => self.again(&name, &path)?,
+                Record::HardLink { name, path } => self.hard_link(&name, &path)?,
                 Record::Problem(severity, text) => {
                     self.complete &= severity != Severity::Error;
                     (self.report)(severity, &text);
@@ -254,69 +251,66 @@ impl Receiver<'_> {
         }
     }
 
-    /// The name that a record's file or folder gets: the root's is not the sender's to choose.
+    /// Returns the name that a record's entry gets. The sender cannot choose that of the root.
     fn final_name(&self, name: &[u8]) -> Option<Vec<u8>> {
-        if self.folders.is_empty() {
+        if self.directories.is_empty() {
             self.destination.name.clone()
         } else {
             Some(name.to_vec())
         }
     }
 
-    /// The folder that is open; `None` when it is passed over.
+    /// Returns the open directory; `None` if its contents are skipped.
     fn current(&self) -> Option<BorrowedFd<'_>> {
-        match self.folders.last() {
-            Some(folder) => folder.fd.as_ref().map(AsFd::as_fd),
-            None => Some(self.destination.folder.as_fd()),
+        match self.directories.last() {
+            Some(directory) => directory.fd.as_ref().map(AsFd::as_fd),
+            None => Some(self.destination.directory.as_fd()),
         }
     }
 
-    fn enter(&mut self, mut meta: Meta, existing: Existing) -> Result<(), CopyError> {
+    fn enter(&mut self, mut meta: EntryMeta, existing: DirectoryMeta) -> Result<(), CopyError> {
         let Some(name) = self.final_name(&meta.name) else {
             // The destination itself.
-            let fd = self
-                .destination
-                .folder
-                .try_clone()
-                .map_err(CopyError::from)?;
-            self.folders.push(Folder {
-                fd: Some(fd),
-                name: Vec::new(),
-                made: None,
-            });
+            let fd = self.destination.directory.try_clone().map_err(CopyError::from)?;
+            self.directories.push(OpenDirectory { fd: Some(fd), name: Vec::new(), made: None });
             return Ok(());
         };
-        let opened = self.current().map(|folder| make_folder(folder, &name));
+        let opened = self.current().map(|directory| make_directory(directory, &name));
         let (fd, made) = match opened {
             None => (None, false),
             Some(Ok((fd, made))) => (Some(fd), made),
             Some(Err(error)) => {
-                self.failed(&name, "make the folder", error)?;
+                self.failed(&name, "create the directory", error)?;
                 (None, false)
             }
         };
         meta.name.clear();
-        let made = (made && existing == Existing::Known).then_some(meta);
-        self.folders.push(Folder { fd, name, made });
+        let made = (made && existing == DirectoryMeta::Known).then_some(meta);
+        self.directories.push(OpenDirectory { fd, name, made });
         Ok(())
     }
 
     fn leave(&mut self) {
-        let Some(folder) = self.folders.last() else {
+        let Some(directory) = self.directories.last() else {
             return;
         };
-        if let (Some(fd), Some(meta)) = (&folder.fd, &folder.made)
-            && let Err((what, error)) = self.dress(fd.as_fd(), meta)
+        if let (Some(fd), Some(meta)) = (&directory.fd, &directory.made)
+            && let Err((what, error)) = self.apply_metadata(fd.as_fd(), meta)
         {
             self.problem(b"", &format!("cannot {what}"), error);
         }
-        self.folders.pop();
+        self.directories.pop();
     }
 
-    fn begin_file(&mut self, mut meta: Meta, size: u64, linked: bool) -> Result<(), CopyError> {
+    fn create_file(
+        &mut self,
+        mut meta: EntryMeta,
+        size: u64,
+        linked: bool,
+    ) -> Result<(), CopyError> {
         let Some(name) = self.final_name(&meta.name) else {
             return Err(CopyError(format!(
-                "what was to be put into '{}' is no folder",
+                "cannot write into '{}': the source is not a directory",
                 self.destination.shown.display()
             )));
         };
@@ -329,57 +323,49 @@ impl Receiver<'_> {
                 (None, None)
             }
         };
-        self.file = Some(OpenFile {
-            meta,
-            fd,
-            temporary,
-            linked,
-            at: 0,
-            size,
-            has_holes: false,
-        });
+        self.file = Some(OpenFile { meta, fd, temporary, linked, at: 0, size, has_holes: false });
         self.finish_if_whole()
     }
 
-    /// A new file in the current folder, and its name if it needs one.
+    /// Creates a file in the current directory. Returns its name too, if it needs one.
     fn create(&mut self) -> Result<Option<NewFile>, Errno> {
         if self.current().is_none() {
             return Ok(None);
         }
         let mode = Mode::RUSR | Mode::WUSR;
-        if self.nameless {
+        if self.has_unnamed_files {
             let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
-            match self.with_folder(|folder| openat(folder, ".", flags, mode)) {
+            match self.in_directory(|directory| openat(directory, ".", flags, mode)) {
                 Ok(fd) => return Ok(Some((fd, None))),
                 Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::NOENT | Errno::INVAL) => {
-                    self.nameless = false;
+                    self.has_unnamed_files = false;
                 }
                 Err(error) => return Err(error),
             }
         }
-        let (fd, name) = self.under_new_name(|folder, name| {
+        let (fd, name) = self.with_temporary_name(|directory, name| {
             let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY;
-            open_child(folder, name, flags, mode)
+            open_child(directory, name, flags, mode)
         })?;
         Ok(Some((fd, Some(name))))
     }
 
-    fn with_folder<T>(
+    fn in_directory<T>(
         &self,
         act: impl FnOnce(BorrowedFd<'_>) -> Result<T, Errno>,
     ) -> Result<T, Errno> {
         self.current().map_or(Err(Errno::NOENT), act)
     }
 
-    /// Makes something under a name that nobody uses.
-    fn under_new_name<T>(
+    /// Creates an entry under an unused name.
+    fn with_temporary_name<T>(
         &mut self,
         mut make: impl FnMut(BorrowedFd<'_>, &[u8]) -> Result<T, Errno>,
     ) -> Result<(T, Vec<u8>), Errno> {
         loop {
             self.temporaries += 1;
             let name = format!(".msb-cp-{}-{}", std::process::id(), self.temporaries).into_bytes();
-            match self.with_folder(|folder| make(folder, &name)) {
+            match self.in_directory(|directory| make(directory, &name)) {
                 Err(Errno::EXIST) => {}
                 made => return made.map(|made| (made, name)),
             }
@@ -441,15 +427,15 @@ impl Receiver<'_> {
         if file.has_holes {
             ftruncate(fd, file.size).map_err(|error| ("set the size of", error))?;
         }
-        if let Err((what, error)) = self.dress(fd.as_fd(), &file.meta) {
+        if let Err((what, error)) = self.apply_metadata(fd.as_fd(), &file.meta) {
             self.problem(&file.meta.name, &format!("cannot {what}"), error);
         }
         match &file.temporary {
             Some(temporary) => self.rename(temporary, &file.meta.name),
             None => self.give_name(fd, &file.meta.name),
         }
-        .map_err(|error| ("put into its place", error))?;
-        if self.mode_of(&file.meta, true) & (SET_USER_ID | SET_GROUP_ID) != 0 {
+        .map_err(|error| ("rename", error))?;
+        if self.mode_of(&file.meta, true) & (S_ISUID | S_ISGID) != 0 {
             self.count_privileged(&file.meta.name);
         }
         if file.linked
@@ -461,39 +447,41 @@ impl Receiver<'_> {
         Ok(())
     }
 
-    /// Gives a file without a name one, in the place of whatever has it.
+    /// Gives an unnamed file its name and replaces an existing entry.
     fn give_name(&mut self, fd: &OwnedFd, name: &[u8]) -> Result<(), Errno> {
         let source = format!("/proc/self/fd/{}", fd.as_raw_fd());
-        let link = |folder: BorrowedFd<'_>, name: &[u8]| {
+        let link = |directory: BorrowedFd<'_>, name: &[u8]| {
             let name = OsStr::from_bytes(name);
-            linkat(CWD, &source, folder, name, AtFlags::SYMLINK_FOLLOW)
+            linkat(CWD, &source, directory, name, AtFlags::SYMLINK_FOLLOW)
         };
-        match self.with_folder(|folder| link(folder, name)) {
+        match self.in_directory(|directory| link(directory, name)) {
             Err(Errno::EXIST) => {}
             linked => return linked,
         }
-        let ((), temporary) = self.under_new_name(link)?;
+        let ((), temporary) = self.with_temporary_name(link)?;
         self.replace(&temporary, name)
     }
 
     fn rename(&self, from: &[u8], to: &[u8]) -> Result<(), Errno> {
         let (from, to) = (OsStr::from_bytes(from), OsStr::from_bytes(to));
-        self.with_folder(|folder| renameat(folder, from, folder, to))
+        self.in_directory(|directory| renameat(directory, from, directory, to))
     }
 
-    /// Moves what has a temporary name to its final one; it is gone if that fails.
+    /// Renames an entry from its temporary to its final name. Removes it if that fails.
     fn replace(&self, temporary: &[u8], name: &[u8]) -> Result<(), Errno> {
         let renamed = self.rename(temporary, name);
-        // Also when it worked: two names of one file are left as they are by rename(2).
-        let _ = self
-            .with_folder(|folder| unlinkat(folder, OsStr::from_bytes(temporary), AtFlags::empty()));
+        // Removes the temporary name also after success: rename(2) does nothing if both names are
+        // the same file.
+        let _ = self.in_directory(|directory| {
+            unlinkat(directory, OsStr::from_bytes(temporary), AtFlags::empty())
+        });
         renamed
     }
 
-    fn link(&mut self, meta: &Meta, target: &[u8]) -> Result<(), CopyError> {
+    fn link(&mut self, meta: &EntryMeta, target: &[u8]) -> Result<(), CopyError> {
         let Some(name) = self.final_name(&meta.name) else {
             return Err(CopyError(format!(
-                "what was to be put into '{}' is no folder",
+                "cannot write into '{}': the source is not a directory",
                 self.destination.shown.display()
             )));
         };
@@ -501,79 +489,75 @@ impl Receiver<'_> {
             return Ok(());
         }
         let target = OsStr::from_bytes(target);
-        let made =
-            self.under_new_name(|folder, name| symlinkat(target, folder, OsStr::from_bytes(name)));
+        let made = self.with_temporary_name(|directory, name| {
+            symlinkat(target, directory, OsStr::from_bytes(name))
+        });
         let placed = made.and_then(|((), temporary)| {
-            self.dress_link(&temporary, meta);
+            self.apply_link_metadata(&temporary, meta);
             self.replace(&temporary, &name)
         });
         match placed {
             Ok(()) => Ok(()),
-            Err(error) => self.failed(&name, "make the link", error),
+            Err(error) => self.failed(&name, "create the link", error),
         }
     }
 
-    /// Owner and time of a link: nothing depends on them.
-    fn dress_link(&self, name: &[u8], meta: &Meta) {
+    /// Sets the owner and time of a link. Errors are ignored: nothing depends on them.
+    fn apply_link_metadata(&self, name: &[u8], meta: &EntryMeta) {
         let name = OsStr::from_bytes(name);
-        let _ = self.with_folder(|folder| {
+        let _ = self.in_directory(|directory| {
             if self.keep.archive {
                 let (uid, gid) = (Uid::from_raw(meta.uid), Gid::from_raw(meta.gid));
-                let _ = chownat(
-                    folder,
-                    name,
-                    Some(uid),
-                    Some(gid),
-                    AtFlags::SYMLINK_NOFOLLOW,
-                );
+                let _ = chownat(directory, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW);
             }
-            utimensat(folder, name, &times(meta), AtFlags::SYMLINK_NOFOLLOW)
+            utimensat(directory, name, &times(meta), AtFlags::SYMLINK_NOFOLLOW)
         });
     }
 
-    fn again(&mut self, name: &[u8], path: &[Vec<u8>]) -> Result<(), CopyError> {
+    fn hard_link(&mut self, name: &[u8], path: &[Vec<u8>]) -> Result<(), CopyError> {
         if self.current().is_none() {
             return Ok(());
         }
-        match self.link_again(name, path) {
+        match self.create_hard_link(name, path) {
             Ok(()) => Ok(()),
-            Err(error) => self.failed(name, "make the hard link", error),
+            Err(error) => self.failed(name, "create the hard link", error),
         }
     }
 
-    fn link_again(&mut self, name: &[u8], path: &[Vec<u8>]) -> Result<(), Errno> {
+    fn create_hard_link(&mut self, name: &[u8], path: &[Vec<u8>]) -> Result<(), Errno> {
         let Some((last, above)) = path.split_last() else {
             return Err(Errno::NOENT);
         };
-        let root = self.folders.first().and_then(|root| root.fd.as_ref());
-        let mut folder = root
-            .ok_or(Errno::NOENT)?
-            .try_clone()
-            .map_err(|_| Errno::MFILE)?;
+        let root = self.directories.first().and_then(|root| root.fd.as_ref());
+        let mut directory = root.ok_or(Errno::NOENT)?.try_clone().map_err(|_| Errno::MFILE)?;
         for name in above {
-            folder = open_child(
-                folder.as_fd(),
+            directory = open_child(
+                directory.as_fd(),
                 name,
                 OFlags::PATH | OFlags::DIRECTORY,
                 Mode::empty(),
             )?;
         }
         let last = OsStr::from_bytes(last);
-        let stat = statat(&folder, last, AtFlags::SYMLINK_NOFOLLOW)?;
-        // Only what this copy has made gets further names: not what was there before.
+        let stat = statat(&directory, last, AtFlags::SYMLINK_NOFOLLOW)?;
+        // Only files that this copy created get further links, not files that existed before.
         if !self.linkable.contains(&(stat.st_dev, stat.st_ino)) {
             return Err(Errno::NOENT);
         }
-        let ((), temporary) = self.under_new_name(|to, name| {
-            linkat(&folder, last, to, OsStr::from_bytes(name), AtFlags::empty())
+        let ((), temporary) = self.with_temporary_name(|to, name| {
+            linkat(&directory, last, to, OsStr::from_bytes(name), AtFlags::empty())
         })?;
         self.replace(&temporary, name)
     }
 
-    /// Owner, mode, attributes and time, in the order in which one does not undo the other.
-    fn dress(&self, fd: BorrowedFd<'_>, meta: &Meta) -> Result<(), (&'static str, Errno)> {
+    /// Sets owner, mode, attributes and time, in an order in which no step undoes another.
+    fn apply_metadata(
+        &self,
+        fd: BorrowedFd<'_>,
+        meta: &EntryMeta,
+    ) -> Result<(), (&'static str, Errno)> {
         let mut owned = false;
-        // Who is not root owns all that they write.
+        // A user other than root owns all that it writes.
         if self.keep.archive && geteuid().is_root() {
             let (uid, gid) = (Uid::from_raw(meta.uid), Gid::from_raw(meta.gid));
             fchown(fd, Some(uid), Some(gid)).map_err(|error| ("set the owner of", error))?;
@@ -585,15 +569,16 @@ impl Receiver<'_> {
         futimens(fd, &times(meta)).map_err(|error| ("set the time of", error))
     }
 
-    /// Returns the mode to set. A set-user-id program of another owner than the sender's would run as somebody whom the
-    /// sender did not choose, so these bits need `owned`: owner and group are those of the source (POSIX, `cp -p`).
-    fn mode_of(&self, meta: &Meta, owned: bool) -> u32 {
+    /// Returns the mode to set. A set-user-ID program of an owner other than the sender's would run
+    /// as a user whom the sender did not choose. So these bits need `owned`: owner and group are
+    /// those of the source (POSIX, `cp -p`).
+    fn mode_of(&self, meta: &EntryMeta, owned: bool) -> u32 {
         if !self.keep.archive {
             meta.mode & PERMISSIONS & !self.keep.umask
         } else if owned && geteuid().is_root() {
-            meta.mode & (PERMISSIONS | SET_USER_ID | SET_GROUP_ID | STICKY)
+            meta.mode & (PERMISSIONS | S_ISUID | S_ISGID | S_ISVTX)
         } else {
-            meta.mode & (PERMISSIONS | STICKY)
+            meta.mode & (PERMISSIONS | S_ISVTX)
         }
     }
 
@@ -607,12 +592,16 @@ impl Receiver<'_> {
         }
     }
 
-    fn set_attributes(&self, fd: BorrowedFd<'_>, meta: &Meta) -> Result<(), (&'static str, Errno)> {
+    fn set_attributes(
+        &self,
+        fd: BorrowedFd<'_>,
+        meta: &EntryMeta,
+    ) -> Result<(), (&'static str, Errno)> {
         for (name, value) in &meta.xattrs {
             let wanted = match self.keep.attributes {
-                Attributes::None => false,
-                Attributes::User => name.starts_with(b"user."),
-                Attributes::All => true,
+                XattrScope::None => false,
+                XattrScope::User => name.starts_with(b"user."),
+                XattrScope::All => true,
             };
             if wanted {
                 fsetxattr(fd, OsStr::from_bytes(name), value, XattrFlags::empty())
@@ -622,16 +611,12 @@ impl Receiver<'_> {
         Ok(())
     }
 
-    /// Tells of a failure. A destination that takes nothing more ends the copy.
+    /// Reports a failure. A destination that cannot take more data ends the copy.
     fn failed(&mut self, name: &[u8], what: &str, error: Errno) -> Result<(), CopyError> {
-        let at_root = self.folders.is_empty();
-        let hopeless = matches!(error, Errno::NOSPC | Errno::DQUOT | Errno::ROFS | Errno::IO);
-        if at_root || hopeless {
-            return Err(CopyError(self.describe(
-                name,
-                &format!("cannot {what}"),
-                error,
-            )));
+        let at_root = self.directories.is_empty();
+        let is_fatal = matches!(error, Errno::NOSPC | Errno::DQUOT | Errno::ROFS | Errno::IO);
+        if at_root || is_fatal {
+            return Err(CopyError(self.describe(name, &format!("cannot {what}"), error)));
         }
         self.problem(name, &format!("cannot {what}"), error);
         Ok(())
@@ -646,26 +631,21 @@ impl Receiver<'_> {
     /// Returns the path of an entry in the current directory, for messages.
     fn path_of(&self, name: &[u8]) -> PathBuf {
         let mut path = self.destination.shown.clone();
-        let names = self.folders.iter().map(|folder| folder.name.as_slice());
+        let names = self.directories.iter().map(|directory| directory.name.as_slice());
         let mut names: Vec<&[u8]> = names.chain([name]).collect();
         if !self.destination.below {
             names.remove(0);
         }
-        path.extend(
-            names
-                .into_iter()
-                .filter(|name| !name.is_empty())
-                .map(OsStr::from_bytes),
-        );
+        path.extend(names.into_iter().filter(|name| !name.is_empty()).map(OsStr::from_bytes));
         path
     }
 
     fn describe(&self, name: &[u8], what: &str, error: Errno) -> String {
         let path = self.path_of(name);
         let why = match error {
-            Errno::LOOP => "a symbolic link is in its place".to_owned(),
-            Errno::NOTDIR => "something that is no folder is in its place".to_owned(),
-            Errno::ISDIR => "a folder is in its place".to_owned(),
+            Errno::LOOP => "it is a symbolic link".to_owned(),
+            Errno::NOTDIR => "it exists and is not a directory".to_owned(),
+            Errno::ISDIR => "it is a directory".to_owned(),
             error => io::Error::from(error).to_string(),
         };
         format!("{what} '{}': {why}", path.display())
@@ -677,31 +657,29 @@ impl Receiver<'_> {
         }
         if let Some(file) = self.file.take() {
             self.remove_temporary(&file);
-            self.file = Some(OpenFile {
-                temporary: None,
-                ..file
-            });
+            self.file = Some(OpenFile { temporary: None, ..file });
         }
     }
 
     fn remove_temporary(&self, file: &OpenFile) {
         if let Some(name) = &file.temporary {
-            let _ = self
-                .with_folder(|folder| unlinkat(folder, OsStr::from_bytes(name), AtFlags::empty()));
+            let _ = self.in_directory(|directory| {
+                unlinkat(directory, OsStr::from_bytes(name), AtFlags::empty())
+            });
         }
     }
 
-    /// What is not complete goes; folders are left as they should be.
+    /// Removes incomplete files and restores the mode of directories.
     fn abandon(&mut self) {
         self.drop_file();
         self.file = None;
-        while !self.folders.is_empty() {
+        while !self.directories.is_empty() {
             self.leave();
         }
     }
 }
 
-fn make_folder(above: BorrowedFd<'_>, name: &[u8]) -> Result<(OwnedFd, bool), Errno> {
+fn make_directory(above: BorrowedFd<'_>, name: &[u8]) -> Result<(OwnedFd, bool), Errno> {
     let made = match mkdirat(above, OsStr::from_bytes(name), Mode::RWXU) {
         Ok(()) => true,
         Err(Errno::EXIST) => false,
@@ -711,15 +689,15 @@ fn make_folder(above: BorrowedFd<'_>, name: &[u8]) -> Result<(OwnedFd, bool), Er
     open_child(above, name, flags, Mode::empty()).map(|fd| (fd, made))
 }
 
-/// Opens one name in a folder and nothing else, whatever stands there.
+/// Opens one name in a directory without following links.
 fn open_child(
-    folder: BorrowedFd<'_>,
+    directory: BorrowedFd<'_>,
     name: &[u8],
     flags: OFlags,
     mode: Mode,
 ) -> Result<OwnedFd, Errno> {
     openat2(
-        folder,
+        directory,
         OsStr::from_bytes(name),
         flags | OFlags::NOFOLLOW | OFlags::CLOEXEC,
         mode,
@@ -727,15 +705,9 @@ fn open_child(
     )
 }
 
-fn times(meta: &Meta) -> Timestamps {
+fn times(meta: &EntryMeta) -> Timestamps {
     Timestamps {
-        last_access: Timespec {
-            tv_sec: 0,
-            tv_nsec: UTIME_OMIT,
-        },
-        last_modification: Timespec {
-            tv_sec: meta.mtime_s,
-            tv_nsec: meta.mtime_ns.into(),
-        },
+        last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
+        last_modification: Timespec { tv_sec: meta.mtime_s, tv_nsec: meta.mtime_ns.into() },
     }
 }

@@ -1,48 +1,51 @@
-//! Records: what a tree of files looks like on its way.
+//! Records: the format of a tree of files in transit.
 //!
 //! ```text
 //!  0      1        5
 //!  | kind | length | payload …
 //! ```
 //!
-//! Numbers are big-endian. A stream is: problems at any place; one root, which has no name; `Done`, or `Failed` at any
-//! place. A root, and everything in a folder, is a `Folder` with what is in it and then `Up`; a `File` with exactly its
-//! size in `Data` and `Hole`; a `Link`; or an `Again`, which is another name of a file that came before.
+//! Numbers are big-endian. A stream consists of one root, which has no name, then `Done`. `Problem`
+//! and `Failed` may come at any place. A root, and each entry of a directory, is one of: a
+//! `Directory` with its entries and then `DirectoryEnd`; a `File` with exactly its size in `Data`
+//! and `Hole`; a `Link`, which is symbolic; a `HardLink`, which is another name of an earlier file.
 //!
-//! [`RecordReader`] is the door for such bytes from the other side: it gives out records only in this order, with names
-//! that are one name each (no `/`, no NUL, neither `.` nor `..`, at most 255 bytes), and never more depth or length
-//! than the limits below. Code behind it cannot meet a wrong shape.
+//! [`RecordReader`] is the parser for bytes from the other side. It returns records only in this
+//! order, with names that are one name each (no `/`, no NUL, neither `.` nor `..`, at most 255
+//! bytes), and never beyond the limits of depth and length below. Its callers need not check them
+//! again.
 
 use std::fmt;
 use std::io::{self, Read, Write};
 
-/// Longest record, in bytes. Room for a name, a link's target and the attributes of one file.
+/// Longest record, in bytes: enough for a name, a link's target and the attributes of one file.
 pub const RECORD_BYTES_MAX: usize = 256 * 1024;
 
-/// Bytes of a file that one record carries at the most.
+/// Limit of file data in one record, in bytes.
 pub const DATA_BYTES_MAX: usize = 64 * 1024;
 
-/// Folders inside each other. Each one is an open descriptor, of which a process has 1024 as a rule.
+/// Limit of nested directories. Each is an open descriptor, and the usual limit of a process is
+/// 1024.
 pub const DEPTH_MAX: usize = 256;
 
-/// Longest name, in bytes: what Linux takes.
+/// Longest name, in bytes: the limit of Linux.
 pub const NAME_BYTES_MAX: usize = 255;
 
-/// Longest target of a symbolic link, in bytes: what Linux takes.
+/// Longest target of a symbolic link, in bytes: the limit of Linux.
 pub const TARGET_BYTES_MAX: usize = 4095;
 
-/// Extended attributes of one file.
+/// Limit of extended attributes of one file.
 pub const XATTRS_MAX: usize = 128;
 
-/// Largest file: what Linux takes.
+/// Largest file, in bytes: the limit of Linux.
 pub const FILE_BYTES_MAX: u64 = i64::MAX as u64;
 
 /// Size of a record's header, in bytes.
 const HEADER_BYTES: usize = 5;
 
-/// What is known of a folder or file but for its content.
+/// Metadata of a directory or file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Meta {
+pub struct EntryMeta {
     /// One name; empty for the root.
     pub name: Vec<u8>,
     /// Permission bits (07777).
@@ -51,41 +54,41 @@ pub struct Meta {
     pub uid: u32,
     /// Group.
     pub gid: u32,
-    /// Last change of the content, in seconds since 1970.
+    /// Modification time, in seconds since 1970.
     pub mtime_s: i64,
-    /// Nanoseconds of it, below a thousand million.
+    /// Nanoseconds of the modification time, below 10^9.
     pub mtime_ns: u32,
     /// Extended attributes.
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
-/// How bad a problem is.
+/// Severity of a problem.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Severity {
-    /// Something that cannot be copied was left out.
+    /// An entry that cannot be copied was skipped.
     Skipped,
-    /// Something was not copied that should have been.
+    /// An entry was not copied because of an error.
     Error,
 }
 
 /// A part of a tree.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Record<'a> {
-    /// A folder; what follows is in it, up to `Up`.
-    Folder(Meta, Existing),
-    /// A file of so many bytes.
+    /// A directory. Its entries follow, up to `DirectoryEnd`.
+    Directory(EntryMeta, DirectoryMeta),
+    /// A file.
     File {
-        /// All but its content.
-        meta: Meta,
-        /// Bytes that follow, holes included.
+        /// Its metadata.
+        meta: EntryMeta,
+        /// Size in bytes, holes included.
         size: u64,
-        /// Whether an `Again` may name it.
+        /// True if a `HardLink` may refer to it.
         linked: bool,
     },
     /// A symbolic link.
-    Link(Meta, Vec<u8>),
-    /// Another name of a file that came before.
-    Again {
+    Link(EntryMeta, Vec<u8>),
+    /// A further hard link to an earlier file.
+    HardLink {
         /// The name.
         name: Vec<u8>,
         /// Names from the root down to the file.
@@ -93,45 +96,45 @@ pub enum Record<'a> {
     },
     /// Bytes of the file.
     Data(&'a [u8]),
-    /// So many zeros that take no room.
+    /// A hole: number of zero bytes that take no space.
     Hole(u64),
-    /// The folder is complete.
-    Up,
-    /// Something that people must know.
+    /// The end of a directory.
+    DirectoryEnd,
+    /// A problem to report to the user.
     Problem(Severity, String),
-    /// Everything was sent (or received).
+    /// The end: all was sent (or received).
     Done,
-    /// It cannot go on, and why.
+    /// The end after an error, with the reason.
     Failed(String),
 }
 
-/// Whether a folder's properties are known.
+/// Origin of a directory's metadata.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Existing {
-    /// They are, and a new folder gets them.
+pub enum DirectoryMeta {
+    /// Known metadata, which a new directory gets.
     Known,
-    /// Only the name is: a path led through it.
+    /// Only the name is known, from the path of another entry.
     Implied,
 }
 
-const FOLDER: u8 = 1;
+const DIRECTORY: u8 = 1;
 const FILE: u8 = 2;
 const LINK: u8 = 3;
-const AGAIN: u8 = 4;
+const HARD_LINK: u8 = 4;
 const DATA: u8 = 5;
 const HOLE: u8 = 6;
-const UP: u8 = 7;
+const DIRECTORY_END: u8 = 7;
 const PROBLEM: u8 = 8;
 const DONE: u8 = 9;
 const FAILED: u8 = 10;
 
-/// Why bytes are no records.
+/// An error in the format of records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RecordError(&'static str);
 
 impl fmt::Display for RecordError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "a copy broke its form: {}", self.0)
+        write!(f, "invalid record in the copy: {}", self.0)
     }
 }
 
@@ -143,16 +146,16 @@ impl From<RecordError> for io::Error {
     }
 }
 
-/// Whether bytes are one name that may stand in a folder.
+/// Returns whether bytes are one name that is valid in a directory.
 pub fn is_name(name: &[u8]) -> bool {
     let shape = !name.is_empty() && name.len() <= NAME_BYTES_MAX && name != b"." && name != b"..";
     shape && !name.iter().any(|byte| matches!(byte, b'/' | 0))
 }
 
-/// Takes the fields of a payload, one by one.
-struct Fields<'a>(&'a [u8]);
+/// A parser of payload fields.
+struct PayloadParser<'a>(&'a [u8]);
 
-impl<'a> Fields<'a> {
+impl<'a> PayloadParser<'a> {
     fn bytes(&mut self, count: usize) -> Result<&'a [u8], RecordError> {
         let short = RecordError("a record is too short");
         let (head, tail) = self.0.split_at_checked(count).ok_or(short)?;
@@ -181,14 +184,14 @@ impl<'a> Fields<'a> {
         Ok(u64::from_be_bytes(self.array()?))
     }
 
-    /// Bytes behind their number.
+    /// Parses a length and as many bytes.
     fn counted(&mut self) -> Result<Vec<u8>, RecordError> {
         let count = self.u16()?;
         Ok(self.bytes(count)?.to_vec())
     }
 
-    fn meta(&mut self) -> Result<Meta, RecordError> {
-        let mut meta = Meta {
+    fn meta(&mut self) -> Result<EntryMeta, RecordError> {
+        let mut meta = EntryMeta {
             mode: self.u32()?,
             uid: self.u32()?,
             gid: self.u32()?,
@@ -198,7 +201,7 @@ impl<'a> Fields<'a> {
             xattrs: Vec::new(),
         };
         if meta.mode & !0o7777 != 0 || meta.mtime_ns >= 1_000_000_000 {
-            return Err(RecordError("a file has impossible properties"));
+            return Err(RecordError("a file has invalid metadata"));
         }
         let count = self.u16()?;
         if count > XATTRS_MAX {
@@ -207,7 +210,7 @@ impl<'a> Fields<'a> {
         for _ in 0..count {
             let name = self.counted()?;
             if name.is_empty() || name.len() > NAME_BYTES_MAX || name.contains(&0) {
-                return Err(RecordError("an attribute has an impossible name"));
+                return Err(RecordError("an attribute has an invalid name"));
             }
             let length = self.u32()? as usize;
             meta.xattrs.push((name, self.bytes(length)?.to_vec()));
@@ -220,28 +223,24 @@ impl<'a> Fields<'a> {
     }
 
     fn end(&self) -> Result<(), RecordError> {
-        if self.0.is_empty() {
-            Ok(())
-        } else {
-            Err(RecordError("a record is too long"))
-        }
+        if self.0.is_empty() { Ok(()) } else { Err(RecordError("a record is too long")) }
     }
 }
 
 fn parse(kind: u8, payload: &[u8]) -> Result<Record<'_>, RecordError> {
-    let mut fields = Fields(payload);
+    let mut fields = PayloadParser(payload);
     let record = match kind {
-        FOLDER => match fields.u8()? {
-            0 => Record::Folder(fields.meta()?, Existing::Known),
-            1 => Record::Folder(fields.meta()?, Existing::Implied),
-            _ => return Err(RecordError("a folder has an unknown flag")),
+        DIRECTORY => match fields.u8()? {
+            0 => Record::Directory(fields.meta()?, DirectoryMeta::Known),
+            1 => Record::Directory(fields.meta()?, DirectoryMeta::Implied),
+            _ => return Err(RecordError("a directory has an unknown flag")),
         },
         FILE => parse_file(&mut fields)?,
         LINK => parse_link(&mut fields)?,
-        AGAIN => parse_again(&mut fields)?,
+        HARD_LINK => parse_hard_link(&mut fields)?,
         DATA => parse_data(&mut fields)?,
         HOLE => Record::Hole(fields.u64()?),
-        UP => Record::Up,
+        DIRECTORY_END => Record::DirectoryEnd,
         PROBLEM => {
             let severity = match fields.u8()? {
                 0 => Severity::Skipped,
@@ -262,7 +261,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-fn parse_file<'a>(fields: &mut Fields<'_>) -> Result<Record<'a>, RecordError> {
+fn parse_file<'a>(fields: &mut PayloadParser<'_>) -> Result<Record<'a>, RecordError> {
     let linked = match fields.u8()? {
         0 => false,
         1 => true,
@@ -270,60 +269,53 @@ fn parse_file<'a>(fields: &mut Fields<'_>) -> Result<Record<'a>, RecordError> {
     };
     let size = fields.u64()?;
     if size > FILE_BYTES_MAX {
-        return Err(RecordError("a file is longer than can be"));
+        return Err(RecordError("a file is longer than the limit"));
     }
-    Ok(Record::File {
-        meta: fields.meta()?,
-        size,
-        linked,
-    })
+    Ok(Record::File { meta: fields.meta()?, size, linked })
 }
 
-fn parse_link<'a>(fields: &mut Fields<'_>) -> Result<Record<'a>, RecordError> {
+fn parse_link<'a>(fields: &mut PayloadParser<'_>) -> Result<Record<'a>, RecordError> {
     let meta = fields.meta()?;
     let target = fields.rest().to_vec();
     if target.is_empty() || target.len() > TARGET_BYTES_MAX || target.contains(&0) {
-        return Err(RecordError("a link has an impossible target"));
+        return Err(RecordError("a link has an invalid target"));
     }
     Ok(Record::Link(meta, target))
 }
 
-fn parse_again<'a>(fields: &mut Fields<'_>) -> Result<Record<'a>, RecordError> {
+fn parse_hard_link<'a>(fields: &mut PayloadParser<'_>) -> Result<Record<'a>, RecordError> {
     let name = fields.counted()?;
-    let path: Vec<Vec<u8>> = fields
-        .rest()
-        .split(|byte| *byte == b'/')
-        .map(<[u8]>::to_vec)
-        .collect();
+    let path: Vec<Vec<u8>> =
+        fields.rest().split(|byte| *byte == b'/').map(<[u8]>::to_vec).collect();
     if !path.iter().all(|name| is_name(name)) || path.len() > DEPTH_MAX {
-        return Err(RecordError("a hard link has an impossible path"));
+        return Err(RecordError("a hard link has an invalid path"));
     }
-    Ok(Record::Again { name, path })
+    Ok(Record::HardLink { name, path })
 }
 
-fn parse_data<'a>(fields: &mut Fields<'a>) -> Result<Record<'a>, RecordError> {
+fn parse_data<'a>(fields: &mut PayloadParser<'a>) -> Result<Record<'a>, RecordError> {
     let data = fields.rest();
     if data.is_empty() || data.len() > DATA_BYTES_MAX {
-        return Err(RecordError("a portion of data is empty or too long"));
+        return Err(RecordError("a data record is empty or too long"));
     }
     Ok(Record::Data(data))
 }
 
-/// Which record may come next.
+/// The order check of records: tracks which record may come next.
 #[derive(Clone, Copy, Debug, Default)]
-struct Order {
+struct RecordOrder {
     depth: usize,
-    /// The root is complete.
+    /// True if the root is complete.
     rooted: bool,
-    /// Bytes of the open file that have not come.
+    /// Bytes of the open file that are still to come.
     file_left: u64,
     over: bool,
 }
 
-impl Order {
+impl RecordOrder {
     fn check(&mut self, record: &Record<'_>) -> Result<(), RecordError> {
         if self.over {
-            return Err(RecordError("something follows the end"));
+            return Err(RecordError("a record follows the end"));
         }
         match record {
             Record::Problem(..) => Ok(()),
@@ -333,17 +325,19 @@ impl Order {
             }
             Record::Data(data) => self.content(data.len() as u64),
             Record::Hole(length) => self.content(*length),
-            _ if self.file_left > 0 => Err(RecordError("a file is shorter than was said")),
+            _ if self.file_left > 0 => {
+                Err(RecordError("a file is shorter than its announced size"))
+            }
             Record::Done => {
                 self.over = true;
                 self.is_complete()
             }
-            Record::Up => self.leave(),
-            Record::Folder(meta, _) => {
+            Record::DirectoryEnd => self.leave(),
+            Record::Directory(meta, _) => {
                 self.name(&meta.name)?;
                 self.depth += 1;
                 if self.depth > DEPTH_MAX {
-                    return Err(RecordError("folders are too deep"));
+                    return Err(RecordError("directories are nested too deeply"));
                 }
                 Ok(())
             }
@@ -358,18 +352,14 @@ impl Order {
                 self.rooted |= self.depth == 0;
                 Ok(())
             }
-            Record::Again { name, .. } if self.depth > 0 => self.name(name),
-            Record::Again { .. } => Err(RecordError("a hard link stands alone")),
+            Record::HardLink { name, .. } if self.depth > 0 => self.name(name),
+            Record::HardLink { .. } => Err(RecordError("the root is a hard link")),
         }
     }
 
     fn content(&mut self, length: u64) -> Result<(), RecordError> {
-        let longer = RecordError("a file is longer than was said");
-        self.file_left = self
-            .file_left
-            .checked_sub(length)
-            .filter(|_| length > 0)
-            .ok_or(longer)?;
+        let longer = RecordError("a file is longer than its announced size");
+        self.file_left = self.file_left.checked_sub(length).filter(|_| length > 0).ok_or(longer)?;
         Ok(())
     }
 
@@ -377,88 +367,82 @@ impl Order {
         if self.rooted && self.depth == 0 {
             Ok(())
         } else {
-            Err(RecordError("it ends in the middle"))
+            Err(RecordError("the stream ends inside the tree"))
         }
     }
 
     fn leave(&mut self) -> Result<(), RecordError> {
-        let above = RecordError("it leaves the folder that it began with");
+        let above = RecordError("a directory ends that was not started");
         self.depth = self.depth.checked_sub(1).ok_or(above)?;
         self.rooted |= self.depth == 0;
         Ok(())
     }
 
     fn name(&self, name: &[u8]) -> Result<(), RecordError> {
-        let good = if self.depth == 0 {
-            name.is_empty()
-        } else {
-            is_name(name)
-        };
+        let good = if self.depth == 0 { name.is_empty() } else { is_name(name) };
         if !good {
-            return Err(RecordError("a name cannot be one"));
+            return Err(RecordError("a name is invalid"));
         }
         if self.depth == 0 && self.rooted {
-            return Err(RecordError("there are two roots"));
+            return Err(RecordError("there is a second root"));
         }
         Ok(())
     }
 }
 
-/// Reads records, in an order that is known to be right.
+/// A reader of records, which checks their order.
 #[derive(Debug)]
 pub struct RecordReader<R> {
     source: R,
     buffer: Vec<u8>,
     start: usize,
     end: usize,
-    order: Order,
+    order: RecordOrder,
     answers: bool,
 }
 
-/// What one read may bring, in bytes.
+/// Size of one read, in bytes.
 const READ_BYTES: usize = 128 * 1024;
 
 impl<R: Read> RecordReader<R> {
-    /// Reads a tree.
+    /// Returns a reader of a tree.
     pub fn new(source: R) -> RecordReader<R> {
         RecordReader {
             source,
             buffer: Vec::new(),
             start: 0,
             end: 0,
-            order: Order::default(),
+            order: RecordOrder::default(),
             answers: false,
         }
     }
 
-    /// Reads what the receiver of a tree says: problems and the end, no tree.
-    pub fn of_answers(source: R) -> RecordReader<R> {
+    /// Returns a reader of a receiver's replies: problems and the end, no tree.
+    pub fn for_replies(source: R) -> RecordReader<R> {
         let mut reader = RecordReader::new(source);
         reader.answers = true;
         reader
     }
 
-    /// The next record; `Done` and `Failed` are the last. A source that ends before is an error.
+    /// Returns the next record. `Done` and `Failed` are the last. A source that ends before them is
+    /// an error.
     pub fn next_record(&mut self) -> io::Result<Record<'_>> {
         let (kind, length) = self.header()?;
         self.need(HEADER_BYTES + length)?;
-        let begin = self.start + HEADER_BYTES;
-        self.start = begin + length;
-        let record = parse(kind, &self.buffer[begin..begin + length])?;
+        let start = self.start + HEADER_BYTES;
+        self.start = start + length;
+        let record = parse(kind, &self.buffer[start..start + length])?;
         if !self.answers {
             self.order.check(&record)?;
-        } else if !matches!(
-            record,
-            Record::Problem(..) | Record::Done | Record::Failed(_)
-        ) {
-            return Err(RecordError("files came from the side that takes them").into());
+        } else if !matches!(record, Record::Problem(..) | Record::Done | Record::Failed(_)) {
+            return Err(RecordError("file records from the receiver").into());
         }
         Ok(record)
     }
 
     fn header(&mut self) -> io::Result<(u8, usize)> {
         self.need(HEADER_BYTES)?;
-        let mut fields = Fields(&self.buffer[self.start..self.end]);
+        let mut fields = PayloadParser(&self.buffer[self.start..self.end]);
         let (kind, length) = (fields.u8()?, fields.u32()? as usize);
         if length > RECORD_BYTES_MAX {
             return Err(RecordError("a record is longer than the limit").into());
@@ -466,7 +450,7 @@ impl<R: Read> RecordReader<R> {
         Ok((kind, length))
     }
 
-    /// Reads until so many bytes are there.
+    /// Reads until `count` bytes are buffered.
     fn need(&mut self, count: usize) -> io::Result<()> {
         while self.end - self.start < count {
             if self.start > 0 {
@@ -489,10 +473,10 @@ impl<R: Read> RecordReader<R> {
     }
 }
 
-/// Bytes that are collected before they are written.
+/// Bytes that are buffered before a write.
 const WRITE_BYTES: usize = 64 * 1024;
 
-/// Writes records, many small ones at once.
+/// A buffered writer of records.
 #[derive(Debug)]
 pub struct RecordWriter<W: Write> {
     sink: W,
@@ -500,32 +484,30 @@ pub struct RecordWriter<W: Write> {
 }
 
 impl<W: Write> RecordWriter<W> {
-    /// Writes to `sink`.
+    /// Returns a writer to `sink`.
     pub fn new(sink: W) -> RecordWriter<W> {
-        RecordWriter {
-            sink,
-            buffer: Vec::with_capacity(WRITE_BYTES + DATA_BYTES_MAX),
-        }
+        RecordWriter { sink, buffer: Vec::with_capacity(WRITE_BYTES + DATA_BYTES_MAX) }
     }
 
-    /// Writes a record, at the latest with the next [`RecordWriter::flush`].
+    /// Writes a record. It is sent at the latest by the next [`RecordWriter::flush`].
     pub fn put(&mut self, record: &Record<'_>) -> io::Result<()> {
-        let at = self.begin(kind(record));
+        let at = self.start_record(kind(record));
         put_payload(&mut self.buffer, record);
         self.finish(at)
     }
 
-    /// Lets `fill` put data of a file, at most so many bytes, straight into the buffer. It says how many there are.
+    /// Lets `fill` read file data, at most `count` bytes, straight into the buffer. `fill` returns
+    /// the number of bytes.
     pub fn put_data(
         &mut self,
         most: usize,
         fill: impl FnOnce(&mut [u8]) -> io::Result<usize>,
     ) -> io::Result<usize> {
-        let at = self.begin(DATA);
-        let begin = self.buffer.len();
-        self.buffer.resize(begin + most.min(DATA_BYTES_MAX), 0);
-        let filled = fill(&mut self.buffer[begin..]);
-        self.buffer.truncate(begin + *filled.as_ref().unwrap_or(&0));
+        let at = self.start_record(DATA);
+        let start = self.buffer.len();
+        self.buffer.resize(start + most.min(DATA_BYTES_MAX), 0);
+        let filled = fill(&mut self.buffer[start..]);
+        self.buffer.truncate(start + *filled.as_ref().unwrap_or(&0));
         if matches!(filled, Ok(0) | Err(_)) {
             self.buffer.truncate(at);
             return filled;
@@ -534,7 +516,7 @@ impl<W: Write> RecordWriter<W> {
         filled
     }
 
-    fn begin(&mut self, kind: u8) -> usize {
+    fn start_record(&mut self, kind: u8) -> usize {
         let at = self.buffer.len();
         self.buffer.push(kind);
         self.buffer.extend_from_slice(&[0; 4]);
@@ -554,7 +536,7 @@ impl<W: Write> RecordWriter<W> {
         self.flush()
     }
 
-    /// Writes what was collected.
+    /// Writes the buffered bytes.
     pub fn flush(&mut self) -> io::Result<()> {
         self.sink.write_all(&self.buffer)?;
         self.buffer.clear();
@@ -564,13 +546,13 @@ impl<W: Write> RecordWriter<W> {
 
 fn kind(record: &Record<'_>) -> u8 {
     match record {
-        Record::Folder(..) => FOLDER,
+        Record::Directory(..) => DIRECTORY,
         Record::File { .. } => FILE,
         Record::Link(..) => LINK,
-        Record::Again { .. } => AGAIN,
+        Record::HardLink { .. } => HARD_LINK,
         Record::Data(_) => DATA,
         Record::Hole(_) => HOLE,
-        Record::Up => UP,
+        Record::DirectoryEnd => DIRECTORY_END,
         Record::Problem(..) => PROBLEM,
         Record::Done => DONE,
         Record::Failed(_) => FAILED,
@@ -579,8 +561,8 @@ fn kind(record: &Record<'_>) -> u8 {
 
 fn put_payload(out: &mut Vec<u8>, record: &Record<'_>) {
     match record {
-        Record::Folder(meta, existing) => {
-            out.push(u8::from(*existing == Existing::Implied));
+        Record::Directory(meta, existing) => {
+            out.push(u8::from(*existing == DirectoryMeta::Implied));
             put_meta(out, meta);
         }
         Record::File { meta, size, linked } => {
@@ -592,13 +574,13 @@ fn put_payload(out: &mut Vec<u8>, record: &Record<'_>) {
             put_meta(out, meta);
             out.extend_from_slice(target);
         }
-        Record::Again { name, path } => {
+        Record::HardLink { name, path } => {
             put_counted(out, name);
             out.extend_from_slice(&path.join(&b'/'));
         }
         Record::Data(data) => out.extend_from_slice(data),
         Record::Hole(length) => out.extend_from_slice(&length.to_be_bytes()),
-        Record::Up | Record::Done => {}
+        Record::DirectoryEnd | Record::Done => {}
         Record::Problem(severity, text) => {
             out.push(u8::from(*severity == Severity::Error));
             put_text(out, text);
@@ -607,7 +589,7 @@ fn put_payload(out: &mut Vec<u8>, record: &Record<'_>) {
     }
 }
 
-/// Texts are for people, who read no more than this.
+/// Longest text, in bytes. Texts are for people.
 const TEXT_BYTES_MAX: usize = 16 * 1024;
 
 fn put_text(out: &mut Vec<u8>, text: &str) {
@@ -615,7 +597,7 @@ fn put_text(out: &mut Vec<u8>, text: &str) {
     out.extend_from_slice(&bytes[..bytes.len().min(TEXT_BYTES_MAX)]);
 }
 
-fn put_meta(out: &mut Vec<u8>, meta: &Meta) {
+fn put_meta(out: &mut Vec<u8>, meta: &EntryMeta) {
     for number in [meta.mode, meta.uid, meta.gid] {
         out.extend_from_slice(&number.to_be_bytes());
     }

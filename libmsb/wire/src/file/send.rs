@@ -1,7 +1,8 @@
-//! From files to records: walks a tree and says what is there.
+//! The sender: walks a tree of files and writes records.
 //!
-//! What cannot be read is told and left out, and the rest goes on. Files may change meanwhile: a file has the size that
-//! was announced, whatever it has become. Nothing is opened that has effects by being opened.
+//! An entry that cannot be read is reported and skipped, and the rest follows. Files may change
+//! meanwhile: a file is sent with its announced size, whatever its size has become. Files that have
+//! side effects when opened are not opened.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -17,22 +18,22 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use super::record::{
-    DATA_BYTES_MAX, DEPTH_MAX, Existing, FILE_BYTES_MAX, Meta, Record, RecordWriter, Severity,
-    TARGET_BYTES_MAX, XATTRS_MAX, is_name,
+    DATA_BYTES_MAX, DEPTH_MAX, DirectoryMeta, EntryMeta, FILE_BYTES_MAX, Record, RecordWriter,
+    Severity, TARGET_BYTES_MAX, XATTRS_MAX, is_name,
 };
 
-/// Files with several names that are remembered; those beyond are sent once for each name.
+/// Limit of remembered files with several hard links. Files beyond it are sent once for each link.
 pub const LINKS_MAX: usize = 1 << 18;
 
-/// Bytes of attributes of one file that are sent.
+/// Limit of attributes of one file, in bytes.
 const XATTR_BYTES_MAX: usize = 128 * 1024;
 
 /// Size of a block of `st_blocks`, in bytes.
 const BLOCK_BYTES: u64 = 512;
 
-/// File systems that show the kernel's state and hold nobody's files, by the number of statfs(2): proc, sysfs, cgroup2,
-/// devpts, debugfs, tracefs, bpf, securityfs, and the one of program interpreters.
-const KERNELS_OWN: [u32; 9] = [
+/// File systems that show the kernel's state and hold no user files, by their magic number of
+/// statfs(2): proc, sysfs, cgroup2, devpts, debugfs, tracefs, bpf, securityfs, binfmt_misc.
+const KERNEL_FILE_SYSTEMS: [u32; 9] = [
     0x9fa0,
     0x6265_6572,
     0x6367_7270,
@@ -44,33 +45,33 @@ const KERNELS_OWN: [u32; 9] = [
     0x4249_4e4d,
 ];
 
-/// What is sent beside content, mode and time.
+/// Options of a sender.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Options {
-    /// If the path is a symbolic link, what it names is meant.
+pub struct SendOptions {
+    /// True to follow the path if it is a symbolic link.
     pub follow: bool,
-    /// Extended attributes too.
+    /// True to send extended attributes.
     pub xattrs: bool,
 }
 
-/// What was sent.
+/// The result of sending.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Sent {
-    /// All of it.
+pub enum SendReport {
+    /// All was sent.
     All,
-    /// What could be read.
-    Part,
-    /// Nothing, and why.
+    /// All that could be read was sent.
+    Partial,
+    /// Nothing was sent, with the reason.
     Nothing(String),
 }
 
-/// Sends what is at a path, to the last record. The error is that of the sink.
+/// Sends the tree at a path, up to the last record. An error is one of the sink.
 pub fn tree<W: Write>(
     path: &Path,
-    options: Options,
+    options: SendOptions,
     out: &mut RecordWriter<W>,
-) -> io::Result<Sent> {
-    let mut sender = Sender {
+) -> io::Result<SendReport> {
+    let mut sender = TreeSender {
         out,
         options,
         root: path.to_owned(),
@@ -82,58 +83,46 @@ pub fn tree<W: Write>(
     let sent = match sender.root()? {
         Ok(()) => {
             sender.out.put(&Record::Done)?;
-            if sender.complete {
-                Sent::All
-            } else {
-                Sent::Part
-            }
+            if sender.complete { SendReport::All } else { SendReport::Partial }
         }
         Err(why) => {
             sender.out.put(&Record::Failed(why.clone()))?;
-            Sent::Nothing(why)
+            SendReport::Nothing(why)
         }
     };
     sender.out.flush()?;
     Ok(sent)
 }
 
-/// Device and number of a file: what makes it one file under several names.
-type Identity = (u64, u64);
+/// Device and inode of a file, which are equal for all its hard links.
+type FileIdentity = (u64, u64);
 
-struct Sender<'a, W: Write> {
+struct TreeSender<'a, W: Write> {
     out: &'a mut RecordWriter<W>,
-    options: Options,
+    options: SendOptions,
     root: PathBuf,
-    /// From the root to the folder that is being read.
+    /// Names from the root to the directory that is being read.
     names: Vec<Vec<u8>>,
-    /// Where files with several names were sent.
-    seen: HashMap<Identity, Vec<Vec<u8>>>,
+    /// Paths of sent files with several hard links.
+    seen: HashMap<FileIdentity, Vec<Vec<u8>>>,
     scratch: Vec<u8>,
     complete: bool,
 }
 
-impl<W: Write> Sender<'_, W> {
-    /// The inner error is why nothing could be sent at all.
+impl<W: Write> TreeSender<'_, W> {
+    /// Sends the root. The inner error is the reason why nothing could be sent.
     fn root(&mut self) -> io::Result<Result<(), String>> {
         let path = self.root.clone();
-        let flags = if self.options.follow {
-            AtFlags::empty()
-        } else {
-            AtFlags::SYMLINK_NOFOLLOW
-        };
+        let flags = if self.options.follow { AtFlags::empty() } else { AtFlags::SYMLINK_NOFOLLOW };
         let cannot = |error: Errno| format!("cannot read '{}': {}", path.display(), reason(error));
         let stat = match statat(CWD, &path, flags) {
             Ok(stat) => stat,
             Err(error) => return Ok(Err(cannot(error))),
         };
-        let follow = if self.options.follow {
-            OFlags::empty()
-        } else {
-            OFlags::NOFOLLOW
-        };
+        let follow = if self.options.follow { OFlags::empty() } else { OFlags::NOFOLLOW };
         match FileType::from_raw_mode(stat.st_mode) {
-            FileType::Directory => match openat(CWD, &path, FOLDER_FLAGS, Mode::empty()) {
-                Ok(folder) => self.folder(Vec::new(), &folder)?,
+            FileType::Directory => match openat(CWD, &path, DIRECTORY_FLAGS, Mode::empty()) {
+                Ok(directory) => self.directory(Vec::new(), &directory)?,
                 Err(error) => return Ok(Err(cannot(error))),
             },
             FileType::RegularFile => match openat(CWD, &path, FILE_FLAGS | follow, Mode::empty()) {
@@ -148,21 +137,21 @@ impl<W: Write> Sender<'_, W> {
                 return Ok(Err(format!(
                     "'{}' is a {}, which cannot be copied",
                     path.display(),
-                    special(other)
+                    special_type_name(other)
                 )));
             }
         }
         Ok(Ok(()))
     }
 
-    fn folder(&mut self, name: Vec<u8>, folder: &OwnedFd) -> io::Result<()> {
-        let meta = match fstat(folder) {
-            Ok(stat) => self.meta(name, &stat, folder.as_fd()),
+    fn directory(&mut self, name: Vec<u8>, directory: &OwnedFd) -> io::Result<()> {
+        let meta = match fstat(directory) {
+            Ok(stat) => self.meta(name, &stat, directory.as_fd()),
             Err(error) => return self.unreadable(&name, error),
         };
-        let device = fstat(folder).map(|stat| stat.st_dev).unwrap_or_default();
-        self.out.put(&Record::Folder(meta, Existing::Known))?;
-        let mut entries = match entries(folder) {
+        let device = fstat(directory).map(|stat| stat.st_dev).unwrap_or_default();
+        self.out.put(&Record::Directory(meta, DirectoryMeta::Known))?;
+        let mut entries = match entries(directory) {
             Ok(entries) => entries,
             Err(error) => {
                 self.unreadable(b"", error)?;
@@ -171,31 +160,31 @@ impl<W: Write> Sender<'_, W> {
         };
         entries.sort();
         for (name, kind) in entries {
-            self.entry(folder.as_fd(), name, kind, device)?;
+            self.entry(directory.as_fd(), name, kind, device)?;
         }
-        self.out.put(&Record::Up)
+        self.out.put(&Record::DirectoryEnd)
     }
 
     fn entry(
         &mut self,
-        folder: BorrowedFd<'_>,
+        directory: BorrowedFd<'_>,
         name: Vec<u8>,
-        kind: Option<Kind>,
+        kind: Option<FileKind>,
         device: u64,
     ) -> io::Result<()> {
         let stat = match kind {
-            Some(Kind::File | Kind::Folder) => None,
-            _ => match statat(folder, OsStr::from_bytes(&name), AtFlags::SYMLINK_NOFOLLOW) {
+            Some(FileKind::File | FileKind::Directory) => None,
+            _ => match statat(directory, OsStr::from_bytes(&name), AtFlags::SYMLINK_NOFOLLOW) {
                 Ok(stat) => Some(stat),
                 Err(error) => return self.unreadable(&name, error),
             },
         };
-        let kind = kind.or_else(|| Kind::of(FileType::from_raw_mode(stat?.st_mode)));
+        let kind = kind.or_else(|| FileKind::of(FileType::from_raw_mode(stat?.st_mode)));
         match (kind, stat) {
-            (Some(Kind::Folder), _) => self.enter(folder, name, device),
-            (Some(Kind::File), _) => {
+            (Some(FileKind::Directory), _) => self.enter(directory, name, device),
+            (Some(FileKind::File), _) => {
                 match openat(
-                    folder,
+                    directory,
                     OsStr::from_bytes(&name),
                     FILE_FLAGS | OFlags::NOFOLLOW,
                     Mode::empty(),
@@ -204,15 +193,15 @@ impl<W: Write> Sender<'_, W> {
                     Err(error) => self.unreadable(&name, error),
                 }
             }
-            (Some(Kind::Link), Some(stat)) => {
-                match readlinkat(folder, OsStr::from_bytes(&name), Vec::new()) {
+            (Some(FileKind::Link), Some(stat)) => {
+                match readlinkat(directory, OsStr::from_bytes(&name), Vec::new()) {
                     Ok(target) => self.link(meta(name, &stat), target.into_bytes()),
                     Err(error) => self.unreadable(&name, error),
                 }
             }
             (_, stat) => {
                 let what = stat.map_or("special file", |stat| {
-                    special(FileType::from_raw_mode(stat.st_mode))
+                    special_type_name(FileType::from_raw_mode(stat.st_mode))
                 });
                 self.problem(Severity::Skipped, &name, &format!("is a {what}"))
             }
@@ -220,30 +209,31 @@ impl<W: Write> Sender<'_, W> {
     }
 
     fn enter(&mut self, above: BorrowedFd<'_>, name: Vec<u8>, device: u64) -> io::Result<()> {
-        // The root is one, and this would be another.
+        // The root counts too, and this entry would be one more.
         if self.names.len() + 2 > DEPTH_MAX {
-            return self.problem(Severity::Error, &name, "is too deep");
+            return self.problem(Severity::Error, &name, "is nested too deeply");
         }
-        let flags = FOLDER_FLAGS | OFlags::NOFOLLOW;
-        let folder = match openat(above, OsStr::from_bytes(&name), flags, Mode::empty()) {
-            Ok(folder) => folder,
+        let flags = DIRECTORY_FLAGS | OFlags::NOFOLLOW;
+        let directory = match openat(above, OsStr::from_bytes(&name), flags, Mode::empty()) {
+            Ok(directory) => directory,
             Err(error) => return self.unreadable(&name, error),
         };
-        let elsewhere = fstat(&folder).is_ok_and(|stat| stat.st_dev != device);
+        let elsewhere = fstat(&directory).is_ok_and(|stat| stat.st_dev != device);
         if elsewhere
-            && fstatfs(&folder).is_ok_and(|stat| KERNELS_OWN.contains(&(stat.f_type as u32)))
+            && fstatfs(&directory)
+                .is_ok_and(|stat| KERNEL_FILE_SYSTEMS.contains(&(stat.f_type as u32)))
         {
-            return self.problem(Severity::Skipped, &name, "shows the kernel's state");
+            return self.problem(Severity::Skipped, &name, "is a file system of kernel state");
         }
         self.names.push(name.clone());
-        let sent = self.folder(name, &folder);
+        let sent = self.directory(name, &directory);
         self.names.pop();
         sent
     }
 
-    fn link(&mut self, meta: Meta, target: Vec<u8>) -> io::Result<()> {
+    fn link(&mut self, meta: EntryMeta, target: Vec<u8>) -> io::Result<()> {
         if target.is_empty() || target.len() > TARGET_BYTES_MAX {
-            return self.problem(Severity::Error, &meta.name, "has an impossible target");
+            return self.problem(Severity::Error, &meta.name, "has an invalid target");
         }
         self.out.put(&Record::Link(meta, target))
     }
@@ -257,7 +247,7 @@ impl<W: Write> Sender<'_, W> {
         let identity = (stat.st_dev, stat.st_ino);
         if linked && let Some(path) = self.seen.get(&identity) {
             let path = path.clone();
-            return self.out.put(&Record::Again { name, path });
+            return self.out.put(&Record::HardLink { name, path });
         }
         let linked = linked && self.seen.len() < LINKS_MAX;
         if linked {
@@ -269,28 +259,21 @@ impl<W: Write> Sender<'_, W> {
         if size < DATA_BYTES_MAX as u64 {
             return self.small_file(meta, linked, file, size as usize);
         }
-        self.out.put(&Record::File {
-            meta: meta.clone(),
-            size,
-            linked,
-        })?;
+        self.out.put(&Record::File { meta: meta.clone(), size, linked })?;
         let sparse = u64::try_from(stat.st_blocks).unwrap_or(0) * BLOCK_BYTES < size;
         self.content(&meta.name, file, size, sparse)
     }
 
-    /// Read before its size is told: files of the kernel say 0 and have content.
+    /// Sends a small file. Reads it before it announces the size: files of the kernel report size 0
+    /// and have content.
     fn small_file(
         &mut self,
-        meta: Meta,
+        meta: EntryMeta,
         linked: bool,
         file: &OwnedFd,
         size: usize,
     ) -> io::Result<()> {
-        let most = if size == 0 {
-            self.scratch.len()
-        } else {
-            size + 1
-        };
+        let most = if size == 0 { self.scratch.len() } else { size + 1 };
         let mut count = 0;
         let mut failure = None;
         while count < most {
@@ -315,13 +298,9 @@ impl<W: Write> Sender<'_, W> {
             count = size;
         }
         if count > DATA_BYTES_MAX {
-            return self.problem(Severity::Error, &name, "has no size and much content");
+            return self.problem(Severity::Error, &name, "reports size 0 but has content");
         }
-        self.out.put(&Record::File {
-            meta,
-            size: count as u64,
-            linked,
-        })?;
+        self.out.put(&Record::File { meta, size: count as u64, linked })?;
         if count > 0 {
             self.out.put(&Record::Data(&self.scratch[..count]))?;
         }
@@ -331,15 +310,11 @@ impl<W: Write> Sender<'_, W> {
     fn content(&mut self, name: &[u8], file: &OwnedFd, size: u64, sparse: bool) -> io::Result<()> {
         let mut at = 0;
         while at < size {
-            let (begin, end) = if sparse {
-                next_data(file, at, size)
-            } else {
-                (at, size)
-            };
-            if begin > at {
-                self.out.put(&Record::Hole(begin - at))?;
+            let (start, end) = if sparse { next_data(file, at, size) } else { (at, size) };
+            if start > at {
+                self.out.put(&Record::Hole(start - at))?;
             }
-            at = begin;
+            at = start;
             while at < end {
                 let most = usize::try_from(end - at).unwrap_or(DATA_BYTES_MAX);
                 let read = self.out.put_data(most, |room| read_some(file, room));
@@ -349,10 +324,10 @@ impl<W: Write> Sender<'_, W> {
                         at += count as u64;
                         continue;
                     }
-                    Err(error) if is_of_sink(&error) => return Err(error),
+                    Err(error) if is_sink_error(&error) => return Err(error),
                     Err(error) => format!("cannot be read: {error}"),
                 };
-                // Its size was told: zeros stand for what is not there.
+                // The size was announced: zeros replace missing data.
                 self.out.put(&Record::Hole(size - at))?;
                 return self.problem(Severity::Error, name, &why);
             }
@@ -360,7 +335,7 @@ impl<W: Write> Sender<'_, W> {
         Ok(())
     }
 
-    fn meta(&mut self, name: Vec<u8>, stat: &Stat, file: BorrowedFd<'_>) -> Meta {
+    fn meta(&mut self, name: Vec<u8>, stat: &Stat, file: BorrowedFd<'_>) -> EntryMeta {
         let mut meta = meta(name, stat);
         if self.options.xattrs {
             meta.xattrs = xattrs(file);
@@ -378,64 +353,59 @@ impl<W: Write> Sender<'_, W> {
         let mut path = self.root.clone();
         let names = self.names.iter().map(Vec::as_slice);
         path.extend(
-            names
-                .chain([name].into_iter().filter(|name| !name.is_empty()))
-                .map(OsStr::from_bytes),
+            names.chain([name].into_iter().filter(|name| !name.is_empty())).map(OsStr::from_bytes),
         );
         let text = format!("'{}' {why}", path.display());
         self.out.put(&Record::Problem(severity, text))
     }
 }
 
-const FOLDER_FLAGS: OFlags = OFlags::RDONLY
-    .union(OFlags::DIRECTORY)
-    .union(OFlags::CLOEXEC);
+const DIRECTORY_FLAGS: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
-/// Not blocking, should the file have become a fifo meanwhile.
-const FILE_FLAGS: OFlags = OFlags::RDONLY
-    .union(OFlags::NONBLOCK)
-    .union(OFlags::NOCTTY)
-    .union(OFlags::CLOEXEC);
+/// Non-blocking, in case the file has become a FIFO meanwhile.
+const FILE_FLAGS: OFlags =
+    OFlags::RDONLY.union(OFlags::NONBLOCK).union(OFlags::NOCTTY).union(OFlags::CLOEXEC);
 
-/// What can be copied.
+/// Type of an entry that can be copied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Kind {
+enum FileKind {
     File,
-    Folder,
+    Directory,
     Link,
     Special,
 }
 
-impl Kind {
-    fn of(file_type: FileType) -> Option<Kind> {
+impl FileKind {
+    fn of(file_type: FileType) -> Option<FileKind> {
         match file_type {
-            FileType::RegularFile => Some(Kind::File),
-            FileType::Directory => Some(Kind::Folder),
-            FileType::Symlink => Some(Kind::Link),
+            FileType::RegularFile => Some(FileKind::File),
+            FileType::Directory => Some(FileKind::Directory),
+            FileType::Symlink => Some(FileKind::Link),
             FileType::Unknown => None,
-            _ => Some(Kind::Special),
+            _ => Some(FileKind::Special),
         }
     }
 }
 
-/// A name in a folder, and what it is if the file system says so.
-type Entry = (Vec<u8>, Option<Kind>);
+/// A name in a directory, and its type if the file system reports it.
+type DirEntry = (Vec<u8>, Option<FileKind>);
 
-/// Names in a folder. A name that could not be sent is the file system's fault and left out.
-fn entries(folder: &OwnedFd) -> Result<Vec<Entry>, Errno> {
+/// Returns the entries of a directory. Names that cannot be sent are invalid in the file system,
+/// and skipped.
+fn entries(directory: &OwnedFd) -> Result<Vec<DirEntry>, Errno> {
     let mut entries = Vec::new();
-    for entry in Dir::read_from(folder)? {
+    for entry in Dir::read_from(directory)? {
         let entry = entry?;
         let name = entry.file_name().to_bytes();
         if is_name(name) {
-            entries.push((name.to_vec(), Kind::of(entry.file_type())));
+            entries.push((name.to_vec(), FileKind::of(entry.file_type())));
         }
     }
     Ok(entries)
 }
 
-fn meta(name: Vec<u8>, stat: &Stat) -> Meta {
-    Meta {
+fn meta(name: Vec<u8>, stat: &Stat) -> EntryMeta {
+    EntryMeta {
         name,
         mode: stat.st_mode & 0o7777,
         uid: stat.st_uid,
@@ -446,7 +416,8 @@ fn meta(name: Vec<u8>, stat: &Stat) -> Meta {
     }
 }
 
-/// Attributes of a file, as far as there is room for them; one that cannot be read has gone.
+/// Returns the attributes of a file, within the limit. An attribute that cannot be read was removed
+/// meanwhile.
 fn xattrs(file: BorrowedFd<'_>) -> Vec<(Vec<u8>, Vec<u8>)> {
     let mut names = vec![0; XATTR_BYTES_MAX];
     let Ok(length) = flistxattr(file, &mut names[..]) else {
@@ -468,22 +439,22 @@ fn xattrs(file: BorrowedFd<'_>) -> Vec<(Vec<u8>, Vec<u8>)> {
     found
 }
 
-/// The next part of a file that is no hole, from `at` on; its file offset is then there.
+/// Returns the next range of data (not a hole) from `at` on. The file offset is then at its start.
 fn next_data(file: &OwnedFd, at: u64, size: u64) -> (u64, u64) {
-    let begin = match seek(file, SeekFrom::Data(at)) {
-        Ok(begin) => begin.clamp(at, size),
+    let start = match seek(file, SeekFrom::Data(at)) {
+        Ok(start) => start.clamp(at, size),
         Err(Errno::NXIO) => return (size, size),
-        // A file system without holes.
+        // The file system has no holes.
         Err(_) => at,
     };
-    let end = seek(file, SeekFrom::Hole(begin)).map_or(size, |end| end.min(size));
-    let end = if end > begin { end } else { size };
-    // Should it fail, the file's content is wrong no more than that of a file that changes.
-    let _ = seek(file, SeekFrom::Start(begin));
-    (begin, end)
+    let end = seek(file, SeekFrom::Hole(start)).map_or(size, |end| end.min(size));
+    let end = if end > start { end } else { size };
+    // If it fails, the sent content is wrong, as for a file that changes while it is read.
+    let _ = seek(file, SeekFrom::Start(start));
+    (start, end)
 }
 
-/// An error of the source, marked as such: that of the sink has no such mark.
+/// An error of the source. The mark tells it from errors of the sink.
 #[derive(Debug)]
 struct SourceError(Errno);
 
@@ -495,10 +466,8 @@ impl std::fmt::Display for SourceError {
 
 impl std::error::Error for SourceError {}
 
-fn is_of_sink(error: &io::Error) -> bool {
-    !error
-        .get_ref()
-        .is_some_and(|inner| inner.is::<SourceError>())
+fn is_sink_error(error: &io::Error) -> bool {
+    !error.get_ref().is_some_and(|inner| inner.is::<SourceError>())
 }
 
 fn read_some(file: &OwnedFd, room: &mut [u8]) -> io::Result<usize> {
@@ -510,12 +479,12 @@ fn read_some(file: &OwnedFd, room: &mut [u8]) -> io::Result<usize> {
     }
 }
 
-/// The system's words for an error.
+/// Returns the system's message of an error.
 fn reason(error: Errno) -> String {
     io::Error::from(error).to_string()
 }
 
-fn special(file_type: FileType) -> &'static str {
+fn special_type_name(file_type: FileType) -> &'static str {
     match file_type {
         FileType::Fifo => "fifo",
         FileType::Socket => "socket",

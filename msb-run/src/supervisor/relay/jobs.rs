@@ -1,53 +1,97 @@
-//! Jobs: commands whose streams are the supervisor's own, and clients that are attached to them.
+//! Jobs: commands on the supervisor's own streams, and the clients that are attached to them.
 //!
-//! What a job prints goes to the log and nowhere else. Its input comes from one attached client at a time. The relay
-//! stands between the two with a window on either side, so that a client may go and another one come while the command
-//! does not read.
+//! The output of a job goes to the log only. Its input comes from one attached client at a time.
+//! The relay keeps a window towards either side, so clients may come and go while the command does
+//! not read.
 
 use std::collections::VecDeque;
 
 use msb_wire::credit::{ReceiveCredit, SendCredit};
 use msb_wire::exec::ExecRequest;
-use msb_wire::frame::{self, Frame, Kind, STDIN, flags};
+use msb_wire::frame::{self, Frame, FrameKind, STDIN, flags};
 use msb_wire::limits::DATA_BYTES;
 use msb_wire::sandbox::Request;
+use msb_wire::text::Text;
 
-use super::{ClientId, Own, Owner, Relay, Violation};
-use crate::supervisor::link::Link;
+use super::from_clients::session_id;
+use super::{ClientId, InternalStream, ProtocolViolation, Relay, StreamOwner};
+use crate::supervisor::frame_socket::FrameSocket;
 
-/// A client's stream.
+/// A client and the number of one of its streams.
 pub(crate) type ClientStream = (ClientId, u32);
 
-/// What is on its way to the standard input of a job.
-#[derive(Debug, Default)]
-pub(super) struct Input {
-    /// Who sends it.
-    from: Option<ClientStream>,
-    /// Not more than the client's window.
-    queue: VecDeque<u8>,
-    /// Bytes at its begin that an earlier client has left.
-    inherited: usize,
-    /// Nothing follows, and whether the agent knows.
-    ended: bool,
-    told: bool,
-    /// What the agent takes.
+/// A client's command on a terminal, from which the client may detach.
+#[derive(Debug)]
+pub(super) struct TerminalCommand {
+    argv: Vec<Text>,
+    stdin: bool,
+    started_at: jiff::Timestamp,
+    /// Credit that the client has left for the standard input.
     credit: SendCredit,
-    /// What the client may send, and what of it is used up.
-    window: SendCredit,
-    used: ReceiveCredit,
 }
 
-impl Input {
-    /// Another client sends, from the begin of a new window.
-    fn take_from(&mut self, client: ClientStream) {
+impl TerminalCommand {
+    pub(super) fn of(request: &ExecRequest) -> TerminalCommand {
+        TerminalCommand {
+            argv: request.argv.clone(),
+            stdin: request.stdin,
+            started_at: jiff::Timestamp::now(),
+            credit: SendCredit::default(),
+        }
+    }
+
+    /// Counts input of the client. Returns an error when it exceeds the credit.
+    pub(super) fn send_input(&mut self, bytes: usize) -> Result<(), ()> {
+        if self.credit.spend(bytes) { Ok(()) } else { Err(()) }
+    }
+
+    /// Counts credit of the agent. The client sees a grant that is too large.
+    pub(super) fn grant_input(&mut self, credit: u32) {
+        let _ = self.credit.grant(credit);
+    }
+}
+
+/// A command that a client has detached from.
+pub(crate) struct AdoptedCommand {
+    /// ID of the job, under which the output is logged.
+    pub(crate) id: String,
+    pub(crate) argv: Vec<Text>,
+    pub(crate) stdin: bool,
+    pub(crate) started_at: jiff::Timestamp,
+    /// It is the main command of the sandbox.
+    pub(crate) main: bool,
+}
+
+/// Pending standard input of a job.
+#[derive(Debug, Default)]
+pub(super) struct JobInput {
+    /// The client that sends the input.
+    from: Option<ClientStream>,
+    /// The input; at most one window of the client.
+    queue: VecDeque<u8>,
+    /// Bytes at the front of the queue that an earlier client has sent.
+    inherited: usize,
+    /// The input ends after the queue, and the agent was sent the end.
+    ended: bool,
+    end_sent: bool,
+    /// Credit that the agent has granted.
+    credit: SendCredit,
+    /// The client's window, and the part of it that is used up.
+    window: SendCredit,
+    consumed: ReceiveCredit,
+}
+
+impl JobInput {
+    /// Makes a client the sender of the input, with a new window.
+    fn assign_sender(&mut self, client: ClientStream) {
         self.from = Some(client);
         self.inherited = self.queue.len();
         self.window = SendCredit::default();
-        self.used = ReceiveCredit::default();
+        self.consumed = ReceiveCredit::default();
     }
 
-    /// Sends what the agent takes. Gives what the client may send again.
-    fn pump(&mut self, stream: u32, out: &mut Vec<u8>) -> u32 {
+    /// Sends as much as the agent takes. Returns the credit to grant to the client.
+    fn send_pending(&mut self, stream: u32, out: &mut Vec<u8>) -> u32 {
         let mut granted = 0;
         loop {
             let ready = self.queue.as_slices().0.len();
@@ -59,72 +103,102 @@ impl Input {
             self.queue.drain(..count);
             let of_others = count.min(self.inherited);
             self.inherited -= of_others;
-            if let Some(grant) = self.used.used(count - of_others)
+            if let Some(grant) = self.consumed.used(count - of_others)
                 && self.window.grant(grant)
             {
                 granted += grant;
             }
         }
-        if self.queue.is_empty() && self.ended && !self.told {
-            self.told = true;
-            frame::put_frame(out, stream, Kind::Data, STDIN, flags::END, &[]);
+        if self.queue.is_empty() && self.ended && !self.end_sent {
+            self.end_sent = true;
+            frame::put_frame(out, stream, FrameKind::Data, STDIN, flags::END, &[]);
         }
         granted
     }
 }
 
 impl Relay {
-    /// Has a job started.
+    /// Starts a job.
     pub(crate) fn start_job(
         &mut self,
         number: u32,
         id: &str,
         request: ExecRequest,
-        agent: &mut Link,
+        agent: &mut FrameSocket,
     ) -> serde_json::Result<()> {
         let tty = request.tty.is_some();
         let message = serde_json::to_vec(&Request::Exec(request))?;
-        let stream = self.route(Owner::Supervisor(Own::Job(number)), false);
+        let stream = self.route(StreamOwner::Supervisor(InternalStream::Job(number)), false);
         if let Some(route) = self.routes.get_mut(&stream) {
             (route.tty, route.session) = (tty, Some(id.to_owned()));
         }
-        self.inputs.insert(stream, Input::default());
-        frame::put_message(agent.queue(), stream, Kind::Open, 0, &message);
+        self.inputs.insert(stream, JobInput::default());
+        frame::put_message(agent.queue(), stream, FrameKind::Open, 0, &message);
         self.active = true;
         Ok(())
     }
 
-    /// The stream of the supervisor's own command, as long as it is open.
-    fn own_stream(&self, own: Own) -> Option<u32> {
+    /// Makes a client's command on a terminal the job of this number. The client's stream is closed
+    /// for the client only. Returns `None` if the stream has no such command.
+    pub(crate) fn adopt_command(
+        &mut self,
+        (client, number): ClientStream,
+        job: u32,
+        agent: &mut FrameSocket,
+    ) -> Option<AdoptedCommand> {
+        let client = self.clients.get_mut(&client)?;
+        let stream = *client.streams.get(&number)?;
+        let route = self.routes.get_mut(&stream)?;
+        let command = route.command.take()?;
+        client.streams.remove(&number);
+        route.owner = StreamOwner::Supervisor(InternalStream::Job(job));
+        let id = route.session.get_or_insert_with(session_id).clone();
+        // The client grants no more credit for output that it was sent.
+        for (channel, owed) in (0..).zip(&mut route.outstanding) {
+            let owed = std::mem::take(owed);
+            if owed > 0 {
+                frame::put_credit(agent.queue(), stream, channel, owed);
+            }
+        }
+        let input = JobInput { credit: command.credit, ..JobInput::default() };
+        self.inputs.insert(stream, input);
+        let TerminalCommand { argv, stdin, started_at, .. } = command;
+        Some(AdoptedCommand { id, argv, stdin, started_at, main: route.main })
+    }
+
+    /// Returns the number of an internal stream, while it is open.
+    fn internal_stream(&self, internal: InternalStream) -> Option<u32> {
         let mut routes = self.routes.iter();
-        let found = routes.find(|(_, route)| route.owner == Owner::Supervisor(own));
+        let found = routes.find(|(_, route)| route.owner == StreamOwner::Supervisor(internal));
         found.map(|(stream, _)| *stream)
     }
 
-    /// Tells one of the supervisor's own commands something. `false` when it has ended.
+    /// Sends a control message to a command of the supervisor. Returns `false` when the command has
+    /// ended.
     pub(crate) fn control(
         &mut self,
-        own: Own,
+        internal: InternalStream,
         control: &impl serde::Serialize,
-        agent: &mut Link,
+        agent: &mut FrameSocket,
     ) -> bool {
-        let (Some(stream), Ok(message)) = (self.own_stream(own), serde_json::to_vec(control))
+        let (Some(stream), Ok(message)) =
+            (self.internal_stream(internal), serde_json::to_vec(control))
         else {
             return false;
         };
-        frame::put_message(agent.queue(), stream, Kind::Control, 0, &message);
+        frame::put_message(agent.queue(), stream, FrameKind::Control, 0, &message);
         true
     }
 
-    /// Has the agent kill one of the supervisor's own commands, with all that it left on its terminal.
-    pub(crate) fn close(&mut self, own: Own, agent: &mut Link) {
-        if let Some(stream) = self.own_stream(own) {
-            frame::put_frame(agent.queue(), stream, Kind::Close, 0, 0, &[]);
+    /// Closes a command of the supervisor: the agent kills it and all processes on its terminal.
+    pub(crate) fn close(&mut self, internal: InternalStream, agent: &mut FrameSocket) {
+        if let Some(stream) = self.internal_stream(internal) {
+            frame::put_frame(agent.queue(), stream, FrameKind::Close, 0, 0, &[]);
         }
     }
 
-    /// Attaches a client's stream to a job, at once: input may come right behind the request. `false` when it is to send
-    /// input, and another client does.
+    /// Attaches a client's stream to a job, at once: input may follow the request directly. Returns
+    /// `false` when the client is to send input and another one does already.
     pub(super) fn attach_to_job(&mut self, id: &str, client: ClientStream, stdin: bool) -> bool {
         let mut routes = self.routes.iter();
         let job = routes.find(|(_, route)| route.is_job() && route.session.as_deref() == Some(id));
@@ -135,7 +209,7 @@ impl Relay {
             if input.from.is_some() {
                 return false;
             }
-            input.take_from(client);
+            input.assign_sender(client);
         }
         if let Some(known) = self.clients.get_mut(&client.0) {
             known.attached.insert(client.1, stream);
@@ -143,18 +217,19 @@ impl Relay {
         true
     }
 
-    /// A frame of a client on a stream that is attached to a job. `Err`: it broke the protocol.
-    pub(super) fn attached_frame(
+    /// Handles a client's frame on a stream that is attached to a job. Returns an error when the
+    /// client broke the protocol.
+    pub(super) fn job_frame(
         &mut self,
         client: ClientStream,
-        towards: u32,
-        (kind, channel, flags, payload): (Kind, u8, u16, Vec<u8>),
-        agent: &mut Link,
+        agent_stream: u32,
+        (kind, channel, flags, payload): (FrameKind, u8, u16, Vec<u8>),
+        agent: &mut FrameSocket,
     ) -> Result<(), ()> {
         self.active = true;
         match kind {
-            Kind::Data if channel == STDIN => {
-                let Some(input) = self.inputs.get_mut(&towards) else {
+            FrameKind::Data if channel == STDIN => {
+                let Some(input) = self.inputs.get_mut(&agent_stream) else {
                     return Ok(());
                 };
                 if input.from != Some(client) || !input.window.spend(payload.len()) {
@@ -162,30 +237,30 @@ impl Relay {
                 }
                 input.queue.extend(payload);
                 input.ended |= flags & flags::END != 0;
-                self.pump_input(towards, agent.queue());
+                self.pump_input(agent_stream, agent.queue());
                 Ok(())
             }
-            // Whole in one frame, so that those of two clients cannot mix.
-            Kind::Control if flags & flags::MORE == 0 => {
-                frame::put_frame(agent.queue(), towards, kind, channel, flags, &payload);
+            // Complete in one frame, so that messages of two clients cannot mix.
+            FrameKind::Control if flags & flags::MORE == 0 => {
+                frame::put_frame(agent.queue(), agent_stream, kind, channel, flags, &payload);
                 Ok(())
             }
-            Kind::Close => {
-                self.release_input(client, towards);
+            FrameKind::Close => {
+                self.release_input(client, agent_stream);
                 Ok(())
             }
-            // Grants for output, of which none comes.
-            Kind::Credit => Ok(()),
+            // Credit for output, which is never sent.
+            FrameKind::Credit => Ok(()),
             _ => Err(()),
         }
     }
 
-    /// Moves input on, and lets its client send more.
+    /// Forwards input and grants credit to its client.
     fn pump_input(&mut self, stream: u32, out: &mut Vec<u8>) {
         let Some(input) = self.inputs.get_mut(&stream) else {
             return;
         };
-        let grant = input.pump(stream, out);
+        let grant = input.send_pending(stream, out);
         if grant > 0
             && let Some((id, number)) = input.from
             && let Some(client) = self.clients.get_mut(&id)
@@ -194,25 +269,25 @@ impl Relay {
         }
     }
 
-    /// The agent takes more input of a job.
+    /// Adds credit from the agent for a job's input.
     pub(super) fn job_credit(
         &mut self,
         frame: &Frame<'_>,
         out: &mut Vec<u8>,
-    ) -> Result<(), Violation> {
+    ) -> Result<(), ProtocolViolation> {
         let stream = frame.header.stream;
         if let Some(input) = self.inputs.get_mut(&stream)
             && !input.credit.grant(frame.credit().unwrap_or(0))
         {
-            return Err(Violation("more credit than a window".to_owned()));
+            return Err(ProtocolViolation("more credit than a window".to_owned()));
         }
         self.pump_input(stream, out);
         Ok(())
     }
 
-    /// A client sends no more to a job; another one may.
-    pub(super) fn release_input(&mut self, client: ClientStream, towards: u32) {
-        if let Some(input) = self.inputs.get_mut(&towards)
+    /// Releases the input of a job, so that another client may send it.
+    pub(super) fn release_input(&mut self, client: ClientStream, agent_stream: u32) {
+        if let Some(input) = self.inputs.get_mut(&agent_stream)
             && input.from == Some(client)
         {
             input.from = None;

@@ -1,16 +1,20 @@
-//! The relay between the clients on the host and the agent in the guest.
+//! The relay multiplexes the clients' connections on the host onto the one connection to the
+//! guest's agent.
 //!
-//! Every client numbers its streams as it likes; towards the agent each gets a number of its own. The relay rewrites the
-//! headers and moves payloads unparsed; it looks only into requests (one of them may be for the supervisor) and
-//! grants of credit. It keeps each stream's account, so what waits for a slow client is bounded by that
-//! client's own windows, and an agent that sends more than it may is found out. A client that goes has its streams
-//! closed.
+//! Each client chooses its own stream numbers, and each stream gets another number on the agent's
+//! connection. The relay rewrites frame headers and moves payloads unparsed; it parses only
+//! requests, some of which are for the supervisor, and credit. It keeps the flow-control account of
+//! each stream. The output queued for a slow client is therefore bounded by that client's own
+//! windows, and an agent that exceeds its credit is detected. The streams of a client that
+//! disconnects are closed.
 
-/// From the agent to the clients.
-mod downward;
-/// Commands that go on without a client.
+/// Frames from the agent to the clients.
+mod from_agent;
+/// Frames from the clients to the agent.
+mod from_clients;
+/// Commands that run without a client.
 mod jobs;
-/// The bench, and on it the tests and the door for what an agent sends.
+/// The test harness, the tests, and the fuzz target for the agent's frames.
 #[cfg(any(test, fuzzing))]
 #[allow(
     clippy::unwrap_used,
@@ -19,231 +23,252 @@ mod jobs;
     reason = "a test fails by a panic"
 )]
 pub(crate) mod tests;
-/// From the clients to the agent.
-mod upward;
 
 use std::collections::{BTreeMap, HashMap};
 use std::os::unix::net::UnixStream;
 
 use msb_wire::credit::ReceiveCredit;
 use msb_wire::exec::{ExecEvent, ExecRequest};
-use msb_wire::frame::{self, Assembler, CHANNELS, Kind};
+use msb_wire::frame::{self, Assembler, CHANNELS, FrameKind};
 use msb_wire::handshake::Hello;
 use msb_wire::job::SignalRequest;
 use msb_wire::limits::{CLIENT_STREAMS_MAX, CLIENTS_MAX, WINDOW_BYTES};
 use msb_wire::network::NetworkRequest;
 use msb_wire::sandbox::Request;
 
+pub(crate) use from_clients::session_id;
 pub(crate) use jobs::ClientStream;
-pub(crate) use upward::session_id;
+use jobs::TerminalCommand;
 
-use super::link::Link;
+use super::frame_socket::FrameSocket;
 
-/// What may wait for the agent before clients are not read any more, in bytes.
+/// Size of the agent's queue, in bytes, at which clients are not read any more (back-pressure).
 const AGENT_QUEUE_BYTES: usize = 512 * 1024;
 
-/// What may wait for a client, in bytes: all its windows, and as much again for messages, which have none. Beyond it an
-/// agent floods a client that does not read.
+/// Maximum size of a client's queue, in bytes: all its windows, and as much again for messages,
+/// which have no window. Only an agent that floods a client which does not read exceeds it.
 const CLIENT_QUEUE_BYTES_MAX: usize = 2 * CLIENT_STREAMS_MAX * CHANNELS * WINDOW_BYTES as usize;
 
 /// Number of a client.
 pub(crate) type ClientId = u32;
 
-/// A stream towards the agent: whose it is.
+/// The owner of a stream on the agent's connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Owner {
-    /// A client's, under its own number. `None` when the client has gone.
+enum StreamOwner {
+    /// A client and its own number of the stream; `None` when the client has disconnected.
     Client(Option<(ClientId, u32)>),
-    /// The supervisor's own.
-    Supervisor(Own),
+    /// The supervisor.
+    Supervisor(InternalStream),
 }
 
-/// Streams of the supervisor.
+/// Streams of the supervisor itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Own {
-    /// Setting the guest up.
+pub(crate) enum InternalStream {
+    /// Set-up of the guest.
     Boot,
-    /// Handing over to the image's init.
+    /// Start of the image's init.
     Init,
-    /// The main command of a sandbox that no client is attached to.
+    /// The main command of a sandbox without an attached client.
     Main,
-    /// Telling the guest the time.
+    /// Setting the guest's clock.
     Clock,
-    /// Hearing what the guest costs.
+    /// Samples of the guest.
     Samples,
-    /// Shutting the guest down.
+    /// Shutdown of the guest.
     Shutdown,
-    /// Asking whether the agent is there.
+    /// Ping of the agent.
     Ping,
-    /// A command that goes on without a client, by its number.
+    /// A job, by its number.
     Job(u32),
 }
 
 #[derive(Debug)]
-struct Route {
-    owner: Owner,
+struct StreamRoute {
+    owner: StreamOwner,
     main: bool,
-    /// Whether its output is one stream, that of a terminal.
+    /// The output is one stream, that of a terminal.
     tty: bool,
-    /// The id under which its output is logged, if it is and is not the main command.
+    /// ID under which the output is logged; none for the main command and for commands that are not
+    /// logged.
     session: Option<String>,
-    /// Bytes that the agent sent and that were not granted back, by channel.
+    /// The command, if a client may detach from it.
+    command: Option<TerminalCommand>,
+    /// Bytes that the agent sent and that were not granted again, by channel.
     outstanding: [u32; CHANNELS],
-    /// For streams of the supervisor: it uses up what comes at once.
-    used: [ReceiveCredit; CHANNELS],
+    /// Credit of the supervisor's own streams, which consume all data at once.
+    consumed: [ReceiveCredit; CHANNELS],
 }
 
-impl Route {
+impl StreamRoute {
     fn is_job(&self) -> bool {
-        matches!(self.owner, Owner::Supervisor(Own::Job(_)))
+        matches!(self.owner, StreamOwner::Supervisor(InternalStream::Job(_)))
     }
 }
 
 #[derive(Debug)]
-struct Client {
-    link: Link,
+struct RelayClient {
+    link: FrameSocket,
     assembler: Assembler,
-    greeted: bool,
-    /// It is served before the guest is open to others.
-    early: bool,
-    /// Its numbers of open streams, and those towards the agent.
+    hello_received: bool,
+    /// The client is served before the guest is open to others.
+    is_internal: bool,
+    /// Stream numbers of the client, with those on the agent's connection.
     streams: HashMap<u32, u32>,
-    /// Its numbers of streams that are attached to jobs, and those of the jobs towards the agent.
+    /// Stream numbers of the client that are attached to jobs, with those of the jobs on the
+    /// agent's connection.
     attached: HashMap<u32, u32>,
-    /// Its requests from before the guest was up.
+    /// Requests of the client from before the guest was up.
     waiting: Vec<(u32, Request)>,
 }
 
-/// What the relay has for the supervisor.
+/// An event of the relay for the supervisor.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Notice {
-    /// The agent said something on one of the supervisor's streams.
+pub(crate) enum RelayNotice {
+    /// The agent sent a message on one of the supervisor's streams.
     Event {
-        /// Which.
-        own: Own,
+        /// The stream.
+        internal: InternalStream,
         /// The message, in JSON.
         message: Vec<u8>,
     },
-    /// A command that is logged printed something.
+    /// A logged command wrote output.
     Output {
-        /// Its id; none for the main command.
+        /// ID of the session; none for the main command.
         session: Option<String>,
-        /// Whether it has a terminal.
+        /// The command has a terminal.
         tty: bool,
-        /// Where.
+        /// Channel of the output.
         channel: u8,
-        /// What.
+        /// The output.
         bytes: Vec<u8>,
     },
-    /// A command that is logged, other than the main one, has ended.
+    /// A logged command other than the main one has ended.
     SessionEnded {
-        /// Its id.
+        /// ID of the session.
         session: String,
     },
-    /// The main command ended, or was never started.
+    /// The main command ended, or could not be started.
     MainEnded(ExecEvent),
-    /// A client wants the sandbox to stop.
+    /// A client requests a stop of the sandbox.
     Stop {
         /// The client.
         client: ClientId,
-        /// Its stream, on which the answer goes.
+        /// The client's stream, on which the answer goes.
         stream: u32,
-        /// Time for the guest to shut down.
+        /// Timeout of the guest's shutdown.
         timeout_ms: u64,
     },
-    /// A client wants the guest's processors to stop.
+    /// A client requests a pause.
     Pause {
         /// The client's stream, on which the answer goes.
-        asker: ClientStream,
+        requester: ClientStream,
     },
-    /// A client wants the guest's processors to run again.
+    /// A client requests a resume.
     Resume {
         /// The client's stream, on which the answer goes.
-        asker: ClientStream,
+        requester: ClientStream,
     },
-    /// A client wants to know how the sandbox ends.
+    /// A client requests that overwritten blocks of the upper disk are kept.
+    StartBackup {
+        /// The client's stream, on which the answer goes.
+        requester: ClientStream,
+    },
+    /// A client requests the end of that.
+    EndBackup {
+        /// The client's stream, on which the answer goes.
+        requester: ClientStream,
+    },
+    /// A client waits for the end of the sandbox.
     Wait {
         /// The client.
         client: ClientId,
-        /// Its stream, on which the answer goes.
+        /// The client's stream, on which the answer goes.
         stream: u32,
     },
-    /// A client wants samples at an interval, as long as it is there.
+    /// A client requests samples at an interval while it is connected.
     Watch {
         /// The client.
         client: ClientId,
         /// Time between two samples.
         interval_ms: u64,
     },
-    /// A client wants a command that goes on without it.
+    /// A client requests a job.
     Job {
         /// The client's stream, on which the answer goes.
-        asker: ClientStream,
+        requester: ClientStream,
         /// The command.
         request: Box<ExecRequest>,
     },
-    /// A client wants another network.
+    /// A client requests a change of the network.
     Network {
         /// The client's stream, on which the answer goes.
-        asker: ClientStream,
+        requester: ClientStream,
         /// The network.
         request: NetworkRequest,
     },
     /// A client sends a signal to a job.
     Signal {
         /// The client's stream, on which the answer goes.
-        asker: ClientStream,
-        /// What is sent, and to which.
+        requester: ClientStream,
+        /// The signal and the job.
         request: SignalRequest,
     },
-    /// A client wants to be with a job until it ends.
+    /// A client detaches from its command on a terminal.
+    Detach {
+        /// The client's stream, on which the answer goes.
+        requester: ClientStream,
+        /// Time after which the command is killed.
+        timeout_ms: Option<u64>,
+    },
+    /// A client attaches to a job until the job ends.
     Attach {
         /// The client's stream.
-        asker: ClientStream,
-        /// To which: its id.
+        requester: ClientStream,
+        /// ID of the job.
         job: String,
-        /// Whether it is, if there is such a job; else another client sends input.
+        /// The client was attached if the job exists; otherwise another client sends the job's
+        /// input.
         attached: bool,
     },
-    /// A client has gone.
+    /// A client has disconnected.
     Gone(ClientId),
 }
 
-/// The agent broke the protocol.
+/// A violation of the protocol by the agent.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Violation(pub(crate) String);
+pub(crate) struct ProtocolViolation(pub(crate) String);
 
-/// The relay.
+/// The relay between clients and agent.
 #[derive(Debug)]
 pub(crate) struct Relay {
     hello: Vec<u8>,
-    clients: BTreeMap<ClientId, Client>,
-    routes: HashMap<u32, Route>,
-    /// What is on its way to jobs, by their streams.
-    inputs: HashMap<u32, jobs::Input>,
+    clients: BTreeMap<ClientId, RelayClient>,
+    routes: HashMap<u32, StreamRoute>,
+    /// Pending input of jobs, by their streams.
+    inputs: HashMap<u32, jobs::JobInput>,
     next_client: ClientId,
     next_stream: u32,
     agent_assembler: Assembler,
-    /// The client whose main command makes the sandbox's life.
+    /// The attached client, with whose main command the sandbox ends.
     attached: Option<ClientId>,
     log_main: bool,
     open: bool,
-    /// Why requests for the agent are refused, while the guest is paused.
+    /// Reason for refusing requests for the agent while the guest is paused.
     paused: Option<String>,
-    /// What the agent said of itself: nothing that it does not serve is asked of it.
+    /// The agent's hello: only operations that it supports are forwarded.
     agent: Hello,
-    /// Whether anything has passed since that was last asked.
+    /// Traffic has passed since [`Relay::is_in_use`] was last called.
     active: bool,
 }
 
 impl Relay {
-    /// A relay that says `hello` to its clients. Requests wait until it is opened.
+    /// Creates a relay that sends `hello` to its clients. Requests wait until [`Relay::open`].
     pub(crate) fn new(hello: &Hello, log_main: bool) -> serde_json::Result<Relay> {
         let mut bytes = Vec::new();
         frame::put_message(
             &mut bytes,
             frame::CONNECTION,
-            Kind::Hello,
+            FrameKind::Hello,
             0,
             &serde_json::to_vec(hello)?,
         );
@@ -264,19 +289,19 @@ impl Relay {
         })
     }
 
-    /// Takes a client. One that is beyond the limit is closed at once.
+    /// Adds a client. Returns `None`, and closes the socket, beyond the limit of clients.
     pub(crate) fn add_client(&mut self, socket: UnixStream) -> Option<ClientId> {
         if self.clients.len() >= CLIENTS_MAX {
             return None;
         }
-        let link = Link::new(socket).ok()?;
+        let link = FrameSocket::new(socket).ok()?;
         let id = self.next_client;
         self.next_client += 1;
-        let client = Client {
+        let client = RelayClient {
             link,
             assembler: Assembler::new(),
-            greeted: false,
-            early: false,
+            hello_received: false,
+            is_internal: false,
             streams: HashMap::new(),
             attached: HashMap::new(),
             waiting: Vec::new(),
@@ -285,37 +310,35 @@ impl Relay {
         Some(id)
     }
 
-    /// Takes the client that the sandbox is attached to.
+    /// Adds the client to which the sandbox is attached.
     pub(crate) fn attach(&mut self, socket: UnixStream) -> Option<ClientId> {
         self.attached = self.add_client(socket);
         self.attached
     }
 
-    /// Takes a client that is this process itself, and is served before the guest is open to others.
+    /// Adds a client that is this process itself. It is served before the guest is open to others.
     pub(crate) fn add_early_client(&mut self, socket: UnixStream) {
         let client = self.add_client(socket);
         if let Some(client) = client.and_then(|id| self.clients.get_mut(&id)) {
-            client.early = true;
+            client.is_internal = true;
         }
     }
 
-    /// The agent has introduced itself.
-    pub(crate) fn meet(&mut self, agent: Hello) {
+    /// Sets the agent's hello.
+    pub(crate) fn set_peer(&mut self, agent: Hello) {
         self.agent = agent;
     }
 
-    /// Whether the sandbox is in use: a call of a client is open, a job runs, or something has passed since this was last asked.
+    /// Returns whether the sandbox is in use: a client has an open stream, a job runs, or traffic
+    /// has passed since the last call.
     pub(crate) fn is_in_use(&mut self) -> bool {
-        let called = self
-            .clients
-            .values()
-            .any(|client| !client.streams.is_empty())
-            || self.routes.values().any(Route::is_job);
+        let called = self.clients.values().any(|client| !client.streams.is_empty())
+            || self.routes.values().any(StreamRoute::is_job);
         std::mem::take(&mut self.active) || called
     }
 
-    /// The guest takes commands: what waited goes on.
-    pub(crate) fn open(&mut self, agent: &mut Link, notices: &mut Vec<Notice>) {
+    /// Opens the guest to clients and forwards the waiting requests.
+    pub(crate) fn open(&mut self, agent: &mut FrameSocket, notices: &mut Vec<RelayNotice>) {
         self.open = true;
         let clients: Vec<ClientId> = self.clients.keys().copied().collect();
         for id in clients {
@@ -325,39 +348,42 @@ impl Relay {
             for (stream, request) in std::mem::take(&mut client.waiting) {
                 self.forward(id, stream, request, agent, notices);
             }
-            // What came behind the request was read with it and has been waiting too.
+            // Frames after the request were read with it and have been waiting too.
             if self.client_frames(id, agent, notices).is_err() {
                 self.remove_client(id, agent, notices);
             }
         }
     }
 
-    /// Refuses requests for the agent with a message, or passes them on again.
+    /// Refuses requests for the agent with this message; `None` forwards them again.
     pub(crate) fn pause(&mut self, message: Option<String>) {
         self.paused = message;
     }
 
-    /// Returns whether a client is to be read although much waits for the agent. While the guest is paused, nothing of a
-    /// client without a call goes to the agent, and it may be the one that asks for the guest to go on.
+    /// Returns whether a client is read although the agent's queue is full. While the guest is
+    /// paused, a client without a stream sends nothing to the agent, and it may be the one that
+    /// requests the resume.
     pub(crate) fn may_resume(&self, id: ClientId) -> bool {
-        let is_idle = |client: &Client| client.streams.is_empty() && client.attached.is_empty();
+        let is_idle =
+            |client: &RelayClient| client.streams.is_empty() && client.attached.is_empty();
         self.paused.is_some() && self.clients.get(&id).is_some_and(is_idle)
     }
 
-    /// Opens a stream of the supervisor's own.
+    /// Opens an internal stream with a request.
     pub(crate) fn request(
         &mut self,
-        own: Own,
+        internal: InternalStream,
         request: &Request,
-        agent: &mut Link,
+        agent: &mut FrameSocket,
     ) -> serde_json::Result<()> {
         let message = serde_json::to_vec(request)?;
-        let stream = self.route(Owner::Supervisor(own), own == Own::Main);
-        frame::put_message(agent.queue(), stream, Kind::Open, 0, &message);
+        let stream =
+            self.route(StreamOwner::Supervisor(internal), internal == InternalStream::Main);
+        frame::put_message(agent.queue(), stream, FrameKind::Open, 0, &message);
         Ok(())
     }
 
-    fn route(&mut self, owner: Owner, main: bool) -> u32 {
+    fn route(&mut self, owner: StreamOwner, main: bool) -> u32 {
         while self.next_stream == frame::CONNECTION || self.routes.contains_key(&self.next_stream) {
             self.next_stream = self.next_stream.wrapping_add(1);
         }
@@ -365,43 +391,38 @@ impl Relay {
         self.next_stream = self.next_stream.wrapping_add(1);
         self.routes.insert(
             stream,
-            Route {
+            StreamRoute {
                 owner,
                 main,
                 tty: false,
                 session: None,
+                command: None,
                 outstanding: [0; CHANNELS],
-                used: Default::default(),
+                consumed: Default::default(),
             },
         );
         stream
     }
 
-    /// Whether bytes of clients may be taken: not while too much waits for the agent.
-    pub(crate) fn takes_more(&self, agent: &Link) -> bool {
+    /// Returns whether clients are read: not while the agent's queue is full.
+    pub(crate) fn takes_more(&self, agent: &FrameSocket) -> bool {
         agent.queued() < AGENT_QUEUE_BYTES
     }
 
-    /// The clients, with their links and whether they are to be read.
-    pub(crate) fn links(&self) -> impl Iterator<Item = (ClientId, &Link, bool)> {
+    /// Returns the clients with their sockets and whether they are read.
+    pub(crate) fn links(&self) -> impl Iterator<Item = (ClientId, &FrameSocket, bool)> {
         self.clients
             .iter()
             .map(|(id, client)| (*id, &client.link, self.open || client.waiting.is_empty()))
     }
 
-    /// Whether anything still waits for a client.
+    /// Returns whether a client's queue is empty.
     pub(crate) fn is_flushed(&self, id: ClientId) -> bool {
-        self.clients
-            .get(&id)
-            .is_none_or(|client| client.link.queued() == 0)
+        self.clients.get(&id).is_none_or(|client| client.link.queued() == 0)
     }
 
-    /// Numbers of the clients for whom something waits.
+    /// Returns the clients whose queue is not empty.
     pub(crate) fn unflushed(&self) -> Vec<ClientId> {
-        self.clients
-            .keys()
-            .copied()
-            .filter(|id| !self.is_flushed(*id))
-            .collect()
+        self.clients.keys().copied().filter(|id| !self.is_flushed(*id)).collect()
     }
 }

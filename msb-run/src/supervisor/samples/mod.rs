@@ -1,181 +1,184 @@
-//! What the sandbox costs, written to its sample file ([`libmsb::samples`]).
+//! Samples of a sandbox's resource usage, written to its sample file ([`libmsb::samples`]).
 //!
-//! The guest's agent says what it sees at an interval, and each time the host's side is looked at too: so a sandbox that
-//! nobody watches has one timer, in the guest, and this process sleeps until it speaks. While the guest is silent, the
-//! host's side is looked at alone. Whoever watches opens a stream, and the shortest interval of all who watch counts; a
-//! sandbox that was given an interval of its own keeps it.
+//! The guest's agent sends its sample at an interval, and at each of them the host's side is
+//! sampled too. So a sandbox without watchers has one timer, in the guest, and this process sleeps
+//! in between. While the guest is silent, the host's side is sampled alone. A watcher opens a
+//! stream, and the shortest interval of all watchers applies, unless the sandbox has a configured
+//! interval.
 
-/// The host's side.
+/// Samples of the host's side.
 mod host;
 
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use libmsb::cli::error::{message, print_warning};
-use libmsb::samples::{self, Field, INTERVAL_MS, Values, Writer, boot_ns, unix_ns};
+use libmsb::cli::error::{message, warn};
+use libmsb::samples::{self, Field, INTERVAL_MS, SampleWriter, Values, boot_ns, unix_ns};
 use libmsb::state::spec::Spec;
 use msb_wire::samples::{GuestSample, SamplesEvent, interval};
 use rustix::process::Pid;
 
-use self::host::{Host, HostSample};
+use self::host::{HostProcesses, HostSample};
 use super::relay::ClientId;
-use super::{Setup, TOOL};
+use super::setup::SandboxSetup;
+use crate::process::cgroup::Cgroup;
 
-/// Times the interval that the guest may be silent before the host's side is looked at alone.
-const PATIENCE: u32 = 2;
+/// Intervals of a silent guest after which the host's side is sampled alone.
+const SILENT_INTERVALS_MAX: u32 = 2;
 
-/// The samples of one life.
+/// The sampler of one run of a sandbox.
 #[derive(Debug)]
-pub(crate) struct Samples {
-    /// None when there are no samples of this sandbox.
-    taking: Option<Taking>,
+pub(crate) struct Sampler {
+    /// None when the sandbox has no samples.
+    target: Option<SampleTarget>,
 }
 
 #[derive(Debug)]
-struct Taking {
-    writer: Writer,
-    host: Host,
-    /// The sandbox's own interval.
-    own: Option<u64>,
-    /// Who watches, and how often.
+struct SampleTarget {
+    writer: SampleWriter,
+    host: HostProcesses,
+    /// The sandbox's configured interval.
+    configured_ms: Option<u64>,
+    /// Watching clients and their intervals.
     watchers: Vec<(ClientId, u64)>,
-    /// When the host's side was looked at last, and what its virtual processors had used.
-    looked: Instant,
+    /// Time of the last sample of the host's side, and the CPU time of the vCPUs then.
+    host_read_at: Instant,
     vcpu_ns: u64,
-    /// When it is looked at without the guest. None before the guest is up.
+    /// Time at which the host's side is sampled without the guest. None before the guest is up.
     due: Option<Instant>,
 }
 
-impl Samples {
-    /// Makes the sample file, unless the sandbox is to have none. One that cannot be made is no reason not to live. What
-    /// there is to say of a machine follows with [`Samples::restart`].
-    pub(crate) fn begin(setup: &Setup) -> Samples {
-        let own = setup.spec.metrics.sample_interval_ms;
-        if own == Some(0) {
-            return Samples { taking: None };
+impl Sampler {
+    /// Creates the sample file, unless samples are disabled. Failure to create it does not prevent
+    /// the start. The values of a VM follow with [`Sampler::start_vm`].
+    pub(crate) fn create(setup: &SandboxSetup) -> Sampler {
+        let configured_ms = setup.spec.metrics.sample_interval_ms;
+        if configured_ms == Some(0) {
+            return Sampler { target: None };
         }
         let path = setup.home.samples(&setup.sandbox.name);
-        let writer = Writer::create(&path, |values| introduce(values, &setup.spec, None, own));
+        let writer = SampleWriter::create(&path, |values| {
+            put_identity(values, &setup.spec, None, configured_ms)
+        });
         if let Err(error) = &writer {
-            print_warning(TOOL, &message(error));
+            warn(&message(error));
         }
-        let taking = writer.ok().map(|writer| Taking {
+        let target = writer.ok().map(|writer| SampleTarget {
             writer,
-            host: Host::new(),
-            own,
+            host: HostProcesses::new(setup.cgroup.as_ref().ok().and_then(Cgroup::cpu_time)),
+            configured_ms,
             watchers: Vec::new(),
-            looked: Instant::now(),
+            host_read_at: Instant::now(),
             vcpu_ns: 0,
             due: None,
         });
-        Samples { taking }
+        Sampler { target }
     }
 
-    /// For msb-net, which counts in a page of its own, also where nobody but the supervisor looks.
+    /// Returns the descriptor of the counters of `msb-net`, which has a page of its own. It exists
+    /// also for a sandbox without samples, for the supervisor.
     pub(crate) fn net_descriptor(&self) -> anyhow::Result<OwnedFd> {
-        let file = match &self.taking {
-            Some(taking) => taking.writer.net_descriptor(),
-            None => samples::nameless_net_file(),
+        let file = match &self.target {
+            Some(target) => target.writer.net_descriptor(),
+            None => samples::anonymous_net_file(),
         };
-        file.context("cannot make a file for the counters of the network")
+        file.context("cannot create the file of the network's counters")
     }
 
-    /// The machine was started, perhaps again: what there is began with it.
-    pub(crate) fn restart(&mut self, spec: &Spec, machine: Option<Pid>) {
-        if let Some(taking) = &mut self.taking {
-            taking.host = Host::new();
-            taking.vcpu_ns = 0;
-            taking.looked = Instant::now();
-            let own = taking.own;
-            taking
-                .writer
-                .update(|values| introduce(values, spec, machine, own));
+    /// Resets the values for a VM that was started: they count from its start.
+    pub(crate) fn start_vm(&mut self, spec: &Spec, vm_pid: Option<Pid>) {
+        if let Some(target) = &mut self.target {
+            target.host.restart();
+            target.vcpu_ns = 0;
+            target.host_read_at = Instant::now();
+            let configured_ms = target.configured_ms;
+            target.writer.update(|values| put_identity(values, spec, vm_pid, configured_ms));
         }
     }
 
-    /// The guest is up: the interval to ask of it, in milliseconds. None when there is nothing to ask.
-    pub(crate) fn start(&mut self) -> Option<u64> {
-        let taking = self.taking.as_mut()?;
-        taking.expect_the_guest();
-        Some(taking.interval_ms())
+    /// Starts samples of the guest. Returns the interval to request from it, in milliseconds, or
+    /// `None` if there are no samples.
+    pub(crate) fn start_guest(&mut self) -> Option<u64> {
+        let target = self.target.as_mut()?;
+        target.reset_due();
+        Some(target.interval_ms())
     }
 
-    /// When the host's side is to be looked at.
+    /// Returns the time of the next sample of the host's side.
     pub(crate) fn due(&self) -> Option<Instant> {
-        self.taking.as_ref()?.due
+        self.target.as_ref()?.due
     }
 
-    /// What the agent said. `upper_bytes`: what the writable disk takes on the host.
+    /// Takes a message of the agent. `upper_bytes` is the size of the writable disk on the host.
     pub(crate) fn take(&mut self, message: &[u8], upper_bytes: Option<u64>) {
-        let Some(taking) = &mut self.taking else {
+        let Some(target) = &mut self.target else {
             return;
         };
-        // A refusal, or what a later version says: then the host's side is all there is.
+        // A refusal, or an event of a later version: then only the host's side is sampled.
         let Ok(SamplesEvent::Sample(guest)) = serde_json::from_slice(message) else {
             return;
         };
-        taking.write(Some(&guest), upper_bytes);
+        target.write(Some(&guest), upper_bytes);
     }
 
-    /// Looks at the host's side, if it is time.
-    pub(crate) fn look_if_due(&mut self, upper_bytes: impl FnOnce() -> Option<u64>) {
-        if let Some(taking) = &mut self.taking
-            && taking.due.is_some_and(|due| due <= Instant::now())
+    /// Samples the host's side if it is due.
+    pub(crate) fn sample_host_if_due(&mut self, upper_bytes: impl FnOnce() -> Option<u64>) {
+        if let Some(target) = &mut self.target
+            && target.due.is_some_and(|due| due <= Instant::now())
         {
-            taking.write(None, upper_bytes());
+            target.write(None, upper_bytes());
         }
     }
 
-    /// Somebody watches: the interval to ask of the guest, if it is another one now.
+    /// Adds a watcher. Returns the interval to request from the guest if it has changed.
     pub(crate) fn watch(&mut self, client: ClientId, interval_ms: u64) -> Option<u64> {
         self.change(|watchers| watchers.push((client, interval_ms)))
     }
 
-    /// A client is gone: the interval to ask of the guest, if it is another one now.
-    pub(crate) fn gone(&mut self, client: ClientId) -> Option<u64> {
+    /// Removes a watcher. Returns the interval to request from the guest if it has changed.
+    pub(crate) fn remove_watcher(&mut self, client: ClientId) -> Option<u64> {
         self.change(|watchers| watchers.retain(|(id, _)| *id != client))
     }
 
     fn change(&mut self, change: impl FnOnce(&mut Vec<(ClientId, u64)>)) -> Option<u64> {
-        let taking = self.taking.as_mut()?;
-        let before = taking.interval_ms();
-        change(&mut taking.watchers);
-        let now = taking.interval_ms();
+        let target = self.target.as_mut()?;
+        let before = target.interval_ms();
+        change(&mut target.watchers);
+        let now = target.interval_ms();
         if now == before {
             return None;
         }
-        taking
-            .writer
-            .update(|values| values.set(Field::IntervalMs, now));
-        taking.due?;
-        taking.expect_the_guest();
+        target.writer.update(|values| values.set(Field::IntervalMs, now));
+        target.due?;
+        target.reset_due();
         Some(now)
     }
 }
 
-impl Taking {
+impl SampleTarget {
     fn interval_ms(&self) -> u64 {
-        interval_ms(self.own, self.watchers.iter().map(|(_, ms)| *ms))
+        interval_ms(self.configured_ms, self.watchers.iter().map(|(_, ms)| *ms))
     }
 
-    fn expect_the_guest(&mut self) {
+    fn reset_due(&mut self) {
         let interval = Duration::from_millis(self.interval_ms());
-        self.due = Instant::now().checked_add(interval * PATIENCE);
+        self.due = Instant::now().checked_add(interval * SILENT_INTERVALS_MAX);
     }
 
     fn write(&mut self, guest: Option<&GuestSample>, upper_bytes: Option<u64>) {
-        self.expect_the_guest();
+        self.reset_due();
         let interval = Duration::from_millis(self.interval_ms());
         let now = Instant::now();
-        let elapsed = now.saturating_duration_since(self.looked);
-        // A guest that speaks more often than it was asked to gets no more attention than that.
-        let host = (guest.is_none() || elapsed >= interval / 2).then(|| self.host.look());
+        let elapsed = now.saturating_duration_since(self.host_read_at);
+        // A guest that sends more often than requested does not cause more samples of the host's
+        // side.
+        let host = (guest.is_none() || elapsed >= interval / 2).then(|| self.host.sample());
         let ppm = host
             .and_then(|host| host.vcpu_ns)
             .map(|vcpu_ns| share_ppm(vcpu_ns.saturating_sub(self.vcpu_ns), elapsed));
         if let Some(host) = host {
-            self.looked = now;
+            self.host_read_at = now;
             self.vcpu_ns = host.vcpu_ns.unwrap_or(self.vcpu_ns);
         }
         self.writer.update(|values| {
@@ -189,39 +192,42 @@ impl Taking {
     }
 }
 
-/// The sandbox's own interval; else the shortest of those who watch; else that for nobody.
-fn interval_ms(own: Option<u64>, watchers: impl Iterator<Item = u64>) -> u64 {
-    let ms = own.unwrap_or_else(|| watchers.chain([INTERVAL_MS]).min().unwrap_or(INTERVAL_MS));
+/// Returns the configured interval; else the shortest of the watchers; else the default.
+fn interval_ms(configured_ms: Option<u64>, watchers: impl Iterator<Item = u64>) -> u64 {
+    let ms =
+        configured_ms.unwrap_or_else(|| watchers.chain([INTERVAL_MS]).min().unwrap_or(INTERVAL_MS));
     u64::try_from(interval(ms).as_millis()).unwrap_or(INTERVAL_MS)
 }
 
-/// CPU time over a time, in millionths of one processor.
+/// Returns CPU time over elapsed time, in millionths of one CPU.
 fn share_ppm(used_ns: u64, elapsed: Duration) -> u64 {
     let share = u128::from(used_ns) * 1_000_000 / elapsed.as_nanos().max(1);
     u64::try_from(share).unwrap_or(u64::MAX)
 }
 
-/// Who it is, and nothing that an earlier machine has done.
-fn introduce(values: &mut Values<Field>, spec: &Spec, machine: Option<Pid>, own: Option<u64>) {
-    for field in <Field as samples::Slot>::ALL {
+/// Writes the identity of the sandbox and clears the values of an earlier VM.
+fn put_identity(
+    values: &mut Values<Field>,
+    spec: &Spec,
+    vm_pid: Option<Pid>,
+    configured_ms: Option<u64>,
+) {
+    for field in <Field as samples::FieldSlot>::ALL {
         if !matches!(field, Field::BootIdHigh | Field::BootIdLow) {
             values.set(*field, None);
         }
     }
     let id = u64::try_from(spec.created_at.as_microsecond()).unwrap_or(0);
-    let machine = machine.map(|pid| u64::from(pid.as_raw_pid().unsigned_abs()));
-    values.set(Field::VmmPid, machine);
+    let vm_pid = vm_pid.map(|pid| u64::from(pid.as_raw_pid().unsigned_abs()));
+    values.set(Field::VmmPid, vm_pid);
     for (field, value) in [
         (Field::StartedUnixNs, unix_ns()),
         (Field::StartedBootNs, boot_ns()),
         (Field::SandboxId, id),
         (Field::SupervisorPid, u64::from(std::process::id())),
         (Field::Cpus, u64::from(spec.cpus)),
-        (
-            Field::MemoryLimitBytes,
-            u64::from(spec.memory_mib) * 1024 * 1024,
-        ),
-        (Field::IntervalMs, interval_ms(own, std::iter::empty())),
+        (Field::MemoryLimitBytes, u64::from(spec.memory_mib) * 1024 * 1024),
+        (Field::IntervalMs, interval_ms(configured_ms, std::iter::empty())),
     ] {
         values.set(field, value);
     }
@@ -290,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn a_share_is_of_one_processor() {
+    fn a_cpu_share_is_relative_to_one_cpu() {
         let second = Duration::from_secs(1);
         assert_eq!(share_ppm(1_500_000_000, second), 1_500_000);
         assert_eq!(share_ppm(u64::MAX, Duration::ZERO), u64::MAX);
@@ -299,11 +305,8 @@ mod tests {
     #[test]
     fn what_a_guest_says_later_makes_no_counter_fall() {
         let mut values = Values::new();
-        let mut guest = GuestSample {
-            cpu_ns: Some(50),
-            processes: Some(3),
-            ..GuestSample::default()
-        };
+        let mut guest =
+            GuestSample { cpu_ns: Some(50), processes: Some(3), ..GuestSample::default() };
         put_guest(&mut values, &guest);
         guest.cpu_ns = Some(40);
         guest.processes = None;

@@ -1,15 +1,20 @@
-//! The krun engine: the plan as libkrun's description of a machine, which then runs in this process.
+//! The krun engine: translates the plan into libkrun's description of a VM, which then runs in this
+//! process.
 //!
-//! The guest's first root is a file system that exists only in this process's memory: the mount points that the agent
-//! needs, and the agent itself. How many devices there may be is checked by who makes the plan.
+//! The guest's first root is a file system in the memory of this process. It contains the mount
+//! points that the agent needs, and the agent itself. The maker of the plan checks the number of
+//! devices.
 //!
-//! libkrun's own C interface (`krun_start_enter`) does what [`Machine::run`] does, and has no device of a caller's own:
-//! here the guest's shares are one, in [`share`].
+//! libkrun's C interface (`krun_start_enter`) does the same as [`VmBuilder::run`] but does not
+//! support devices of the caller. Here the guest's shares are such a device, in [`share`].
 //!
-//! libkrun never returns once the guest runs: this process ends with it, without destructors, and with status 0 also when
-//! the guest's kernel has panicked. How a sandbox ended is told by its agent alone.
+//! libkrun never returns once the guest runs. This process ends with the guest, without
+//! destructors, and with status 0 even when the guest's kernel has panicked. Only the agent reports
+//! how a sandbox ended.
 
 mod library;
+mod memory_range;
+#[cfg(feature = "huge-pages")]
 mod placement;
 mod share;
 
@@ -32,110 +37,99 @@ use krun_vmm::vmm_config::fs::FsDeviceConfig;
 use krun_vmm::vmm_config::kernel_cmdline::{DEFAULT_KERNEL_CMDLINE, KernelCmdlineConfig};
 use krun_vmm::vmm_config::machine_config::VmConfig;
 use krun_vmm::vmm_config::net::NetworkInterfaceConfig;
-use libmsb::machine::{Disk, Format, KrunKernel, Net, PORT_AGENT, Plan};
+use libmsb::machine::{DiskDevice, DiskImageFormat, KrunKernel, NetDevice, PORT_AGENT, VmPlan};
 
 use library::LoadedKernel;
 
-/// The tag of the first root: libkrun's kernel command line names it.
+/// Tag of the first root: libkrun's kernel command line names it.
 const ROOT: &str = "/dev/root";
 /// The first process, in the first root.
 const INIT: &str = "init.krun";
-/// Mount points of the agent. The first root cannot be written to.
-const FOLDERS: [&str; 4] = ["dev", "proc", "sys", "msb"];
+/// Mount points of the agent. The first root is read-only.
+const DIRECTORIES: [&str; 4] = ["dev", "proc", "sys", "msb"];
 
-const MODE_FOLDER: u32 = 0o040755;
-const MODE_PROGRAM: u32 = 0o100755;
+const MODE_DIRECTORY: u32 = libc::S_IFDIR | 0o755;
+const MODE_PROGRAM: u32 = libc::S_IFREG | 0o755;
 
-/// What the guest accepts from the network (virtio 1.2, 5.1.3): unfinished checksums, and large segments of TCP over
-/// IPv4 and IPv6. Without them the guest's buffers are too small for large frames, and libkrun then hangs in a loop.
-const NET_FEATURES: u32 = 1 << 1 | 1 << 7 | 1 << 8;
+/// Features that the guest negotiates for the network (virtio 1.2, 5.1.3): partial checksums, and
+/// large TCP segments over IPv4 and IPv6. Without them the guest's buffers are too small for large
+/// frames, and libkrun then hangs in a loop.
+const NET_FEATURES: u32 =
+    VIRTIO_NET_F_GUEST_CSUM | VIRTIO_NET_F_GUEST_TSO4 | VIRTIO_NET_F_GUEST_TSO6;
+const VIRTIO_NET_F_GUEST_CSUM: u32 = 1 << 1;
+const VIRTIO_NET_F_GUEST_TSO4: u32 = 1 << 7;
+const VIRTIO_NET_F_GUEST_TSO6: u32 = 1 << 8;
 
-/// What the guest begins with.
-pub(crate) enum Kernel<'a> {
-    /// libkrunfw's kernel, which this process has loaded, and the agent's program.
+/// The kernel that the guest boots.
+pub(crate) enum GuestKernel<'a> {
+    /// libkrunfw's kernel, loaded into this process, and the agent's program.
     Loaded {
-        /// libkrun keeps a pointer to it as long as the guest lives, and that is as long as this process does.
+        /// The agent. libkrun keeps a pointer to it for the life of the guest, which is that of
+        /// this process.
         agent: &'static [u8],
         /// The kernel.
         kernel: LoadedKernel,
     },
-    /// Files, which libkrun reads.
-    Image {
-        kernel: &'a Path,
-        initrd: &'a Path,
-        cmdline: &'a str,
-    },
+    /// Files that libkrun reads.
+    Image { kernel: &'a Path, initrd: &'a Path, cmdline: &'a str },
 }
 
-/// Loads what is needed while the host's files can still be seen.
-pub(crate) fn load(kernel: &KrunKernel) -> anyhow::Result<Kernel<'_>> {
+/// Loads the kernel and the agent while the host's files are still visible.
+pub(crate) fn load(kernel: &KrunKernel) -> anyhow::Result<GuestKernel<'_>> {
     match kernel {
         KrunKernel::Library { path, agent } => {
             let kernel = library::load(path)?;
             let agent = fs::read(agent)
                 .with_context(|| format!("cannot read the agent '{}'", agent.display()))?
                 .leak();
-            Ok(Kernel::Loaded { agent, kernel })
+            Ok(GuestKernel::Loaded { agent, kernel })
         }
-        KrunKernel::Image {
-            path,
-            initrd,
-            cmdline,
-        } => Ok(Kernel::Image {
-            kernel: path,
-            initrd,
-            cmdline,
-        }),
+        KrunKernel::Image { path, initrd, cmdline } => {
+            Ok(GuestKernel::Image { kernel: path, initrd, cmdline })
+        }
     }
 }
 
-/// Becomes the machine. Returns only when that fails, with the reason.
-pub(crate) fn enter(plan: &Plan, kernel: &Kernel<'_>) -> anyhow::Result<()> {
-    let mut machine = Machine::default();
-    machine.set_size(plan)?;
+/// Runs the VM in this process. Returns only on failure, with the reason.
+pub(crate) fn enter(plan: &VmPlan, kernel: &GuestKernel<'_>) -> anyhow::Result<()> {
+    let mut builder = VmBuilder::default();
+    builder.set_size(plan)?;
     match kernel {
-        Kernel::Loaded { agent, kernel } => machine.add_loaded(agent, kernel)?,
-        Kernel::Image {
-            kernel,
-            initrd,
-            cmdline,
-        } => machine.set_kernel(kernel, initrd, cmdline)?,
+        GuestKernel::Loaded { agent, kernel } => builder.add_loaded(agent, kernel)?,
+        GuestKernel::Image { kernel, initrd, cmdline } => {
+            builder.set_kernel(kernel, initrd, cmdline)?
+        }
     }
-    machine.add_consoles(plan);
-    plan.disks
-        .iter()
-        .try_for_each(|disk| machine.add_disk(disk))?;
-    plan.shares
-        .iter()
-        .for_each(|share| machine.add_share(&share.tag));
-    plan.net
-        .iter()
-        .enumerate()
-        .try_for_each(|(index, net)| machine.add_net(index, net))?;
+    builder.add_consoles(plan);
+    plan.disks.iter().try_for_each(|disk| builder.add_disk(disk))?;
+    plan.shares.iter().for_each(|share| builder.add_share(&share.tag, share.host_locks));
+    plan.net.iter().enumerate().try_for_each(|(index, net)| builder.add_net(index, net))?;
+    #[cfg(feature = "huge-pages")]
     place_memory(plan, kernel);
-    machine.run()
+    builder.run()
 }
 
-/// The guest is the same without, and slower.
-fn place_memory(plan: &Plan, kernel: &Kernel<'_>) {
+/// Chooses the address of the guest's memory. Without it the guest is the same, but slower.
+#[cfg(feature = "huge-pages")]
+fn place_memory(plan: &VmPlan, kernel: &GuestKernel<'_>) {
     let place = match kernel {
-        Kernel::Loaded { kernel, .. } => Some(kernel.guest),
-        Kernel::Image { .. } => None,
+        GuestKernel::Loaded { kernel, .. } => Some(kernel.guest),
+        GuestKernel::Image { .. } => None,
     };
     let bytes = plan.memory_mib as usize * 1024 * 1024;
-    let _ = placement::prepare(&placement::parts(bytes, place));
+    let _ = placement::reserve(&placement::memory_ranges(bytes, place));
 }
 
-/// A machine that is being described.
+/// A description of a VM for libkrun.
 #[derive(Default)]
-struct Machine {
+struct VmBuilder {
     resources: VmResources,
-    /// The file systems that are served by this program, by their numbers.
-    shares: Vec<(usize, String)>,
+    /// File systems that this program serves.
+    shares: Vec<share::PlannedShare>,
 }
 
-impl Machine {
-    fn set_size(&mut self, plan: &Plan) -> anyhow::Result<()> {
+impl VmBuilder {
+    fn set_size(&mut self, plan: &VmPlan) -> anyhow::Result<()> {
         let size = VmConfig {
             vcpu_count: Some(u8::try_from(plan.cpus).context("too many processors")?),
             mem_size_mib: Some(plan.memory_mib as usize),
@@ -144,10 +138,10 @@ impl Machine {
         };
         self.resources
             .set_vm_config(&size)
-            .map_err(|error| anyhow!("libkrun refuses the machine's size: {error}"))
+            .map_err(|error| anyhow!("libkrun refuses the size of the VM: {error}"))
     }
 
-    /// The kernel, and the first root: in memory, with the agent as the first process.
+    /// Sets the kernel and adds the first root: in memory, with the agent as the first process.
     fn add_loaded(&mut self, agent: &'static [u8], kernel: &LoadedKernel) -> anyhow::Result<()> {
         self.resources
             .set_kernel_bundle(kernel.bundle())
@@ -157,26 +151,18 @@ impl Machine {
             ..KernelCmdlineConfig::default()
         };
         let mut entries = Vec::new();
-        for folder in FOLDERS {
+        for directory in DIRECTORIES {
             let children = Vec::new();
-            entries.push(entry(
-                folder,
-                MODE_FOLDER,
-                VirtualEntryContent::Dir { children },
-            )?);
+            entries.push(entry(directory, MODE_DIRECTORY, VirtualEntryContent::Dir { children })?);
         }
-        entries.push(entry(
-            INIT,
-            MODE_PROGRAM,
-            VirtualEntryContent::File { data: agent },
-        )?);
+        entries.push(entry(INIT, MODE_PROGRAM, VirtualEntryContent::File { data: agent })?);
         self.add_file_system(ROOT, entries);
         Ok(())
     }
 
     fn set_kernel(&mut self, kernel: &Path, initrd: &Path, cmdline: &str) -> anyhow::Result<()> {
         let initrd_bytes = fs::metadata(initrd)
-            .with_context(|| format!("cannot look at '{}'", initrd.display()))?
+            .with_context(|| format!("cannot stat '{}'", initrd.display()))?
             .len();
         self.resources.set_external_kernel(ExternalKernel {
             path: kernel.to_owned(),
@@ -188,12 +174,12 @@ impl Machine {
         Ok(())
     }
 
-    /// One console for what the kernel prints, one with the agent's port.
-    fn add_consoles(&mut self, plan: &Plan) {
-        // It wants a path. That of a pipe's end gives the same pipe, as that of a socket would not.
+    /// Adds a console for the kernel's output and one with the agent's port.
+    fn add_consoles(&mut self, plan: &VmPlan) {
+        // libkrun requires a path. A path works for the end of a pipe but would not for a socket.
         let log = PathBuf::from(format!("/proc/self/fd/{}", plan.console_fd));
         self.resources.set_console_output(log);
-        // The descriptor is duplicated later, which fails for one that is not open.
+        // libkrun duplicates the descriptor later, which fails if it is not open.
         let port = PortConfig::InOut {
             name: PORT_AGENT.to_owned(),
             input_fd: plan.agent_fd,
@@ -203,25 +189,21 @@ impl Machine {
         self.resources.virtio_consoles.push(console);
     }
 
-    fn add_disk(&mut self, disk: &Disk) -> anyhow::Result<()> {
-        let path = text(&disk.path)?;
+    fn add_disk(&mut self, disk: &DiskDevice) -> anyhow::Result<()> {
+        let path = utf8_path(&disk.path)?;
         let config = BlockDeviceConfig {
             block_id: disk.serial.clone(),
             cache_type: CacheType::auto(path),
             disk_image_path: path.to_owned(),
             disk_image_format: match disk.format {
-                Format::Raw => ImageType::Raw,
-                Format::Vmdk => ImageType::Vmdk,
-                Format::Qcow2 => ImageType::Qcow2,
+                DiskImageFormat::Raw => ImageType::Raw,
+                DiskImageFormat::Vmdk => ImageType::Vmdk,
+                DiskImageFormat::Qcow2 => ImageType::Qcow2,
             },
             is_disk_read_only: disk.read_only,
             direct_io: false,
-            // Whether a guest's flush reaches the host's disk.
-            sync_mode: if disk.volatile {
-                SyncMode::None
-            } else {
-                SyncMode::Full
-            },
+            // The mode decides whether a guest's flush reaches the host's disk.
+            sync_mode: if disk.volatile { SyncMode::None } else { SyncMode::Full },
         };
         self.resources
             .add_block_device(config)
@@ -229,20 +211,21 @@ impl Machine {
             .with_context(|| format!("cannot add the disk '{path}'"))
     }
 
-    /// What is shared, which stands in a folder of this process's own root. Who may write what is told by its mounts.
-    fn add_share(&mut self, tag: &str) {
-        // An empty one in its place, until the machine is built.
+    /// Adds the share, a directory in the mount namespace of this process. The mounts there decide
+    /// which entries are writable.
+    fn add_share(&mut self, tag: &str, host_locks: bool) {
+        // An empty file system is the placeholder until the VM is built.
         let number = self.add_file_system(tag, Vec::new());
-        self.shares.push((number, tag.to_owned()));
+        self.shares.push(share::PlannedShare { number, tag: tag.to_owned(), host_locks });
     }
 
-    /// Adds a file system that exists in memory. Returns its number.
+    /// Adds a file system in memory. Returns its number.
     fn add_file_system(&mut self, tag: &str, entries: Vec<VirtualDirEntry>) -> usize {
         self.resources.add_fs_device(FsDeviceConfig {
             fs_id: tag.to_owned(),
             shared_dir: None,
             semantics: PermissionSemantics::LinuxComplete,
-            // No window of memory: a guest would map files of the host into itself, past every bound.
+            // No DAX window: a guest would map host files into its memory without any limit.
             shm_size: None,
             read_only: false,
             virtual_entries: entries,
@@ -250,7 +233,7 @@ impl Machine {
         self.resources.fs.len() - 1
     }
 
-    fn add_net(&mut self, index: usize, net: &Net) -> anyhow::Result<()> {
+    fn add_net(&mut self, index: usize, net: &NetDevice) -> anyhow::Result<()> {
         let config = NetworkInterfaceConfig {
             iface_id: format!("eth{index}"),
             backend: VirtioNetBackend::UnixstreamFd(net.fd),
@@ -266,23 +249,17 @@ impl Machine {
     fn run(self) -> anyhow::Result<()> {
         let mut events =
             EventManager::new().map_err(|error| anyhow!("cannot wait for events: {error:?}"))?;
-        // What a macOS host's devices would ask for; nothing here sends.
+        // For requests of devices on a macOS host; nothing sends here.
         let (sender, _receiver) = crossbeam_channel::unbounded();
         let shares = share::prepare(&self.shares)?;
-        let machine = build_microvm(&self.resources, &mut events, None, sender)
-            .map_err(|error| anyhow!("libkrun cannot build the machine: {error:?}"))?;
+        let vm = build_microvm(&self.resources, &mut events, None, sender)
+            .map_err(|error| anyhow!("libkrun cannot build the VM: {error:?}"))?;
         {
-            let machine = machine
-                .lock()
-                .map_err(|_| anyhow!("libkrun is at odds with itself"))?;
-            shares
-                .into_iter()
-                .try_for_each(|share| share.put_into(&machine))?;
+            let vm = vm.lock().map_err(|_| anyhow!("a thread of libkrun panicked"))?;
+            shares.into_iter().try_for_each(|share| share.replace_device(&vm))?;
         }
         loop {
-            events
-                .run()
-                .map_err(|error| anyhow!("libkrun cannot wait for events: {error:?}"))?;
+            events.run().map_err(|error| anyhow!("libkrun cannot wait for events: {error:?}"))?;
         }
     }
 }
@@ -290,19 +267,15 @@ impl Machine {
 fn entry(name: &str, mode: u32, content: VirtualEntryContent) -> anyhow::Result<VirtualDirEntry> {
     Ok(VirtualDirEntry {
         name: CString::new(name)?,
-        entry: VirtualEntry {
-            mode,
-            one_shot: false,
-            content,
-        },
+        entry: VirtualEntry { mode, one_shot: false, content },
     })
 }
 
-/// libkrun takes paths in UTF-8 only.
-fn text(path: &Path) -> anyhow::Result<&str> {
+/// Returns a path as text. libkrun accepts only UTF-8.
+fn utf8_path(path: &Path) -> anyhow::Result<&str> {
     path.to_str().with_context(|| {
         let shown = path.display();
-        format!("the engine krun takes no path that is not UTF-8: '{shown}'")
+        format!("the engine krun does not support a path that is not UTF-8: '{shown}'")
     })
 }
 
@@ -311,24 +284,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_path_that_libkrun_cannot_be_told_is_refused() {
+    fn a_path_that_is_not_utf8_is_refused() {
         use std::ffi::OsStr;
         use std::os::unix::ffi::OsStrExt;
-        assert!(text(Path::new(OsStr::from_bytes(b"/\xff"))).is_err());
+        assert!(utf8_path(Path::new(OsStr::from_bytes(b"/\xff"))).is_err());
     }
 
     #[test]
     fn a_share_is_an_empty_file_system_until_the_machine_is_built() {
-        let mut machine = Machine::default();
-        machine.add_file_system(ROOT, Vec::new());
-        machine.add_share("msb");
-        assert_eq!(machine.shares, [(1, "msb".to_owned())]);
-        assert!(
-            machine
-                .resources
-                .fs
-                .iter()
-                .all(|fs| fs.shared_dir.is_none())
-        );
+        let mut builder = VmBuilder::default();
+        builder.add_file_system(ROOT, Vec::new());
+        builder.add_share("msb", true);
+        let planned = share::PlannedShare { number: 1, tag: "msb".to_owned(), host_locks: true };
+        assert_eq!(builder.shares, [planned]);
+        assert!(builder.resources.fs.iter().all(|fs| fs.shared_dir.is_none()));
     }
 }

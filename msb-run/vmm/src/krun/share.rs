@@ -1,13 +1,16 @@
-//! The guest's shares as a device of ours in libkrun's machine.
+//! The guest's shares as a virtio device of this program in libkrun's VM.
 //!
-//! libkrun builds a machine from a description that names its own devices only, and its file server lets a guest use names
-//! for five seconds after the host changed them (krun-devices, `Fs::new`). So the description has an empty file system, and
-//! [`ShareDevice`] takes its place when the machine is built. The guest's processors run by then, but the guest cannot
-//! have come to the device: it looks at its devices some 10 ms after its kernel was entered, and the replacement comes in
-//! the microseconds after the first instruction. Should it ever be late, [`ReadyShare::put_into`] sees that the guest has
-//! begun to use the device (virtio 1.2, 2.1), and the machine does not start.
+//! libkrun builds a VM from a description of its own devices only, and its file server lets a guest
+//! use names for five seconds after the host changed them (krun-devices, `Fs::new`). The
+//! description therefore contains an empty file system, which [`ShareDevice`] replaces when the VM
+//! is built. The guest's vCPUs run by then, but the guest cannot have reached the device: it probes
+//! its devices some 10 ms after its kernel was entered, and the replacement takes place within
+//! microseconds after the first instruction. If it should ever be late,
+//! [`ReadyShare::replace_device`] detects that the guest has initialized the device (virtio 1.2,
+//! 2.1), and the VM does not start.
 //!
-//! The guest's notifications and the device's interrupt keep their event descriptors, with which KVM has been told of them.
+//! The guest's notifications and the device's interrupt keep their event descriptors, which are
+//! registered with KVM.
 
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex};
@@ -24,78 +27,87 @@ use krun_vmm::Vmm;
 use vm_memory::GuestMemoryMmap;
 
 use crate::share::{
-    EVENT_IDX, FEATURES, FileServer, Notify, QUEUE_SIZE_MAX, QUEUES, RingLayout, Worker,
+    FEATURES, FileServer, GuestNotifier, QUEUE_SIZE_MAX, QUEUES, QueueWorker, RingLayout,
+    VIRTIO_RING_F_EVENT_IDX,
 };
 
 /// The register of a device's status (virtio 1.2, 4.2.2).
-const STATUS: u64 = 0x70;
-/// Longest tag of a file system, in bytes (virtio 1.2, 5.11.4).
+const STATUS_REGISTER: u64 = 0x70;
+/// Maximum size of a file system's tag, in bytes (virtio 1.2, 5.11.4).
 const TAG_BYTES: usize = 36;
-/// A file system's description: its tag, and how many queues for requests it has.
+/// Size of the configuration of a file system: its tag and its number of request queues.
 const CONFIG_BYTES: usize = TAG_BYTES + 4;
 
 const QUEUE_CONFIG: [QueueConfig; QUEUES] = [QueueConfig::new(QUEUE_SIZE_MAX); QUEUES];
 
-/// A share that is ready to be put into a machine.
+/// A share that is ready to be put into a VM.
 pub(super) struct ReadyShare {
     name: String,
     tag: String,
     server: FileServer,
 }
 
-/// Opens what is shared, before a guest runs. Each share has the number of its device among the file systems.
-pub(super) fn prepare(shares: &[(usize, String)]) -> anyhow::Result<Vec<ReadyShare>> {
+/// A share of the plan, and the number of its placeholder among the file systems.
+#[derive(Debug, PartialEq)]
+pub(super) struct PlannedShare {
+    pub(super) number: usize,
+    pub(super) tag: String,
+    pub(super) host_locks: bool,
+}
+
+/// Opens the shares before a guest runs.
+pub(super) fn prepare(shares: &[PlannedShare]) -> anyhow::Result<Vec<ReadyShare>> {
     shares
         .iter()
-        .map(|(number, tag)| {
+        .map(|share| {
             Ok(ReadyShare {
-                // By this name libkrun keeps it (krun-vmm, `attach_fs_devices`).
-                name: format!("virtio_fs{number}"),
-                tag: tag.clone(),
-                server: FileServer::open()?,
+                // The name that libkrun gives to the device (krun-vmm, `attach_fs_devices`).
+                name: format!("virtio_fs{}", share.number),
+                tag: share.tag.clone(),
+                server: FileServer::open(share.host_locks)?,
             })
         })
         .collect()
 }
 
 impl ReadyShare {
-    /// Takes the place of the empty file system in a machine that has just been built.
-    pub(super) fn put_into(self, machine: &Vmm) -> anyhow::Result<()> {
-        let mut device = machine
+    /// Replaces the empty file system in a VM that has just been built.
+    pub(super) fn replace_device(self, vm: &Vmm) -> anyhow::Result<()> {
+        let mut device = vm
             .get_bus_device(DeviceType::Virtio(TYPE_FS), &self.name)
             .with_context(|| format!("libkrun has no device '{}'", self.name))?
             .lock()
-            .map_err(|_| anyhow!("a device of libkrun is at odds with itself"))?;
+            .map_err(|_| anyhow!("a thread of libkrun panicked"))?;
         let mut status = [0; 4];
-        device.read(0, STATUS, &mut status);
+        device.read(0, STATUS_REGISTER, &mut status);
         ensure!(
             u32::from_le_bytes(status) == 0,
-            "the guest was faster than its device for shared folders; start it again"
+            "the guest initialized its shared directories too early; start the sandbox again"
         );
         let transport = (*device)
             .as_mut_any()
             .downcast_mut::<MmioTransport>()
-            .context("a device of libkrun is not what it was")?;
+            .context("unexpected device type in libkrun")?;
         let share = ShareDevice::new(&self.tag, self.server, transport.queue_evts().to_vec())?;
         let interrupt = transport
             .interrupt_evt()
             .try_clone()
             .context("cannot duplicate an event descriptor")?;
-        let chip = IrqChipDevice::new(Box::new(Interrupt(interrupt)));
+        let chip = IrqChipDevice::new(Box::new(IrqEvent(interrupt)));
         let chip: IrqChip = Arc::new(Mutex::new(chip));
-        let memory = machine.guest_memory().clone();
+        let memory = vm.guest_memory().clone();
         *transport = MmioTransport::new(memory, chip, Arc::new(Mutex::new(share)))
-            .map_err(|error| anyhow!("cannot make a device: {error}"))?;
+            .map_err(|error| anyhow!("cannot create a device: {error}"))?;
         Ok(())
     }
 }
 
-/// The device's interrupt: an event descriptor that KVM listens to.
-struct Interrupt(EventFd);
+/// The device's interrupt: an event descriptor registered with KVM.
+struct IrqEvent(EventFd);
 
-impl BusDevice for Interrupt {}
+impl BusDevice for IrqEvent {}
 
-impl IrqChipT for Interrupt {
+impl IrqChipT for IrqEvent {
     fn get_mmio_addr(&self) -> u64 {
         0
     }
@@ -105,13 +117,11 @@ impl IrqChipT for Interrupt {
     }
 
     fn set_irq(&self, _line: Option<u32>, _event: Option<&EventFd>) -> Result<(), DeviceError> {
-        self.0
-            .write(1)
-            .map_err(DeviceError::FailedSignalingUsedQueue)
+        self.0.write(1).map_err(DeviceError::FailedSignalingUsedQueue)
     }
 }
 
-impl Notify for InterruptTransport {
+impl GuestNotifier for InterruptTransport {
     fn notify(&self, _index: usize) {
         self.signal_used_queue();
     }
@@ -122,9 +132,9 @@ struct ShareDevice {
     config: [u8; CONFIG_BYTES],
     acked_features: u64,
     server: FileServer,
-    /// What KVM signals when the guest notifies a queue.
+    /// Event descriptors that KVM signals when the guest notifies a queue.
     kicks: Vec<Arc<EventFd>>,
-    worker: Option<Worker>,
+    worker: Option<QueueWorker>,
 }
 
 impl ShareDevice {
@@ -133,13 +143,7 @@ impl ShareDevice {
         let mut config = [0; CONFIG_BYTES];
         config[..tag.len()].copy_from_slice(tag.as_bytes());
         config[TAG_BYTES..].copy_from_slice(&1_u32.to_le_bytes());
-        Ok(ShareDevice {
-            config,
-            acked_features: 0,
-            server,
-            kicks,
-            worker: None,
-        })
+        Ok(ShareDevice { config, acked_features: 0, server, kicks, worker: None })
     }
 
     fn start(
@@ -147,7 +151,7 @@ impl ShareDevice {
         memory: GuestMemoryMmap,
         interrupt: InterruptTransport,
         queues: &[DeviceQueue],
-    ) -> anyhow::Result<Worker> {
+    ) -> anyhow::Result<QueueWorker> {
         let layouts: Vec<RingLayout> = queues
             .iter()
             .map(|DeviceQueue { queue, .. }| RingLayout {
@@ -160,13 +164,13 @@ impl ShareDevice {
             .collect();
         let kicks = self.kicks.iter().map(|kick| duplicate(kick));
         let kicks = kicks.collect::<anyhow::Result<Vec<OwnedFd>>>()?;
-        let wrong = || anyhow!("a device for shared folders has {QUEUES} queues");
-        Worker::start(
+        let wrong = || anyhow!("a virtiofs device has {QUEUES} queues");
+        QueueWorker::start(
             self.server.clone(),
             memory,
-            layouts.try_into().map_err(|_| wrong())?,
+            (layouts.try_into().map_err(|_| wrong())?, Vec::new()),
             kicks.try_into().map_err(|_| wrong())?,
-            self.acked_features & EVENT_IDX != 0,
+            self.acked_features & VIRTIO_RING_F_EVENT_IDX != 0,
             interrupt,
         )
     }
@@ -175,9 +179,7 @@ impl ShareDevice {
 fn duplicate(event: &EventFd) -> anyhow::Result<OwnedFd> {
     // SAFETY: the descriptor is open as long as the event is, which outlives this borrow.
     let borrowed = unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) };
-    borrowed
-        .try_clone_to_owned()
-        .context("cannot duplicate an event descriptor")
+    borrowed.try_clone_to_owned().context("cannot duplicate an event descriptor")
 }
 
 impl VirtioDevice for ShareDevice {

@@ -1,35 +1,40 @@
-//! The file system that a guest sees: fuse-backend-rs's, with the validity times that host and guests need to agree.
+//! The file system of a share: that of fuse-backend-rs, with cache timeouts that keep host and
+//! guests consistent.
 //!
-//! A guest's kernel keeps what LOOKUP and GETATTR answer for as long as the answer says, and nothing takes it back: the
-//! virtio device has no notifications (virtio 1.2, 5.11). So no entry is valid beyond the system call that looked it up:
-//! each path is walked on the host, and a name leads to what it is there. Attributes of files are not kept either. With
-//! them a read of an open file would take old data from the guest's page cache, although a lock says that it may read:
+//! A guest's kernel caches the answers to LOOKUP and GETATTR for the time in the answer, and
+//! nothing can revoke them: the virtio device has no notifications (virtio 1.2, 5.11). No entry is
+//! therefore valid beyond the system call that looked it up: each path is walked on the host, and a
+//! name leads to what it is there. Attributes of files are not cached either. Otherwise a read of
+//! an open file would return old data from the guest's page cache although a lock permits the read:
 //! the kernel drops pages when a fresh size or modification time differs (FUSE_AUTO_INVAL_DATA).
 
 use std::ffi::CStr;
+use std::fs::File;
 use std::io;
 use std::time::Duration;
 
 use fuse_backend_rs::abi::fuse_abi::CreateIn;
 use fuse_backend_rs::api::filesystem::{
-    Context, DirEntry, Entry, FileSystem, FsOptions, GetxattrReply, ListxattrReply, OpenOptions,
-    SetattrValid, ZeroCopyReader, ZeroCopyWriter,
+    Context, DirEntry, Entry, FileLock, FileSystem, FsOptions, GetxattrReply, ListxattrReply,
+    OpenOptions, SetattrValid, ZeroCopyReader, ZeroCopyWriter,
 };
 use fuse_backend_rs::passthrough::{Config, PassthroughFs};
 use libc::{stat64, statvfs64};
 
-use super::stage::SHARE;
+use super::locks::{LockRequest, LockTable, open_again};
+use super::mount_namespace::SHARE;
 
-/// How long a guest may use what it knows of an entry, and of a file, without asking.
-const VALID: Duration = Duration::ZERO;
-/// The same of a directory's attributes, of which a guest reads owner and mode at each step of a path. Walking a path
-/// refreshes them; what the time saves is a second request at each step.
-const DIRECTORY_VALID: Duration = Duration::from_millis(10);
+/// Cache timeout of entries and of file attributes.
+const ENTRY_TIMEOUT: Duration = Duration::ZERO;
+/// Cache timeout of a directory's attributes. A guest reads owner and mode at each step of a path,
+/// and walking a path refreshes them. The timeout saves a second request at each step.
+const DIRECTORY_ATTR_TIMEOUT: Duration = Duration::from_millis(10);
 
-/// How often a directory is read again when an entry vanished while it was looked up.
-const READDIR_TRIES: usize = 16;
+/// Number of attempts to read a directory when an entry vanished while it was looked up.
+const READDIR_ATTEMPTS: usize = 16;
 
-/// What the server and the guest's kernel both do. READDIRPLUS is missing: its entries would be looked up again.
+/// FUSE features of the server and the guest's kernel. READDIRPLUS is missing: its entries would be
+/// looked up again.
 const FEATURES: FsOptions = FsOptions::ASYNC_READ
     .union(FsOptions::PARALLEL_DIROPS)
     .union(FsOptions::BIG_WRITES)
@@ -39,78 +44,232 @@ const FEATURES: FsOptions = FsOptions::ASYNC_READ
     .union(FsOptions::MAX_PAGES)
     .union(FsOptions::HANDLE_KILLPRIV_V2);
 
-/// The guest asks nothing when it closes a file that was open for reading (FOPEN_NOFLUSH of linux/fuse.h): there is nothing
-/// to write, and locks are its own.
-// SAFETY: any bits make flags of this type, which is a number; the library passes them on.
-const NO_FLUSH: OpenOptions = unsafe { OpenOptions::from_bits_unchecked(1 << 5) };
+/// Features of a share whose locks are the host's. Without them, the guest's kernel keeps the locks
+/// of its own processes.
+const LOCK_FEATURES: FsOptions = FsOptions::POSIX_LOCKS.union(FsOptions::FLOCK_LOCKS);
 
-/// What is shared, as requests see it.
-pub(super) struct SharedFiles(PassthroughFs);
+/// FOPEN_NOFLUSH of linux/fuse.h: the guest sends no FLUSH when it closes a file that was open for
+/// reading. There is nothing to write, and no lock to release if locks are the guest's own.
+// SAFETY: any bits make flags of this type, which is a number; the library passes them on.
+const FOPEN_NOFLUSH: OpenOptions = unsafe { OpenOptions::from_bits_unchecked(1 << 5) };
+
+/// The shared files, as requests see them.
+pub(super) struct SharedFiles {
+    files: PassthroughFs,
+    /// Locks on the files of the host. Without it, locks are the guest's own.
+    locks: Option<LockTable>,
+}
 
 impl SharedFiles {
-    /// Opens what stands on the stage.
-    pub(super) fn open() -> io::Result<SharedFiles> {
-        Self::open_directory(SHARE)
+    /// Opens the share in the mount namespace.
+    pub(super) fn open(host_locks: bool) -> io::Result<SharedFiles> {
+        Self::open_directory(SHARE, host_locks)
     }
 
-    pub(super) fn open_directory(directory: &str) -> io::Result<SharedFiles> {
+    pub(super) fn open_directory(directory: &str, host_locks: bool) -> io::Result<SharedFiles> {
         let config = Config {
             root_dir: directory.to_owned(),
-            entry_timeout: VALID,
-            attr_timeout: VALID,
-            dir_entry_timeout: Some(VALID),
-            dir_attr_timeout: Some(DIRECTORY_VALID),
-            // With it a write costs no look at the file's capabilities.
+            entry_timeout: ENTRY_TIMEOUT,
+            attr_timeout: ENTRY_TIMEOUT,
+            dir_entry_timeout: Some(ENTRY_TIMEOUT),
+            dir_attr_timeout: Some(DIRECTORY_ATTR_TIMEOUT),
+            // With it, a write does not read the file's capabilities.
             killpriv_v2: true,
-            // Numbers of files are the host's, the same at each start, by which git and rsync know a file.
+            // Inode numbers are the host's and stay the same at each start; git and rsync identify
+            // files by them.
             use_host_ino: true,
             xattr: true,
             ..Config::default()
         };
-        PassthroughFs::new(config).map(SharedFiles)
+        let files = PassthroughFs::new(config)?;
+        Ok(SharedFiles { files, locks: host_locks.then(LockTable::default) })
+    }
+
+    fn features(&self) -> FsOptions {
+        if self.locks.is_some() { FEATURES | LOCK_FEATURES } else { FEATURES }
+    }
+
+    /// Returns the lock table, without which no guest sends requests for locks.
+    fn lock_table(&self) -> io::Result<&LockTable> {
+        self.locks.as_ref().ok_or_else(|| io::Error::from_raw_os_error(libc::ENOSYS))
+    }
+
+    /// Returns whether a lock was refused since the last call.
+    pub(super) fn take_refused_lock(&self) -> bool {
+        self.locks.as_ref().is_some_and(LockTable::take_refused)
+    }
+
+    /// Opens a file once more, for an owner of locks.
+    fn open_for_locks(&self, context: &Context, inode: u64) -> io::Result<File> {
+        let (attr, _) = self.files.getattr(context, inode, None)?;
+        if attr.st_mode & libc::S_IFMT != libc::S_IFREG {
+            return Err(io::Error::from_raw_os_error(libc::ENOLCK));
+        }
+        open_again(&self.files.readlinkat_proc_file(inode)?, &attr)
+    }
+
+    /// Shows the modification time of an entry as [`LockTable`] requires.
+    fn shift_mtime(&self, inode: u64, attr: &mut stat64) {
+        if let Some(locks) = &self.locks {
+            locks.shift_mtime(inode, attr);
+        }
+    }
+
+    fn shifted(&self, mut entry: Entry) -> Entry {
+        self.shift_mtime(entry.inode, &mut entry.attr);
+        entry
     }
 }
 
-/// Passes requests on as they are.
+/// Passes requests on unchanged.
 macro_rules! pass_on {
     ($(fn $name:ident(&self $(, $argument:ident: $type:ty)*) $(-> $answer:ty)?;)*) => {
         $(fn $name(&self $(, $argument: $type)*) $(-> $answer)? {
-            self.0.$name($($argument),*)
+            self.files.$name($($argument),*)
         })*
     };
 }
 
-type Opened = io::Result<(Option<u64>, OpenOptions, Option<u32>)>;
+type OpenReply = io::Result<(Option<u64>, OpenOptions, Option<u32>)>;
 
-// No request maps memory (SETUPMAPPING, REMOVEMAPPING): there is no window. READDIRPLUS is not offered.
+// No request maps memory (SETUPMAPPING, REMOVEMAPPING): there is no DAX window. READDIRPLUS is not
+// offered.
 impl FileSystem for SharedFiles {
     type Inode = u64;
     type Handle = u64;
 
     fn init(&self, capable: FsOptions) -> io::Result<FsOptions> {
-        // A guest that starts over has nothing open.
-        self.0.destroy();
-        // It wants less than it can do; and with a guest that lacks a feature it does without.
-        self.0.init(capable & FEATURES)?;
-        Ok(FEATURES)
+        // A guest that initializes again has no open files.
+        self.destroy();
+        // Only these features are enabled, and the server works without those that a guest lacks.
+        self.files.init(capable & FEATURES)?;
+        Ok(self.features())
     }
 
-    /// Looks an entry up. A guest's kernel asks for neither `.` nor `..`, which it knows itself.
+    /// Looks up an entry. A guest's kernel never asks for `.` and `..`, which it resolves itself.
     fn lookup(&self, context: &Context, parent: u64, name: &CStr) -> io::Result<Entry> {
         if matches!(name.to_bytes(), b"." | b"..") {
             return Err(io::Error::from_raw_os_error(libc::EINVAL));
         }
-        self.0.lookup(context, parent, name)
+        self.files.lookup(context, parent, name).map(|entry| self.shifted(entry))
     }
 
-    fn open(&self, context: &Context, inode: u64, flags: u32, fuse_flags: u32) -> Opened {
-        let (handle, options, backing) = self.0.open(context, inode, flags, fuse_flags)?;
+    fn destroy(&self) {
+        if let Some(locks) = &self.locks {
+            locks.clear();
+        }
+        self.files.destroy();
+    }
+
+    fn forget(&self, context: &Context, inode: u64, count: u64) {
+        self.files.forget(context, inode, count);
+        if let Some(locks) = self.locks.as_ref().filter(|locks| locks.knows(inode))
+            && self.files.getattr(context, inode, None).is_err()
+        {
+            locks.forget(inode);
+        }
+    }
+
+    fn batch_forget(&self, context: &Context, requests: Vec<(u64, u64)>) {
+        for (inode, count) in requests {
+            self.forget(context, inode, count);
+        }
+    }
+
+    fn getattr(
+        &self,
+        context: &Context,
+        inode: u64,
+        handle: Option<u64>,
+    ) -> io::Result<(stat64, Duration)> {
+        let (mut attr, timeout) = self.files.getattr(context, inode, handle)?;
+        self.shift_mtime(inode, &mut attr);
+        Ok((attr, timeout))
+    }
+
+    fn setattr(
+        &self,
+        context: &Context,
+        inode: u64,
+        attr: stat64,
+        handle: Option<u64>,
+        valid: SetattrValid,
+    ) -> io::Result<(stat64, Duration)> {
+        let (mut attr, timeout) = self.files.setattr(context, inode, attr, handle, valid)?;
+        self.shift_mtime(inode, &mut attr);
+        Ok((attr, timeout))
+    }
+
+    fn link(
+        &self,
+        context: &Context,
+        inode: u64,
+        new_parent: u64,
+        new_name: &CStr,
+    ) -> io::Result<Entry> {
+        self.files.link(context, inode, new_parent, new_name).map(|entry| self.shifted(entry))
+    }
+
+    fn getlk(
+        &self,
+        context: &Context,
+        inode: u64,
+        handle: u64,
+        owner: u64,
+        lock: FileLock,
+        flags: u32,
+    ) -> io::Result<FileLock> {
+        let request = LockRequest { inode, handle, owner, lock, flags };
+        self.lock_table()?.get(&request, || self.open_for_locks(context, inode))
+    }
+
+    /// Takes or releases a lock. The library calls this also for a guest that waits.
+    fn setlk(
+        &self,
+        context: &Context,
+        inode: u64,
+        handle: u64,
+        owner: u64,
+        lock: FileLock,
+        flags: u32,
+    ) -> io::Result<()> {
+        let request = LockRequest { inode, handle, owner, lock, flags };
+        self.lock_table()?.set(&request, || self.open_for_locks(context, inode))
+    }
+
+    /// Ends the use of a file by a process that closes a descriptor of it.
+    fn flush(&self, context: &Context, inode: u64, handle: u64, lock_owner: u64) -> io::Result<()> {
+        if let Some(locks) = &self.locks {
+            locks.close(inode, lock_owner);
+        }
+        self.files.flush(context, inode, handle, lock_owner)
+    }
+
+    fn release(
+        &self,
+        context: &Context,
+        inode: u64,
+        flags: u32,
+        handle: u64,
+        flush: bool,
+        flock_release: bool,
+        lock_owner: Option<u64>,
+    ) -> io::Result<()> {
+        if let Some(locks) = &self.locks {
+            locks.release(inode, handle);
+        }
+        self.files.release(context, inode, flags, handle, flush, flock_release, lock_owner)
+    }
+
+    fn open(&self, context: &Context, inode: u64, flags: u32, fuse_flags: u32) -> OpenReply {
+        let (handle, options, backing) = self.files.open(context, inode, flags, fuse_flags)?;
         let reads = flags & libc::O_ACCMODE.cast_unsigned() == libc::O_RDONLY.cast_unsigned();
-        let options = if reads { options | NO_FLUSH } else { options };
+        let no_flush = reads && self.locks.is_none();
+        let options = if no_flush { options | FOPEN_NOFLUSH } else { options };
         Ok((handle, options, backing))
     }
 
-    /// Reads a directory, of which each entry is looked up. One that was removed meanwhile is none.
+    /// Reads a directory and looks up each entry. An entry that was removed meanwhile is left out.
     fn readdir(
         &self,
         context: &Context,
@@ -120,50 +279,73 @@ impl FileSystem for SharedFiles {
         offset: u64,
         add_entry: &mut dyn FnMut(DirEntry) -> io::Result<usize>,
     ) -> io::Result<()> {
-        for _ in 1..READDIR_TRIES {
-            let read = self
-                .0
-                .readdir(context, inode, handle, size, offset, add_entry);
+        for _ in 1..READDIR_ATTEMPTS {
+            let read = self.files.readdir(context, inode, handle, size, offset, add_entry);
             match read {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 read => return read,
             }
         }
-        self.0
-            .readdir(context, inode, handle, size, offset, add_entry)
+        self.files.readdir(context, inode, handle, size, offset, add_entry)
     }
 
     pass_on! {
-        fn destroy(&self);
-        fn forget(&self, context: &Context, inode: u64, count: u64);
-        fn batch_forget(&self, context: &Context, requests: Vec<(u64, u64)>);
-        fn getattr(&self, context: &Context, inode: u64, handle: Option<u64>) -> io::Result<(stat64, Duration)>;
-        fn setattr(&self, context: &Context, inode: u64, attr: stat64, handle: Option<u64>, valid: SetattrValid) -> io::Result<(stat64, Duration)>;
         fn readlink(&self, context: &Context, inode: u64) -> io::Result<Vec<u8>>;
-        fn symlink(&self, context: &Context, target: &CStr, parent: u64, name: &CStr) -> io::Result<Entry>;
-        fn mknod(&self, context: &Context, parent: u64, name: &CStr, mode: u32, device: u32, umask: u32) -> io::Result<Entry>;
-        fn mkdir(&self, context: &Context, parent: u64, name: &CStr, mode: u32, umask: u32) -> io::Result<Entry>;
+        fn symlink(
+            &self, context: &Context, target: &CStr, parent: u64, name: &CStr
+        ) -> io::Result<Entry>;
+        fn mknod(
+            &self, context: &Context, parent: u64, name: &CStr, mode: u32, device: u32, umask: u32
+        ) -> io::Result<Entry>;
+        fn mkdir(
+            &self, context: &Context, parent: u64, name: &CStr, mode: u32, umask: u32
+        ) -> io::Result<Entry>;
         fn unlink(&self, context: &Context, parent: u64, name: &CStr) -> io::Result<()>;
         fn rmdir(&self, context: &Context, parent: u64, name: &CStr) -> io::Result<()>;
-        fn rename(&self, context: &Context, parent: u64, name: &CStr, new_parent: u64, new_name: &CStr, flags: u32) -> io::Result<()>;
-        fn link(&self, context: &Context, inode: u64, new_parent: u64, new_name: &CStr) -> io::Result<Entry>;
-        fn create(&self, context: &Context, parent: u64, name: &CStr, args: CreateIn) -> io::Result<(Entry, Option<u64>, OpenOptions, Option<u32>)>;
-        fn read(&self, context: &Context, inode: u64, handle: u64, writer: &mut dyn ZeroCopyWriter, size: u32, offset: u64, lock_owner: Option<u64>, flags: u32) -> io::Result<usize>;
-        fn write(&self, context: &Context, inode: u64, handle: u64, reader: &mut dyn ZeroCopyReader, size: u32, offset: u64, lock_owner: Option<u64>, delayed: bool, flags: u32, fuse_flags: u32) -> io::Result<usize>;
-        fn flush(&self, context: &Context, inode: u64, handle: u64, lock_owner: u64) -> io::Result<()>;
-        fn fsync(&self, context: &Context, inode: u64, data_only: bool, handle: u64) -> io::Result<()>;
-        fn fallocate(&self, context: &Context, inode: u64, handle: u64, mode: u32, offset: u64, length: u64) -> io::Result<()>;
-        fn release(&self, context: &Context, inode: u64, flags: u32, handle: u64, flush: bool, flock_release: bool, lock_owner: Option<u64>) -> io::Result<()>;
+        fn rename(
+            &self, context: &Context, parent: u64, name: &CStr, new_parent: u64, new_name: &CStr,
+            flags: u32
+        ) -> io::Result<()>;
+        fn create(
+            &self, context: &Context, parent: u64, name: &CStr, args: CreateIn
+        ) -> io::Result<(Entry, Option<u64>, OpenOptions, Option<u32>)>;
+        fn read(
+            &self, context: &Context, inode: u64, handle: u64, writer: &mut dyn ZeroCopyWriter,
+            size: u32, offset: u64, lock_owner: Option<u64>, flags: u32
+        ) -> io::Result<usize>;
+        fn write(
+            &self, context: &Context, inode: u64, handle: u64, reader: &mut dyn ZeroCopyReader,
+            size: u32, offset: u64, lock_owner: Option<u64>, delayed: bool, flags: u32,
+            fuse_flags: u32
+        ) -> io::Result<usize>;
+        fn fsync(
+            &self, context: &Context, inode: u64, data_only: bool, handle: u64
+        ) -> io::Result<()>;
+        fn fallocate(
+            &self, context: &Context, inode: u64, handle: u64, mode: u32, offset: u64, length: u64
+        ) -> io::Result<()>;
         fn statfs(&self, context: &Context, inode: u64) -> io::Result<statvfs64>;
-        fn setxattr(&self, context: &Context, inode: u64, name: &CStr, value: &[u8], flags: u32) -> io::Result<()>;
-        fn getxattr(&self, context: &Context, inode: u64, name: &CStr, size: u32) -> io::Result<GetxattrReply>;
+        fn setxattr(
+            &self, context: &Context, inode: u64, name: &CStr, value: &[u8], flags: u32
+        ) -> io::Result<()>;
+        fn getxattr(
+            &self, context: &Context, inode: u64, name: &CStr, size: u32
+        ) -> io::Result<GetxattrReply>;
         fn listxattr(&self, context: &Context, inode: u64, size: u32) -> io::Result<ListxattrReply>;
         fn removexattr(&self, context: &Context, inode: u64, name: &CStr) -> io::Result<()>;
-        fn opendir(&self, context: &Context, inode: u64, flags: u32) -> io::Result<(Option<u64>, OpenOptions)>;
-        fn fsyncdir(&self, context: &Context, inode: u64, data_only: bool, handle: u64) -> io::Result<()>;
-        fn releasedir(&self, context: &Context, inode: u64, flags: u32, handle: u64) -> io::Result<()>;
+        fn opendir(
+            &self, context: &Context, inode: u64, flags: u32
+        ) -> io::Result<(Option<u64>, OpenOptions)>;
+        fn fsyncdir(
+            &self, context: &Context, inode: u64, data_only: bool, handle: u64
+        ) -> io::Result<()>;
+        fn releasedir(
+            &self, context: &Context, inode: u64, flags: u32, handle: u64
+        ) -> io::Result<()>;
         fn access(&self, context: &Context, inode: u64, mask: u32) -> io::Result<()>;
-        fn lseek(&self, context: &Context, inode: u64, handle: u64, offset: u64, whence: u32) -> io::Result<u64>;
+        fn lseek(
+            &self, context: &Context, inode: u64, handle: u64, offset: u64, whence: u32
+        ) -> io::Result<u64>;
     }
 }
 
@@ -176,25 +358,22 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("file"), "x").unwrap();
         std::fs::create_dir(directory.path().join("sub")).unwrap();
-        let files = SharedFiles::open_directory(directory.path().to_str().unwrap()).unwrap();
+        let files = SharedFiles::open_directory(directory.path().to_str().unwrap(), false).unwrap();
         let context = Context::default();
         files.init(FsOptions::all()).unwrap();
         let file = files.lookup(&context, 1, c"file").unwrap();
-        assert_eq!((file.entry_timeout, file.attr_timeout), (VALID, VALID));
-        assert_eq!(files.getattr(&context, file.inode, None).unwrap().1, VALID);
+        assert_eq!((file.entry_timeout, file.attr_timeout), (ENTRY_TIMEOUT, ENTRY_TIMEOUT));
+        assert_eq!(files.getattr(&context, file.inode, None).unwrap().1, ENTRY_TIMEOUT);
         let sub = files.lookup(&context, 1, c"sub").unwrap();
-        assert_eq!(
-            (sub.entry_timeout, sub.attr_timeout),
-            (VALID, DIRECTORY_VALID)
-        );
-        assert!(DIRECTORY_VALID < Duration::from_millis(100));
+        assert_eq!((sub.entry_timeout, sub.attr_timeout), (ENTRY_TIMEOUT, DIRECTORY_ATTR_TIMEOUT));
+        assert!(DIRECTORY_ATTR_TIMEOUT < Duration::from_millis(100));
     }
 
     #[test]
-    fn a_name_with_a_slash_is_none() {
+    fn a_name_with_a_slash_is_refused() {
         let directory = tempfile::tempdir().unwrap();
         std::fs::create_dir(directory.path().join("sub")).unwrap();
-        let files = SharedFiles::open_directory(directory.path().to_str().unwrap()).unwrap();
+        let files = SharedFiles::open_directory(directory.path().to_str().unwrap(), false).unwrap();
         let context = Context::default();
         files.init(FsOptions::all()).unwrap();
         for name in [c"..", c"../etc", c"sub/..", c"/etc"] {

@@ -1,22 +1,21 @@
-//! What a server gives up before it reads the first request: all but what files need, if it serves and nothing else; its
-//! capabilities and the bits that make programs somebody else's, if it is the machine too.
+//! Isolation of a share server before the first request: capabilities, a seccomp filter, and
+//! limits. A server process keeps only what files need. A VMM process that serves shares itself
+//! keeps the same capabilities, and a seccomp filter refuses setuid and setgid bits.
 
 use std::collections::BTreeMap;
 
 use anyhow::{Context, anyhow};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use rustix::thread::{
-    CapabilitySet, CapabilitySets, remove_capability_from_bounding_set, set_capabilities,
-    set_no_new_privs,
-};
+use libmsb::isolate::{disable_core_dumps, keep_capabilities, raise_file_limit};
+use rustix::thread::{CapabilitySet, set_no_new_privs};
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
     SeccompRule, TargetArch,
 };
 
-/// What a file server that acts for several users needs, in its own namespace only. Not SETFCAP: with it a guest's root
-/// could give a file capabilities (security.capability), which for root's sandboxes would be those of the host.
-pub(super) const KEPT: CapabilitySet = CapabilitySet::CHOWN
+/// Capabilities that a file server for several users needs, in its own namespace only. SETFCAP is
+/// missing: with it a guest's root could give capabilities to a file (security.capability), which
+/// for root's sandboxes would be those of the host.
+pub(super) const KEPT_CAPABILITIES: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::DAC_OVERRIDE)
     .union(CapabilitySet::DAC_READ_SEARCH)
     .union(CapabilitySet::FOWNER)
@@ -24,12 +23,12 @@ pub(super) const KEPT: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::SETGID)
     .union(CapabilitySet::SETUID);
 
-/// The bits that make a program somebody else's: on the host the file would be the user's.
+/// The setuid and setgid bits: on the host the file would be a program of the user.
 const SETID_BITS: u64 = 0o6000;
 
-/// System calls of the server, by what they are for. All others fail with EPERM.
-const ALLOWED: &[libc::c_long] = &[
-    // Files that are open.
+/// The seccomp allow list of the server: system calls by purpose. All others fail with EPERM.
+const ALLOWED_CALLS: &[libc::c_long] = &[
+    // Open files.
     libc::SYS_read,
     libc::SYS_write,
     libc::SYS_readv,
@@ -50,7 +49,8 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_close,
     libc::SYS_dup,
     libc::SYS_fcntl,
-    // Files by their names.
+    libc::SYS_flock,
+    // Files by name.
     libc::SYS_readlinkat,
     libc::SYS_symlinkat,
     libc::SYS_linkat,
@@ -58,7 +58,7 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_renameat,
     libc::SYS_renameat2,
     libc::SYS_readlink,
-    // What is known of files, and is set.
+    // Metadata of files.
     libc::SYS_fstat,
     libc::SYS_newfstatat,
     libc::SYS_statx,
@@ -80,7 +80,7 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_lremovexattr,
     libc::SYS_fremovexattr,
     libc::SYS_umask,
-    // Acting for a user of the guest, without the right to change what is not its own.
+    // Acting for a user of the guest, without permission to change files of others.
     libc::SYS_setresuid,
     libc::SYS_setresgid,
     libc::SYS_getuid,
@@ -89,7 +89,7 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_getegid,
     libc::SYS_capget,
     libc::SYS_capset,
-    // The machine, its memory and its notifications.
+    // The VM, its memory and its notifications.
     libc::SYS_recvmsg,
     libc::SYS_recvfrom,
     libc::SYS_sendmsg,
@@ -108,7 +108,7 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_mprotect,
     libc::SYS_madvise,
     libc::SYS_brk,
-    // Threads, time, and the end.
+    // Threads, time, and exit.
     libc::SYS_clone,
     libc::SYS_clone3,
     libc::SYS_set_robust_list,
@@ -133,8 +133,8 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_exit_group,
 ];
 
-/// System calls that take a mode, and in which argument: allowed without [`SETID_BITS`]. Others that do (openat2, the
-/// newer fchmodat2) are not allowed at all.
+/// System calls with a mode, and the number of that argument: allowed without [`SETID_BITS`].
+/// Others with a mode (openat2, the newer fchmodat2) are not allowed at all.
 const WITH_MODE: &[(libc::c_long, u8)] = &[
     (libc::SYS_openat, 3),
     (libc::SYS_mkdirat, 2),
@@ -143,7 +143,7 @@ const WITH_MODE: &[(libc::c_long, u8)] = &[
     (libc::SYS_fchmodat, 2),
 ];
 
-/// The same of older calls, which the list of [`ALLOWED`] ones does not have.
+/// Older calls with a mode, which [`ALLOWED_CALLS`] does not contain.
 const WITH_MODE_BY_PATH: &[(libc::c_long, u8)] = &[
     (libc::SYS_open, 2),
     (libc::SYS_creat, 1),
@@ -152,74 +152,35 @@ const WITH_MODE_BY_PATH: &[(libc::c_long, u8)] = &[
     (libc::SYS_chmod, 1),
 ];
 
-/// fchmodat2(2), which this libc does not number.
+/// fchmodat2(2), for which this libc has no number.
 const SYS_FCHMODAT2: libc::c_long = 452;
 
-/// The steps of a server, by the names that the machine's have. Each must be taken: without it nothing is served.
-/// `network` and `paths` are taken with its namespaces and its stage, `setid` with its `calls`.
-pub(super) const STEPS: [&str; 7] = [
-    "network",
-    "paths",
-    "privileges",
-    "core",
-    "capabilities",
-    "setid",
-    "calls",
-];
+/// The steps of a server, by the names of the VMM process's steps. All are required: without one
+/// nothing is served. `network` and `paths` are taken with the namespaces, `setid` with `calls`.
+pub(super) const STEPS: [&str; 7] =
+    ["network", "paths", "privileges", "core", "capabilities", "setid", "calls"];
 
-/// After this nothing is left of the process's rights but to serve what is on its stage.
+/// Takes all steps. Afterwards the process can only serve the share.
 pub(super) fn before_requests() -> anyhow::Result<()> {
-    open_many_files();
-    set_no_new_privs(true).context("cannot give up new privileges")?;
-    forbid_core_dumps()?;
-    keep_capabilities(KEPT)?;
-    let filter = filter().context("cannot make the filter of system calls")?;
+    // Each file that the guest's kernel knows is an open file here. Beyond the limit the guest gets
+    // an error.
+    raise_file_limit();
+    set_no_new_privs(true).context("cannot set no_new_privs")?;
+    disable_core_dumps().context("cannot disable core dumps")?;
+    keep_capabilities(KEPT_CAPABILITIES).context("cannot drop capabilities")?;
+    let filter = filter().context("cannot create the seccomp filter")?;
     seccompiler::apply_filter(&filter)
-        .map_err(|error| anyhow!("cannot filter system calls: {error}"))
+        .map_err(|error| anyhow!("cannot apply the seccomp filter: {error}"))
 }
 
-/// Every file that the guest's kernel knows is an open one here. More than the limit are an error of the guest's.
-pub(super) fn open_many_files() {
-    let limit = getrlimit(Resource::Nofile);
-    let _ = setrlimit(
-        Resource::Nofile,
-        Rlimit {
-            current: limit.maximum,
-            maximum: limit.maximum,
-        },
-    );
-}
-
-/// The guest's memory is nobody's business, also when we crash.
-fn forbid_core_dumps() -> anyhow::Result<()> {
-    let none = Rlimit {
-        current: Some(0),
-        maximum: Some(0),
-    };
-    setrlimit(Resource::Core, none).context("cannot forbid core dumps")
-}
-
-pub(super) fn keep_capabilities(kept: CapabilitySet) -> anyhow::Result<()> {
-    for capability in CapabilitySet::all().difference(kept).iter() {
-        // One that this kernel does not know cannot be had either.
-        let _ = remove_capability_from_bounding_set(capability);
-    }
-    let sets = CapabilitySets {
-        effective: kept,
-        permitted: kept,
-        inheritable: CapabilitySet::empty(),
-    };
-    set_capabilities(None, sets).context("cannot give up capabilities")
-}
-
-/// For a machine that serves its files itself: it makes calls that no server makes, so only what [`SETID_BITS`] would do is
-/// refused.
+/// Refuses only [`SETID_BITS`], for a VMM process that serves shares itself: it makes system calls
+/// that no server makes.
 pub(super) fn refuse_setid() -> anyhow::Result<()> {
-    libmsb::isolate::refuse_second_numbers()
-        .map_err(|error| anyhow!("cannot filter system calls: {error}"))?;
-    let filter = setid_filter().context("cannot make the filter of system calls")?;
+    libmsb::isolate::refuse_x32_calls()
+        .map_err(|error| anyhow!("cannot apply the seccomp filter: {error}"))?;
+    let filter = setid_filter().context("cannot create the seccomp filter")?;
     seccompiler::apply_filter(&filter)
-        .map_err(|error| anyhow!("cannot filter system calls: {error}"))
+        .map_err(|error| anyhow!("cannot apply the seccomp filter: {error}"))
 }
 
 fn setid_filter() -> anyhow::Result<BpfProgram> {
@@ -237,7 +198,7 @@ fn setid_filter() -> anyhow::Result<BpfProgram> {
         }
         rules.insert(*call, either);
     }
-    // Their mode is where no filter can look, or they are newer than this list.
+    // A filter cannot read the mode of openat2(2); fchmodat2(2) is newer than the list.
     for call in [libc::SYS_openat2, SYS_FCHMODAT2] {
         rules.insert(call, Vec::new());
     }
@@ -252,7 +213,7 @@ fn setid_filter() -> anyhow::Result<BpfProgram> {
 
 fn filter() -> anyhow::Result<BpfProgram> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
-        ALLOWED.iter().map(|call| (*call, Vec::new())).collect();
+        ALLOWED_CALLS.iter().map(|call| (*call, Vec::new())).collect();
     for (call, argument) in WITH_MODE {
         let plain = SeccompCondition::new(
             *argument,
@@ -278,10 +239,10 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     #[test]
-    fn a_machine_that_serves_makes_files_and_none_that_is_a_program_of_its_user() {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("file");
-        // In a thread of its own, which alone is filtered.
+    fn a_vmm_that_serves_shares_creates_files_without_setuid_and_setgid() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("file");
+        // In a thread of its own: the filter applies to that thread only.
         let changed = std::thread::spawn(move || {
             set_no_new_privs(true).unwrap();
             refuse_setid().unwrap();
@@ -290,5 +251,65 @@ mod tests {
                 .map(|mode| fs::set_permissions(&file, Permissions::from_mode(mode)).is_ok())
         });
         assert_eq!(changed.join().unwrap(), [true, false, false, false, true]);
+    }
+
+    /// System calls that a file server does not make. With these arguments each fails with another
+    /// error, or changes nothing, where it is not refused.
+    #[rustfmt::skip]
+    const REFUSED: [(&str, libc::c_long, [libc::c_long; 4]); 34] = [
+        ("unix socket", libc::SYS_socket, [libc::AF_UNIX as i64, libc::SOCK_STREAM as i64, 0, 0]),
+        ("inet socket", libc::SYS_socket, [libc::AF_INET as i64, libc::SOCK_STREAM as i64, 0, 0]),
+        ("netlink socket", libc::SYS_socket, [libc::AF_NETLINK as i64, libc::SOCK_RAW as i64, 0, 0]),
+        ("socket pair", libc::SYS_socketpair, [libc::AF_UNIX as i64, libc::SOCK_STREAM as i64, 0, 0]),
+        ("connect", libc::SYS_connect, [-1, 0, 0, 0]),
+        ("bind", libc::SYS_bind, [-1, 0, 0, 0]),
+        ("listen", libc::SYS_listen, [-1, 0, 0, 0]),
+        ("accept", libc::SYS_accept4, [-1, 0, 0, 0]),
+        ("execute", libc::SYS_execve, [0, 0, 0, 0]),
+        ("execute a descriptor", libc::SYS_execveat, [-1, 0, 0, 0]),
+        ("fork", libc::SYS_fork, [0, 0, 0, 0]),
+        ("namespace", libc::SYS_unshare, [libc::CLONE_NEWNS as i64, 0, 0, 0]),
+        ("join", libc::SYS_setns, [-1, 0, 0, 0]),
+        ("mount", libc::SYS_mount, [0, 0, 0, 0]),
+        ("mount tree", libc::SYS_open_tree, [-1, 0, 0, 0]),
+        ("root", libc::SYS_chroot, [0, 0, 0, 0]),
+        ("pivot", libc::SYS_pivot_root, [0, 0, 0, 0]),
+        ("handle", libc::SYS_open_by_handle_at, [-1, 0, 0, 0]),
+        ("signal", libc::SYS_kill, [1, 0, 0, 0]),
+        ("process descriptor", libc::SYS_pidfd_open, [1, 0, 0, 0]),
+        ("trace", libc::SYS_ptrace, [libc::PTRACE_PEEKDATA as i64, 1, 0, 0]),
+        ("memory", libc::SYS_process_vm_readv, [1, 0, 0, 0]),
+        ("bpf", libc::SYS_bpf, [-1, 0, 0, 0]),
+        ("perf", libc::SYS_perf_event_open, [0, 0, -1, -1]),
+        ("userfaultfd", libc::SYS_userfaultfd, [-1, 0, 0, 0]),
+        ("io_uring", libc::SYS_io_uring_setup, [0, 0, 0, 0]),
+        ("keys", libc::SYS_keyctl, [0, -3, 0, 0]),
+        ("personality", libc::SYS_personality, [0xffff_ffff, 0, 0, 0]),
+        ("module", libc::SYS_finit_module, [-1, 0, 0, 0]),
+        ("clock", libc::SYS_clock_settime, [-1, 0, 0, 0]),
+        ("limits", libc::SYS_prlimit64, [1, 7, 0, 0]),
+        ("device control", libc::SYS_ioctl, [-1, 0, 0, 0]),
+        ("open by its structure", libc::SYS_openat2, [-1, 0, 0, 0]),
+        ("mode without a filter", SYS_FCHMODAT2, [-1, 0, 0, 0]),
+    ];
+
+    /// The system calls of the confined server, made from inside: [`before_requests`] without the
+    /// limits, which belong to the whole process, in a thread, which alone gives up its rights.
+    #[test]
+    fn a_server_is_refused_every_call_that_files_do_not_need() {
+        let could = std::thread::spawn(|| {
+            set_no_new_privs(true).unwrap();
+            keep_capabilities(CapabilitySet::empty()).unwrap();
+            seccompiler::apply_filter(&filter().unwrap()).unwrap();
+            let refused = |(_, number, [a, b, c, d]): &(&str, libc::c_long, [libc::c_long; 4])| {
+                // SAFETY: no argument is an address of memory, so that a call that were made would
+                // fail or change nothing of this process.
+                let answer = unsafe { libc::syscall(*number, *a, *b, *c, *d) };
+                answer == -1 && std::io::Error::last_os_error().raw_os_error() == Some(libc::EPERM)
+            };
+            let could = REFUSED.iter().filter(|call| !refused(call)).map(|(name, ..)| *name);
+            could.collect::<Vec<_>>()
+        });
+        assert_eq!(could.join().unwrap(), Vec::<&str>::new());
     }
 }

@@ -1,0 +1,4 @@
+//! The name of the program.
+
+/// Name of the program in messages.
+pub const TOOL: &str = "msb-ssh";
