@@ -1,0 +1,1 @@
+"""Examples of the SDK. Each is a program; tests run them."""
