@@ -313,6 +313,8 @@ struct CommandInput {
     reported_unread: bool,
     /// Set if the last written byte ended a line.
     at_line_start: bool,
+    /// The end of the input that a terminal was sent last.
+    end_sent: Option<pty::EndOfInput>,
     moved: usize,
     window: SendCredit,
     used: ReceiveCredit,
@@ -327,6 +329,7 @@ impl CommandInput {
             ended: false,
             reported_unread: false,
             at_line_start: true,
+            end_sent: None,
             moved: 0,
             window: SendCredit::default(),
             used: ReceiveCredit::default(),
@@ -382,16 +385,30 @@ impl CommandInput {
         self.return_credit(count, stream, out);
     }
 
-    /// Closes the input after all data is written.
+    /// Ends the input after all data is written: closes a pipe, sends VEOF to a terminal.
     fn finish(&mut self, fd: &OwnedFd) {
-        if self.is_terminal
-            && let Some(code) = pty::end_of_input(fd)
-        {
-            // The first VEOF only flushes an incomplete line.
-            let codes = if self.at_line_start { &[code][..] } else { &[code, code][..] };
-            let _ = rustix::io::write(fd, codes);
+        if self.is_terminal {
+            self.send_end_of_input(fd);
+        } else {
+            self.fd = None;
         }
-        self.fd = None;
+    }
+
+    /// Sends VEOF, and again when the terminal enters or leaves canonical mode: a shell edits its
+    /// lines in another mode than that in which its programs read, and a VEOF that was sent in one
+    /// mode does not count in the other.
+    fn send_end_of_input(&mut self, fd: &OwnedFd) {
+        let Some(end) = pty::end_of_input(fd) else { return };
+        if self.end_sent == Some(end) {
+            return;
+        }
+        self.end_sent = Some(end);
+        // In canonical mode the first VEOF only flushes an incomplete line.
+        let flushes = end.is_canonical && !self.at_line_start;
+        let codes = if flushes { &[end.code, end.code][..] } else { &[end.code][..] };
+        // If the terminal's buffer is full, its reader is not at the end of the input.
+        let _ = rustix::io::write(fd, codes);
+        self.at_line_start = true;
     }
 
     fn discard(&mut self, stream: u32, out: &mut Vec<u8>) {

@@ -160,6 +160,18 @@ fn a_terminal_is_asked_for_where_there_is_none_and_the_answer_says_so() {
 }
 
 #[test]
+fn a_shell_on_a_terminal_ends_with_the_input_that_is_no_terminal() {
+    let home = Home::with_busybox();
+    // The shell edits its lines in raw mode, cat reads in canonical mode, and then the shell again.
+    for (input, code) in [("", 0), ("exit 3\n", 3), ("cat; cd /nowhere || (exit 4)\n", 4)] {
+        let outcome = home.run_with(["run", "-it", "busybox:test", "--", "sh"], input.as_bytes());
+        assert_eq!(outcome.code, code, "{input:?}: {outcome:?}");
+    }
+    let outcome = home.run_with(["run", "-t", "busybox:test", "--", "cat"], b"no newline");
+    assert_eq!(outcome.code, 0, "{outcome:?}");
+}
+
+#[test]
 fn exec_is_left_by_keys_and_its_command_is_attached_to_again() {
     let home = Home::with_busybox();
     home.run(["run", "-d", "--name", "x", "busybox:test"]).done();

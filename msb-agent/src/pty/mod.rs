@@ -37,9 +37,20 @@ pub(crate) fn foreground(terminal: impl AsFd) -> Option<i32> {
     tcgetpgrp(terminal).ok().map(|group| group.as_raw_pid())
 }
 
-/// Returns the end-of-input character (VEOF), or `None` if the terminal is not in canonical mode.
-pub(crate) fn end_of_input(terminal: impl AsFd) -> Option<u8> {
+/// The character that ends the input of a terminal (VEOF), and how the terminal reads it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct EndOfInput {
+    /// The character.
+    pub(crate) code: u8,
+    /// Set in canonical mode, in which the kernel ends the read. Otherwise the program reads the
+    /// character itself, as line editors do.
+    pub(crate) is_canonical: bool,
+}
+
+/// Returns the character that ends the input, or `None` if the terminal has none.
+pub(crate) fn end_of_input(terminal: impl AsFd) -> Option<EndOfInput> {
     let modes = tcgetattr(terminal).ok()?;
     let code = modes.special_codes[SpecialCodeIndex::VEOF];
-    (modes.local_modes.contains(LocalModes::ICANON) && code != 0).then_some(code)
+    let is_canonical = modes.local_modes.contains(LocalModes::ICANON);
+    (code != 0).then_some(EndOfInput { code, is_canonical })
 }
