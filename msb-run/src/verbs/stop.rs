@@ -99,11 +99,12 @@ pub(crate) fn stop(home: &Home, name: &SandboxName, timeout: Duration) -> anyhow
     if let Some(StopEvent::Failed { message }) = answer {
         return Err(Failure::failed(format!("cannot stop the sandbox '{name}': {message}")).into());
     }
-    // The supervisor owns all processes of the sandbox: its end is the sandbox's end.
-    if !has_exited(&supervisor, SUPERVISOR_TIMEOUT)? {
-        return kill(home, name, &supervisor);
+    // The supervisor owns all processes of the sandbox: its end is the sandbox's end. One that has
+    // released the sandbox's lock still flushes a boot state to a slow disk, and must not be killed.
+    if has_exited(&supervisor, SUPERVISOR_TIMEOUT)? || !home.sandboxes().named(name).is_alive()? {
+        return Ok(());
     }
-    Ok(())
+    kill(home, name, &supervisor)
 }
 
 /// Returns whether a process has ended or ends within this time.
