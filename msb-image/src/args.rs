@@ -17,7 +17,7 @@ use crate::stream::BlobCompression;
     arg_required_else_help = true
 )]
 #[command(after_help = "Example:\n  docker save alpine:3.20 | msb image load\n  msb image list")]
-pub(crate) struct Args {
+pub struct Args {
     #[command(subcommand)]
     pub(crate) command: Command,
 }

@@ -46,7 +46,7 @@ impl ArchiveInput {
     }
 
     /// Wraps an open file. Without a length it is read as a stream.
-    #[cfg(any(test, fuzzing))]
+    #[cfg(any(test, feature = "testing"))]
     pub(crate) fn of(file: File, length: Option<u64>) -> ArchiveInput {
         ArchiveInput { file, length, progress: false }
     }

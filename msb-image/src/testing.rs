@@ -1,7 +1,7 @@
 //! Archives and stores for tests.
 
 /// Formats a record of a PAX extended header.
-pub(crate) fn pax_record(key: &str, value: &[u8]) -> Vec<u8> {
+pub fn pax_record(key: &str, value: &[u8]) -> Vec<u8> {
     let rest = key.len() + value.len() + 3;
     let mut length = rest + 1;
     while length != rest + length.to_string().len() {
@@ -12,17 +12,18 @@ pub(crate) fn pax_record(key: &str, value: &[u8]) -> Vec<u8> {
 
 /// A builder of a tar.
 #[derive(Default)]
-pub(crate) struct TarBuilder {
+pub struct TarBuilder {
     bytes: Vec<u8>,
 }
 
 impl TarBuilder {
-    pub(crate) fn new() -> TarBuilder {
+    /// Creates an empty archive.
+    pub fn new() -> TarBuilder {
         TarBuilder::default()
     }
 
     /// Builds a ustar header with a valid checksum.
-    pub(crate) fn header(name: &str, flag: u8, size: u64) -> [u8; 512] {
+    pub fn header(name: &str, flag: u8, size: u64) -> [u8; 512] {
         let mut header = [0; 512];
         header[..name.len()].copy_from_slice(name.as_bytes());
         header[100..108].copy_from_slice(b"0000644\0");
@@ -36,64 +37,75 @@ impl TarBuilder {
         header
     }
 
-    pub(crate) fn raw(mut self, bytes: &[u8]) -> TarBuilder {
+    /// Appends bytes as they are.
+    pub fn raw(mut self, bytes: &[u8]) -> TarBuilder {
         self.bytes.extend_from_slice(bytes);
         self
     }
 
     /// Appends a header after computing its checksum.
-    pub(crate) fn raw_header(self, mut header: [u8; 512]) -> TarBuilder {
+    pub fn raw_header(self, mut header: [u8; 512]) -> TarBuilder {
         sign(&mut header);
         self.raw(&header)
     }
 
-    pub(crate) fn file(self, name: &str, contents: &[u8]) -> TarBuilder {
+    /// Appends a regular file.
+    pub fn file(self, name: &str, contents: &[u8]) -> TarBuilder {
         self.raw_header(TarBuilder::header(name, b'0', contents.len() as u64)).contents(contents)
     }
 
-    pub(crate) fn directory(self, name: &str, mode: u32) -> TarBuilder {
+    /// Appends a directory.
+    pub fn directory(self, name: &str, mode: u32) -> TarBuilder {
         let mut header = TarBuilder::header(name, b'5', 0);
         header[100..108].copy_from_slice(format!("{mode:07o}\0").as_bytes());
         self.raw_header(header)
     }
 
-    pub(crate) fn symlink(self, name: &str, target: &str) -> TarBuilder {
+    /// Appends a symbolic link.
+    pub fn symlink(self, name: &str, target: &str) -> TarBuilder {
         self.link(name, b'2', target)
     }
 
-    pub(crate) fn hard_link(self, name: &str, target: &str) -> TarBuilder {
+    /// Appends a hard link.
+    pub fn hard_link(self, name: &str, target: &str) -> TarBuilder {
         self.link(name, b'1', target)
     }
 
-    pub(crate) fn device(self, name: &str, flag: u8, major: u32, minor: u32) -> TarBuilder {
+    /// Appends a device node; `flag` is the type flag of ustar.
+    pub fn device(self, name: &str, flag: u8, major: u32, minor: u32) -> TarBuilder {
         let mut header = TarBuilder::header(name, flag, 0);
         header[329..337].copy_from_slice(format!("{major:07o}\0").as_bytes());
         header[337..345].copy_from_slice(format!("{minor:07o}\0").as_bytes());
         self.raw_header(header)
     }
 
-    pub(crate) fn fifo(self, name: &str) -> TarBuilder {
+    /// Appends a FIFO.
+    pub fn fifo(self, name: &str) -> TarBuilder {
         self.raw_header(TarBuilder::header(name, b'6', 0))
     }
 
-    pub(crate) fn pax(self, records: &[(&str, &[u8])]) -> TarBuilder {
+    /// Appends an extended header of PAX for the next entry.
+    pub fn pax(self, records: &[(&str, &[u8])]) -> TarBuilder {
         let text: Vec<u8> =
             records.iter().flat_map(|(key, value)| pax_record(key, value)).collect();
         self.extension(b'x', &text)
     }
 
-    pub(crate) fn long_name(self, name: &str) -> TarBuilder {
+    /// Appends a GNU long name for the next entry.
+    pub fn long_name(self, name: &str) -> TarBuilder {
         let mut bytes = name.as_bytes().to_vec();
         bytes.push(0);
         self.extension(b'L', &bytes)
     }
 
-    pub(crate) fn extension(self, flag: u8, contents: &[u8]) -> TarBuilder {
+    /// Appends an entry of any type with contents, as extensions of tar have.
+    pub fn extension(self, flag: u8, contents: &[u8]) -> TarBuilder {
         self.raw_header(TarBuilder::header("extension", flag, contents.len() as u64))
             .contents(contents)
     }
 
-    pub(crate) fn old_gnu_sparse(
+    /// Appends a sparse file in the old format of GNU tar; `pieces` are offsets and lengths.
+    pub fn old_gnu_sparse(
         self,
         name: &str,
         pieces: &[(u64, u64)],
@@ -125,11 +137,13 @@ impl TarBuilder {
         tar.contents(contents)
     }
 
-    pub(crate) fn finish(self) -> Vec<u8> {
+    /// Returns the archive with its end.
+    pub fn finish(self) -> Vec<u8> {
         self.raw(&[0; 1024]).bytes
     }
 
-    pub(crate) fn finish_without_end(self) -> Vec<u8> {
+    /// Returns the archive without its end, as if it had been cut.
+    pub fn finish_without_end(self) -> Vec<u8> {
         self.bytes
     }
 
@@ -152,7 +166,7 @@ fn sign(header: &mut [u8; 512]) {
 }
 
 /// Creates a store in a temporary directory.
-pub(crate) fn store() -> (tempfile::TempDir, libmsb::state::images::Store) {
+pub fn store() -> (tempfile::TempDir, libmsb::state::images::Store) {
     let directory = tempfile::tempdir().unwrap();
     let store = libmsb::state::images::Store::at(directory.path().join("images"));
     store.prepare().unwrap();
@@ -160,7 +174,7 @@ pub(crate) fn store() -> (tempfile::TempDir, libmsb::state::images::Store) {
 }
 
 /// Compresses with gzip.
-pub(crate) fn gzip(bytes: &[u8]) -> Vec<u8> {
+pub fn gzip(bytes: &[u8]) -> Vec<u8> {
     use std::io::Write;
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     encoder.write_all(bytes).unwrap();
@@ -168,6 +182,6 @@ pub(crate) fn gzip(bytes: &[u8]) -> Vec<u8> {
 }
 
 /// Compresses with zstd.
-pub(crate) fn zstd(bytes: &[u8]) -> Vec<u8> {
+pub fn zstd(bytes: &[u8]) -> Vec<u8> {
     zstd::encode_all(bytes, 1).unwrap()
 }

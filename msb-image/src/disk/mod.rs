@@ -5,7 +5,7 @@ pub(crate) mod erofs;
 /// Merging of layers: whiteouts, opaque directories and hard links.
 pub(crate) mod merge;
 /// Reading of a file system in tests.
-#[cfg(any(test, fuzzing))]
+#[cfg(any(test, feature = "testing"))]
 #[allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by a panic")]
 pub(crate) mod readback;
 /// Merged file tree in memory.

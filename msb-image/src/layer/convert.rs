@@ -28,7 +28,7 @@ pub(crate) struct ConvertedLayer {
 }
 
 /// Converts a layer with a budget of its own.
-#[cfg(any(test, fuzzing))]
+#[cfg(any(test, feature = "testing"))]
 pub(crate) fn convert<R: Read + Send>(input: R, files: NewLayer) -> Result<ConvertedLayer> {
     let budget = Budget::default();
     convert_within(budget.reader(input), files, &budget)

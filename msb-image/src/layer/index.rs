@@ -116,7 +116,7 @@ impl IndexWriter {
     }
 
     /// Writes bytes that may not be a record.
-    #[cfg(any(test, fuzzing))]
+    #[cfg(any(test, feature = "testing"))]
     pub(crate) fn put_body(&mut self, bytes: &[u8]) -> Result<()> {
         self.write(bytes)
     }
@@ -328,7 +328,7 @@ fn array<const N: usize>(bytes: &[u8]) -> [u8; N] {
 }
 
 /// Rebuilds the tar of a layer from its two files.
-#[cfg(any(test, fuzzing))]
+#[cfg(any(test, feature = "testing"))]
 pub(crate) fn rebuild(index: &Path, data: &Path, diff_id: &Digest) -> Result<Vec<u8>> {
     use std::os::unix::fs::FileExt;
     let mut reader = IndexReader::open(index, diff_id)?;

@@ -1,7 +1,4 @@
-//! Fuzz targets: the parsers of untrusted input. Any bytes are valid input; a panic is a bug.
-//!
-//! `cargo test` runs every input of `tests/corpus` through its target. `tests/fuzz` searches for
-//! new inputs with libFuzzer.
+//! Entry points of fuzz targets, which take any bytes and must not panic, and of benchmarks.
 
 use std::fs::File;
 use std::io::{Seek, Write};
@@ -27,21 +24,8 @@ use crate::store::put::put_image;
 use crate::stream::{BlobCompression, digest_of};
 use crate::testing::TarBuilder;
 
-/// A fuzz target. Its name is that of its directory in `tests/corpus`.
-pub(crate) type FuzzTarget = fn(&[u8]);
-
-/// All fuzz targets by name.
-pub(crate) const FUZZ_TARGETS: [(&str, FuzzTarget); 6] = [
-    ("tar", tar),
-    ("layer", layer),
-    ("index", index),
-    ("disk", disk),
-    ("document", document),
-    ("archive", archive),
-];
-
 /// Creates a store in memory if possible.
-fn store() -> (TempDir, Store) {
+pub fn store() -> (TempDir, Store) {
     let directory = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
     let store = Store::at(directory.path().join("images"));
     store.prepare().unwrap();
@@ -49,7 +33,7 @@ fn store() -> (TempDir, Store) {
 }
 
 /// Reads the entries of a tar.
-fn tar(bytes: &[u8]) {
+pub fn fuzz_tar(bytes: &[u8]) {
     let mut tar = TarReader::new(bytes);
     while let Ok(Some(entry)) = tar.next() {
         let pieces = entry.pieces.iter().flatten();
@@ -68,7 +52,7 @@ fn tar(bytes: &[u8]) {
 
 /// Converts a layer, compressed or not. The tar of an accepted layer can be rebuilt, and its disk
 /// is correct or rejected.
-fn layer(bytes: &[u8]) {
+pub fn fuzz_layer(bytes: &[u8]) {
     let (_directory, store) = store();
     let files = NewLayer::create(&store).unwrap();
     let Ok(converted) = convert(bytes, files) else {
@@ -89,7 +73,7 @@ fn layer(bytes: &[u8]) {
 }
 
 /// Reads a layer index: the bytes as they are, and as the body of a valid index.
-fn index(bytes: &[u8]) {
+pub fn fuzz_index(bytes: &[u8]) {
     let (directory, _store) = store();
     let path = directory.path().join("index");
     let id = Digest::of_bytes([7; 32]);
@@ -108,7 +92,7 @@ fn index(bytes: &[u8]) {
 }
 
 /// Merges layers. The bytes are read as a list of entries, so that most of them are valid.
-fn disk(bytes: &[u8]) {
+pub fn fuzz_disk(bytes: &[u8]) {
     let (_directory, store) = store();
     let mut ids = Vec::new();
     for layer in bytes.split(|byte| *byte == 0xff).take(8) {
@@ -154,7 +138,7 @@ fn path_of(first: u8, second: u8) -> String {
 }
 
 /// Parses manifests, indexes, configurations and the names of layers and images.
-fn document(bytes: &[u8]) {
+pub fn fuzz_document(bytes: &[u8]) {
     let _ = ImageConfig::parse(bytes).map(|config| config.check_platform());
     let _ = archive::docker::parse(bytes);
     if let Ok(document) = ManifestDocument::parse(bytes) {
@@ -174,7 +158,7 @@ fn document(bytes: &[u8]) {
 }
 
 /// Loads a whole archive, as a file and as a stream. A rejected archive leaves nothing behind.
-fn archive(bytes: &[u8]) {
+pub fn fuzz_archive(bytes: &[u8]) {
     for streamed in [false, true] {
         let (directory, store) = store();
         let outcome = load_archive(bytes, streamed, &store);
@@ -200,44 +184,42 @@ fn load_archive(bytes: &[u8], streamed: bool, store: &Store) -> Result<()> {
     })
 }
 
-/// Checks that the file system equals the tree.
-fn check_disk(merged: &MergedImage) {
+/// Converts a layer and puts it into a store. Returns its ID.
+///
+/// # Panics
+///
+/// Panics if the layer is invalid or the store cannot be written.
+pub fn put_layer(store: &Store, bytes: &[u8]) -> Digest {
+    let converted = convert(bytes, NewLayer::create(store).unwrap()).unwrap();
+    converted.files.commit(store, &converted.summary.diff_id).unwrap();
+    converted.summary.diff_id
+}
+
+/// Merges layers of a store. Returns the metadata of the disk.
+///
+/// # Panics
+///
+/// Panics if the store has no such layers.
+pub fn disk_of(store: &Store, layers: &[Digest]) -> Vec<u8> {
+    let merged = merge(layers, |id| store.layer_index_path(id)).unwrap();
+    let mut metadata = Vec::new();
+    plan_of(&merged).unwrap().write(&merged.tree, [1; 16], &mut metadata).unwrap();
+    metadata
+}
+
+fn plan_of(merged: &MergedImage) -> Result<DiskPlan> {
     let blocks: Vec<u64> =
         merged.layers.iter().map(|layer| layer.data_bytes / BLOCK_BYTES).collect();
-    let Ok(plan) = DiskPlan::new(&merged.tree, &blocks) else {
+    DiskPlan::new(&merged.tree, &blocks)
+}
+
+/// Checks that the file system equals the tree.
+fn check_disk(merged: &MergedImage) {
+    let Ok(plan) = plan_of(merged) else {
         return;
     };
     let mut bytes = Vec::new();
     plan.write(&merged.tree, [1; 16], &mut bytes).unwrap();
     assert_eq!(bytes.len() as u64, plan.metadata_blocks() * BLOCK_BYTES);
     readback::check(&bytes, &merged.tree);
-}
-
-#[cfg(fuzzing)]
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    static TARGET: std::sync::LazyLock<FuzzTarget> = std::sync::LazyLock::new(|| {
-        let name = std::env::var("MSB_FUZZ").expect("MSB_FUZZ names a fuzz target");
-        let found = FUZZ_TARGETS.iter().find(|(target, _)| *target == name);
-        found.expect("MSB_FUZZ names no fuzz target").1
-    });
-    TARGET(bytes);
-});
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_corpus_input_passes_its_fuzz_target() {
-        let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus");
-        for (name, target) in FUZZ_TARGETS {
-            let inputs = std::fs::read_dir(corpus.join(name)).unwrap();
-            let mut count = 0;
-            for input in inputs {
-                target(&std::fs::read(input.unwrap().path()).unwrap());
-                count += 1;
-            }
-            assert!(count >= 10, "{name}: {count} inputs");
-        }
-    }
 }
