@@ -168,6 +168,8 @@ mod support;
 mod tar_readers;
 /// A person before a terminal.
 mod terminal;
+/// The TypeScript SDK.
+mod typescript_sdk;
 /// Programs that are replaced while sandboxes run.
 mod upgrade;
 /// Named volumes and disk images.
