@@ -51,6 +51,8 @@ mod exit_codes;
 mod from_memory;
 /// Configurations of another program.
 mod from_microsandbox;
+/// The Go SDK.
+mod go_sdk;
 /// Changes of a guest's files before anything of its image runs.
 mod guest_files;
 /// The image's own init as the first process of a guest.

@@ -1,0 +1,3 @@
+module msb/libmsb/go
+
+go 1.19
