@@ -13,6 +13,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::cli::typed;
 use crate::cli::verbosity::{Verbosity, log, pass_to_child};
 
 /// Directory of plumbing, relative to that of the programs.
@@ -89,12 +90,20 @@ pub fn clean_environment(command: &mut Command) {
     pass_to_child(command);
 }
 
-/// Replaces this process by a tool (exec). Returns only on failure.
-pub fn exec(name: &str, args: impl IntoIterator<Item = OsString>) -> io::Error {
+/// Replaces this process by a tool (exec), which names itself as `typed` in its messages. Returns
+/// only on failure.
+pub fn exec(
+    name: &str,
+    typed: Option<&str>,
+    args: impl IntoIterator<Item = OsString>,
+) -> io::Error {
     match find(name) {
         Ok(program) => {
             let mut command = Command::new(program);
             pass_to_child(&mut command);
+            if let Some(typed) = typed {
+                typed::pass(&mut command, name, typed);
+            }
             command.arg0(name).args(args).exec()
         }
         Err(missing) => io::Error::new(io::ErrorKind::NotFound, missing),

@@ -1,4 +1,4 @@
-//! Automatic pull of images: runs `msb image pull` as if the user had typed it.
+//! Automatic pull of images: runs `msb pull` as if the user had typed it.
 
 use std::fmt;
 use std::io::Write;
@@ -8,8 +8,8 @@ use std::process::Stdio;
 use anyhow::Context;
 use clap::ValueEnum;
 use libmsb::cli::error::ReportedExit;
-use libmsb::cli::exit;
 use libmsb::cli::verbosity::{self, Verbosity};
+use libmsb::cli::{exit, typed};
 use libmsb::state::image_name::ImageName;
 use libmsb::state::images::Store;
 use libmsb::tools;
@@ -42,7 +42,7 @@ impl fmt::Debug for RegistryLogin {
 }
 
 /// Pulls the image if the policy requires it. An ID is not pulled: a registry knows names.
-/// `msb image pull` prints the progress and the errors.
+/// `msb pull` prints the progress and the errors.
 pub(crate) fn pull_if_needed(
     images: &Store,
     image: &ImageName,
@@ -59,6 +59,8 @@ pub(crate) fn pull_if_needed(
         return Ok(());
     }
     let mut command = tools::command("msb-image")?;
+    // Hints name options of this command.
+    typed::pass(&mut command, "msb-image", "msb pull");
     // Standard output and standard input belong to the command in the guest.
     command.arg("pull");
     if !verbosity::is_enabled(Verbosity::Info) {

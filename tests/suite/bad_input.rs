@@ -324,9 +324,18 @@ fn a_home_that_cannot_be_written_is_said() {
         assert_eq!(output.status.code(), Some(1), "{output:?}");
         let text = String::from_utf8(output.stderr).unwrap();
         assert!(
-            text.starts_with("msb image: error: ") && text.contains(word) && text.contains(state),
+            text.starts_with("msb load: error: ") && text.contains(word) && text.contains(state),
             "{text}"
         );
+        assert!(text.ends_with("choose another state directory: export MSB_HOME=DIR\n"), "{text}");
+    }
+    // Also for commands that only read, and for a pull, whose hints are about registries.
+    for args in [&["ls"][..], &["images"], &["pull", "nosuch"], &["run", "busybox:test"]] {
+        let mut command = home.msb(args);
+        let output = command.env("MSB_HOME", home.directory.join("file")).output().unwrap();
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert!(text.contains("file' is not a directory\n"), "{args:?}: {text}");
+        assert!(text.ends_with(": export MSB_HOME=DIR\n"), "{args:?}: {text}");
     }
 }
 
@@ -346,7 +355,7 @@ fn a_full_disk_is_said_and_leaves_nothing_half_done() {
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     let text = String::from_utf8(output.stderr).unwrap();
     assert!(
-        text.starts_with("msb image: error: ") && text.contains("no space left on device"),
+        text.starts_with("msb load: error: ") && text.contains("no space left on device"),
         "{text}"
     );
     assert_eq!(text.lines().filter(|line| line.contains("error:")).count(), 1, "{text}");

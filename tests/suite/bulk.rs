@@ -84,8 +84,8 @@ fn an_image_in_use_is_kept_and_the_others_go() {
     home.run(["rmi", "free", "busybox:test"]).is(
         1,
         "docker.io/library/free:latest\n",
-        "msb image: error: image 'busybox:test' is used by: x\n\
-         msb image: hint: remove these sandboxes first (`msb rm`), or use --force\n",
+        "msb rmi: error: image 'busybox:test' is used by: x\n\
+         msb rmi: hint: remove these sandboxes first (`msb rm`), or use --force\n",
     );
     home.run(["images", "-q"]).is(0, "docker.io/library/busybox:test\n", "");
 }

@@ -127,8 +127,8 @@ fn is_pulled(outcome: &Outcome, server: &Server) {
     );
     let messages = String::from_utf8_lossy(&outcome.stderr).into_owned();
     let mut lines = messages.lines();
-    assert_eq!(lines.next(), Some(format!("msb image: note: pulling '{name}'").as_str()));
-    assert!(lines.all(|line| line.starts_with("msb image: note: ")), "{messages}");
+    assert_eq!(lines.next(), Some(format!("msb pull: note: pulling '{name}'").as_str()));
+    assert!(lines.all(|line| line.starts_with("msb pull: note: ")), "{messages}");
 }
 
 /// The pull fails with one error that says `words`, in time, and nothing of the image is in the
@@ -147,7 +147,7 @@ fn refused_by(home: &Home, words: &str, server: &Server) {
     let begun = Instant::now();
     let outcome = pull(home, server);
     let stderr = String::from_utf8_lossy(&outcome.stderr);
-    let errors = stderr.lines().filter(|line| line.starts_with("msb image: error: ")).count();
+    let errors = stderr.lines().filter(|line| line.starts_with("msb pull: error: ")).count();
     assert!(matches!(outcome.code, 1 | 3) && errors == 1, "{outcome:?}");
     assert!(stderr.contains(words), "not {words:?}, but {stderr}");
     assert!(begun.elapsed() < Duration::from_secs(60), "after {:?}: {stderr}", begun.elapsed());
@@ -238,8 +238,8 @@ fn a_warning_of_a_registry_is_printed_once() {
     });
     let host = server.host();
     let said = format!(
-        "msb image: note: pulling '{host}/image:latest'\n\
-         msb image: warning: registry '{host}' says: Your account ends\n"
+        "msb pull: note: pulling '{host}/image:latest'\n\
+         msb pull: warning: registry '{host}' says: Your account ends\n"
     );
     pull(&home, &server).is(0, &format!("{host}/image:latest\n"), &said);
 }

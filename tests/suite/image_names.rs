@@ -100,8 +100,8 @@ fn an_id_removes_an_image_with_one_name_and_with_force_all_names() {
         4,
         "",
         &format!(
-            "msb image: error: the image '{digits}' has several names: also:latest, two:latest\n\
-             msb image: hint: remove it by name, or use --force to remove all of them\n"
+            "msb rmi: error: the image '{digits}' has several names: also:latest, two:latest\n\
+             msb rmi: hint: remove it by name, or use --force to remove all of them\n"
         ),
     );
     home.run(["rmi", "-f", digits]).is(

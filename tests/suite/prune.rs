@@ -109,8 +109,8 @@ fn an_image_in_use_is_not_removed_and_its_sandbox_is_named() {
     home.run(["rmi", "busybox:test"]).is(
         4,
         "",
-        "msb image: error: image 'busybox:test' is used by: web\n\
-         msb image: hint: remove these sandboxes first (`msb rm`), or use --force\n",
+        "msb rmi: error: image 'busybox:test' is used by: web\n\
+         msb rmi: hint: remove these sandboxes first (`msb rm`), or use --force\n",
     );
     home.run(["rmi", "-q", "--force", "busybox:test"]).is(0, "", "");
     assert_eq!(names(&home), "");

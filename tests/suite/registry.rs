@@ -99,10 +99,10 @@ fn what_skopeo_pushed_is_pulled_and_is_what_it_was() {
         let image = format!("{}/{name}", registry.host());
         let outcome = home.run(["pull", &image]);
         let full = if name.contains(':') { image.clone() } else { format!("{image}:latest") };
-        let pulling = format!("msb image: note: pulling '{full}'\n");
+        let pulling = format!("msb pull: note: pulling '{full}'\n");
         outcome.is(0, &format!("{full}\n"), &pulling);
         assert_eq!(stored_identities(&home, &image), identities(&home, &image), "{name}");
-        let present = format!("{pulling}msb image: note: '{full}' is up to date\n");
+        let present = format!("{pulling}msb pull: note: '{full}' is up to date\n");
         home.run(["pull", &image]).is(0, &format!("{full}\n"), &present);
     }
     is_tidy(&home);
@@ -211,7 +211,7 @@ fn run_pulls_what_is_missing_and_labels_come_with_it() {
     home.run(["run", "--name", "web", &image, "--", "echo", "hello"]).is(
         0,
         "hello\n",
-        &format!("msb image: note: pulling '{image}:latest'\n"),
+        &format!("msb pull: note: pulling '{image}:latest'\n"),
     );
     assert_eq!(home.list()[0]["labels"]["purpose"], "test");
     drop(registry);
@@ -220,9 +220,9 @@ fn run_pulls_what_is_missing_and_labels_come_with_it() {
     let outcome = home.run(["run", "--pull", "always", &image, "--", "true"]);
     let host = image.split('/').next().unwrap();
     let error = format!(
-        "msb image: note: pulling '{image}:latest'\n\
-         msb image: error: cannot pull '{image}:latest': registry '{host}': connection refused\n\
-         msb image: hint: check the name of the registry and the network; to load an archive \
+        "msb pull: note: pulling '{image}:latest'\n\
+         msb pull: error: cannot pull '{image}:latest': registry '{host}': connection refused\n\
+         msb pull: hint: check the name of the registry and the network; to load an archive \
          instead: msb image load -i FILE\n"
     );
     outcome.is(125, "", &error);
@@ -247,9 +247,9 @@ fn an_authority_of_ones_own_is_trusted_when_it_is_named() {
     registry.push(&home, &archive("docker-archive", "busybox.docker.tar"), "busybox", "");
     let image = format!("{}/busybox", registry.host());
     let refusal = format!(
-        "msb image: note: pulling '{image}:latest'\n\
-         msb image: error: cannot pull '{image}:latest': registry '{}': certificate verification failed: unknown issuer\n\
-         msb image: hint: trust the certificate of its authority: --ca-certs FILE\n",
+        "msb pull: note: pulling '{image}:latest'\n\
+         msb pull: error: cannot pull '{image}:latest': registry '{}': certificate verification failed: unknown issuer\n\
+         msb pull: hint: trust the certificate of its authority: --ca-certs FILE\n",
         registry.host()
     );
     home.run(["pull", &image]).is(1, "", &refusal);
@@ -404,7 +404,7 @@ fn credential_helpers_are_asked_told_and_listed() {
     fs::write(&config, r#"{"credsStore":"nowhere"}"#).unwrap();
     let outcome = home.run(["pull", &image]);
     let stderr = String::from_utf8_lossy(&outcome.stderr);
-    assert!(stderr.starts_with("msb image: warning: the credential helper 'nowhere'"), "{stderr}");
+    assert!(stderr.starts_with("msb pull: warning: the credential helper 'nowhere'"), "{stderr}");
 }
 
 /// A token that the registry of the test believes, for pulling one repository.
@@ -521,7 +521,7 @@ fn a_registry_that_dies_and_comes_back_is_asked_for_the_rest() {
     });
     assert!(there < bytes, "it was too fast");
     registry.start();
-    let pulling = format!("msb image: note: pulling '{image}:latest'\n");
+    let pulling = format!("msb pull: note: pulling '{image}:latest'\n");
     pull.finish().is(0, &format!("{image}:latest\n"), &pulling);
     let direct = format!("{}/large", registry.host());
     assert_eq!(stored_identities(&home, &image), identities(&home, &direct));

@@ -191,8 +191,8 @@ fn programs_are_told_what_was_saved() {
     home.run(["save", "--format", "json", "busybox:test"]).is(
         2,
         "",
-        "msb image: error: JSON and the archive cannot both go to standard output\n\
-         msb image: hint: write the archive to a file with --output\n",
+        "msb save: error: JSON and the archive cannot both go to standard output\n\
+         msb save: hint: write the archive to a file with --output\n",
     );
 }
 
@@ -326,8 +326,8 @@ fn what_is_not_there_cannot_be_saved() {
     home.run(args).is(
         3,
         "",
-        "msb image: error: cannot save 'busybox:test', 'other': there is no image 'other:latest'\n\
-         msb image: hint: list images with `msb images`; get one with `msb pull`, `msb load` or `msb image import`\n",
+        "msb save: error: cannot save 'busybox:test', 'other': there is no image 'other:latest'\n\
+         msb save: hint: list images with `msb images`; get one with `msb pull`, `msb load` or `msb image import`\n",
     );
     assert!(!path.exists());
     let outcome = Home::new().run(["save", "busybox"]);

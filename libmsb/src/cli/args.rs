@@ -6,6 +6,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
+use std::iter;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 use std::process::ExitCode;
@@ -18,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::{self, Code, Failure, command_name};
 use super::escape::escape;
-use super::{exit, mdoc, output, verbosity};
+use super::{exit, mdoc, output, typed, verbosity};
 use crate::state::write;
 
 /// Longest name of a sandbox, in bytes.
@@ -85,7 +86,6 @@ pub fn report_usage(tool: &str, error: &clap::Error) -> u8 {
 
 /// Returns the hint for a usage error.
 fn usage_hint(tool: &str, error: &clap::Error) -> Option<String> {
-    let command = command_name(tool);
     let value = error.get(ContextKind::InvalidValue).map(ToString::to_string);
     match value {
         Some(value) if value.contains("{{") => {
@@ -104,7 +104,22 @@ fn usage_hint(tool: &str, error: &clap::Error) -> Option<String> {
         return Some(hint.to_owned());
     }
     let has_hint = error.kind() != ErrorKind::ValueValidation;
-    has_hint.then(|| format!("see '{command} --help'"))
+    has_hint.then(|| format!("see '{} --help'", typed_command(tool, &error.render().to_string())))
+}
+
+/// Returns the command of an error, with its subcommand: the words at the start of the usage in the
+/// parser's report. A command that was typed by another name than its program's is that name.
+fn typed_command(tool: &str, report: &str) -> String {
+    let (typed, own) = (typed::name(tool), command_name(tool));
+    if typed != own {
+        return typed.into_owned();
+    }
+    let is_command = |word: &&str| word.bytes().all(|b| b.is_ascii_lowercase() || b == b'-');
+    let usage = report.lines().find_map(|line| line.trim().strip_prefix("Usage: "));
+    let words = usage.and_then(|usage| usage.strip_prefix(own.as_ref())).unwrap_or_default();
+    let words =
+        words.split_whitespace().take_while(|word| is_command(word) && !word.starts_with('-'));
+    iter::once(own.as_ref()).chain(words).collect::<Vec<_>>().join(" ")
 }
 
 /// Returns the sentence of the parser's report. `--help` has the usage. The parser's tips are left
@@ -442,6 +457,20 @@ pub fn parse_label(text: &str) -> Result<(String, String), Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_hint_names_the_subcommand() {
+        let report = |usage: &str| format!("error: no\n\nUsage: {usage}\n\nFor more information");
+        for (usage, command) in [
+            ("msb snapshot create [OPTIONS] --from <SANDBOX> <DEST>", "msb snapshot create"),
+            ("msb snapshot <COMMAND>", "msb snapshot"),
+            ("msb snapshot --from <SANDBOX> name", "msb snapshot"),
+            ("other create", "msb snapshot"),
+        ] {
+            assert_eq!(typed_command("msb-snapshot", &report(usage)), command);
+        }
+        assert_eq!(typed_command("msb-snapshot", "error: no"), "msb snapshot");
+    }
 
     #[test]
     fn memory_is_in_mib_unless_a_unit_says_otherwise() {

@@ -18,7 +18,8 @@ use serde::{Deserialize, Serialize};
 
 use super::escape::escape;
 use super::verbosity::{self, Verbosity};
-use super::{exit, output};
+use super::{exit, output, typed};
+use crate::state;
 
 /// Kind of an error; it decides the exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,7 +127,7 @@ pub struct ErrorLine {
 /// Programs that users do not type. Their messages carry the name of the program file.
 const INTERNAL_PROGRAMS: [&str; 4] = ["msb-agent", "msb-intercept", "msb-supervisor", "msb-vmm"];
 
-/// Returns a program's name as the user types it: `msb run` for `msb-run`.
+/// Returns the name of a program's command: `msb run` for `msb-run`.
 pub fn command_name(tool: &str) -> Cow<'_, str> {
     match tool.strip_prefix("msb-") {
         Some(verb) if !INTERNAL_PROGRAMS.contains(&tool) => Cow::Owned(format!("msb {verb}")),
@@ -262,18 +263,19 @@ pub fn exit_code(tool: &str, result: anyhow::Result<()>) -> ExitCode {
 
 /// Prints an error and its hint, also one that does not end the tool (the first of several names).
 pub fn print_failure(tool: &str, error: &anyhow::Error) {
+    let hint = hint(error).map(str::to_owned).or_else(|| state::hint(error));
     if is_for_programs() {
         return print_json(&ErrorLine {
-            tool: command_name(tool).into_owned(),
+            tool: typed::name(tool).into_owned(),
             code: code(error),
             kind: exec_kind(error),
             error: message(error),
-            hint: hint(error).map(str::to_owned),
+            hint,
         });
     }
     print_line(tool, "error", &message(error));
-    if let Some(hint) = hint(error) {
-        print_line(tool, "hint", hint);
+    if let Some(hint) = hint {
+        print_line(tool, "hint", &hint);
     }
 }
 
@@ -295,7 +297,7 @@ pub fn print_warning_with_hint(tool: &str, message: &str, hint: &str) {
         return;
     }
     if is_for_programs() {
-        let tool = command_name(tool);
+        let tool = typed::name(tool);
         return print_json(&serde_json::json!({"tool": tool, "warning": message, "hint": hint}));
     }
     print_line(tool, "warning", message);
@@ -332,9 +334,9 @@ pub fn print_remark(tool: &str, message: &str) {
 /// standard error are ignored.
 pub(super) fn print_line(tool: &str, what: &str, message: &str) {
     if is_for_programs() {
-        return print_json(&serde_json::json!({"tool": command_name(tool), what: message}));
+        return print_json(&serde_json::json!({"tool": typed::name(tool), what: message}));
     }
-    let line = format!("{}: {what}: {}\n", escape::<str>(&command_name(tool)), escape(message));
+    let line = format!("{}: {what}: {}\n", escape::<str>(&typed::name(tool)), escape(message));
     drop(io::stderr().write_all(line.as_bytes()));
 }
 

@@ -53,6 +53,8 @@ pub mod output;
 pub mod quote;
 /// Tables, times, ages and sizes for people.
 pub mod style;
+/// Name of a command as it was typed.
+pub mod typed;
 /// Verbosity of messages on standard error.
 pub mod verbosity;
 

@@ -4,10 +4,13 @@
 //! is defined in [`layout`]. Every file is replaced, never changed in place ([`write`]). A sandbox
 //! is live while its lock is held ([`lock`]). Readers create nothing.
 
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
+use rustix::io::Errno;
+
 use crate::cli::args::SandboxName;
-use crate::cli::error::Failure;
+use crate::cli::error::{Failure, message};
 
 /// Aliases: commands that run an image.
 pub mod aliases;
@@ -46,6 +49,33 @@ pub mod volumes;
 /// Atomic replacement of files.
 pub mod write;
 
+/// Hint for a state directory that cannot be used.
+const CHOOSE_ANOTHER: &str = "choose another state directory: export MSB_HOME=DIR";
+
+/// Returns a hint for an error of the file system in the state directory.
+pub fn hint(error: &anyhow::Error) -> Option<String> {
+    let of_errno = |errno: &Errno| io::Error::from(*errno).kind();
+    let kind = error.chain().find_map(|cause| {
+        let kind = cause.downcast_ref::<io::Error>().map(io::Error::kind);
+        kind.or_else(|| cause.downcast_ref().map(of_errno))
+    })?;
+    let home = Home::from_env().ok()?;
+    let root = home.root.display().to_string();
+    if !message(error).contains(&root) {
+        return None;
+    }
+    match kind {
+        ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
+            Some(format!("make '{root}' writable, or {CHOOSE_ANOTHER}"))
+        }
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Some(format!(
+            "free space in '{root}', for example with 'msb image prune', or {CHOOSE_ANOTHER}"
+        )),
+        ErrorKind::NotADirectory => Some(CHOOSE_ANOTHER.to_owned()),
+        _ => None,
+    }
+}
+
 /// The state directory of a user.
 #[derive(Clone, Debug)]
 pub struct Home {
@@ -83,6 +113,11 @@ impl Home {
 
     /// Checks that no other user could have put files into the directory.
     fn checked(self) -> anyhow::Result<Home> {
+        if self.root.metadata().is_ok_and(|file| !file.is_dir()) {
+            let message =
+                format!("the state directory '{}' is not a directory", self.root.display());
+            return Err(Failure::failed(message).hint(CHOOSE_ANOTHER).into());
+        }
         owner::check_dir(&self.root)?;
         owner::check_dir(&self.runtime)?;
         Ok(self)

@@ -57,21 +57,37 @@ fn run(mut args: Vec<OsString>) -> u8 {
 
 /// Replaces this process with the program of a command.
 fn start(word: &str, rest: Vec<OsString>) -> u8 {
-    let Some(command) = table::find(word) else {
-        if tools::find(&format!("msb-{word}")).is_ok() {
-            return become_program(&format!("msb-{word}"), rest);
-        }
-        return match docker::translate(word, &rest) {
-            Some(Ok((command, args))) => start(command, args),
-            Some(Err(message)) => fail(exit::USAGE, &message, ""),
+    if let Some(command) = table::find(word) {
+        return become_command(word, command, rest);
+    }
+    if tools::find(&format!("msb-{word}")).is_ok() {
+        return become_program(&format!("msb-{word}"), None, rest);
+    }
+    match docker::translate(word, &rest) {
+        Some(Ok((name, args))) => match table::find(name) {
+            Some(command) => become_command(word, command, args),
             None => unknown(word, &rest),
-        };
-    };
-    become_program(command.program, command.args.iter().map(OsString::from).chain(rest))
+        },
+        Some(Err(message)) => fail(exit::USAGE, &message, ""),
+        None => unknown(word, &rest),
+    }
 }
 
-fn become_program(program: &str, args: impl IntoIterator<Item = OsString>) -> u8 {
-    let error = tools::exec(program, args);
+/// Replaces this process with the program of a command that was typed as `word`.
+fn become_command(word: &str, command: &Command, args: Vec<OsString>) -> u8 {
+    let typed = format!("msb {word}");
+    // Messages of programs that users do not type name the program's file.
+    let typed = (command.group != table::Group::Plumbing).then_some(typed.as_str());
+    let args = command.args.iter().map(OsString::from).chain(args);
+    become_program(command.program, typed, args)
+}
+
+fn become_program(
+    program: &str,
+    typed: Option<&str>,
+    args: impl IntoIterator<Item = OsString>,
+) -> u8 {
+    let error = tools::exec(program, typed, args);
     // Callers of `msb run` and `msb exec` tell failures of msb from those of the guest's command by
     // this code.
     let code = if ["msb-run", "msb-exec"].contains(&program) {
@@ -190,7 +206,8 @@ fn complete_line(words: &[OsString]) -> u8 {
             let fixed = [complete::FLAG].into_iter().chain(command.args.iter().copied());
             let fixed: Vec<OsString> = fixed.map(OsString::from).chain(added).collect();
             // A program that cannot be started has no candidates.
-            let _ = tools::exec(command.program, fixed.into_iter().chain(rest.iter().cloned()));
+            let _ =
+                tools::exec(command.program, None, fixed.into_iter().chain(rest.iter().cloned()));
         }
     }
     exit::DONE
