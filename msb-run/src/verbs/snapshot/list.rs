@@ -5,10 +5,10 @@ use std::os::unix::fs::MetadataExt;
 use std::time::SystemTime;
 
 use clap::Args;
-use libmsb::cli::error::{message, print_warning};
+use libmsb::cli::error::{message, print_remark, print_warning};
 use libmsb::cli::escape::escape;
 use libmsb::cli::output;
-use libmsb::cli::style::{Table, bytes, local_time};
+use libmsb::cli::style::{Table, bytes, local_time, when};
 use libmsb::digest::Digest;
 use libmsb::reference::Reference;
 use libmsb::state::Home;
@@ -27,6 +27,9 @@ pub(super) struct ListArgs {
     /// `created_at` and `artifact_path`.
     #[arg(long, value_enum)]
     format: Option<SnapshotFormat>,
+    /// Print local times instead of ages
+    #[arg(long)]
+    absolute: bool,
     /// Print digests only, one per line
     #[arg(short, long)]
     quiet: bool,
@@ -79,6 +82,11 @@ pub(super) fn shown_time(snapshot: &Snapshot) -> String {
     time.map(|time| local_time(&SystemTime::from(time))).unwrap_or_default()
 }
 
+/// Returns the age of a snapshot, or its time in the local time zone.
+fn shown_age(snapshot: &Snapshot, absolute: bool) -> String {
+    snapshot.manifest.created().map(|time| when(time, absolute)).unwrap_or_default()
+}
+
 pub(super) fn run(home: &Home, args: &ListArgs) -> anyhow::Result<()> {
     let mut snapshots: Vec<(String, Snapshot)> = Vec::new();
     for entry in home.snapshots().list()? {
@@ -101,7 +109,7 @@ pub(super) fn run(home: &Home, args: &ListArgs) -> anyhow::Result<()> {
         return Ok(output::print_json(&rows)?);
     }
     if rows.is_empty() {
-        eprintln!("no snapshots");
+        print_remark(TOOL, "no snapshots");
         return Ok(());
     }
     let mut table = Table::new(&["NAME", "IMAGE", ">SIZE", ">USED", "CREATED", "DIGEST"]);
@@ -111,7 +119,7 @@ pub(super) fn run(home: &Home, args: &ListArgs) -> anyhow::Result<()> {
             familiar(&row.image_ref),
             bytes(row.size_bytes),
             bytes(row.used_bytes),
-            shown_time(snapshot),
+            shown_age(snapshot, args.absolute),
             row.digest.short(),
         ]);
     }
