@@ -17,6 +17,8 @@ pub(crate) struct ImageRow {
     pub(crate) layer_count: Option<usize>,
     #[serde(with = "libmsb::time")]
     pub(crate) created_at: jiff::Timestamp,
+    /// Time when a sandbox was last created from the image.
+    pub(crate) last_used_at: Option<String>,
 }
 
 impl ImageRow {
@@ -36,6 +38,7 @@ impl ImageRow {
             os: documents.map(|documents| documents.config.platform.os.clone()),
             layer_count: diff_ids.map(Vec::len),
             created_at: record.created_at,
+            last_used_at: store.last_used(record).map(libmsb::time::text),
         }
     }
 }

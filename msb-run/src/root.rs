@@ -164,6 +164,7 @@ fn find_image(
     pull::pull_if_needed(&images, name, pull, login)?;
     let in_use = if images.root().is_dir() { Some(Lock::shared(&images.lock())?) } else { None };
     let image = images.find(name)?;
+    images.mark_used(&image.reference);
     Ok(ResolvedRoot {
         root: RootSource::Image(SpecImage {
             reference: image.reference.to_string(),
@@ -208,6 +209,7 @@ fn open_snapshot(
         return Err(missing().into());
     }
     let image = images.open(&reference, &pinned.manifest_digest)?;
+    images.mark_used(&image.reference);
     let root = RootSource::Image(SpecImage {
         reference: image.reference.to_string(),
         manifest_digest: image.manifest_digest,

@@ -195,6 +195,30 @@ impl Store {
         write::read_json(path, RECORD_BYTES_MAX)
     }
 
+    /// Writes the record of a reference. Its file gets the time of the record, see
+    /// [`Store::last_used`].
+    pub fn put_record(&self, path: &Path, record: &RefRecord) -> anyhow::Result<()> {
+        write::replace_json(path, record)?;
+        set_modified(path, record.created_at)
+            .with_context(|| format!("cannot write '{}'", path.display()))
+    }
+
+    /// Records that a sandbox is created from an image. The record's file keeps the time, so that no
+    /// file is written; an error only means that the time is not known.
+    pub fn mark_used(&self, reference: &Reference) {
+        let _ = set_modified(&self.ref_path(reference), jiff::Timestamp::now());
+    }
+
+    /// Returns the time when a sandbox was last created from an image of this name.
+    pub fn last_used(&self, record: &RefRecord) -> Option<jiff::Timestamp> {
+        let reference: Reference = record.reference.parse().ok()?;
+        let modified =
+            self.ref_path(&reference).metadata().and_then(|file| file.modified()).ok()?;
+        let used_at = jiff::Timestamp::try_from(modified).ok()?;
+        // A record has microseconds.
+        (used_at.as_microsecond() > record.created_at.as_microsecond()).then_some(used_at)
+    }
+
     /// Returns all records, sorted by reference. An unreadable record is an error with its path.
     pub fn records(&self) -> anyhow::Result<Vec<RefRecord>> {
         let mut records = Vec::new();
@@ -253,6 +277,12 @@ impl Store {
     }
 }
 
+/// Sets the time of the last modification of a file, in microseconds.
+fn set_modified(path: &Path, time: jiff::Timestamp) -> std::io::Result<()> {
+    let time = jiff::Timestamp::from_microsecond(time.as_microsecond()).unwrap_or(time);
+    std::fs::File::open(path)?.set_modified(time.into())
+}
+
 fn read_document<T: serde::de::DeserializeOwned>(
     path: &Path,
     kind: DocumentKind,
@@ -261,4 +291,30 @@ fn read_document<T: serde::de::DeserializeOwned>(
         .with_context(|| format!("'{}' is missing", path.display()))?;
     image_json::parse(&bytes, kind)
         .with_context(|| format!("cannot understand '{}'", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_is_used_when_a_sandbox_is_created_from_it_and_not_when_it_is_stored() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::at(directory.path().to_owned());
+        store.prepare().unwrap();
+        let reference: Reference = "a:1".parse().unwrap();
+        let path = store.ref_path(&reference);
+        let record = RefRecord {
+            reference: reference.to_string(),
+            manifest_digest: format!("sha256:{}", "1".repeat(64)).parse().unwrap(),
+            created_at: jiff::Timestamp::now(),
+            other: serde_json::Map::new(),
+        };
+        store.put_record(&path, &record).unwrap();
+        let record = store.record(&reference).unwrap().unwrap();
+        assert_eq!(store.last_used(&record), None);
+        store.mark_used(&reference);
+        assert!(store.last_used(&record).unwrap() > record.created_at);
+        store.mark_used(&"missing:1".parse().unwrap());
+    }
 }

@@ -85,7 +85,7 @@ pub(crate) fn put_reference(store: &Store, reference: &Reference, digest: &Diges
         created_at: jiff::Timestamp::now(),
         other: serde_json::Map::new(),
     };
-    write::replace_json(&store.ref_path(reference), &record)
+    store.put_record(&store.ref_path(reference), &record)
 }
 
 /// Checks that references with a digest name this manifest.

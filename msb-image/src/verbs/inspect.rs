@@ -62,10 +62,11 @@ pub(crate) fn run(home: &Home, args: Inspect) -> Result<()> {
     if args.format == Some(OutputFormat::Json) {
         return Ok(output::print_json(&details)?);
     }
-    Ok(output::print(
-        text(&details, &style::local_time(&std::time::SystemTime::from(record.created_at)))
-            .trim_end(),
-    )?)
+    let used_at = store.last_used(&record);
+    let [created, used] = [Some(record.created_at), used_at]
+        .map(|time| time.map(|time| style::local_time(&std::time::SystemTime::from(time))));
+    let text = text(&details, &created.unwrap_or_default(), &used.unwrap_or("-".to_owned()));
+    Ok(output::print(text.trim_end())?)
 }
 
 fn config(documents: &ImageDocuments) -> ConfigDetails {
@@ -98,7 +99,7 @@ fn layers(store: &Store, documents: &ImageDocuments) -> Vec<LayerDetails> {
         .collect()
 }
 
-fn text(details: &ImageDetails, created: &str) -> String {
+fn text(details: &ImageDetails, created: &str, used: &str) -> String {
     let config = &details.config;
     let words = |words: &Option<Vec<String>>| {
         words.as_ref().map_or("-".to_owned(), |words| format!("{words:?}"))
@@ -114,6 +115,7 @@ fn text(details: &ImageDetails, created: &str) -> String {
         ),
         ("Size", details.row.size_bytes.map_or("-".to_owned(), size)),
         ("Created", created.to_owned()),
+        ("Last used", used.to_owned()),
         ("Entrypoint", words(&config.entrypoint)),
         ("Command", words(&config.cmd)),
         ("Directory", or_dash(&config.working_dir)),
