@@ -228,6 +228,18 @@ fn run_is_left_by_keys_and_its_sandbox_ends_with_the_command() {
     let stopped = [("x".to_owned(), "Stopped".to_owned())];
     wait_until("the end of the sandbox", || home.sandboxes() == stopped);
 
+    // What is left of the time goes with the command.
+    let terminal = Terminal::open(&home);
+    let options = "--timeout 10s --name z busybox:test";
+    terminal.enter(&format!("msb run -t {options} -- sh -c 'echo began; exec sleep 1000'"));
+    terminal.wait_for("\nbegan");
+    terminal.press("C-p");
+    terminal.press("C-q");
+    terminal.wait_for("again with: msb attach z ");
+    drop(terminal);
+    home.run(["wait", "z"]).is(0, "124 completed\n", "");
+    home.run(["rm", "-q", "z"]).done();
+
     // Other keys, and a sandbox that is removed at its end.
     let terminal = Terminal::open(&home);
     terminal.enter("msb run -t --rm --name y --detach-keys '~,.' busybox:test -- sh -c 'echo began; read l; echo got $l; exit 7'");

@@ -28,6 +28,8 @@ struct RunningJob {
     tty: bool,
     stdin: bool,
     timeout: Option<Duration>,
+    /// It is the main command of the sandbox, from which a client has detached.
+    main: bool,
     /// The client that is answered when the job has started.
     requester: ClientStream,
     /// The clients that receive the job's end.
@@ -179,6 +181,7 @@ impl JobTable {
             tty: request.tty.is_some(),
             stdin: request.stdin,
             timeout,
+            main: false,
             requester,
             attached: Vec::new(),
         };
@@ -222,6 +225,7 @@ impl JobTable {
             tty: true,
             stdin: command.stdin,
             timeout: None,
+            main: command.main,
             requester,
             attached: Vec::new(),
         };
@@ -265,6 +269,10 @@ impl JobTable {
         }
         let by_itself = matches!(event, ExecEvent::Exited { code: Some(_), .. });
         let timed_out = self.take_timed_out(InternalStream::Job(number), by_itself);
+        if timed_out && job.main {
+            // The notice about the end of the main command follows.
+            self.timed_out.push(InternalStream::Main);
+        }
         links.journal.end_session(Some(&job.id));
         if let Some(known) = self.known.find_mut(&job.id) {
             known.ended_at = Some(jiff::Timestamp::now());
