@@ -14,7 +14,7 @@ use clap::Args;
 use libmsb::cli::args::{
     SandboxName, parse_cpus, parse_duration, parse_memory, parse_new_label, read_label_file,
 };
-use libmsb::cli::error::Failure;
+use libmsb::cli::error::{Failure, code, hint, message};
 use libmsb::cli::verbosity::{self, Verbosity};
 use libmsb::machine::EngineChoice;
 use libmsb::net::NetSpec;
@@ -39,6 +39,7 @@ use crate::snapshot::digest_of;
 use crate::snapshot::disk_copy::copy_disk;
 use crate::snapshot::restore::size_mib as snapshot_size_mib;
 use crate::spec_builder::{self, ImportedSpec, SpecOptions};
+use crate::startup::LOGS_HINT;
 use crate::verbs::CommandContextArgs;
 use crate::verbs::stop::stop;
 
@@ -327,7 +328,20 @@ fn start_from(spec: &mut Spec, snapshot: &Snapshot, size_mib: Option<u64>) -> an
 /// Removes a new sandbox that failed to start, so that nothing is left behind: one whose machine
 /// printed nothing, or whose files were not changed as requested. After a boot the console's output
 /// shows the reason, and the sandbox stays.
-pub(crate) fn discard_unstarted(sandbox: &Sandbox) -> anyhow::Result<()> {
+///
+/// Returns the error of the start, without a hint at logs that are gone.
+pub(crate) fn discard_unstarted(
+    sandbox: &Sandbox,
+    error: anyhow::Error,
+) -> anyhow::Result<anyhow::Error> {
+    discard_silent(sandbox)?;
+    if sandbox.dir.exists() || hint(&error) != Some(LOGS_HINT) {
+        return Ok(error);
+    }
+    Ok(Failure::failed(message(&error)).code(code(&error)).into())
+}
+
+fn discard_silent(sandbox: &Sandbox) -> anyhow::Result<()> {
     let (Ok(spec), Ok(status)) = (sandbox.spec(), sandbox.status()) else {
         return Ok(());
     };

@@ -59,6 +59,8 @@ pub(crate) struct SessionOutcome {
     pub(crate) event: Option<ExecEvent>,
     /// Signal that interrupted the session.
     pub(crate) interrupted_by: Option<i32>,
+    /// Set when the command was started.
+    pub(crate) started: bool,
     /// ID of the job that the command is now, if the user has detached from it.
     pub(crate) detached: Option<String>,
     /// Set when the reader of standard output has closed it.
@@ -214,7 +216,10 @@ pub(crate) fn run(
     let ended_itself =
         matches!(event, Some(ExecEvent::Exited { code: Some(_), .. })) || detached.is_some();
     let timed_out = state.timed_out.load(Ordering::Relaxed) && !ended_itself;
-    Ok((SessionOutcome { event, interrupted_by, detached, output_closed, timed_out }, reader))
+    let started = state.started.load(Ordering::Relaxed);
+    let outcome =
+        SessionOutcome { event, interrupted_by, started, detached, output_closed, timed_out };
+    Ok((outcome, reader))
 }
 
 fn receive(

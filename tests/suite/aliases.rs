@@ -48,6 +48,31 @@ fn an_alias_without_tmp_keeps_its_disk_and_its_options() {
 }
 
 #[test]
+fn calls_of_an_alias_at_the_same_time_share_its_sandbox_which_ends_with_the_last() {
+    let home = Home::with_busybox();
+    home.shell(&with_path(&home, "msb install -n share busybox:test -- sh -c 2>&1")).done();
+    // The second and third start while the first creates the sandbox, and go on when it has ended;
+    // a killed caller takes its own command with it only.
+    let script = "cd /tmp
+        share 'echo one; touch /one; while [ ! -e /two ]; do sleep 0.1; done; exit 11' >one & one=$!
+        share 'touch /two; while [ ! -e /go ]; do sleep 0.1; done; cat /note; exit 12' >two & two=$!
+        share 'while :; do date >/alive; sleep 0.1; done' & three=$!
+        wait $one; echo $? $(cat one)
+        share 'while [ ! -e /alive ]; do sleep 0.1; done; echo kept >/note'
+        kill -9 $three; wait $three 2>/dev/null
+        share 'rm /alive; sleep 0.5; ls /alive 2>/dev/null; touch /go'
+        wait $two; echo $? $(cat two)
+        msb ls --format json | grep -o '\"status\":\"[^\"]*\"' || msb ls";
+    let outcome = home.shell(&with_path(&home, &script.replace("/tmp\n", "\"$PWD\"\n")));
+    let text = String::from_utf8_lossy(&outcome.stdout).into_owned();
+    assert!(text.starts_with("11 one\n12 kept\n"), "{outcome:?}");
+    assert_eq!(home.sandboxes(), [("share".to_owned(), "Stopped".to_owned())], "{outcome:?}");
+    // Another image or option is an error, whether the sandbox runs or not.
+    let differs = "msb run --join --name share -p 1:1 busybox:test -- true";
+    assert_eq!(home.shell(differs).code, 125);
+}
+
+#[test]
 fn aliases_are_listed_and_only_files_of_msb_are_replaced_or_removed() {
     let home = Home::with_busybox();
     home.run(["install", "--list"]).is(0, "", "no installed commands\n");

@@ -21,6 +21,12 @@ fn a_start_that_fails_before_the_boot_leaves_nothing_behind() {
         assert_eq!(outcome.stdout, b"", "{outcome:?}");
         assert_eq!(home.sandboxes(), [], "{words:?}");
     }
+    // The hint names logs only where they are.
+    let outcome = home.run(["run", "-m", "1M", "--name", "small", "busybox:test", "true"]);
+    let text = String::from_utf8_lossy(&outcome.stderr).into_owned();
+    assert_eq!(outcome.code, 125, "{text}");
+    assert_eq!(text.contains("console.log"), !home.sandboxes().is_empty(), "{text}");
+    home.run(["rm", "-q", "-f", "small"]);
     // The corrected line starts what it says.
     drop(listener);
     let corrected = ["run", "-d", "--name", "web", "busybox:test"];

@@ -192,6 +192,31 @@ fn a_detached_main_command_has_limits_and_a_time() {
 }
 
 #[test]
+fn a_sandbox_is_drained_when_its_last_command_has_ended() {
+    let home = Home::with_busybox();
+    home.run(["run", "-d", "--name", "x", "busybox:test"]).is(0, "x\n", "");
+    let running = "echo began; while [ ! -e /go ]; do sleep 0.1; done; echo ended; exit 3";
+    let id = start(&home, &[], running);
+    let mut command = home.start(["exec", "x", "--", "sh", "-c", running]);
+    command.read_until("began\n");
+    let drain = home.start(["stop", "--drain", "x"]);
+    let refused = || {
+        let outcome = home.run(["exec", "x", "--", "true"]);
+        let text = String::from_utf8_lossy(&outcome.stderr).into_owned();
+        outcome.code == 125 && text.contains("the sandbox is stopping")
+    };
+    wait_until("new commands are refused", refused);
+    assert_eq!(home.sandboxes(), [("x".to_owned(), "Running".to_owned())]);
+    // Files are still copied: the commands that run may wait for one.
+    home.shell("touch go; msb cp -q go x:/go").done();
+    command.finish().is(3, "ended\n", "");
+    drain.finish().is(0, "x\n", "");
+    assert_eq!(job(&home, &id)["exit_code"], 3);
+    assert_eq!(home.sandboxes(), [("x".to_owned(), "Stopped".to_owned())]);
+    home.run(["stop", "--drain", "x"]).done();
+}
+
+#[test]
 fn a_running_job_keeps_an_idle_sandbox_up() {
     let home = Home::with_busybox();
     home.run([

@@ -118,7 +118,8 @@ impl AliasSpec {
         }
         let mut words: Vec<&[u8]> = vec![b"exec", b"msb", b"run"];
         if self.mode == AliasMode::Persisted {
-            words.extend([&b"-n"[..], name.as_str().as_bytes()]);
+            // Commands that run at the same time share the sandbox.
+            words.extend([&b"-n"[..], name.as_str().as_bytes(), b"--join"]);
         }
         words.extend(self.options.iter().map(|word| word.as_bytes()));
         words.extend([self.image.as_bytes(), b"--"]);
@@ -296,7 +297,7 @@ mod tests {
         let text = String::from_utf8(script.clone()).unwrap();
         assert!(
             text.ends_with(
-                "exec msb run -n x -e 'A=b c' docker.io/library/a:1 -- sh -c 'a\n# image: evil' \"$@\"\n"
+                "exec msb run -n x --join -e 'A=b c' docker.io/library/a:1 -- sh -c 'a\n# image: evil' \"$@\"\n"
             ),
             "{text}"
         );

@@ -49,6 +49,11 @@ pub struct ExecRequest {
     /// For the supervisor: true for the sandbox's main command. When it ends, the sandbox ends.
     #[serde(default)]
     pub main: bool,
+    /// For the supervisor: true if the sandbox does not end with its main command before this
+    /// command has ended. The supervisor closes the connection after the command's end, or with the
+    /// sandbox if that ends too.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub hold: bool,
     /// For the supervisor: true if the command continues without the client, as a job; see
     /// [`crate::job`].
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]

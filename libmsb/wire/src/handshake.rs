@@ -35,10 +35,14 @@ pub mod operation {
     pub const EXEC: &str = "exec";
     /// Supervisor: log the output of a command; see [`crate::exec::ExecRequest::log`].
     pub const EXEC_LOG: &str = "exec.log";
+    /// Supervisor: keep the sandbox until a command ends; see [`crate::exec::ExecRequest::hold`].
+    pub const EXEC_HOLD: &str = "exec.hold";
     /// Run a command as a login shell; see [`crate::exec::ExecRequest::login`].
     pub const EXEC_LOGIN: &str = "exec.login";
     /// Limit a command's resources; see [`crate::exec::ExecRequest::rlimits`].
     pub const EXEC_RLIMIT: &str = "exec.rlimit";
+    /// Supervisor: stop the sandbox when its commands have ended; see [`crate::sandbox`].
+    pub const DRAIN: &str = "drain";
     /// Supervisor: run commands without a client, signal them and attach to them; see
     /// [`crate::job`].
     pub const JOBS: &str = "jobs";

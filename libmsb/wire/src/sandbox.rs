@@ -52,6 +52,9 @@ pub enum Request {
     Wait,
     /// Stop the sandbox (client to supervisor). Answered by [`StopEvent`] when it has stopped.
     Stop(StopRequest),
+    /// Refuse new commands, and stop the sandbox when those that run have ended (client to
+    /// supervisor). Answered by [`StopEvent`] when it has stopped.
+    Drain,
     /// Pause the guest's processors (client to supervisor). Answered by [`PauseEvent`] when they
     /// have stopped.
     Pause,
@@ -80,6 +83,7 @@ impl Request {
         if let Request::Exec(exec) = self {
             needs.extend(exec.login.then_some(operation::EXEC_LOGIN));
             needs.extend(exec.log.then_some(operation::EXEC_LOG));
+            needs.extend(exec.hold.then_some(operation::EXEC_HOLD));
             needs.extend((!exec.rlimits.is_empty()).then_some(operation::EXEC_RLIMIT));
             needs.extend(exec.job.then_some(operation::JOBS));
         }
@@ -93,7 +97,8 @@ impl Request {
     /// Returns the operations that the agent must serve. Fields for the supervisor do not reach it.
     pub fn agent_operations(&self) -> Vec<&'static str> {
         let mut needs = self.supervisor_operations();
-        needs.retain(|need| ![operation::EXEC_LOG, operation::JOBS].contains(need));
+        let of_supervisor = [operation::EXEC_HOLD, operation::EXEC_LOG, operation::JOBS];
+        needs.retain(|need| !of_supervisor.contains(need));
         needs
     }
 
@@ -104,6 +109,7 @@ impl Request {
             Request::Boot(_) => operation::BOOT,
             Request::Clock(_) => operation::CLOCK,
             Request::Connect(_) => operation::CONNECT,
+            Request::Drain => operation::DRAIN,
             Request::Exec(_) => operation::EXEC,
             Request::Files(_) => operation::FILES,
             Request::Freeze(_) => operation::FREEZE,

@@ -65,6 +65,7 @@ impl Agent {
             Ok(
                 request @ (Request::StartBackup
                 | Request::EndBackup
+                | Request::Drain
                 | Request::Pause
                 | Request::Resume
                 | Request::Stop(_)

@@ -34,6 +34,12 @@ pub(crate) struct Clients {
     attached: Option<ClientId>,
     /// The client that the sandbox was attached to has detached from the main command.
     is_released: bool,
+    /// The main command has ended, and other commands hold the sandbox.
+    is_held: bool,
+    /// The sandbox stops when its commands have ended.
+    is_draining: bool,
+    /// Clients to disconnect, unless the sandbox ends now: their commands have ended.
+    finished: Vec<ClientId>,
     /// The keepalive pipe: its other end is closed when the sandbox is not needed any more.
     keepalive_pipe: Option<File>,
     /// Clients that requested the stop. They are answered after the end.
@@ -59,6 +65,9 @@ impl Clients {
             listener: Some(listener),
             attached,
             is_released: false,
+            is_held: false,
+            is_draining: false,
+            finished: Vec::new(),
             keepalive_pipe: starter.keepalive_pipe.take(),
             stop_requests: Vec::new(),
             wait_requests: Vec::new(),
@@ -124,6 +133,45 @@ impl Clients {
     pub(crate) fn release_main(&mut self) {
         self.attached = None;
         self.is_released = true;
+    }
+
+    /// Keeps the sandbox after the end of its main command, for the commands that hold it.
+    pub(crate) fn hold(&mut self) {
+        self.is_held = true;
+        self.finished.extend(self.attached.take());
+    }
+
+    /// Returns whether the last command has ended that held the sandbox.
+    pub(crate) fn is_hold_over(&self) -> bool {
+        self.is_held && !self.relay.is_held()
+    }
+
+    /// Refuses new commands. The requester is answered after the end.
+    pub(crate) fn begin_drain(&mut self, requester: ClientStream) {
+        self.stop_requests.push(requester);
+        self.relay.close_to_commands();
+        self.is_draining = true;
+    }
+
+    /// Returns whether the last command has ended after a request to drain.
+    pub(crate) fn is_drained(&self) -> bool {
+        self.is_draining && !self.relay.has_commands()
+    }
+
+    /// Disconnects a client after its queue is written, unless the sandbox ends now.
+    pub(crate) fn add_finished(&mut self, id: ClientId) {
+        self.finished.push(id);
+    }
+
+    /// Disconnects the clients whose commands have ended.
+    pub(crate) fn finish_clients(
+        &mut self,
+        port: &mut FrameSocket,
+        notices: &mut Vec<RelayNotice>,
+    ) {
+        for id in std::mem::take(&mut self.finished) {
+            self.relay.finish_client(id, port, notices);
+        }
     }
 
     /// Forgets a client that has disconnected. Returns whether the sandbox was attached to it.

@@ -8,7 +8,9 @@ const PROGRAM: &str = concat!("msb-supervisor ", env!("CARGO_PKG_VERSION"));
 const OPERATIONS: &[&str] = &[
     operation::BACKUP,
     operation::CONNECT,
+    operation::DRAIN,
     operation::EXEC,
+    operation::EXEC_HOLD,
     operation::EXEC_LOG,
     operation::EXEC_LOGIN,
     operation::EXEC_RLIMIT,

@@ -228,8 +228,7 @@ pub(crate) fn run(args: CreateArgs) -> anyhow::Result<()> {
                 created.volumes.discard();
                 return Err(removed_import(&error).into());
             }
-            discard_unstarted(&created.sandbox)?;
-            return Err(error);
+            return Err(discard_unstarted(&created.sandbox, error)?);
         }
     }
     created.volumes.keep();

@@ -40,7 +40,8 @@ pub(crate) struct InstallArgs {
     /// Run in a new sandbox each time
     ///
     /// Without this option the first call creates a sandbox of the command's name, and each later
-    /// call starts it again with the same disk.
+    /// call starts it again with the same disk. Calls at the same time share the sandbox, which
+    /// ends with the last of them.
     #[arg(long)]
     tmp: bool,
     /// Replace a command of the same name

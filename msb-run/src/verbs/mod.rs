@@ -260,6 +260,7 @@ impl CommandArgs {
             login: false,
             log: false,
             main: false,
+            hold: false,
             job: false,
             timeout_ms: None,
         }

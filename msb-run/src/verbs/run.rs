@@ -4,24 +4,28 @@
 //! a later `run` with the same name starts it again with the same disk.
 
 use std::ffi::OsString;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::Parser;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use libmsb::cli::args::SandboxName;
-use libmsb::cli::error::{Code, Failure, print_failure, print_warning, print_warning_with_hint};
+use libmsb::cli::error::{
+    Code, Failure, code, print_failure, print_warning, print_warning_with_hint,
+};
 use libmsb::cli::escape::escape;
 use libmsb::cli::output;
 use libmsb::state::Home;
 use libmsb::state::lock::Lock;
 use libmsb::state::sandboxes::Sandbox;
 use libmsb::state::spec::{MainLimits, Spec};
-use msb_wire::client::ClientConnection;
+use libmsb::state::status::State;
+use msb_wire::client::{CallReader, ClientConnection};
 use msb_wire::exec::ExecRequest;
 use msb_wire::text::Text;
 
 use super::start::wait_while_stopping;
-use super::{CLIENT_NAME, CommandArgs, report_outcome};
+use super::{CLIENT_NAME, CommandArgs, connect, report_outcome};
 use crate::launch::{Keepalive, SupervisorHandle, launch};
 use crate::mounts::SandboxVolumes;
 use crate::new_sandbox::differences::check_command;
@@ -32,6 +36,11 @@ use crate::snapshot::option::SnapshotOption;
 use crate::startup::{BootTimes, monotonic_ns};
 
 const TOOL: &str = "msb-run";
+
+/// Time for a sandbox that another process creates, starts or stops.
+const JOIN_TIMEOUT: Duration = Duration::from_secs(60);
+/// Interval at which its state is read.
+const JOIN_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Run a command from an image in a microVM of its own
 #[derive(Debug, Parser)]
@@ -67,6 +76,12 @@ pub(crate) struct RunArgs {
     /// ends.
     #[arg(short, long)]
     detach: bool,
+    /// Run the command in the sandbox of that name if it is running already
+    ///
+    /// Without this option a running sandbox is an error. With it the sandbox ends with the last of
+    /// the commands that were started so, instead of with the first.
+    #[arg(long, requires = "name", conflicts_with_all = ["detach", "replace", "replace_with_timeout"])]
+    join: bool,
     #[command(flatten)]
     connected: CommandArgs,
     #[command(flatten)]
@@ -104,17 +119,42 @@ pub(crate) fn run(args: RunArgs) -> anyhow::Result<u8> {
     args.sandbox_args.apply_log_level();
     let home = Home::from_env()?;
     let tty = !args.detach && args.connected.is_tty();
-    let mut locked = create_or_lock(&home, &args, tty)?;
-    let argv = command(&args, &locked.spec, locked.existed, tty)?;
+    let deadline = Instant::now() + JOIN_TIMEOUT;
+    loop {
+        let error = match create_or_lock(&home, &args, tty) {
+            Ok(locked) => return run_locked(&args, locked, tty, start_ns),
+            Err(error) => error,
+        };
+        let name = args.name.as_ref().filter(|_| args.join && is_taken(&error));
+        let Some(name) = name.filter(|_| Instant::now() < deadline) else {
+            return Err(error);
+        };
+        if let Some(code) = run_in_running(&home, name, &args, tty)? {
+            return Ok(code);
+        }
+        // Another process creates, starts or stops the sandbox.
+        std::thread::sleep(JOIN_INTERVAL);
+    }
+}
+
+/// Returns whether an error is due to a sandbox of the same name.
+fn is_taken(error: &anyhow::Error) -> bool {
+    matches!(code(error), Code::SandboxStillRunning | Code::SandboxAlreadyExists)
+}
+
+fn run_locked(
+    args: &RunArgs,
+    mut locked: LockedSandbox,
+    tty: bool,
+    start_ns: u64,
+) -> anyhow::Result<u8> {
+    let argv = command(args, &locked.spec, locked.existed, tty)?;
     let (sandbox, existed) = (locked.sandbox.clone(), locked.existed);
     let volumes = locked.volumes.take();
     let ran =
-        if args.detach { detach(locked) } else { run_attached(&args, locked, argv, tty, start_ns) };
+        if args.detach { detach(locked) } else { run_attached(args, locked, argv, tty, start_ns) };
     match ran {
-        Err(error) if !existed => {
-            discard_unstarted(&sandbox)?;
-            Err(error)
-        }
+        Err(error) if !existed => Err(discard_unstarted(&sandbox, error)?),
         ran => {
             if let Some(volumes) = volumes {
                 volumes.keep();
@@ -122,6 +162,55 @@ pub(crate) fn run(args: RunArgs) -> anyhow::Result<u8> {
             ran
         }
     }
+}
+
+/// Runs the command in a running sandbox, which does not end before it. Returns `None` if the
+/// sandbox does not run, or ended before the command was started.
+fn run_in_running(
+    home: &Home,
+    name: &SandboxName,
+    args: &RunArgs,
+    tty: bool,
+) -> anyhow::Result<Option<u8>> {
+    let sandbox = home.sandboxes().named(name);
+    if !sandbox.dir.is_dir() {
+        return Ok(None);
+    }
+    let spec = sandbox.spec()?;
+    compare(home, args, &spec)?;
+    let connection = match connect(home, name) {
+        Err(error) if code(&error) == Code::SandboxNotRunning => return Ok(None),
+        connection => connection?,
+    };
+    let argv = command(args, &spec, true, tty)?;
+    let request = ExecRequest { hold: true, log: true, ..request(args, true, argv, tty)? };
+    let streams = SessionStreams::acquire(tty)?
+        .with_timeout(args.connected.timeout())
+        .with_detach_keys(&args.connected.detach_keys);
+    let (outcome, mut reader) = session::run(connection, request, streams)?;
+    let is_over = outcome.started || outcome.interrupted_by.is_some();
+    if !is_over && !is_running(&sandbox) {
+        return Ok(None);
+    }
+    if outcome.detached.is_none() && outcome.interrupted_by.is_none() {
+        wait_for_end(&sandbox, &mut reader)?;
+    }
+    report_outcome(TOOL, name, &outcome).map(Some)
+}
+
+/// Waits for the end of a sandbox after its last command; not while it runs others.
+fn wait_for_end(sandbox: &Sandbox, reader: &mut CallReader) -> anyhow::Result<()> {
+    while matches!(reader.receive(), Ok(Some(_))) {}
+    let deadline = Instant::now() + JOIN_TIMEOUT;
+    while !is_running(sandbox) && sandbox.is_alive()? && Instant::now() < deadline {
+        std::thread::sleep(JOIN_INTERVAL);
+    }
+    Ok(())
+}
+
+/// Returns whether the guest of a sandbox serves commands.
+fn is_running(sandbox: &Sandbox) -> bool {
+    sandbox.snapshot().is_ok_and(|seen| seen.state == State::Running)
 }
 
 fn detach(locked: LockedSandbox) -> anyhow::Result<u8> {
@@ -141,13 +230,13 @@ fn run_attached(
     tty: bool,
     start_ns: u64,
 ) -> anyhow::Result<u8> {
-    let request = ExecRequest { main: true, ..request(args, &locked, argv, tty)? };
+    let request = ExecRequest { main: true, ..request(args, locked.existed, argv, tty)? };
     let streams = SessionStreams::acquire(tty)?
         .with_timeout(args.connected.timeout())
         .with_detach_keys(&args.connected.detach_keys);
     let image_ns = monotonic_ns();
     let launched = launch(&locked.sandbox.name, locked.lock, Keepalive::Client)?;
-    let (code, stamps) = attach(&locked.sandbox.name, launched, request, streams)?;
+    let (code, stamps) = attach(&locked.sandbox, launched, request, streams)?;
     if args.time {
         let end_ns = monotonic_ns();
         print_times(&StageTimes { start_ns, image_ns, stamps, end_ns });
@@ -198,6 +287,13 @@ fn lock_existing(home: &Home, sandbox: Sandbox, args: &RunArgs) -> anyhow::Resul
             .hint(format!("run a command in it: msb exec {name} -- COMMAND"))
     })?;
     let spec = sandbox.spec()?;
+    compare(home, args, &spec)?;
+    Ok(LockedSandbox { sandbox, spec, lock, volumes: None, existed: true })
+}
+
+/// Compares what was typed with an existing sandbox. Warns of options that are ignored.
+fn compare(home: &Home, args: &RunArgs, spec: &Spec) -> anyhow::Result<()> {
+    let name = &spec.name;
     let root = args.root()?;
     let is_snapshot = matches!(root, RootArg::Snapshot(_));
     if !is_snapshot && !root.matches(home, &spec.root)? {
@@ -216,11 +312,11 @@ fn lock_existing(home: &Home, sandbox: Sandbox, args: &RunArgs) -> anyhow::Resul
         .hint(format!("choose another name, or replace it: msb run --rm --replace --name {name}"))
         .into());
     }
-    args.sandbox_args.check_existing(home, &spec)?;
-    let mut ignored = args.sandbox_args.ignored(&spec);
+    args.sandbox_args.check_existing(home, spec)?;
+    let mut ignored = args.sandbox_args.ignored(spec);
     if args.detach {
         let typed: Vec<Text> = args.command.iter().cloned().map(Text::from).collect();
-        check_command(&spec, &typed)?;
+        check_command(spec, &typed)?;
         if args.connected.main_bounds() != spec.main && !args.connected.main_bounds().is_empty() {
             ignored.push("--rlimit and --timeout");
         }
@@ -239,7 +335,7 @@ fn lock_existing(home: &Home, sandbox: Sandbox, args: &RunArgs) -> anyhow::Resul
             &format!("change it with 'msb modify {name}', or replace it with --replace"),
         );
     }
-    Ok(LockedSandbox { sandbox, spec, lock, volumes: None, existed: true })
+    Ok(())
 }
 
 /// Returns the command to run: the main command of a new sandbox; for an existing one the typed
@@ -269,12 +365,12 @@ fn command(args: &RunArgs, spec: &Spec, existed: bool, tty: bool) -> anyhow::Res
 /// specification; an existing one gets them with the command.
 fn request(
     args: &RunArgs,
-    locked: &LockedSandbox,
+    existed: bool,
     argv: Vec<Text>,
     tty: bool,
 ) -> anyhow::Result<ExecRequest> {
     let mut request = args.connected.request(argv, tty);
-    if locked.existed {
+    if existed {
         request.env.extend(
             args.connected
                 .context
@@ -290,7 +386,7 @@ fn request(
 
 /// Runs the command and waits for the end of the sandbox.
 fn attach(
-    name: &SandboxName,
+    sandbox: &Sandbox,
     mut launched: SupervisorHandle,
     request: ExecRequest,
     streams: SessionStreams,
@@ -304,12 +400,17 @@ fn attach(
         // The supervisor's own error has the cause.
         Err(error) => return Err(launched.wait_until_gone()?.error.unwrap_or(error)),
     };
+    let name = &sandbox.name;
     if outcome.detached.is_some() {
         return Ok((report_outcome(TOOL, name, &outcome)?, None));
     }
     if outcome.interrupted_by.is_none() {
-        // The supervisor closes the connection when the sandbox has ended.
+        // The supervisor closes the connection when the sandbox has ended, or at once if other
+        // commands hold it.
         while matches!(reader.receive(), Ok(Some(_))) {}
+        if is_running(sandbox) {
+            return Ok((report_outcome(TOOL, name, &outcome)?, None));
+        }
     }
     drop(reader);
     let exit = launched.wait_until_gone()?;

@@ -31,6 +31,11 @@ pub(crate) struct StopArgs {
     selection: SelectionArgs,
     #[command(flatten)]
     stop_timeout: StopTimeout,
+    /// Refuse new commands, and stop when those that run have ended
+    ///
+    /// The main command of a detached sandbox and jobs are among them. There is no limit of time.
+    #[arg(long, conflicts_with_all = ["force", "timeout"])]
+    drain: bool,
     #[command(flatten)]
     names: NamesArgs,
 }
@@ -65,7 +70,11 @@ pub(crate) fn run(args: StopArgs) -> anyhow::Result<()> {
         if !home.sandboxes().find(name)?.is_alive()? {
             return Ok(args.names.unchanged(name, "not running"));
         }
-        stop(&home, name, args.stop_timeout.duration())?;
+        if args.drain {
+            drain(&home, name)?;
+        } else {
+            stop(&home, name, args.stop_timeout.duration())?;
+        }
         Ok(args.names.line(name).into())
     })
 }
@@ -76,8 +85,8 @@ pub(crate) fn stop(home: &Home, name: &SandboxName, timeout: Duration) -> anyhow
         // It has just ended.
         Err(error) if error::code(&error) == Code::SandboxNotRunning => return Ok(()),
         Err(error) if matches!(error.downcast_ref(), Some(ClientError::Silent)) => {
-            let socket = connect_checked(&home.agent_socket(name))
-                .context("cannot connect_checked the supervisor")?;
+            let socket =
+                connect_checked(&home.agent_socket(name)).context("cannot reach the supervisor")?;
             return kill(home, name, &open_pidfd(&socket)?);
         }
         connection => connection?,
@@ -105,6 +114,20 @@ pub(crate) fn stop(home: &Home, name: &SandboxName, timeout: Duration) -> anyhow
         return Ok(());
     }
     kill(home, name, &supervisor)
+}
+
+/// Waits until the commands of a sandbox have ended and it has stopped. New commands are refused.
+fn drain(home: &Home, name: &SandboxName) -> anyhow::Result<()> {
+    let connection = match connect(home, name) {
+        // It has just ended.
+        Err(error) if error::code(&error) == Code::SandboxNotRunning => return Ok(()),
+        connection => connection?,
+    };
+    let supervisor = open_pidfd(connection.socket())?;
+    let mut call = connection.open(&Request::Drain)?;
+    while matches!(call.reader.receive(), Ok(Some(_))) {}
+    has_exited(&supervisor, SUPERVISOR_TIMEOUT)?;
+    Ok(())
 }
 
 /// Returns whether a process has ended or ends within this time.

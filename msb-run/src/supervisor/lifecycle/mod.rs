@@ -116,6 +116,11 @@ impl Lifecycle {
         self.phase == SandboxPhase::Running
     }
 
+    /// Returns whether the guest is shutting down.
+    pub(crate) fn is_stopping(&self) -> bool {
+        matches!(self.phase, SandboxPhase::Stopping { .. })
+    }
+
     /// Returns whether the guest is paused or changing between paused and running.
     pub(crate) fn is_pausing(&self) -> bool {
         self.vcpus != VcpuState::Running

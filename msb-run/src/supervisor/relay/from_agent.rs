@@ -85,7 +85,9 @@ impl Relay {
             }
         }
         if last {
+            let holds = self.routes.get(&header.stream).is_some_and(|route| route.holds);
             self.remove_stream(header.stream);
+            notices.extend(client.filter(|_| holds).map(|(id, _)| RelayNotice::HoldEnded(id)));
         }
         Ok(())
     }

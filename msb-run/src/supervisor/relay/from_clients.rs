@@ -72,7 +72,7 @@ impl Relay {
             };
             if let Some(command) = &mut route.command {
                 if header.kind == FrameKind::Data && header.channel == STDIN {
-                    command.send_input(header.length)?;
+                    command.send_input(header.length);
                 }
                 if let Some(timeout_ms) = detach_request(&frame) {
                     let requester = (id, header.stream);
@@ -134,6 +134,7 @@ impl Relay {
             Request::Stop(stop) => {
                 notices.push(RelayNotice::Stop { client, stream, timeout_ms: stop.timeout_ms })
             }
+            Request::Drain => notices.push(RelayNotice::Drain { requester: (client, stream) }),
             Request::Pause => notices.push(RelayNotice::Pause { requester: (client, stream) }),
             Request::Resume => notices.push(RelayNotice::Resume { requester: (client, stream) }),
             Request::StartBackup => {
@@ -221,6 +222,11 @@ impl Relay {
             return self.refuse(id, stream, kind, error.to_string());
         }
         let mut request = request;
+        let is_command = matches!(request, Request::Exec(_));
+        if is_command && self.closed {
+            let message = "the sandbox is stopping".to_owned();
+            return self.refuse(id, stream, FailureKind::Other, message);
+        }
         if let Request::Exec(exec) = &mut request
             && exec.job
         {
@@ -228,11 +234,13 @@ impl Relay {
             let requester = (id, stream);
             return notices.push(RelayNotice::Job { requester, request });
         }
-        let (mut main, mut tty, mut session, mut command) = (false, false, None, None);
+        let (mut main, mut tty, mut holds) = (false, false, false);
+        let (mut session, mut command) = (None, None);
         if let Request::Exec(exec) = &mut request {
             // Only the client that started the sandbox can make a command its main one.
             exec.main &= self.attached == Some(id);
             (main, tty) = (exec.main, exec.tty.is_some());
+            holds = std::mem::take(&mut exec.hold) && !main;
             session = (exec.log && !main).then(session_id);
             command = tty.then(|| TerminalCommand::of(exec));
         }
@@ -243,6 +251,7 @@ impl Relay {
         let agent_stream = self.route(StreamOwner::Client(Some((id, stream))), main);
         if let Some(route) = self.routes.get_mut(&agent_stream) {
             (route.tty, route.session, route.command) = (tty, session, command);
+            (route.is_command, route.holds) = (is_command, holds);
         }
         if let Some(client) = self.clients.get_mut(&id) {
             client.streams.insert(stream, agent_stream);
@@ -281,7 +290,7 @@ impl Relay {
         let Some(client) = self.clients.get_mut(&id) else {
             return;
         };
-        if client.link.flush().is_err() {
+        if client.link.flush().is_err() || (client.is_closing && client.link.queued() == 0) {
             self.remove_client(id, agent, notices);
         }
     }

@@ -40,9 +40,10 @@ impl TerminalCommand {
         }
     }
 
-    /// Counts input of the client. Returns an error when it exceeds the credit.
-    pub(super) fn send_input(&mut self, bytes: usize) -> Result<(), ()> {
-        if self.credit.spend(bytes) { Ok(()) } else { Err(()) }
+    /// Counts input of the client. When it exceeds the credit, the agent ends the command, as it
+    /// does without a terminal; other calls of the client go on.
+    pub(super) fn send_input(&mut self, bytes: usize) {
+        let _ = self.credit.spend(bytes);
     }
 
     /// Counts credit of the agent. The client sees a grant that is too large.
@@ -131,6 +132,7 @@ impl Relay {
         let stream = self.route(StreamOwner::Supervisor(InternalStream::Job(number)), false);
         if let Some(route) = self.routes.get_mut(&stream) {
             (route.tty, route.session) = (tty, Some(id.to_owned()));
+            route.is_command = true;
         }
         self.inputs.insert(stream, JobInput::default());
         frame::put_message(agent.queue(), stream, FrameKind::Open, 0, &message);

@@ -93,6 +93,10 @@ struct StreamRoute {
     session: Option<String>,
     /// The command, if a client may detach from it.
     command: Option<TerminalCommand>,
+    /// It is a command of a client or the supervisor, not another call.
+    is_command: bool,
+    /// The sandbox does not end with its main command before this command.
+    holds: bool,
     /// Bytes that the agent sent and that were not granted again, by channel.
     outstanding: [u32; CHANNELS],
     /// Credit of the supervisor's own streams, which consume all data at once.
@@ -112,6 +116,8 @@ struct RelayClient {
     hello_received: bool,
     /// The client is served before the guest is open to others.
     is_internal: bool,
+    /// The connection is closed when its queue is empty.
+    is_closing: bool,
     /// Stream numbers of the client, with those on the agent's connection.
     streams: HashMap<u32, u32>,
     /// Stream numbers of the client that are attached to jobs, with those of the jobs on the
@@ -158,6 +164,13 @@ pub(crate) enum RelayNotice {
         /// Timeout of the guest's shutdown.
         timeout_ms: u64,
     },
+    /// A client requests that the sandbox stops when its commands have ended.
+    Drain {
+        /// The client's stream, on which the answer goes.
+        requester: ClientStream,
+    },
+    /// A command that holds the sandbox has ended.
+    HoldEnded(ClientId),
     /// A client requests a pause.
     Pause {
         /// The client's stream, on which the answer goes.
@@ -253,6 +266,8 @@ pub(crate) struct Relay {
     attached: Option<ClientId>,
     log_main: bool,
     open: bool,
+    /// New commands are refused: the sandbox stops, or is about to.
+    closed: bool,
     /// Reason for refusing requests for the agent while the guest is paused.
     paused: Option<String>,
     /// The agent's hello: only operations that it supports are forwarded.
@@ -283,6 +298,7 @@ impl Relay {
             attached: None,
             log_main,
             open: false,
+            closed: false,
             paused: None,
             agent: Hello::of("msb-agent", &[]),
             active: false,
@@ -302,6 +318,7 @@ impl Relay {
             assembler: Assembler::new(),
             hello_received: false,
             is_internal: false,
+            is_closing: false,
             streams: HashMap::new(),
             attached: HashMap::new(),
             waiting: Vec::new(),
@@ -355,6 +372,37 @@ impl Relay {
         }
     }
 
+    /// Refuses new commands from now on.
+    pub(crate) fn close_to_commands(&mut self) {
+        self.closed = true;
+    }
+
+    /// Returns whether a command runs, whoever started it.
+    pub(crate) fn has_commands(&self) -> bool {
+        let waits = |client: &RelayClient| {
+            client.waiting.iter().any(|(_, request)| matches!(request, Request::Exec(_)))
+        };
+        self.routes.values().any(|route| route.is_command) || self.clients.values().any(waits)
+    }
+
+    /// Returns whether a command runs that holds the sandbox.
+    pub(crate) fn is_held(&self) -> bool {
+        self.routes.values().any(|route| route.holds)
+    }
+
+    /// Closes the connection of a client when its queue is empty.
+    pub(crate) fn finish_client(
+        &mut self,
+        id: ClientId,
+        agent: &mut FrameSocket,
+        notices: &mut Vec<RelayNotice>,
+    ) {
+        if let Some(client) = self.clients.get_mut(&id) {
+            client.is_closing = true;
+            self.write_client(id, agent, notices);
+        }
+    }
+
     /// Refuses requests for the agent with this message; `None` forwards them again.
     pub(crate) fn pause(&mut self, message: Option<String>) {
         self.paused = message;
@@ -397,6 +445,8 @@ impl Relay {
                 tty: false,
                 session: None,
                 command: None,
+                is_command: main,
+                holds: false,
                 outstanding: [0; CHANNELS],
                 consumed: Default::default(),
             },

@@ -2,7 +2,7 @@
 
 use super::*;
 use msb_wire::exec::ExecRequest;
-use msb_wire::frame::{Decoder, FrameHeader, STDIN, STDOUT};
+use msb_wire::frame::{Decoder, FrameHeader, STDIN, STDOUT, flags};
 use msb_wire::handshake::operation;
 use msb_wire::limits::{HEADER_BYTES, WINDOW_BYTES};
 use std::io::{Read, Write};
@@ -197,6 +197,59 @@ fn a_command_that_its_client_detaches_from_goes_on_as_a_job_with_the_credit_that
     harness.relay.read_client(id, &mut harness.agent, &mut harness.notices);
     assert_eq!(harness.at_agent(), [], "the command is not closed with its client");
     assert!(harness.relay.is_in_use());
+}
+
+#[test]
+fn input_beyond_the_credit_of_a_terminal_reaches_the_agent_and_the_client_stays() {
+    let mut harness = RelayHarness::new();
+    let (id, socket) = harness.client();
+    let tty = Some(msb_wire::exec::WindowSize { rows: 1, cols: 1 });
+    let exec = ExecRequest { argv: vec!["x".into()], tty, stdin: true, ..ExecRequest::default() };
+    harness.request(id, &socket, 7, &Request::Exec(exec));
+    harness.at_agent();
+    for _ in 0..=WINDOW_BYTES / 1024 {
+        let mut input = Vec::new();
+        frame::put_data(&mut input, 7, STDIN, &[0; 1024]);
+        harness.send(id, &socket, &input);
+        assert_eq!(harness.at_agent().len(), 1);
+    }
+    harness.open(id, &socket, 8);
+    assert_eq!((harness.at_agent().len(), harness.notices.len()), (1, 0));
+}
+
+#[test]
+fn a_command_holds_the_sandbox_until_its_end_and_its_client_is_disconnected_on_request() {
+    let mut harness = RelayHarness::new();
+    let (id, socket) = harness.client();
+    let exec = ExecRequest { argv: vec!["x".into()], hold: true, ..ExecRequest::default() };
+    harness.request(id, &socket, 7, &Request::Exec(exec));
+    assert!(harness.relay.is_held() && harness.relay.has_commands());
+    let stream = harness.at_agent()[0].stream;
+    let mut out = Vec::new();
+    let ended = ExecEvent::Exited { code: Some(0), signal: None, oom_killed: false };
+    let ended = serde_json::to_vec(&ended).unwrap();
+    frame::put_message(&mut out, stream, FrameKind::Event, flags::END, &ended);
+    harness.agent_sends(&out).unwrap();
+    assert!(!harness.relay.is_held() && !harness.relay.has_commands());
+    assert_eq!(std::mem::take(&mut harness.notices), [RelayNotice::HoldEnded(id)]);
+    harness.relay.finish_client(id, &mut harness.agent, &mut harness.notices);
+    assert_eq!(harness.notices, [RelayNotice::Gone(id)]);
+    // The hello, the last event, and the end of the connection.
+    assert_eq!(headers(&socket).len(), 2);
+    assert_eq!((&socket).read(&mut [0; 1]).unwrap(), 0);
+}
+
+#[test]
+fn new_commands_are_refused_at_the_end_and_those_that_run_go_on() {
+    let mut harness = RelayHarness::new();
+    let (id, socket) = harness.client();
+    harness.open(id, &socket, 1);
+    harness.relay.close_to_commands();
+    harness.open(id, &socket, 2);
+    assert_eq!(harness.at_agent().len(), 1);
+    let answer = harness.at_client(id, &socket).pop().unwrap();
+    assert_eq!((answer.kind, answer.stream, answer.ends()), (FrameKind::Event, 2, true));
+    assert!(harness.relay.has_commands());
 }
 
 #[test]

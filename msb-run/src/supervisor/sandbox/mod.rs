@@ -351,7 +351,12 @@ impl EventHandler for SandboxSupervisor {
         }
         let upper = &self.setup.upper;
         self.samples.sample_host_if_due(|| allocated_bytes(upper.as_ref()));
-        self.write_out(&mut Vec::new());
+        let mut gone = Vec::new();
+        self.end_with_last_command(&mut gone)?;
+        self.write_out(&mut gone);
+        for notice in gone {
+            self.handle_notice(notice)?;
+        }
         if self.clients.relay.is_in_use() || self.backup.is_active() {
             self.lifecycle.record_use(Instant::now());
         }

@@ -28,6 +28,8 @@ impl SandboxSupervisor {
                 let timeout = Duration::from_millis(timeout_ms);
                 self.drive(LifecycleEvent::StopRequested { reason, timeout })?;
             }
+            RelayNotice::Drain { requester } => self.clients.begin_drain(requester),
+            RelayNotice::HoldEnded(client) => self.clients.add_finished(client),
             RelayNotice::Pause { requester } => self.pause(requester)?,
             RelayNotice::Resume { requester } => self.resume(requester)?,
             RelayNotice::StartBackup { requester } => self.start_backup(requester)?,
@@ -92,7 +94,11 @@ impl SandboxSupervisor {
         self.journal.end_main(event, timed_out);
         let oom_killed = self.journal.status.oom_killed;
         let attached = self.clients.ends_with_main();
-        self.drive(LifecycleEvent::MainEnded { oom_killed, attached })?;
+        if attached && self.clients.relay.is_held() {
+            self.clients.hold();
+        } else {
+            self.drive(LifecycleEvent::MainEnded { oom_killed, attached })?;
+        }
         if self.lifecycle.is_running() {
             self.journal.write_status();
         }
@@ -106,7 +112,32 @@ impl SandboxSupervisor {
         self.request_sample_interval(interval_ms);
         // When the main command has ended, the client has no reason to stay.
         if self.clients.forget(id) && self.journal.status.exit_code.is_none() {
-            self.drive(LifecycleEvent::Stop(Reason::ClientGone))?;
+            if self.clients.relay.is_held() {
+                // The main command is killed, and the others go on.
+                self.clients.release_main();
+            } else {
+                self.drive(LifecycleEvent::Stop(Reason::ClientGone))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Stops the sandbox after the last command that it was kept for. Disconnects the clients of
+    /// such commands that have ended before.
+    pub(super) fn end_with_last_command(
+        &mut self,
+        notices: &mut Vec<RelayNotice>,
+    ) -> anyhow::Result<()> {
+        if self.lifecycle.is_running() && self.clients.is_hold_over() {
+            let oom_killed = self.journal.status.oom_killed;
+            self.drive(LifecycleEvent::MainEnded { oom_killed, attached: true })?;
+        } else if self.lifecycle.is_running() && self.clients.is_drained() {
+            self.drive(LifecycleEvent::Stop(Reason::StopRequested))?;
+        }
+        if self.lifecycle.is_running() {
+            self.clients.finish_clients(&mut self.guest.port, notices);
+        } else if self.lifecycle.is_stopping() {
+            self.clients.relay.close_to_commands();
         }
         Ok(())
     }
