@@ -96,7 +96,20 @@ subprocess.run(["msb", "create", "--no-start", "--from-microsandbox", "-"], stdi
     assert_eq!(names, ["one", "two"]);
     let rows = parsed(&home.run(["ls", "--format", "json"]).done());
     assert!(rows[0]["updated_at"].is_string(), "{rows}");
-    home.run(["rm", "one", "two"]).done();
+    // The form has no field for the files of a snapshot, and names the option that brings them.
+    home.run(["snapshot", "create", "-q", "--from", "one", "base"]).done();
+    home.run(["create", "--no-start", "--name", "from", "--snapshot", "base"]).done();
+    let outcome = home.run(["inspect", "from", "--format", "json", "--as", "microsandbox"]);
+    let text = String::from_utf8_lossy(&outcome.stderr).into_owned();
+    assert!(text.contains("no field for snapshot"), "{outcome:?}");
+    let option = text.split(" create ").nth(1).unwrap().split(" FILE").next().unwrap();
+    home.shell(&format!(
+        "msb inspect from --format json --as microsandbox 2>/dev/null | sed 's/\"from\"/\"again\"/' |
+         msb create --no-start {option} -"
+    ))
+    .done();
+    assert_eq!(spec("again"), spec("from"));
+    home.run(["rm", "one", "two", "from", "again"]).done();
 }
 
 #[test]

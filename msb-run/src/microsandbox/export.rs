@@ -68,6 +68,7 @@ pub(crate) fn export(spec: &Spec) -> ExportedConfig {
         ("root_disk", guest.root_disk != RootDisk::Managed),
         ("boot", spec.boot.is_some()),
         ("net.nat64", !spec.net.nat64.is_empty()),
+        ("snapshot", spec.snapshot.is_some()),
     ];
     omitted.extend(unnamed.iter().filter(|(_, is_set)| *is_set).map(|(name, _)| *name));
     ExportedConfig { config, omitted }

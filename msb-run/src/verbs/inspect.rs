@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use clap::{Parser, ValueEnum};
 use libmsb::cli::args::SandboxName;
-use libmsb::cli::error::{Failure, message, print_error, print_warning};
+use libmsb::cli::error::{Failure, message, print_error, print_warning, print_warning_with_hint};
 use libmsb::cli::escape::escape;
 use libmsb::cli::output;
 use libmsb::cli::style::{age, bytes, local_time};
@@ -156,7 +156,16 @@ fn microsandbox_document(seen: &SandboxSnapshot) -> serde_json::Value {
     let ExportedConfig { config, omitted } = export(&seen.spec);
     if !omitted.is_empty() {
         let (name, omitted) = (escape(&seen.spec.name), omitted.join(", "));
-        print_warning(TOOL, &format!("'{name}': no field for {omitted}"));
+        let message = format!("'{name}': no field for {omitted}");
+        match &seen.spec.snapshot {
+            // The digest of the image is there; the files of the snapshot are not.
+            Some(digest) => print_warning_with_hint(
+                TOOL,
+                &message,
+                &format!("add the files: msb create --snapshot {digest} --from-microsandbox FILE"),
+            ),
+            None => print_warning(TOOL, &message),
+        }
     }
     serde_json::json!({
         "name": seen.spec.name,
