@@ -19,7 +19,9 @@ fn run(home: &Home, modules: &str) {
     let text = String::from_utf8_lossy(&outcome.stderr);
     let printed = String::from_utf8_lossy(&outcome.stdout);
     let counts = text.lines().chain(printed.lines());
-    for line in counts.filter(|line| line.starts_with("Ran ") || line.starts_with("names:")) {
+    for line in counts.filter(|line| {
+        line.starts_with("Ran ") || line.starts_with("names:") || line.starts_with("documented:")
+    }) {
         println!("python: {modules}: {line}");
     }
     assert_eq!(outcome.code, 0, "{text}");
@@ -49,6 +51,11 @@ fn the_python_sdk_creates_cancels_and_outlives_sandboxes() {
 #[test]
 fn the_python_sdk_serves_ports_snapshots_volumes_and_images() {
     run(&Home::with_busybox(), "tests.test_resources");
+}
+
+#[test]
+fn calls_as_the_documentation_of_microsandbox_shows_them_run_unchanged() {
+    run(&Home::with_busybox(), "tests.test_documented");
 }
 
 #[test]

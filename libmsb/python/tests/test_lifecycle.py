@@ -86,6 +86,20 @@ class CreateTests(unittest.IsolatedAsyncioTestCase):
         with self.assertRaises(SandboxNotFoundError):
             await Sandbox.get("sdk-full")
 
+    async def test_a_sandbox_is_drained(self) -> None:
+        async with await Sandbox.create("sdk-drain", image=IMAGE, replace=True) as sandbox:
+            script = "while [ ! -e /go ]; do sleep 0.1; done; echo ended"
+            running = await sandbox.exec_stream("sh", ["-c", script])
+            await running.recv()
+            await sandbox.drain()
+            with self.assertRaisesRegex(microsandbox.ExecFailedError, "stopping"):
+                while True:
+                    await sandbox.exec("true")
+            await sandbox.fs.write("/go", b"")
+            output = await running.collect()
+            self.assertEqual((output.exit_code, output.stdout_text), (0, "ended\n"))
+            self.assertEqual((await sandbox.wait_until_stopped()).reason, "stop_requested")
+
     async def test_wrong_arguments_are_errors_before_anything_runs(self) -> None:
         wrong: list[tuple[type[Exception], dict[str, Any]]] = [
             (ValueError, {}),

@@ -84,6 +84,7 @@ class ResourceTests(unittest.IsolatedAsyncioTestCase):
                              [other.digest])
             async with await Sandbox.create("sdk-from", snapshot="sdk-base") as again:
                 self.assertEqual(await again.fs.read("/root/kept"), b"kept")
+            await self.find_again(taken.path, directory, taken.digest)
             archive = Path(directory, "archive")
             await Snapshot.export("sdk-base", archive)
             await Snapshot.remove(str(other.path))
@@ -96,6 +97,18 @@ class ResourceTests(unittest.IsolatedAsyncioTestCase):
             await imported.remove()
             with self.assertRaises(microsandbox.SnapshotNotFoundError):
                 await Sandbox.create("sdk-from", snapshot="sdk-base")
+
+    async def find_again(self, path: str, elsewhere: str, digest: str) -> None:
+        """Adds the snapshots of two directories to the index."""
+        # The directory of the index has a link to the snapshot in the other one.
+        self.assertEqual(await Snapshot.reindex(Path(path).parent), 2)
+        self.assertEqual((await Snapshot.get("sdk-base")).digest, digest)
+        self.assertEqual(await Snapshot.reindex(elsewhere), 1)
+        self.assertEqual((await Snapshot.get("other")).parent_digest, digest)
+        with tempfile.TemporaryDirectory() as empty:
+            self.assertEqual(await Snapshot.reindex(empty), 0)
+            with self.assertRaises(microsandbox.MicrosandboxError):
+                await Snapshot.reindex(Path(empty, "missing"))
 
     async def test_volumes_keep_files_and_never_leave_their_root(self) -> None:
         await Volume.create("sdk-volume", labels={"a": "b"})
@@ -128,6 +141,11 @@ class ResourceTests(unittest.IsolatedAsyncioTestCase):
     async def test_images_are_listed_inspected_saved_and_loaded(self) -> None:
         image = await Image.get(IMAGE)
         self.assertEqual(image.reference, IMAGE)
+        before = time.time() * 1000
+        async with await Sandbox.create("sdk-used", image=IMAGE, replace=True):
+            used_at = (await Image.get(IMAGE)).last_used_at
+        assert used_at is not None
+        self.assertTrue(before - 1 <= used_at <= time.time() * 1000 + 1)
         detail = await image.inspect()
         assert detail.config is not None
         self.assertEqual(len(detail.layers), image.layer_count)

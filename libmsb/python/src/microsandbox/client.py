@@ -7,6 +7,7 @@ import contextlib
 import os
 from collections.abc import Callable
 
+from .errors import MicrosandboxError, SandboxNotRunningError
 from .frames import Event
 from .tool import Json
 from .wire import Call, Connection
@@ -29,6 +30,8 @@ class Client:
         self._opening: asyncio.Lock | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pid = os.getpid()
+        # The loop itself keeps no task.
+        self._told: set[asyncio.Task[None]] = set()
 
     async def connection(self) -> Connection:
         """Returns a connection with room for a call."""
@@ -65,6 +68,15 @@ class Client:
         finally:
             call.abandon()
 
+    async def tell(self, request: Json) -> None:
+        """Sends a request that is answered at the end of the sandbox, and does not wait for it."""
+        with contextlib.suppress(SandboxNotRunningError):
+            task = asyncio.ensure_future(_ignore(await self.call(request)))
+            self._told.add(task)
+            task.add_done_callback(self._told.discard)
+            # The request is on its way when the peer has answered any later one.
+            await asyncio.sleep(0)
+
     def close(self) -> None:
         """Closes all connections. The next call opens a new one."""
         if self._pid != os.getpid():
@@ -86,3 +98,11 @@ class Client:
             elif not connection.loop.is_closed():
                 with contextlib.suppress(RuntimeError):
                     connection.loop.call_soon_threadsafe(connection.close)
+
+
+async def _ignore(call: Call) -> None:
+    with contextlib.suppress(MicrosandboxError):
+        while True:
+            item = await call.receive()
+            if isinstance(item, Event) and item.last:
+                return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import AsyncIterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Any, ClassVar, Union
@@ -16,7 +17,7 @@ class Stdin:
     """Standard input of a command."""
 
     kind: str
-    data: bytes | None = None
+    data: builtins.bytes | None = None
 
     @classmethod
     def null(cls) -> Stdin:

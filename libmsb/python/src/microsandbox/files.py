@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import builtins
 import os
 import stat as modes
 from collections import deque
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Union
 
@@ -186,9 +187,11 @@ class FsWriteSink:
         if not self._open:
             return
         self._open = False
-        results = await asyncio.gather(*self._writes, return_exceptions=True)
+        requests = list[Awaitable[None]](self._writes)
         if self._session.is_open:
-            await self._session.close_handle(self._handle, self._path)
+            # The guest answers in order, so that the last writes need not be waited for.
+            requests.append(self._session.close_handle(self._handle, self._path))
+        results = await asyncio.gather(*requests, return_exceptions=True)
         for result in results:
             if isinstance(result, BaseException):
                 raise result
@@ -285,7 +288,7 @@ class SandboxFs:
             await session.set_handle_stat(handle, attributes, path)
         return FsWriteSink(session, handle, path)
 
-    async def list(self, path: str) -> list[FsEntry]:
+    async def list(self, path: str) -> builtins.list[FsEntry]:
         """Returns the entries of a directory, sorted by name."""
         session = await self.session()
         entries = [

@@ -90,7 +90,8 @@ class SandboxHandle:
     async def find(cls, name: str) -> SandboxHandle:
         """Returns the handle of a sandbox."""
         host = Host.current()
-        args = ("inspect", "--format=json", "--as=microsandbox", "--")
+        # Settings that the form has no field for are no news here.
+        args = ("inspect", "--error", "--format=json", "--as=microsandbox", "--")
         return cls(host, await host.json(*args, types.text("name", name)))
 
     @classmethod
@@ -242,7 +243,7 @@ async def _inspect(host: Host, names: list[str]) -> list[Json]:
     """Returns the documents of sandboxes. One that was removed meanwhile is missing."""
     if not names:
         return []
-    args = ("inspect", "--format=json", "--as=microsandbox", "--", *names)
+    args = ("inspect", "--error", "--format=json", "--as=microsandbox", "--", *names)
     if len(names) == 1:
         try:
             return [await host.json(*args)]

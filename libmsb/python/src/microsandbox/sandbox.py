@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Union
 
-from . import frames, handle, types, wire
+from . import handle, types
 from .client import Client
 from .command import ExecHandle, run
 from .config import (
@@ -23,7 +23,6 @@ from .config import (
 )
 from .creation import CreateOptions, create, remove_made, start
 from .errors import (
-    MicrosandboxError,
     SandboxNotFoundError,
     SandboxNotRunningError,
 )
@@ -399,11 +398,7 @@ class Sandbox:
     async def request_stop(self, *, timeout: float = STOP_SECONDS) -> None:
         """Asks the sandbox to stop, and does not wait."""
         ms = round(types.seconds("timeout", timeout) * 1000)
-        with contextlib.suppress(SandboxNotRunningError):
-            call = await self._ready().call({"op": "stop", "timeout_ms": ms})
-            # The request is on its way when the peer has answered any later one.
-            asyncio.ensure_future(_ignore(call))
-            await asyncio.sleep(0)
+        await self._ready().tell({"op": "stop", "timeout_ms": ms})
 
     async def stop_and_wait(self) -> ExitStatus:
         """Stops the sandbox and returns the exit status of its main command."""
@@ -428,8 +423,12 @@ class Sandbox:
         await self.request_stop(timeout=0)
 
     async def drain(self) -> None:
-        """Asks the sandbox to end when its commands have ended. msb does not serve this."""
-        raise types.unsupported("drain")
+        """Asks the sandbox to refuse new commands, and to stop when those that run have ended."""
+        await self._ready().tell({"op": "drain"})
+
+    async def request_drain(self) -> None:
+        """Asks the sandbox to refuse new commands, and to stop when those that run have ended."""
+        await self.drain()
 
     async def detach(self) -> None:
         """Lets the sandbox go on without this process. The object is used up."""
@@ -485,14 +484,6 @@ class Sandbox:
 
     def __repr__(self) -> str:
         return f"<Sandbox {str(self._name)!r}>"
-
-
-async def _ignore(call: wire.Call) -> None:
-    with contextlib.suppress(MicrosandboxError):
-        while True:
-            item = await call.receive()
-            if isinstance(item, frames.Event) and item.last:
-                return
 
 
 __all__ = ["CreateOptions", "Sandbox", "SandboxHandle"]

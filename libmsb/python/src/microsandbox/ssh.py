@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 from dataclasses import dataclass
 from typing import Any, Union
 
@@ -54,7 +55,7 @@ class SftpClient:
         """Writes a file."""
         await self._fs.write(path, data)
 
-    async def list(self, path: str) -> list[FsEntry]:
+    async def list(self, path: str) -> builtins.list[FsEntry]:
         """Returns the entries of a directory."""
         return await self._fs.list(path)
 

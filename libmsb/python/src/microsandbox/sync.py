@@ -368,7 +368,7 @@ class SandboxFs(Wrapper[_files.SandboxFs]):
         """Opens a file for writing in chunks. An existing file is truncated."""
         return FsWriteSink(run(self._wrapped.write_stream(path, mode=mode)))
 
-    def list(self, path: str) -> list[FsEntry]:
+    def list(self, path: str) -> builtins.list[FsEntry]:
         """Returns the entries of a directory, sorted by name."""
         return run(self._wrapped.list(path))
 
@@ -695,7 +695,7 @@ class VolumeFs(Wrapper[_volume.VolumeFs]):
         """Writes a file, from bytes or text."""
         run(self._wrapped.write(path, data))
 
-    def list(self, path: str='/') -> list[FsEntry]:
+    def list(self, path: str='/') -> builtins.list[FsEntry]:
         """Returns the entries of a directory, sorted by name."""
         return run(self._wrapped.list(path))
 
@@ -780,7 +780,7 @@ class Volume(Wrapper[_volume.Volume]):
         return VolumeHandle(run(_volume.Volume.get(name)))
 
     @staticmethod
-    def list() -> list[VolumeHandle]:
+    def list() -> builtins.list[VolumeHandle]:
         """Returns all volumes, sorted by name."""
         return [VolumeHandle(found) for found in run(_volume.Volume.list())]
 
@@ -1053,7 +1053,7 @@ class SftpClient(Wrapper[_ssh.SftpClient]):
         """Writes a file."""
         run(self._wrapped.write(path, data))
 
-    def list(self, path: str) -> list[FsEntry]:
+    def list(self, path: str) -> builtins.list[FsEntry]:
         """Returns the entries of a directory."""
         return run(self._wrapped.list(path))
 
@@ -1453,8 +1453,12 @@ class Sandbox(Wrapper[_sandbox.Sandbox]):
         run(self._wrapped.request_kill())
 
     def drain(self) -> None:
-        """Asks the sandbox to end when its commands have ended. msb does not serve this."""
+        """Asks the sandbox to refuse new commands, and to stop when those that run have ended."""
         run(self._wrapped.drain())
+
+    def request_drain(self) -> None:
+        """Asks the sandbox to refuse new commands, and to stop when those that run have ended."""
+        run(self._wrapped.request_drain())
 
     def detach(self) -> None:
         """Lets the sandbox go on without this process. The object is used up."""

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Generator
 from dataclasses import dataclass
 from enum import Enum
-from os import PathLike
-from typing import Any, TypeVar, Union, cast
+from typing import Any, NamedTuple, TypeVar, Union, cast
 
 from .errors import UnsupportedOperationError
 
-StrPath = Union[str, "PathLike[str]"]
+StrPath = Union[str, os.PathLike[str]]
 """A path of the host."""
 
 _E = TypeVar("_E", bound="StrEnum")
@@ -229,16 +229,11 @@ def GiB(count: int) -> Size:  # noqa: N802, the name is that of the unit
     return Size.gib(count)
 
 
-@dataclass(frozen=True)
-class ExitStatus:
-    """Exit status of a command. Iterates as the pair (code, success)."""
+class ExitStatus(NamedTuple):
+    """Exit status of a command: the pair (code, success)."""
 
     code: int
     success: bool
-
-    def __iter__(self) -> Generator[Any, None, None]:
-        yield self.code
-        yield self.success
 
 
 @dataclass(frozen=True)

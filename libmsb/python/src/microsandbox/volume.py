@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import builtins
 import os
 import stat as modes
 from collections.abc import Callable, Mapping
@@ -47,7 +48,7 @@ class VolumeFs:
         raw = data.encode() if isinstance(data, str) else bytes(data)
         await self._in_thread(path, lambda at, name: _write(at, name, raw))
 
-    async def list(self, path: str = "/") -> list[FsEntry]:
+    async def list(self, path: str = "/") -> builtins.list[FsEntry]:
         """Returns the entries of a directory, sorted by name."""
         return await self._in_thread(path, lambda at, name: _list(at, name, path))
 
@@ -227,7 +228,7 @@ class Volume:
         return _handle(await Host.current().json("volume", "inspect", "--format=json", "--", name))
 
     @staticmethod
-    async def list() -> list[VolumeHandle]:
+    async def list() -> builtins.list[VolumeHandle]:
         """Returns all volumes, sorted by name."""
         host = Host.current()
         rows: list[Json] = await host.json("volume", "list", "--format=json")
