@@ -20,8 +20,8 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use libmsb::sdk::{
-    Code, Error, ExecOptions, ExecOutput, FailureKind, Image, PullPolicy, Sandbox, Snapshot,
-    SnapshotOptions, State, StreamEvent,
+    Access, Code, Error, ExecOptions, ExecOutput, FailureKind, Image, PullPolicy, Rlimit, Sandbox,
+    Snapshot, SnapshotOptions, State, StreamEvent, Volume, VolumeOptions, WindowSize,
 };
 use libmsb::state::Home;
 use libmsb::state::lock::Lock;
@@ -301,5 +301,84 @@ fn a_peer_that_lacks_an_operation_is_an_error_by_name() {
         let error = Sandbox::get("x").unwrap().exec(["true"]).unwrap_err();
         assert_eq!(error.code, Code::UnsupportedOperation);
         assert_eq!(error.message, "\"msb-supervisor 0.0.1\" does not know the operation 'exec'");
+    });
+}
+
+#[test]
+fn a_sandbox_has_mounts_scripts_files_logs_and_metrics() {
+    in_process("a_sandbox_has_mounts_scripts_files_logs_and_metrics", || {
+        load();
+        let shared = tempfile::tempdir().unwrap();
+        std::fs::write(shared.path().join("f"), "shared").unwrap();
+        let volume = Volume::create("cache", &VolumeOptions::default()).unwrap();
+        assert_eq!(
+            code(Volume::create("cache", &VolumeOptions::default())),
+            Code::VolumeAlreadyExists
+        );
+        assert_eq!((volume.kind.as_str(), Volume::names().unwrap().len()), ("dir", 1));
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let sandbox = Sandbox::builder("full")
+            .image(IMAGE)
+            .upper_size_mib(512)
+            .mount(shared.path(), "/shared", Access::ReadOnly)
+            .mount_volume("cache", "/cache", Access::ReadWrite)
+            .tmpfs("/mem", 8)
+            .script("hi", "echo script")
+            .mkdir("/made")
+            .copy(&shared.path().join("f"), "/made/f")
+            .port(port, 8000)
+            .net_default("deny")
+            .max_connections(7)
+            .shell("/bin/sh")
+            .metrics_interval(Duration::from_millis(200))
+            .create()
+            .unwrap();
+        let script = "cat /shared/f /made/f; hi; touch /shared/x 2>/dev/null || echo read-only; \
+                      echo kept > /cache/k";
+        let output = sandbox.shell(script).unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "sharedsharedscript\nread-only\n");
+        sandbox.copy_to_host("/made", &shared.path().join("back")).unwrap();
+        assert_eq!(std::fs::read(shared.path().join("back/f")).unwrap(), b"shared");
+        sandbox.copy_from_host(&shared.path().join("f"), "/made/g").unwrap();
+        assert_eq!(sandbox.exec(["cat", "/made/g"]).unwrap().stdout, b"shared");
+
+        let options = || ExecOptions { log: true, ..ExecOptions::default() };
+        let limit = Rlimit { resource: "nofile".to_owned(), soft: Some(17), hard: Some(17) };
+        let limited = ExecOptions { rlimits: vec![limit], ..options() };
+        let output = sandbox.exec_with(["sh", "-c", "ulimit -n"], limited).unwrap();
+        assert_eq!(output.stdout, b"17\n");
+        assert!(sandbox.logs().unwrap().iter().any(|entry| entry.data == b"17\n"));
+        let size = WindowSize { rows: 24, cols: 80 };
+        let on_terminal = ExecOptions { tty: Some(size), ..options() };
+        let output = sandbox.exec_with(["stty", "size"], on_terminal).unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "24 80");
+        let timeout = ExecOptions { timeout: Some(Duration::from_millis(500)), ..options() };
+        let slow = sandbox.exec_with(["sleep", "600"], timeout);
+        assert_eq!(code(slow), Code::ExecTimeout);
+        let mut sleeping = sandbox.exec_stream(["sleep", "601"], options()).unwrap();
+        sleeping.kill().unwrap();
+        assert_eq!(sleeping.wait().unwrap(), 137);
+        assert!(sleeping.pid().is_some() && !sleeping.oom_killed());
+        let left = sandbox.shell("ps | grep '[s]leep 60' || echo none").unwrap();
+        assert_eq!(left.stdout, b"none\n");
+
+        let metrics = sandbox.metrics().unwrap();
+        assert_eq!(metrics.memory_limit_bytes, Some(512 << 20));
+        let handle = Sandbox::get("full").unwrap();
+        sandbox.stop().unwrap();
+        let end = handle.wait().unwrap();
+        assert_eq!((end.status, end.reason.as_deref()), (State::Stopped, Some("stop_requested")));
+        sandbox.remove().unwrap();
+        Volume::remove("cache").unwrap();
+        assert_eq!(code(Volume::get("cache")), Code::VolumeNotFound);
+
+        let detail = Image::inspect(IMAGE).unwrap();
+        assert_eq!(detail.layers.len() as u64, detail.image.layer_count);
+        assert!(detail.config.digest.unwrap().starts_with("sha256:"));
+        let archive = shared.path().join("image.tar");
+        Image::save(&archive, &[IMAGE]).unwrap();
+        Image::remove(IMAGE, false).unwrap();
+        Image::load(&archive).unwrap();
+        assert!(Image::get(IMAGE).is_ok());
     });
 }

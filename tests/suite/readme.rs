@@ -5,8 +5,14 @@ use std::fs;
 use crate::support::{Home, fixture, stage};
 
 /// Documents in Markdown, relative to the top directory.
-const DOCUMENTS: [&str; 5] =
-    ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "tests/README.md"];
+const DOCUMENTS: [&str; 6] = [
+    "README.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+    "tests/README.md",
+    "libmsb/SDKS.md",
+];
 
 fn document(path: &str) -> String {
     let text = fs::read_to_string(stage("source").join(path));

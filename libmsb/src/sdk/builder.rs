@@ -1,6 +1,7 @@
 //! The builder of a sandbox.
 
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -19,6 +20,33 @@ pub enum PullPolicy {
     IfMissing,
     /// Never: a missing image is an error.
     Never,
+}
+
+/// Access of a guest to a mount.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// The guest reads only.
+    ReadOnly,
+    /// The guest reads and writes.
+    ReadWrite,
+}
+
+impl Access {
+    fn suffix(self) -> &'static str {
+        match self {
+            Access::ReadOnly => ":ro",
+            Access::ReadWrite => "",
+        }
+    }
+}
+
+/// Protocol of a published port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PortProtocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
 }
 
 /// A builder of a sandbox. The values are checked at creation, before anything is changed.
@@ -159,6 +187,151 @@ impl SandboxBuilder {
     #[must_use]
     pub fn replace(self, time: Duration) -> Self {
         self.option("replace-with-timeout", format!("{}ms", time.as_millis()))
+    }
+
+    /// Mounts a directory or file of the host.
+    #[must_use]
+    pub fn mount(self, host: &Path, guest: &str, access: Access) -> Self {
+        let mut value = OsString::from(host);
+        value.push(format!(":{guest}"));
+        value.push(access.suffix());
+        self.option(if host.is_file() { "mount-file" } else { "mount-dir" }, value)
+    }
+
+    /// Mounts a named volume, which is created if it is missing.
+    #[must_use]
+    pub fn mount_volume(self, name: &str, guest: &str, access: Access) -> Self {
+        self.option("mount-named", format!("{name}:{guest}{}", access.suffix()))
+    }
+
+    /// Mounts a disk image of the host.
+    #[must_use]
+    pub fn mount_disk(self, image: &Path, guest: &str, access: Access) -> Self {
+        let mut value = OsString::from(image);
+        value.push(format!(":{guest}"));
+        value.push(access.suffix());
+        self.option("mount-disk", value)
+    }
+
+    /// Mounts memory of this size.
+    #[must_use]
+    pub fn tmpfs(self, guest: &str, size_mib: u32) -> Self {
+        self.option("tmpfs", format!("{guest}:{size_mib}M"))
+    }
+
+    /// Publishes a TCP port on the loopback address of the host.
+    #[must_use]
+    pub fn port(self, host: u16, guest: u16) -> Self {
+        self.option("port", format!("127.0.0.1:{host}:{guest}"))
+    }
+
+    /// Publishes a port on an address of the host.
+    #[must_use]
+    pub fn port_bind(self, bind: SocketAddr, guest: u16, protocol: PortProtocol) -> Self {
+        let suffix = match protocol {
+            PortProtocol::Tcp => "",
+            PortProtocol::Udp => "/udp",
+        };
+        self.option("port", format!("{bind}:{guest}{suffix}"))
+    }
+
+    /// Gives no network.
+    #[must_use]
+    pub fn no_network(mut self) -> Self {
+        self.options.push("--no-net".into());
+        self
+    }
+
+    /// Adds a rule of the network policy, such as `allow@1.1.1.1:tcp:443`; see msb-net(1).
+    #[must_use]
+    pub fn net_rule(self, rule: &str) -> Self {
+        self.option("net-rule", rule)
+    }
+
+    /// Sets the action for connections that match no rule: `allow` or `deny`.
+    #[must_use]
+    pub fn net_default(self, action: &str) -> Self {
+        self.option("net-default", action)
+    }
+
+    /// Limits the connections of the guest at a time.
+    #[must_use]
+    pub fn max_connections(self, count: u32) -> Self {
+        self.option("max-connections", count.to_string())
+    }
+
+    /// Adds a name server, instead of those of the host.
+    #[must_use]
+    pub fn nameserver(self, address: impl Into<OsString>) -> Self {
+        self.option("dns-nameserver", address)
+    }
+
+    /// Sets the security profile: `default` or `restricted`.
+    #[must_use]
+    pub fn security(self, profile: &str) -> Self {
+        self.option("security", profile)
+    }
+
+    /// Sets the size of the writable disk of an image.
+    #[must_use]
+    pub fn upper_size_mib(self, mib: u32) -> Self {
+        self.option("oci-upper-size", format!("{mib}M"))
+    }
+
+    /// Starts an init of the image as the first process of the guest; `auto` finds it.
+    #[must_use]
+    pub fn init<W: Into<OsString>>(
+        mut self,
+        program: impl Into<OsString>,
+        args: impl IntoIterator<Item = W>,
+    ) -> Self {
+        self = self.option("init", program);
+        for arg in args {
+            self = self.option("init-arg", arg);
+        }
+        self
+    }
+
+    /// Sets the shell that runs scripts.
+    #[must_use]
+    pub fn shell(self, program: impl Into<OsString>) -> Self {
+        self.option("shell", program)
+    }
+
+    /// Adds a script, which is a program in the guest.
+    #[must_use]
+    pub fn script(self, name: &str, body: &str) -> Self {
+        self.option("script-raw", format!("{name}={body}"))
+    }
+
+    /// Copies a file or directory of the host into the root before the first boot.
+    #[must_use]
+    pub fn copy(self, host: &Path, guest: &str) -> Self {
+        let mut value = OsString::from(host);
+        value.push(format!(":{guest}"));
+        self.option("copy", value)
+    }
+
+    /// Creates a directory and its parents before the first boot.
+    #[must_use]
+    pub fn mkdir(self, guest: &str) -> Self {
+        self.option("mkdir", guest)
+    }
+
+    /// Removes a file or directory before the first boot, if it exists.
+    #[must_use]
+    pub fn remove_path(self, guest: &str) -> Self {
+        self.option("rm", guest)
+    }
+
+    /// Sets the time between two samples of the resource usage; zero takes none.
+    #[must_use]
+    pub fn metrics_interval(mut self, interval: Duration) -> Self {
+        if interval.is_zero() {
+            self.options.push("--disable-metrics-sample".into());
+            return self;
+        }
+        self.option("metrics-sample-interval", format!("{}ms", interval.as_millis()))
     }
 
     /// Sets whether the sandbox outlives this program. If not, it is stopped when its [`Sandbox`]

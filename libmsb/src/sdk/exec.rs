@@ -1,9 +1,13 @@
 //! Commands in a sandbox.
 
 use std::ffi::OsString;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::time::Duration;
 
-use msb_wire::client::{ClientCall, ClientConnection, Incoming};
-use msb_wire::exec::{ExecControl, ExecEvent, ExecRequest};
+use msb_wire::client::{CallSender, ClientCall, ClientConnection, Incoming};
+use msb_wire::exec::{ExecControl, ExecEvent, ExecRequest, Rlimit, WindowSize};
 use msb_wire::frame::{STDERR, STDIN};
 use msb_wire::sandbox::Request;
 use msb_wire::text::Text;
@@ -23,6 +27,14 @@ pub struct ExecOptions {
     pub user: Option<OsString>,
     /// Standard input. With [`ExecSession`], more may follow.
     pub stdin: Vec<u8>,
+    /// Time after which the command is killed; the error is [`Code::ExecTimeout`].
+    pub timeout: Option<Duration>,
+    /// Size of a terminal that the command runs on. All output then is standard output.
+    pub tty: Option<WindowSize>,
+    /// Resource limits, instead of those that it would inherit.
+    pub rlimits: Vec<Rlimit>,
+    /// True if the output is written to the sandbox's log too.
+    pub log: bool,
     /// Limit of captured bytes of each stream in [`ExecOutput`]; 8 MiB by default. Streamed output
     /// has no limit.
     pub capture_max: Option<u64>,
@@ -57,6 +69,45 @@ pub enum StreamEvent {
 pub struct ExecSession {
     call: ClientCall,
     ended: bool,
+    pid: Option<u32>,
+    oom_killed: bool,
+    timer: Option<KillTimer>,
+}
+
+/// A timer that kills a command, unless it is dropped before.
+#[derive(Debug)]
+struct KillTimer {
+    time: Duration,
+    expired: Arc<AtomicBool>,
+    _cancel: Sender<()>,
+}
+
+/// Time for a killed command to end, before its connection is given up.
+const KILL_TIME: Duration = Duration::from_secs(2);
+
+impl KillTimer {
+    fn start(time: Duration, sender: CallSender) -> KillTimer {
+        let (cancel, cancelled) = channel();
+        let expired = Arc::new(AtomicBool::new(false));
+        let mark = Arc::clone(&expired);
+        std::thread::spawn(move || {
+            if cancelled.recv_timeout(time) != Err(RecvTimeoutError::Timeout) {
+                return;
+            }
+            mark.store(true, Ordering::SeqCst);
+            let _ = sender.control(&ExecControl::Signal { signal: libc::SIGKILL });
+            if cancelled.recv_timeout(KILL_TIME) == Err(RecvTimeoutError::Timeout) {
+                sender.hang_up();
+            }
+        });
+        KillTimer { time, expired, _cancel: cancel }
+    }
+
+    fn error(&self) -> Option<Error> {
+        let message = format!("the command was killed after {:?}", self.time);
+        let expired = self.expired.load(Ordering::SeqCst);
+        expired.then(|| Error::new(Code::ExecTimeout, message))
+    }
 }
 
 impl ExecSession {
@@ -77,9 +128,14 @@ impl ExecSession {
             cwd: options.cwd.map(Text::from),
             user: options.user.map(Text::from),
             stdin: true,
+            tty: options.tty,
+            rlimits: options.rlimits,
+            log: options.log,
             ..ExecRequest::default()
         };
-        let exec = ExecSession { call: connection.open(&Request::Exec(request))?, ended: false };
+        let call = connection.open(&Request::Exec(request))?;
+        let timer = options.timeout.map(|time| KillTimer::start(time, call.sender.clone()));
+        let exec = ExecSession { call, ended: false, pid: None, oom_killed: false, timer };
         if !options.stdin.is_empty() {
             exec.write(&options.stdin)?;
         }
@@ -107,8 +163,49 @@ impl ExecSession {
         Ok(self.call.sender.control(&ExecControl::Signal { signal })?)
     }
 
+    /// Kills the command's process group.
+    pub fn kill(&self) -> Result<(), Error> {
+        self.signal(libc::SIGKILL)
+    }
+
+    /// Sets the size of the command's terminal.
+    pub fn resize(&self, size: WindowSize) -> Result<(), Error> {
+        Ok(self.call.sender.control(&ExecControl::Resize(size))?)
+    }
+
+    /// Returns the process ID in the guest. It is known after the first event.
+    pub fn pid(&self) -> Option<u32> {
+        self.pid
+    }
+
+    /// Returns whether the guest's kernel has killed the command for lack of memory. It is known
+    /// after the last event.
+    pub fn oom_killed(&self) -> bool {
+        self.oom_killed
+    }
+
+    /// Waits for the end and returns the exit code. Output is dropped.
+    pub fn wait(&mut self) -> Result<i32, Error> {
+        loop {
+            match self.receive()? {
+                Some(StreamEvent::Exited(code)) => return Ok(code),
+                Some(_) => {}
+                None => return Err(Error::new(Code::Failed, "the command has ended before")),
+            }
+        }
+    }
+
     /// Returns the next event; `None` after the end.
     pub fn receive(&mut self) -> Result<Option<StreamEvent>, Error> {
+        let received = self.receive_any();
+        let is_end = matches!(received, Err(_) | Ok(Some(StreamEvent::Exited(_))));
+        match self.timer.as_ref().and_then(KillTimer::error) {
+            Some(error) if is_end => Err(error),
+            _ => received,
+        }
+    }
+
+    fn receive_any(&mut self) -> Result<Option<StreamEvent>, Error> {
         while !self.ended {
             match self.call.reader.receive()? {
                 None => {
@@ -128,6 +225,11 @@ impl ExecSession {
                 }
                 Some(Incoming::Event { message, last }) => {
                     self.ended = last;
+                    match serde_json::from_slice(&message) {
+                        Ok(ExecEvent::Started { pid }) => self.pid = Some(pid),
+                        Ok(ExecEvent::Exited { oom_killed, .. }) => self.oom_killed = oom_killed,
+                        _ => {}
+                    }
                     if last {
                         return end(&message).map(|code| Some(StreamEvent::Exited(code)));
                     }

@@ -28,17 +28,20 @@ mod image;
 mod sandbox;
 mod snapshot;
 mod tool;
+mod volume;
 
-pub use builder::{PullPolicy, SandboxBuilder};
+pub use builder::{Access, PortProtocol, PullPolicy, SandboxBuilder};
 pub use error::Error;
 pub use exec::{ExecOptions, ExecOutput, ExecSession, StreamEvent};
-pub use image::{Image, ImageDetail, PruneReport};
-pub use sandbox::{Sandbox, SandboxHandle};
+pub use image::{Image, ImageConfig, ImageDetail, ImageLayer, PruneReport};
+pub use sandbox::{Metrics, Sandbox, SandboxEnd, SandboxHandle};
 pub use snapshot::{Snapshot, SnapshotOptions};
+pub use volume::{Volume, VolumeOptions};
 
 pub use crate::cli::error::Code;
+pub use crate::logs::{LogEntry, LogSource};
 pub use crate::state::status::{Reason, State};
-pub use msb_wire::exec::FailureKind;
+pub use msb_wire::exec::{FailureKind, Rlimit, WindowSize};
 
 /// Name of this program in the handshake.
 const PROGRAM: &str = concat!("libmsb ", env!("CARGO_PKG_VERSION"));

@@ -2,10 +2,12 @@
 
 use std::ffi::OsString;
 use std::io::{PipeWriter, Write};
+use std::path::Path;
 use std::time::Duration;
 
 use msb_wire::client::ClientConnection;
 use msb_wire::text::Text;
+use serde::{Deserialize, Serialize};
 
 use super::PROGRAM;
 use super::builder::SandboxBuilder;
@@ -14,6 +16,7 @@ use super::exec::{ExecOptions, ExecOutput, ExecSession, run};
 use super::tool;
 use crate::cli::args::SandboxName;
 use crate::cli::error::Code;
+use crate::logs::{LogEntry, LogReader, LogSource};
 use crate::selector::Selector;
 use crate::state::Home;
 use crate::state::sandboxes::SandboxSnapshot;
@@ -25,6 +28,45 @@ use crate::state::status::State;
 pub struct SandboxHandle {
     home: Home,
     name: SandboxName,
+}
+
+/// The end of a sandbox.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SandboxEnd {
+    /// State: stopped or crashed.
+    pub status: State,
+    /// Exit code of the main command, if it ended.
+    #[serde(default)]
+    pub exit_code: Option<i32>,
+    /// Reason of the end, as in msb-state(5).
+    #[serde(default)]
+    pub reason: Option<String>,
+    /// True if the guest's file systems were flushed and clean.
+    #[serde(default)]
+    pub clean: Option<bool>,
+}
+
+/// A sample of the resource usage of a sandbox. Values that are not known are `None`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Metrics {
+    /// Processor time since the sample before, in percent of one processor.
+    pub cpu_percent: Option<f64>,
+    /// Memory that the machine uses.
+    pub memory_bytes: Option<u64>,
+    /// Memory of the guest.
+    pub memory_limit_bytes: Option<u64>,
+    /// Bytes read from disks.
+    pub disk_read_bytes: Option<u64>,
+    /// Bytes written to disks.
+    pub disk_write_bytes: Option<u64>,
+    /// Bytes received.
+    pub net_rx_bytes: Option<u64>,
+    /// Bytes sent.
+    pub net_tx_bytes: Option<u64>,
+    /// Time since the start, in seconds.
+    pub uptime_secs: Option<f64>,
+    /// Time of the sample, RFC 3339.
+    pub timestamp: String,
 }
 
 /// A sandbox that this program has created. Unless it is detached, it is stopped when this is
@@ -194,6 +236,61 @@ impl SandboxHandle {
     ) -> Result<ExecOutput, Error> {
         let capture_max = options.capture_max;
         run(self.exec_stream(command, options)?, capture_max)
+    }
+
+    /// Runs a script by the shell of the sandbox, to its end.
+    ///
+    /// ```no_run
+    /// # use libmsb::sdk::Sandbox;
+    /// # fn main() -> Result<(), libmsb::sdk::Error> {
+    /// let output = Sandbox::get("worker")?.shell("cat /etc/os-release | head -n 1")?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn shell(&self, script: &str) -> Result<ExecOutput, Error> {
+        let shell = self.spec()?.guest.shell;
+        let shell = shell.map_or_else(|| "/bin/sh".into(), |shell| shell.as_os_str().to_owned());
+        self.exec([shell, "-c".into(), script.into()])
+    }
+
+    /// Copies a file or directory of the host into the guest.
+    pub fn copy_from_host(&self, host: &Path, guest: &str) -> Result<(), Error> {
+        self.copy(host.into(), format!("{}:{guest}", self.name).into())
+    }
+
+    /// Copies a file or directory of the guest to the host.
+    pub fn copy_to_host(&self, guest: &str, host: &Path) -> Result<(), Error> {
+        self.copy(format!("{}:{guest}", self.name).into(), host.into())
+    }
+
+    fn copy(&self, source: OsString, target: OsString) -> Result<(), Error> {
+        // A path of the host that has a colon is no sandbox's.
+        let args = ["--quiet".into(), "--".into(), source, target];
+        tool::run(&self.home, "msb-cp", args).map(drop)
+    }
+
+    /// Waits for the end of the sandbox.
+    pub fn wait(&self) -> Result<SandboxEnd, Error> {
+        let args = ["--format=json", "--", self.name.as_str()];
+        tool::parse("msb-wait", &tool::run(&self.home, "msb-wait", args)?)
+    }
+
+    /// Returns the log: output of the main command, of jobs and of logged commands.
+    pub fn logs(&self) -> Result<Vec<LogEntry>, Error> {
+        let sandbox = self.home.sandboxes().find(&self.name)?;
+        let mut reader = LogReader::open(&sandbox, &LogSource::ALL, None)
+            .map_err(|error| Error::new(Code::Failed, error.to_string()))?;
+        let mut entries = Vec::new();
+        while let Some(entry) = reader.next_entry()? {
+            entries.push(entry);
+        }
+        Ok(entries)
+    }
+
+    /// Returns the last sample of the resource usage.
+    pub fn metrics(&self) -> Result<Metrics, Error> {
+        let args = ["show", "--format=json", "--", self.name.as_str()];
+        tool::parse("msb-metrics", &tool::run(&self.home, "msb-metrics", args)?)
     }
 
     /// Starts a command and streams its output.

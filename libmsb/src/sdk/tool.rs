@@ -59,6 +59,12 @@ pub(super) fn failure(tool: &str, stderr: &[u8]) -> Error {
     )
 }
 
+/// Parses the JSON document that a tool has printed.
+pub(super) fn parse<T: serde::de::DeserializeOwned>(tool: &str, answer: &[u8]) -> Result<T, Error> {
+    serde_json::from_slice(answer)
+        .map_err(|error| Error::new(Code::Failed, format!("invalid output of {tool}: {error}")))
+}
+
 /// Returns words as arguments.
 pub(super) fn words(words: &[&str]) -> Vec<OsString> {
     words.iter().map(OsString::from).collect()
