@@ -97,7 +97,8 @@ subprocess.run(["msb", "create", "--no-start", "--from-microsandbox", "-"], stdi
     let rows = parsed(&home.run(["ls", "--format", "json"]).done());
     assert!(rows[0]["updated_at"].is_string(), "{rows}");
     // The form has no field for the files of a snapshot, and names the option that brings them.
-    home.run(["snapshot", "create", "-q", "--from", "one", "base"]).done();
+    home.run(["create", "--no-start", "--name", "plain", "busybox:test"]).done();
+    home.run(["snapshot", "create", "-q", "--from", "plain", "base"]).done();
     home.run(["create", "--no-start", "--name", "from", "--snapshot", "base"]).done();
     let outcome = home.run(["inspect", "from", "--format", "json", "--as", "microsandbox"]);
     let text = String::from_utf8_lossy(&outcome.stderr).into_owned();
@@ -109,7 +110,7 @@ subprocess.run(["msb", "create", "--no-start", "--from-microsandbox", "-"], stdi
     ))
     .done();
     assert_eq!(spec("again"), spec("from"));
-    home.run(["rm", "one", "two", "from", "again"]).done();
+    home.run(["rm", "one", "two", "plain", "from", "again"]).done();
 }
 
 #[test]
