@@ -21,11 +21,11 @@ use libmsb::state::sandboxes::Sandbox;
 use libmsb::state::spec::{MainLimits, Spec};
 use libmsb::state::status::State;
 use msb_wire::client::{CallReader, ClientConnection};
-use msb_wire::exec::ExecRequest;
+use msb_wire::exec::{ExecEvent, ExecRequest, FailureKind};
 use msb_wire::text::Text;
 
 use super::start::wait_while_stopping;
-use super::{CLIENT_NAME, CommandArgs, connect, report_outcome};
+use super::{CLIENT_NAME, CommandArgs, connect, paused, report_outcome};
 use crate::launch::{Keepalive, SupervisorHandle, launch};
 use crate::mounts::SandboxVolumes;
 use crate::new_sandbox::differences::check_command;
@@ -188,6 +188,9 @@ fn run_in_running(
         .with_timeout(args.connected.timeout())
         .with_detach_keys(&args.connected.detach_keys);
     let (outcome, mut reader) = session::run(connection, request, streams)?;
+    if let Some(ExecEvent::Failed { kind: FailureKind::Paused, .. }) = outcome.event {
+        return Err(paused(name).into());
+    }
     let is_over = outcome.started || outcome.interrupted_by.is_some();
     if !is_over && !is_running(&sandbox) {
         return Ok(None);
