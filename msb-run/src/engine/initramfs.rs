@@ -23,7 +23,13 @@ use super::kernel::GuestKernel;
 use super::kernel_module;
 
 /// Version of the contents that this code makes.
-const VERSION: u32 = 4;
+const VERSION: u32 = 5;
+
+/// The checksum that [`CHECKSUM_USERS`] request from the kernel by the name of the algorithm, so that
+/// modules.dep(5) does not list its module. Some kernels have it built in, as Debian's for clouds;
+/// that of Debian for other machines has not.
+const CHECKSUM: &str = "crc32c_generic";
+const CHECKSUM_USERS: [&str; 2] = ["libcrc32c", "ext4"];
 
 const MODE_DIRECTORY: u32 = libc::S_IFDIR | 0o755;
 const MODE_PROGRAM: u32 = libc::S_IFREG | 0o755;
@@ -158,9 +164,7 @@ fn add_module_files(
     for file in files {
         let path = directory.join(file);
         let name = module_name(file);
-        check_plain(&path)?;
-        let contents =
-            std::fs::read(&path).with_context(|| format!("cannot read '{}'", path.display()))?;
+        let contents = kernel_module::read(&path)?;
         let module = kernel_module::strip(contents);
         archive.add(&format!("modules/{name}.ko"), MODE_FILE, &module);
         order.push_str(&format!("{name}.ko\n"));
@@ -177,18 +181,10 @@ pub(crate) fn check(kernel: &GuestKernel, wanted: &[&str]) -> anyhow::Result<()>
     let (text, built_in) = read_module_lists(directory)?;
     for file in load_order(&text, &built_in, wanted, directory)? {
         let path = directory.join(file);
-        check_plain(&path)?;
+        kernel_module::check_name(&path)?;
         std::fs::File::open(&path).with_context(|| format!("cannot read '{}'", path.display()))?;
     }
     Ok(())
-}
-
-fn check_plain(path: &Path) -> Result<(), Failure> {
-    if path.extension().is_some_and(|extension| extension == "ko") {
-        return Ok(());
-    }
-    Err(Failure::failed(format!("the kernel module '{}' is compressed", path.display()))
-        .hint("use a kernel whose modules are plain .ko files, or a kernel that has them built in"))
 }
 
 /// Reads the dependencies of the modules, and the list of built-in modules.
@@ -229,6 +225,12 @@ fn load_order<'a>(
         };
         // modules.dep(5) lists all dependencies of a module; the last is the first to load.
         for file in needs.split_whitespace().rev().chain([*file]) {
+            let needs_checksum = CHECKSUM_USERS.contains(&module_name(file).as_str());
+            if let Some((checksum, _)) = lines.get(CHECKSUM).filter(|_| needs_checksum)
+                && !order.contains(checksum)
+            {
+                order.push(checksum);
+            }
             if !order.contains(&file) {
                 order.push(file);
             }
@@ -304,6 +306,19 @@ kernel/drivers/block/virtio-blk.ko: kernel/drivers/virtio/virtio_ring.ko \
                 .unwrap();
         let names: Vec<String> = order.into_iter().map(module_name).collect();
         assert_eq!(names, ["virtio", "virtio_ring", "virtio_blk", "crc", "erofs"]);
+    }
+
+    #[test]
+    fn a_checksum_that_is_a_module_is_loaded_before_its_users() {
+        let files =
+            "k/libcrc32c.ko:\nk/erofs.ko: k/libcrc32c.ko\nk/ext4.ko: k/jbd2.ko\nk/jbd2.ko:\n";
+        let names = |text: &str| -> Vec<String> {
+            let order = load_order(text, "", &["erofs", "ext4"], Path::new("/m")).unwrap();
+            order.into_iter().map(module_name).collect()
+        };
+        assert_eq!(names(files), ["libcrc32c", "erofs", "jbd2", "ext4"]);
+        let with_module = format!("{files}k/crc32c_generic.ko:\n");
+        assert_eq!(names(&with_module), ["crc32c_generic", "libcrc32c", "erofs", "jbd2", "ext4"]);
     }
 
     #[test]
