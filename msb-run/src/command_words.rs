@@ -17,8 +17,8 @@ const SEPARATOR: &str = "--";
 /// Option that takes a path of the guest, or no value: then it is docker's.
 const RM: &str = "--rm";
 
-/// Option that names a snapshot, which stands in place of the image.
-const SNAPSHOT: &str = "--snapshot";
+/// Options that name a snapshot or a sandbox file, which stands in place of the image.
+const ROOTS: [&str; 2] = ["--snapshot", "--file"];
 
 /// Returns the arguments with a `--` before the command. The first one is the program's name.
 ///
@@ -48,13 +48,18 @@ pub(crate) fn separate(command: &Command, args: Vec<OsString>) -> Vec<OsString> 
             separated.push(arg);
         } else {
             let value = needs_value(command, &arg).then(|| args.next()).flatten();
-            has_operand |= arg == SNAPSHOT || arg.as_bytes().starts_with(b"--snapshot=");
+            has_operand |= names_root(&arg);
             separated.push(arg);
             separated.extend(value);
         }
     }
     separated.extend(args);
     separated
+}
+
+fn names_root(option: &OsStr) -> bool {
+    let name = option.as_bytes().split(|byte| *byte == b'=').next().unwrap_or_default();
+    ROOTS.iter().any(|root| root.as_bytes() == name)
 }
 
 fn is_option(arg: &OsStr) -> bool {
@@ -136,6 +141,13 @@ mod tests {
         assert_eq!(run("msb-run --snapshot s ls -l"), "msb-run --snapshot s -- ls -l");
         assert_eq!(run("msb-run --snapshot=s -d sh"), "msb-run --snapshot=s -d -- sh");
         assert_eq!(run("msb-run --snapshot s -- ls"), "msb-run --snapshot s -- ls");
+    }
+
+    #[test]
+    fn a_sandbox_file_stands_in_place_of_the_image() {
+        assert_eq!(run("msb-run --file x.yaml ls -l"), "msb-run --file x.yaml -- ls -l");
+        assert_eq!(run("msb-run --file - -d sh"), "msb-run --file - -d -- sh");
+        assert_eq!(run("msb-run --file=x.yaml"), "msb-run --file=x.yaml");
     }
 
     #[test]

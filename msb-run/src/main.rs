@@ -35,6 +35,7 @@ mod new_sandbox;
 mod process;
 mod pull;
 mod root;
+mod sandbox_file;
 mod session;
 mod snapshot;
 mod spec_builder;

@@ -4,15 +4,16 @@
 pub(crate) mod differences;
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::num::NonZero;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
-use clap::Args;
+use clap::{Args, ValueHint};
 use libmsb::cli::args::{
-    SandboxName, parse_cpus, parse_duration, parse_memory, parse_new_label, read_label_file,
+    EnvVar, SandboxName, parse_cpus, parse_duration, parse_env, parse_memory, parse_new_label,
+    read_label_file,
 };
 use libmsb::cli::error::{Failure, code, hint, message};
 use libmsb::cli::verbosity::{self, Verbosity};
@@ -22,19 +23,22 @@ use libmsb::net::args::NetArgs;
 use libmsb::state::config::{SandboxDefaults, UserConfig};
 use libmsb::state::guest::RootDisk;
 use libmsb::state::lock::Lock;
+use libmsb::state::mounts::Mount;
 use libmsb::state::sandboxes::Sandbox;
 use libmsb::state::snapshots::Snapshot;
 use libmsb::state::spec::{MainLimits, Spec};
 use libmsb::state::status::Reason;
 use libmsb::state::{Home, layout, write};
+use msb_wire::text::Text;
 
 use crate::boot_state::BootArgs;
 use crate::engine::{self, upper};
 use crate::guest::GuestArgs;
 use crate::metrics::MetricsArgs;
-use crate::mounts::{MountArgs, SandboxVolumes};
+use crate::mounts::{MountArgs, SandboxVolumes, apply_changes};
 use crate::pull::PullPolicy;
 use crate::root::{ResolvedRoot, RootArg};
+use crate::sandbox_file::{self, SandboxFile};
 use crate::snapshot::digest_of;
 use crate::snapshot::disk_copy::copy_disk;
 use crate::snapshot::restore::size_mib as snapshot_size_mib;
@@ -138,14 +142,14 @@ pub(crate) struct SandboxArgs {
     /// Remove an existing sandbox of that name first, with its disk
     ///
     /// That sandbox has 10 seconds to stop. Nothing is removed before the image is found.
-    #[arg(long, requires = "name", help_heading = "Lifetime")]
+    #[arg(long, requires = "named", help_heading = "Lifetime")]
     replace: bool,
     /// Like --replace, with DURATION to stop; 0 kills it
     #[arg(
         long,
         value_parser = parse_duration,
         value_name = "DURATION",
-        requires = "name",
+        requires = "named",
         help_heading = "Lifetime"
     )]
     replace_with_timeout: Option<Duration>,
@@ -154,12 +158,72 @@ pub(crate) struct SandboxArgs {
     /// Set the verbosity: error, warn, info, debug or trace; same as --LEVEL
     #[arg(long, value_name = "LEVEL", help_heading = "Output")]
     log_level: Option<Verbosity>,
+    /// Create the sandbox that FILE describes, in JSON or YAML; other options override it
+    ///
+    /// FILE has the form of the field `config` in the output of `msb inspect --format json`, or is
+    /// that output. Every field is optional, and an unknown one is an error; see msb-spec(5) and
+    /// `msb config schema`. `-` is standard input. The image argument is omitted: the first word
+    /// after the options starts the command. Typed variables, labels, mounts and ports are added to
+    /// those of the file. Relative paths of the host start in the directory of FILE.
+    #[arg(
+        long,
+        value_name = "FILE",
+        value_hint = ValueHint::FilePath,
+        conflicts_with = "image",
+        help_heading = "Guest setup"
+    )]
+    file: Option<PathBuf>,
     /// Parts of an imported configuration.
     #[arg(skip)]
     pub(crate) imported: ImportedSpec,
+    /// The file of `--file`, when it was read.
+    #[arg(skip)]
+    sandbox_file: Option<SandboxFile>,
+}
+
+/// The identity of a sandbox in a sandbox file.
+#[derive(Debug, Default)]
+pub(crate) struct FileIdentity {
+    pub(crate) name: Option<SandboxName>,
+    pub(crate) root: Option<RootArg>,
 }
 
 impl SandboxArgs {
+    /// Returns whether `--file` reads standard input.
+    pub(crate) fn is_stdin_file(&self) -> bool {
+        self.file.as_deref() == Some(Path::new(sandbox_file::STDIN))
+    }
+
+    /// Reads the file of `--file`, if it is given. Its settings then apply where no option is typed.
+    /// Returns its name and root.
+    pub(crate) fn read_file(
+        &mut self,
+        home: &Home,
+        typed_name: Option<&SandboxName>,
+    ) -> anyhow::Result<FileIdentity> {
+        let Some(path) = &self.file else {
+            return Ok(FileIdentity::default());
+        };
+        let file = sandbox_file::read(path)?;
+        self.imported = file.imported(&default_net(&UserConfig::read(home)?.sandbox_defaults)?)?;
+        let identity = FileIdentity { name: file.name.clone(), root: file.root.clone() };
+        if identity.name.is_none() && typed_name.is_none() && self.replace().is_some() {
+            return Err(Failure::usage("--replace needs a name").hint("add --name NAME").into());
+        }
+        self.sandbox_file = Some(file);
+        Ok(identity)
+    }
+
+    /// Returns the fields in the file of `--file` that an existing sandbox does not have.
+    pub(crate) fn file_differences(&self, spec: &Spec) -> anyhow::Result<Vec<String>> {
+        self.sandbox_file.as_ref().map_or(Ok(Vec::new()), |file| file.differences(spec))
+    }
+
+    /// Returns the limits of the main command in the file of `--file`.
+    pub(crate) fn file_main(&self) -> MainLimits {
+        self.sandbox_file.as_ref().map(|file| file.plain.main.clone()).unwrap_or_default()
+    }
+
     /// Returns the stop timeout for an existing sandbox of this name, or `None` if it is not to be
     /// replaced.
     pub(crate) fn replace(&self) -> Option<Duration> {
@@ -176,7 +240,8 @@ impl SandboxArgs {
 
     /// Returns whether the sandbox is to be removed at its end, even if it has a name.
     pub(crate) fn removes_sandbox(&self) -> bool {
-        self.guest.removes_sandbox()
+        let is_ephemeral = self.sandbox_file.as_ref().is_some_and(|file| file.plain.ephemeral);
+        self.guest.removes_sandbox() || is_ephemeral
     }
 
     /// Returns the labels, of which the last one of a key counts.
@@ -189,16 +254,21 @@ impl SandboxArgs {
         Ok(labels)
     }
 
-    fn net(&self, defaults: &SandboxDefaults) -> Result<NetSpec, Failure> {
-        let Some(mut net) = self.imported.net.clone() else {
-            let mut net = self.net.spec()?;
-            if !self.net.is_search_given() {
-                net.dns.search.clone_from(&defaults.dns_search);
-            }
-            return Ok(net);
+    fn net(&self, defaults: &SandboxDefaults) -> anyhow::Result<NetSpec> {
+        let mut net = match &self.imported.net {
+            Some(net) => net.clone(),
+            None => default_net(defaults)?,
         };
         self.net.change(&mut net)?;
         Ok(net)
+    }
+
+    /// Returns the mounts of the file of `--file` and the typed ones. A typed mount replaces that of
+    /// the file with the same target.
+    fn all_mounts(&self, home: &Home) -> anyhow::Result<Vec<Mount>> {
+        let typed = self.mounts.mounts(home)?;
+        let written = self.sandbox_file.as_ref().map_or(&[][..], |file| &file.mounts);
+        Ok(apply_changes(written, &[], &typed)?)
     }
 
     fn options(
@@ -209,33 +279,97 @@ impl SandboxArgs {
         command: &[OsString],
     ) -> anyhow::Result<SpecOptions> {
         let defaults = &config.sandbox_defaults;
-        let cpus = self.cpus.or(defaults.cpus.map(NonZero::get));
-        let memory_mib = self.memory.or(defaults.memory_mib.map(NonZero::get));
+        let file = self.sandbox_file.as_ref();
+        let plain = file.map(|file| file.plain.clone()).unwrap_or_default();
+        let cpus = self.cpus.or(plain.cpus).or(defaults.cpus.map(NonZero::get));
+        let memory_mib = self.memory.or(plain.memory_mib);
+        let memory_mib = memory_mib.or(defaults.memory_mib.map(NonZero::get));
         let default_workdir = defaults.workdir.as_ref().map(OsString::from);
+        let ms = |written: Option<u64>, default: Option<NonZero<u64>>| {
+            written.or(default.map(NonZero::get)).map(Duration::from_millis)
+        };
+        let written_engine = plain.engine.filter(|engine| *engine != EngineChoice::Auto);
+        let mut env = default_env(defaults)?;
+        env.extend(file.iter().flat_map(|file| file.env.iter().cloned()));
+        env.extend(context.env()?);
+        let mut guest = self.guest.options(defaults, &plain.guest)?;
+        if guest.spec.root_disk.is_managed() {
+            guest.upper_mib = guest.upper_mib.or(plain.upper_mib);
+        }
+        let mut labels = default_labels(defaults)?;
+        labels.extend(file.iter().flat_map(|file| file.labels.iter().cloned()));
+        labels.extend(self.labels()?);
+        let words = |text: &Text| text.as_os_str().to_owned();
         Ok(SpecOptions {
             cpus: u32::from(cpus.unwrap_or(CPUS)),
             memory_mib: memory_mib.unwrap_or(MEMORY_MIB),
-            engine: engine::choice(config, self.engine)?,
-            boot: self.boot.choice(config)?,
-            env: context.env()?,
-            workdir: context.workdir.clone().or(default_workdir),
-            user: context.user.clone(),
-            hostname: self.hostname.clone(),
+            engine: engine::choice(config, self.engine.or(written_engine))?,
+            boot: self.boot.choice(config, plain.boot)?,
+            env,
+            workdir: context
+                .workdir
+                .clone()
+                .or(plain.workdir.as_ref().map(words))
+                .or(default_workdir),
+            user: context
+                .user
+                .clone()
+                .or(plain.user.as_ref().map(words))
+                .or(defaults.user.as_ref().map(OsString::from)),
+            hostname: self.hostname.clone().or(file.and_then(SandboxFile::hostname)),
             entrypoint: self.entrypoint.clone(),
-            labels: self.labels()?,
-            mounts: self.mounts.mounts(home)?,
-            idle_timeout: self.idle_timeout,
-            max_duration: self.max_duration,
-            metrics: self.metrics.choice(defaults),
-            imported_command: self.imported.command.clone(),
+            labels,
+            mounts: self.all_mounts(home)?,
+            idle_timeout: self.idle_timeout.or(ms(plain.idle_timeout_ms, defaults.idle_timeout_ms)),
+            max_duration: self.max_duration.or(ms(plain.max_duration_ms, defaults.max_duration_ms)),
+            metrics: self
+                .metrics
+                .given()
+                .or(plain.metrics)
+                .unwrap_or(self.metrics.choice(defaults)),
+            imported_command: if self.entrypoint.is_some() {
+                Vec::new()
+            } else {
+                self.imported.command.clone()
+            },
+            lasting: file.and_then(SandboxFile::lasting).unwrap_or(true),
             net: self.net(defaults)?,
             machine_id: write::random_machine_id()?,
             main: MainLimits::default(),
-            guest: self.imported.guest(self.guest.options(defaults)?)?,
+            guest: self.imported.guest(guest)?,
             default_upper_mib: defaults.oci.upper_size_mib.map(NonZero::get),
             command: command.to_vec(),
         })
     }
+}
+
+/// Returns the network of a new sandbox by the user's configuration.
+fn default_net(defaults: &SandboxDefaults) -> anyhow::Result<NetSpec> {
+    let mut net = match &defaults.net {
+        Some(written) => sandbox_file::net(written, &NetSpec::public())
+            .context("in 'config.json': sandbox_defaults")?,
+        None => NetSpec::public(),
+    };
+    if !defaults.dns_search.is_empty() {
+        net.dns.search.clone_from(&defaults.dns_search);
+    }
+    Ok(net)
+}
+
+/// Returns the variables of the user's configuration. A name alone has no value there.
+fn default_env(defaults: &SandboxDefaults) -> anyhow::Result<Vec<EnvVar>> {
+    let variable = |text: &String| {
+        let is_assignment = text.contains('=');
+        let failure = || Failure::usage("in 'config.json': a variable is not NAME=value");
+        if is_assignment { parse_env(OsStr::new(text)) } else { Err(failure()) }
+    };
+    Ok(defaults.env.iter().map(variable).collect::<Result<_, _>>()?)
+}
+
+/// Returns the labels of the user's configuration.
+fn default_labels(defaults: &SandboxDefaults) -> Result<BTreeMap<String, String>, Failure> {
+    let labels = defaults.labels.iter();
+    labels.map(|(key, value)| parse_new_label(&format!("{key}={value}"))).collect()
 }
 
 fn parse_positive_duration(text: &str) -> Result<Duration, Failure> {
@@ -281,6 +415,7 @@ pub(crate) fn create_sandbox(
         start_from(&mut spec, snapshot, upper_mib)?;
     }
     let mut warnings = spec_builder::image_warnings(&config, &spec);
+    warnings.extend(sandbox_args.sandbox_file.iter().flat_map(|file| file.warnings(&spec)));
     // Check before anything is created, or removed to make room.
     check(&spec)?;
     home.prepare()?;

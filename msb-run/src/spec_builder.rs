@@ -65,8 +65,10 @@ pub(crate) struct SpecOptions {
     pub(crate) max_duration: Option<Duration>,
     /// `--metrics-sample-interval`, `--disable-metrics-sample`.
     pub(crate) metrics: MetricsSpec,
-    /// Complete main command in place of the image's. The sandbox outlives this command.
+    /// Complete main command in place of the image's.
     pub(crate) imported_command: Vec<OsString>,
+    /// False if the sandbox ends with its main command though none was typed.
+    pub(crate) lasting: bool,
     /// `--net` and the other network options.
     pub(crate) net: NetSpec,
     /// Machine ID of the guest, 32 hexadecimal digits.
@@ -126,11 +128,11 @@ pub(crate) fn spec(
         config.labels().clone().unwrap_or_default().into_iter().collect();
     labels.retain(|key, _| !is_reserved_label(key));
     labels.extend(options.labels);
-    let persistent = options.command.is_empty();
+    let is_untyped = options.command.is_empty();
     let mut guest = options.guest.spec;
     guest.stop_signal = guest.stop_signal.or_else(|| stop_signal(config).ok().flatten());
-    guest.directories = directories(config);
-    let mut command = if persistent && !options.imported_command.is_empty() {
+    guest.directories = directories(config, guest.directories);
+    let mut command = if is_untyped && !options.imported_command.is_empty() {
         options.imported_command.into_iter().map(Text::from).collect()
     } else {
         command(
@@ -160,7 +162,7 @@ pub(crate) fn spec(
         workdir: options.workdir.map(Text::from).or_else(|| non_empty(config.working_dir())),
         user: options.user.map(Text::from).or_else(|| non_empty(config.user())),
         command,
-        persistent,
+        persistent: is_untyped && options.lasting,
         mounts: options.mounts,
         idle_timeout_ms: options.idle_timeout.map(milliseconds),
         max_duration_ms: options.max_duration.map(milliseconds),
@@ -202,10 +204,12 @@ fn stop_signal_warning(config: &Config, spec: &Spec) -> Option<String> {
     Some(format!("the stop signal '{shown}' of the image is unknown; SIGTERM is used instead"))
 }
 
-/// Returns the volumes of the image as absolute paths without `.` and `..`, sorted.
-fn directories(config: &Config) -> Vec<Text> {
+/// Returns the volumes of the image as absolute paths without `.` and `..`, and the imported
+/// directories, sorted.
+fn directories(config: &Config, imported: Vec<Text>) -> Vec<Text> {
     let volumes = config.volumes().iter().flatten();
-    let mut directories: Vec<Text> = volumes.filter_map(|path| absolute(path)).collect();
+    let volumes = volumes.filter_map(|path| absolute(path));
+    let mut directories: Vec<Text> = volumes.chain(imported).collect();
     directories.sort_by(|a, b| a.as_bytes().cmp(b.as_bytes()));
     directories.dedup();
     directories.truncate(DIRECTORIES_MAX);

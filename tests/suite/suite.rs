@@ -141,6 +141,8 @@ mod reasons;
 mod registry;
 /// Images on their way through other programs, and to another host.
 mod roundtrip;
+/// Sandbox files, and the archive for a bug report.
+mod sandbox_files;
 /// Archives that are written.
 mod save;
 /// Options of the programs that SDKs call.

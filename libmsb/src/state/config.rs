@@ -3,9 +3,11 @@
 //! The names of 0.5.5 of microsandbox that mean the same here are the same. The section
 //! `registries` belongs to msb-image.
 
+use std::collections::BTreeMap;
 use std::num::{NonZeroU8, NonZeroU32, NonZeroU64};
 
 use anyhow::{Context, ensure};
+use msb_wire::guest::Security;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -29,6 +31,13 @@ const KNOWN: &[&[&str]] = &[
     &["sandbox_defaults", "workdir"],
     &["sandbox_defaults", "oci", "upper_size_mib"],
     &["sandbox_defaults", "dns_search"],
+    &["sandbox_defaults", "env"],
+    &["sandbox_defaults", "idle_timeout_ms"],
+    &["sandbox_defaults", "labels"],
+    &["sandbox_defaults", "max_duration_ms"],
+    &["sandbox_defaults", "net"],
+    &["sandbox_defaults", "security"],
+    &["sandbox_defaults", "user"],
     &["sandbox_defaults", "metrics_sample_interval_ms"],
     &["sandbox_defaults", "disable_metrics_sample"],
     &["registries", "ca_certs"],
@@ -70,6 +79,20 @@ pub struct SandboxDefaults {
     pub shell: Option<String>,
     /// Working directory of commands.
     pub workdir: Option<String>,
+    /// User and group of commands.
+    pub user: Option<String>,
+    /// Environment variables, `NAME=value`.
+    pub env: Vec<String>,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+    /// Network: fields of [`crate::net::NetSpec`] that differ from those of a new sandbox.
+    pub net: Option<Value>,
+    /// Security profile.
+    pub security: Option<Security>,
+    /// Idle timeout in milliseconds.
+    pub idle_timeout_ms: Option<NonZeroU64>,
+    /// Maximum duration in milliseconds.
+    pub max_duration_ms: Option<NonZeroU64>,
     /// Settings of roots from images.
     pub oci: OciDefaults,
     /// Search domains.

@@ -29,11 +29,18 @@ impl BootArgs {
         self.cold || self.from_memory
     }
 
-    /// Returns the choice from the command line, else from [`VARIABLE`], else from the
-    /// configuration.
-    pub(crate) fn choice(&self, config: &UserConfig) -> anyhow::Result<Option<BootMode>> {
+    /// Returns the choice from the command line, else the `written` one of a sandbox file, else from
+    /// [`VARIABLE`], else from the configuration.
+    pub(crate) fn choice(
+        &self,
+        config: &UserConfig,
+        written: Option<BootMode>,
+    ) -> anyhow::Result<Option<BootMode>> {
         if self.is_given() {
             return Ok(Some(if self.cold { BootMode::Cold } else { BootMode::Memory }));
+        }
+        if written.is_some() {
+            return Ok(written);
         }
         if let Some(word) = std::env::var_os(VARIABLE).filter(|value| !value.is_empty()) {
             let word = word.to_string_lossy();

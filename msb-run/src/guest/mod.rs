@@ -134,21 +134,31 @@ impl GuestArgs {
         self.changes.removes_sandbox()
     }
 
-    /// Checks the options. Reads the files of the host that they name.
-    pub(crate) fn options(&self, defaults: &SandboxDefaults) -> anyhow::Result<GuestOptions> {
-        let default_shell = defaults.shell.as_ref().map(OsString::from);
+    /// Checks the options. Reads the files of the host that they name. What they do not set is that
+    /// of `base`, then that of `defaults`.
+    pub(crate) fn options(
+        &self,
+        defaults: &SandboxDefaults,
+        base: &GuestSpec,
+    ) -> anyhow::Result<GuestOptions> {
+        let base_shell = base.shell.as_ref().map(|shell| shell.as_os_str().to_owned());
+        let default_shell = base_shell.or(defaults.shell.as_ref().map(OsString::from));
         let shell = self.shell.as_ref().or(default_shell.as_ref()).map(shell).transpose()?;
         let mut changes = self.scripts.changes(shell.as_ref())?;
         changes.extend(self.changes.changes()?);
         let (root_disk, upper_mib) = match &self.root_disk {
             Some(choice) => choice.resolve()?,
-            None => (RootDisk::Managed, self.oci_upper_size),
+            None if self.oci_upper_size.is_some() => (RootDisk::Managed, self.oci_upper_size),
+            None => (base.root_disk.clone(), None),
         };
         let security = match self.security {
             Some(SecurityProfile::Restricted) => Security::Restricted,
-            Some(SecurityProfile::Default) | None => Security::Default,
+            Some(SecurityProfile::Default) => Security::Default,
+            None if base.security.is_restricted() => Security::Restricted,
+            None => defaults.security.unwrap_or_default(),
         };
         let init = self.init.as_ref().map(|init| self.init(init)).transpose()?;
+        let init = init.or_else(|| base.init.clone());
         if init.is_some() && security.is_restricted() {
             return Err(Failure::usage(
                 "an init program needs privileges that --security restricted drops",
@@ -163,8 +173,8 @@ impl GuestArgs {
                 init,
                 shell,
                 rlimits: Vec::new(),
-                stop_signal: self.stop_signal,
-                directories: Vec::new(),
+                stop_signal: self.stop_signal.or(base.stop_signal),
+                directories: base.directories.clone(),
                 changes,
             },
             upper_mib,
@@ -216,7 +226,9 @@ mod tests {
 
     pub(super) fn options(args: &[&str]) -> anyhow::Result<GuestOptions> {
         let args = ["test"].iter().chain(args);
-        TestArgs::try_parse_from(args)?.guest.options(&SandboxDefaults::default())
+        TestArgs::try_parse_from(args)?
+            .guest
+            .options(&SandboxDefaults::default(), &GuestSpec::default())
     }
 
     #[test]

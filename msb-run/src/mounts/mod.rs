@@ -15,5 +15,6 @@ pub(crate) use args::{MountArgs, apply_changes, resolved};
 pub(crate) use new_volumes::{SandboxVolumes, create_volume, users};
 pub(crate) use prepare::{PreparedMounts, prepare};
 pub(crate) use syntax::{
-    format_of_name, is_path, parse_format, parse_fstype, parse_size_mib, volume as parse_volume,
+    format_of_name, is_path, parse_format, parse_fstype, parse_size_mib, target as parse_target,
+    volume as parse_volume,
 };

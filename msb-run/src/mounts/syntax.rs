@@ -184,7 +184,8 @@ pub(super) fn set_flag(mount: &mut Mount, option: &str) -> Result<(), Failure> {
     Ok(())
 }
 
-pub(super) fn target(target: &[u8]) -> Result<Text, Failure> {
+/// Checks the target of a mount: an absolute path in the guest. Normalizes it.
+pub(crate) fn target(target: &[u8]) -> Result<Text, Failure> {
     let path = Path::new(OsStr::from_bytes(target));
     let refuse =
         |why: &str| Err(Failure::usage(format!("cannot mount at '{}': {why}", escape(target))));

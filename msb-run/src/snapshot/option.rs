@@ -1,8 +1,8 @@
 //! The command-line option to start from a snapshot.
 
-use anyhow::Context;
 use clap::Args;
 use clap::builder::{OsStringValueParser, TypedValueParser};
+use libmsb::cli::error::Failure;
 
 use super::reference::{SnapshotArg, parse_snapshot};
 use crate::root::RootArg;
@@ -29,7 +29,8 @@ impl SnapshotOption {
     /// Returns the root: the snapshot, else the image.
     pub(crate) fn root(&self, image: Option<&RootArg>) -> anyhow::Result<RootArg> {
         let snapshot = self.snapshot.clone().map(RootArg::Snapshot);
-        snapshot.or_else(|| image.cloned()).context("neither an image nor a snapshot was given")
+        let root = snapshot.or_else(|| image.cloned());
+        Ok(root.ok_or_else(|| Failure::usage("the file of --file names no image"))?)
     }
 
     /// Returns whether a snapshot was given.

@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::error::ContextKind;
 use clap::parser::ValueSource;
-use clap::{Args, CommandFactory, FromArgMatches, Parser};
+use clap::{ArgGroup, Args, CommandFactory, FromArgMatches, Parser};
 use libmsb::cli::args::SandboxName;
 use libmsb::cli::error::{Failure, code, message, print_warning};
 use libmsb::cli::escape::escape;
 use libmsb::cli::{output, verbosity};
 use libmsb::state::Home;
-use libmsb::state::spec::{MainLimits, Spec};
+use libmsb::state::spec::Spec;
 
 use super::start::KeepaliveArgs;
 use super::{CommandContextArgs, QuietArgs};
@@ -30,15 +30,16 @@ const TOOL: &str = "msb-create";
 #[command(
     name = TOOL,
     version,
-    override_usage = "msb create [OPTIONS] IMAGE [COMMAND...]",
-    after_help = "Examples:\n  msb create --name web --label team=ml nginx\n  name=$(msb create --no-start alpine)"
+    group = ArgGroup::new("named").args(["name", "file"]).multiple(true),
+    override_usage = "msb create [OPTIONS] IMAGE [COMMAND...]\n       msb create [OPTIONS] --file FILE [COMMAND...]",
+    after_help = "Examples:\n  msb create --name web --label team=ml nginx\n  name=$(msb create --no-start alpine)\n  msb inspect web --format json | msb create --file - --name copy"
 )]
 pub(crate) struct CreateArgs {
     /// Image, or the path of a directory or disk image as the root
     ///
     /// A path is that of **Root from a host path** in msb-run(1).
     #[arg(
-        required_unless_present_any = ["from_microsandbox", "snapshot"],
+        required_unless_present_any = ["from_microsandbox", "snapshot", "file"],
         value_parser = OsStringValueParser::new().try_map(parse_root)
     )]
     image: Option<RootArg>,
@@ -77,7 +78,7 @@ struct ImportArgs {
     /// defaults, fixed addresses of the interface and `trust_host_cas`. `registry_auth` is used for
     /// the pull of the image and is not stored. A warning names `log_level`, which has no meaning
     /// here, a volume that is new, and an image with another digest than the stored one.
-    #[arg(long, value_name = "FILE", help_heading = "Guest setup")]
+    #[arg(long, value_name = "FILE", conflicts_with = "file", help_heading = "Guest setup")]
     from_microsandbox: Option<PathBuf>,
     /// With --from-microsandbox, import the rest without an unsupported field
     ///
@@ -186,13 +187,18 @@ pub(crate) fn run(args: CreateArgs) -> anyhow::Result<()> {
     args.quiet.apply();
     args.sandbox_args.apply_log_level();
     let home = Home::from_env()?;
-    if args.from.is_stdin() && args.keepalive.number() == Some(0) {
+    if (args.from.is_stdin() || args.sandbox_args.is_stdin_file())
+        && args.keepalive.number() == Some(0)
+    {
         let message = "standard input cannot be both the configuration and the keepalive pipe";
         return Err(Failure::usage(message).into());
     }
     // Before anything is created: a wrong descriptor leaves no sandbox behind.
     let keepalive = args.keepalive.open()?;
-    let (args, stored_digest) = import(&home, args, std::env::args_os().collect())?;
+    let (mut args, stored_digest) = import(&home, args, std::env::args_os().collect())?;
+    let file = args.sandbox_args.read_file(&home, args.name.as_ref())?;
+    args.name = args.name.or(file.name);
+    args.image = args.image.or(file.root);
     let ephemeral = args.sandbox_args.removes_sandbox();
     if ephemeral && args.no_start {
         return Err(Failure::usage("--rm without a path cannot be used with --no-start").into());
@@ -208,7 +214,7 @@ pub(crate) fn run(args: CreateArgs) -> anyhow::Result<()> {
         args.name.as_ref(),
         ephemeral,
         (&args.sandbox_args, &args.context, &args.command),
-        MainLimits::default(),
+        args.sandbox_args.file_main(),
         |spec| {
             warn_of_another_image(spec, stored_digest.as_deref());
             Ok(())

@@ -2,6 +2,8 @@
 
 /// `msb attach`: attaches to a running job.
 mod attach;
+/// `msb config`: the form of sandbox files.
+mod config;
 /// `msb cp`: copies files into and out of sandboxes.
 mod cp;
 /// `msb create`: creates a persistent sandbox.
@@ -34,6 +36,8 @@ mod pause;
 mod ping;
 /// `msb ps`: lists running sandboxes and their main commands.
 mod ps;
+/// `msb report`: writes an archive for a bug report.
+mod report;
 /// `msb restart`: stops and starts sandboxes.
 mod restart;
 /// `msb restore`: sets a sandbox back to a snapshot.

@@ -7,8 +7,8 @@ use std::ffi::OsString;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use clap::Parser;
 use clap::builder::{OsStringValueParser, TypedValueParser};
+use clap::{ArgGroup, Parser};
 use libmsb::cli::args::SandboxName;
 use libmsb::cli::error::{
     Code, Failure, code, print_failure, print_warning, print_warning_with_hint,
@@ -47,8 +47,9 @@ const JOIN_INTERVAL: Duration = Duration::from_millis(20);
 #[command(
     name = TOOL,
     version,
-    override_usage = "msb run [OPTIONS] IMAGE [COMMAND...]\n       msb run [OPTIONS] --snapshot SNAPSHOT [COMMAND...]",
-    after_help = "Examples:\n  msb run alpine uname -a\n  msb run --rm -it debian bash\n  msb run -d --name worker python\n  tar c . | msb run alpine -- tar t"
+    group = ArgGroup::new("named").args(["name", "file"]).multiple(true),
+    override_usage = "msb run [OPTIONS] IMAGE [COMMAND...]\n       msb run [OPTIONS] --snapshot SNAPSHOT [COMMAND...]\n       msb run [OPTIONS] --file FILE [COMMAND...]",
+    after_help = "Examples:\n  msb run alpine uname -a\n  msb run --rm -it debian bash\n  msb run -d --name worker python\n  tar c . | msb run alpine -- tar t\n  msb run -d --file web.yaml"
 )]
 pub(crate) struct RunArgs {
     /// Image, or the path of a directory or disk image as the root
@@ -56,7 +57,7 @@ pub(crate) struct RunArgs {
     /// An image that starts with `/`, `./` or `../`, or is `.` or `..`, is a path; see **Root from
     /// a host path**.
     #[arg(
-        required_unless_present = "snapshot",
+        required_unless_present_any = ["snapshot", "file"],
         value_parser = OsStringValueParser::new().try_map(parse_root)
     )]
     image: Option<RootArg>,
@@ -113,11 +114,14 @@ struct LockedSandbox {
     existed: bool,
 }
 
-pub(crate) fn run(args: RunArgs) -> anyhow::Result<u8> {
+pub(crate) fn run(mut args: RunArgs) -> anyhow::Result<u8> {
     let start_ns = monotonic_ns();
     args.connected.quiet.apply();
     args.sandbox_args.apply_log_level();
     let home = Home::from_env()?;
+    let file = args.sandbox_args.read_file(&home, args.name.as_ref())?;
+    args.name = args.name.or(file.name);
+    args.image = args.image.or(file.root);
     let tty = !args.detach && args.connected.is_tty();
     let deadline = Instant::now() + JOIN_TIMEOUT;
     loop {
@@ -258,7 +262,11 @@ fn create_or_lock(home: &Home, args: &RunArgs, tty: bool) -> anyhow::Result<Lock
             return lock_existing(home, sandbox, args);
         }
     }
-    let main = if args.detach { args.connected.main_bounds() } else { MainLimits::default() };
+    let main = match args.connected.main_bounds() {
+        _ if !args.detach => MainLimits::default(),
+        bounds if bounds.is_empty() => args.sandbox_args.file_main(),
+        bounds => bounds,
+    };
     let created = create_sandbox(
         home,
         &args.root()?,
@@ -316,19 +324,22 @@ fn compare(home: &Home, args: &RunArgs, spec: &Spec) -> anyhow::Result<()> {
         .into());
     }
     args.sandbox_args.check_existing(home, spec)?;
-    let mut ignored = args.sandbox_args.ignored(spec);
+    let ignored = args.sandbox_args.ignored(spec).into_iter().map(str::to_owned);
+    let differ = args.sandbox_args.file_differences(spec)?.into_iter();
+    let mut ignored: Vec<String> =
+        ignored.chain(differ.map(|field| format!("'{field}' of the file"))).collect();
     if args.detach {
         let typed: Vec<Text> = args.command.iter().cloned().map(Text::from).collect();
         check_command(spec, &typed)?;
         if args.connected.main_bounds() != spec.main && !args.connected.main_bounds().is_empty() {
-            ignored.push("--rlimit and --timeout");
+            ignored.push("--rlimit and --timeout".to_owned());
         }
         if args.connected.context.is_given() {
-            ignored.push("--env, --workdir and --user");
+            ignored.push("--env, --workdir and --user".to_owned());
         }
     }
     if is_snapshot {
-        ignored.push("--snapshot");
+        ignored.push("--snapshot".to_owned());
     }
     if !ignored.is_empty() {
         let ignored = ignored.join(", ");

@@ -9,9 +9,9 @@ use libmsb::complete;
 use libmsb::state::config::apply_log_level;
 
 use super::{
-    attach, cp, create, doctor, events, exec, fork, inspect, install, jobs, logs, ls, modify,
-    pause, ping, ps, restart, restore, rm, run, signal, snapshot, start, stop, uninstall, volume,
-    wait,
+    attach, config, cp, create, doctor, events, exec, fork, inspect, install, jobs, logs, ls,
+    modify, pause, ping, ps, report, restart, restore, rm, run, signal, snapshot, start, stop,
+    uninstall, volume, wait,
 };
 use crate::{command_words, launch, supervisor};
 
@@ -27,6 +27,7 @@ struct Verb {
 /// command in the guest.
 const VERBS: &[Verb] = &[
     Verb { program: "msb-attach", run: |name, words| guest(name, words, attach::run) },
+    Verb { program: "msb-config", run: |name, words| host(name, words, config::run) },
     Verb { program: "msb-cp", run: |name, words| host(name, words, cp::run) },
     Verb { program: "msb-create", run: |name, words| host(name, words, create::run) },
     Verb { program: "msb-doctor", run: |name, words| host(name, words, doctor::run) },
@@ -42,6 +43,7 @@ const VERBS: &[Verb] = &[
     Verb { program: "msb-pause", run: |name, words| host(name, words, pause::pause) },
     Verb { program: "msb-ping", run: |name, words| host(name, words, ping::run) },
     Verb { program: "msb-ps", run: |name, words| host(name, words, ps::run) },
+    Verb { program: "msb-report", run: |name, words| host(name, words, report::run) },
     Verb { program: "msb-restart", run: |name, words| host(name, words, restart::run) },
     Verb { program: "msb-restore", run: |name, words| host(name, words, restore::run) },
     Verb { program: "msb-resume", run: |name, words| host(name, words, pause::resume) },

@@ -39,9 +39,7 @@ fn run(mut args: Vec<OsString>) -> u8 {
     let word = rest.remove(0).to_string_lossy().into_owned();
     match word.as_str() {
         "-h" | "--help" | table::HELP => show_help(&rest),
-        "-V" | "-v" | "--version" | "version" => {
-            print(concat!("msb ", env!("CARGO_PKG_VERSION"), "\n"))
-        }
+        "-V" | "-v" | "--version" | "version" => show_version(&rest),
         "completion" | "completions" => print_script(&rest),
         "--tree" => print(&help::tree()),
         "--list-commands" => print(&help::list(rest == ["--long"])),
@@ -52,6 +50,31 @@ fn run(mut args: Vec<OsString>) -> u8 {
             "put the options of a command after its name",
         ),
         _ => start(&word, [args, rest].concat()),
+    }
+}
+
+/// Prints the version; with `--format json` as an object.
+fn show_version(rest: &[OsString]) -> u8 {
+    let words: Vec<_> = rest.iter().map(|word| word.to_string_lossy()).collect();
+    let words: Vec<&str> = words.iter().map(AsRef::as_ref).collect();
+    match words.as_slice() {
+        ["--format", "json"] | ["--format=json"] => {
+            let version = serde_json::json!({
+                "version": env!("CARGO_PKG_VERSION"),
+                "os": std::env::consts::OS,
+                "arch": std::env::consts::ARCH,
+                "directory": std::env::current_exe().ok().and_then(|path| Some(path.parent()?.to_path_buf())),
+            });
+            match libmsb::jsonl::to_string_pretty(&version) {
+                Ok(text) => print(&format!("{text}\n")),
+                Err(error) => fail(exit::FAILED, &error.to_string(), ""),
+            }
+        }
+        [] => print(concat!("msb ", env!("CARGO_PKG_VERSION"), "\n")),
+        [word, ..] => {
+            let word = libmsb::cli::error::clean(word).into_owned();
+            fail(exit::USAGE, &format!("unexpected argument '{word}'"), "msb version --format json")
+        }
     }
 }
 

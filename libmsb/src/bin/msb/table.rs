@@ -140,6 +140,14 @@ pub(crate) const COMMANDS: &[Command] = &[
         program: "msb-metrics",
         args: &[],
     },
+    Command {
+        name: "config",
+        alias: None,
+        group: Group::Other,
+        about: "Print the schema of sandbox files (run --file)",
+        program: "msb-config",
+        args: &[],
+    },
     installation("install", "Make a command that runs an image", "msb-install"),
     installation("uninstall", "Remove commands that install made", "msb-uninstall"),
     Command {
@@ -148,6 +156,14 @@ pub(crate) const COMMANDS: &[Command] = &[
         group: Group::Other,
         about: "Check this host and print how to fix what is missing",
         program: "msb-doctor",
+        args: &[],
+    },
+    Command {
+        name: "report",
+        alias: None,
+        group: Group::Other,
+        about: "Write an archive for a bug report",
+        program: "msb-report",
         args: &[],
     },
     Command {
