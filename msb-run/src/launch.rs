@@ -1,7 +1,7 @@
 //! Start of a supervisor process, and its reports.
 
 use std::io::BufReader;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
@@ -89,6 +89,13 @@ pub(crate) fn launch(
         other => launched.pending = other,
     }
     Ok(launched)
+}
+
+impl AsFd for SupervisorHandle {
+    /// Returns the report pipe, which is readable when there is a report, or none will come.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.reports.get_ref().as_fd()
+    }
 }
 
 impl SupervisorHandle {

@@ -174,6 +174,8 @@ mod tar_readers;
 mod terminal;
 /// The TypeScript SDK.
 mod typescript_sdk;
+/// Units of systemd.
+mod units;
 /// Programs that are replaced while sandboxes run.
 mod upgrade;
 /// Named volumes and disk images.

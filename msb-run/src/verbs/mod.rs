@@ -16,6 +16,8 @@ mod events;
 pub(crate) mod exec;
 /// Filters of listings.
 mod filter;
+/// `msb start --foreground`: a sandbox as a service.
+mod foreground;
 /// `msb fork`: copies a sandbox.
 mod fork;
 /// `msb inspect`: shows the configuration and state of a sandbox.

@@ -7,14 +7,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::{Args, Parser};
-use libmsb::cli::args::SandboxName;
+use libmsb::cli::args::{SandboxName, parse_duration};
 use libmsb::cli::error::Failure;
 use libmsb::state::Home;
 use libmsb::state::sandboxes::Sandbox;
 use libmsb::state::status::State;
 
-use super::paused;
 use super::selection::{NamesArgs, SelectionArgs, for_each};
+use super::{foreground, paused};
 use crate::launch::{Keepalive, launch};
 
 const TOOL: &str = "msb-start";
@@ -27,13 +27,30 @@ const STOPPING_TIMEOUT: Duration = Duration::from_secs(15);
 #[command(
     name = TOOL,
     version,
-    after_help = "Examples:\n  msb start web worker\n  msb ls -q --stopped | msb start -"
+    after_help = "Examples:\n  msb start web worker\n  msb ls -q --stopped | msb start -\n  msb start --foreground web"
 )]
 pub(crate) struct StartArgs {
     #[command(flatten)]
     selection: SelectionArgs,
     #[command(flatten)]
     keepalive: KeepaliveArgs,
+    /// Stay until the sandbox ends; SIGTERM and SIGINT stop it
+    ///
+    /// For service managers, with one sandbox: the service is ready when the guest accepts commands
+    /// (sd_notify(3)). The exit status is 0 if the sandbox was stopped, its guest powered off, or
+    /// its main command ended with exit code 0. If this process is killed, the sandbox is stopped.
+    #[arg(long, conflicts_with = "bond_fd", help_heading = "Lifetime")]
+    foreground: bool,
+    /// With --foreground, kill the virtual machine if it has not stopped after TIMEOUT
+    #[arg(
+        long,
+        default_value = "60",
+        value_name = "TIMEOUT",
+        value_parser = parse_duration,
+        requires = "foreground",
+        help_heading = "Lifetime"
+    )]
+    stop_timeout: Duration,
     #[command(flatten)]
     names: NamesArgs,
 }
@@ -92,6 +109,12 @@ fn connected_socket(number: RawFd) -> anyhow::Result<OwnedFd> {
 pub(crate) fn run(args: StartArgs) -> anyhow::Result<()> {
     let home = Home::from_env()?;
     let names = args.selection.names(TOOL, &home)?;
+    if args.foreground {
+        let [name] = names.as_slice() else {
+            return Err(Failure::usage("--foreground needs one sandbox").into());
+        };
+        return foreground::run(&home, name, args.stop_timeout);
+    }
     for_each(TOOL, &names, |name| {
         if start(&home, name, args.keepalive.open()?)? {
             return Ok(args.names.line(name).into());
