@@ -162,6 +162,10 @@ pub struct QemuPlan {
     /// True to wait for an incoming boot state, sent over the monitor, instead of a boot.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub incoming: bool,
+    /// True if the incoming state is that of a guest that was running: a state of the devices alone,
+    /// after which the guest waits.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub resumed: bool,
 }
 
 /// Settings of libkrun.

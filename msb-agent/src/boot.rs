@@ -4,7 +4,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use msb_wire::boot::{BootEvent, BootRequest};
+use msb_wire::boot::{BootEvent, BootNet, BootRequest};
 use msb_wire::exec::Rlimit;
 use msb_wire::guest::Security;
 use msb_wire::text::{Text, from_hex};
@@ -32,6 +32,8 @@ pub(crate) struct GuestState {
     pub(crate) upper: OwnedFd,
     /// Top directories of the file systems on writable disks.
     pub(crate) disks: Vec<OwnedFd>,
+    /// The network, if the guest has one.
+    pub(crate) net: Option<BootNet>,
 }
 
 /// Sets the guest up.
@@ -84,10 +86,12 @@ pub(crate) fn boot(request: BootRequest, modules: &KernelModules) -> Result<Gues
         rlimits: request.guest.rlimits,
         upper: root.top,
         disks,
+        net: request.net,
     })
 }
 
-fn add_entropy(hex: &str) {
+/// Adds random bytes of the host to the entropy pool, and uses them at once.
+pub(crate) fn add_entropy(hex: &str) {
     let Some(random) = from_hex(hex) else {
         log("invalid entropy from the host: not a hexadecimal string");
         return;

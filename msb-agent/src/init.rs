@@ -43,6 +43,7 @@ pub(crate) const OPERATIONS: &[&str] = &[
     operation::KEY_AGENT,
     operation::MOUNTS,
     operation::PING,
+    operation::QUIESCE,
     operation::SAMPLES,
     operation::SECURITY,
     operation::SFTP,

@@ -13,6 +13,7 @@ use rustix::mount::mount_bind;
 
 use crate::console::{log, reason};
 use crate::kernel_mounts::restore_times;
+use crate::names;
 
 const PATH: &str = "/etc/machine-id";
 
@@ -27,15 +28,31 @@ const UNINITIALIZED: &str = "uninitialized";
 
 /// Sets the machine id, unless the image or a user has set one. A failure does not stop the boot.
 pub(crate) fn set(id: &str) {
-    let valid =
-        id.len() == DIGITS && id.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-    if !valid {
+    if !is_valid(id) {
         return log("invalid machine-id from the host");
     }
     match is_unset().and_then(|wanted| if wanted { put(id) } else { Ok(()) }) {
         Ok(()) => {}
         Err(error) => log(&format!("cannot set '{PATH}': {}", reason(error))),
     }
+}
+
+/// Replaces the machine id that [`set`] has set before the memory was saved. Programs that have the
+/// file open see the new one.
+pub(crate) fn replace(id: &str) {
+    if !names::is_mounted(PATH) {
+        return set(id);
+    }
+    if !is_valid(id) {
+        return log("invalid machine-id from the host");
+    }
+    if let Err(error) = fs::write(PATH, format!("{id}\n")) {
+        log(&format!("cannot set '{PATH}': {}", reason(error)));
+    }
+}
+
+fn is_valid(id: &str) -> bool {
+    id.len() == DIGITS && id.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 /// Returns whether the file is empty, and creates it if it is missing. A file that is not a regular

@@ -82,7 +82,7 @@ fn read(path: &str) -> io::Result<Option<Vec<u8>>> {
 }
 
 /// Returns whether a path is on another mount than the root directory.
-fn is_mounted(path: &str) -> bool {
+pub(crate) fn is_mounted(path: &str) -> bool {
     let mount = |path: &str| {
         let found = statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::MNT_ID).ok()?;
         let has_id = StatxFlags::from_bits_retain(found.stx_mask).contains(StatxFlags::MNT_ID);

@@ -20,10 +20,7 @@ pub(crate) fn set_up(net: &BootNet) -> Result<(), String> {
     let name = &interface.name;
     let failed =
         |what: &str, error: io::Error| format!("cannot {what} '{name}': {}", reason(error));
-    let number = fs::read_to_string(format!("{INTERFACES}/{name}/ifindex"))
-        .ok()
-        .and_then(|text| text.trim().parse().ok())
-        .ok_or_else(|| format!("'{name}' has no interface index"))?;
+    let number = index(name)?;
     // Addresses are configured statically, not by router advertisements. A kernel without IPv6 has
     // no such file.
     let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{name}/accept_ra"), "0");
@@ -49,6 +46,31 @@ pub(crate) fn set_up(net: &BootNet) -> Result<(), String> {
     }
     write_resolvers(net);
     Ok(())
+}
+
+/// Changes the network of a guest from saved memory. The interface goes down for it, so the kernel
+/// forgets the routes and the hardware address of the old gateway.
+pub(crate) fn change(old: Option<&BootNet>, new: &BootNet) -> Result<(), String> {
+    let interface = find(new.mac)?;
+    let name = &interface.name;
+    let failed =
+        |what: &str, error: io::Error| format!("cannot {what} '{name}': {}", reason(error));
+    let number = index(name)?;
+    let netlink = Netlink::open().map_err(|error| failed("open a netlink socket for", error))?;
+    netlink.bring_down(number).map_err(|error| failed("bring down", error))?;
+    for entry in old.iter().flat_map(|old| &old.addresses) {
+        // The kernel has removed IPv6 addresses by itself. A program may have removed others.
+        let _ = netlink.delete_address(number, entry.address, entry.prefix);
+    }
+    set_up(new)
+}
+
+/// Returns the index of an interface.
+fn index(name: &str) -> Result<u32, String> {
+    fs::read_to_string(format!("{INTERFACES}/{name}/ifindex"))
+        .ok()
+        .and_then(|text| text.trim().parse().ok())
+        .ok_or_else(|| format!("'{name}' has no interface index"))
 }
 
 /// A network interface.

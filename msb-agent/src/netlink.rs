@@ -14,6 +14,7 @@ use rustix::net::{
 const NLMSG_ERROR: u16 = 2;
 const RTM_NEWLINK: u16 = 16;
 const RTM_NEWADDR: u16 = 20;
+const RTM_DELADDR: u16 = 21;
 const RTM_NEWROUTE: u16 = 24;
 
 const NLM_F_REQUEST: u16 = 0x1;
@@ -72,6 +73,29 @@ impl Netlink {
         body.extend_from_slice(&IFF_UP.to_ne_bytes());
         put_attribute(&mut body, IFLA_MTU, &mtu.to_ne_bytes());
         self.request(RTM_NEWLINK, REQUEST_FLAGS, &body)
+    }
+
+    /// Brings an interface down.
+    pub(crate) fn bring_down(&self, interface: u32) -> io::Result<()> {
+        let mut body = vec![0; 4];
+        body.extend_from_slice(&interface.to_ne_bytes());
+        body.extend_from_slice(&0_u32.to_ne_bytes());
+        body.extend_from_slice(&IFF_UP.to_ne_bytes());
+        self.request(RTM_NEWLINK, REQUEST_FLAGS, &body)
+    }
+
+    /// Deletes an address of an interface.
+    pub(crate) fn delete_address(
+        &self,
+        interface: u32,
+        address: IpAddr,
+        prefix: u8,
+    ) -> io::Result<()> {
+        let mut body = vec![family(address), prefix, 0, 0];
+        body.extend_from_slice(&interface.to_ne_bytes());
+        put_attribute(&mut body, IFA_LOCAL, &bytes(address));
+        put_attribute(&mut body, IFA_ADDRESS, &bytes(address));
+        self.request(RTM_DELADDR, REQUEST_FLAGS, &body)
     }
 
     /// Adds an address to an interface.

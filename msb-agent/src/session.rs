@@ -49,6 +49,8 @@ pub(crate) struct CommandSession {
     oom_killed: bool,
     /// Set for a helper process of the agent, which cleans up and ends when its pipes are closed.
     is_helper: bool,
+    /// Set when the client has closed the stream.
+    is_closed: bool,
     terminal: Option<Rc<OwnedFd>>,
     input: CommandInput,
     outputs: Vec<CommandOutput>,
@@ -84,6 +86,7 @@ impl CommandSession {
             status: None,
             oom_killed: false,
             is_helper: false,
+            is_closed: false,
             terminal: None,
             input,
             outputs,
@@ -113,6 +116,7 @@ impl CommandSession {
             status: None,
             oom_killed: false,
             is_helper: false,
+            is_closed: false,
             terminal: Some(terminal),
             input,
             outputs,
@@ -199,11 +203,28 @@ impl CommandSession {
 
     /// Closes the session for the client: kills the command and drops its output.
     pub(crate) fn close(&mut self) {
+        self.is_closed = true;
         self.hang_up();
         self.input = CommandInput::new(None, false);
         self.input.reported_unread = true;
         self.outputs.clear();
         self.terminal = None;
+    }
+
+    /// Returns whether the client has closed the stream.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.is_closed
+    }
+
+    /// Starts the flow control again with whole windows, for a host that knows nothing of the data
+    /// before.
+    pub(crate) fn reset_credit(&mut self) {
+        self.input.window = SendCredit::default();
+        self.input.used = ReceiveCredit::default();
+        self.input.inherited = self.input.queue.len();
+        for output in &mut self.outputs {
+            output.credit = SendCredit::default();
+        }
     }
 
     /// Kills the process group.
@@ -318,6 +339,8 @@ struct CommandInput {
     moved: usize,
     window: SendCredit,
     used: ReceiveCredit,
+    /// Bytes at the front of the queue for which no credit is returned.
+    inherited: usize,
 }
 
 impl CommandInput {
@@ -333,6 +356,7 @@ impl CommandInput {
             moved: 0,
             window: SendCredit::default(),
             used: ReceiveCredit::default(),
+            inherited: 0,
         }
     }
 
@@ -382,7 +406,7 @@ impl CommandInput {
         {
             let _ = fcntl_setpipe_size(fd, PIPE_BYTES);
         }
-        self.return_credit(count, stream, out);
+        self.return_queued(count, stream, out);
     }
 
     /// Ends the input after all data is written: closes a pipe, sends VEOF to a terminal.
@@ -414,7 +438,14 @@ impl CommandInput {
     fn discard(&mut self, stream: u32, out: &mut Vec<u8>) {
         let count = self.queue.len();
         self.queue.clear();
-        self.return_credit(count, stream, out);
+        self.return_queued(count, stream, out);
+    }
+
+    /// Returns credit for bytes of the queue.
+    fn return_queued(&mut self, count: usize, stream: u32, out: &mut Vec<u8>) {
+        let of_others = count.min(self.inherited);
+        self.inherited -= of_others;
+        self.return_credit(count - of_others, stream, out);
     }
 
     fn return_credit(&mut self, count: usize, stream: u32, out: &mut Vec<u8>) {

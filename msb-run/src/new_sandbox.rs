@@ -31,7 +31,7 @@ use libmsb::state::status::Reason;
 use libmsb::state::{Home, layout, write};
 use msb_wire::text::Text;
 
-use crate::boot_state::BootArgs;
+use crate::boot_state::{BootArgs, BootState};
 use crate::engine::{self, upper};
 use crate::guest::GuestArgs;
 use crate::metrics::MetricsArgs;
@@ -41,7 +41,8 @@ use crate::root::{ResolvedRoot, RootArg};
 use crate::sandbox_file::{self, SandboxFile};
 use crate::snapshot::digest_of;
 use crate::snapshot::disk_copy::copy_disk;
-use crate::snapshot::restore::size_mib as snapshot_size_mib;
+use crate::snapshot::restore::{check_machine, size_mib as snapshot_size_mib};
+use crate::snapshot::saved_memory::{link_or_copy, open_memory, verify_memory};
 use crate::spec_builder::{self, ImportedSpec, SpecOptions};
 use crate::startup::LOGS_HINT;
 use crate::verbs::CommandContextArgs;
@@ -176,6 +177,9 @@ pub(crate) struct SandboxArgs {
     /// Parts of an imported configuration.
     #[arg(skip)]
     pub(crate) imported: ImportedSpec,
+    /// The client stays for the main command.
+    #[arg(skip)]
+    pub(crate) is_attached: bool,
     /// The file of `--file`, when it was read.
     #[arg(skip)]
     sandbox_file: Option<SandboxFile>,
@@ -269,6 +273,33 @@ impl SandboxArgs {
         let typed = self.mounts.mounts(home)?;
         let written = self.sandbox_file.as_ref().map_or(&[][..], |file| &file.mounts);
         Ok(apply_changes(written, &[], &typed)?)
+    }
+
+    /// Takes the size of the machine from saved memory, unless it is given. Refuses a command, which
+    /// could not be the main one.
+    fn go_on_from(&self, state: &BootState, options: &mut SpecOptions) -> Result<(), Failure> {
+        let refused = |why: &str| {
+            Failure::usage(format!("the snapshot has memory, and its processes go on: {why}"))
+        };
+        if !options.command.is_empty() {
+            return Err(refused("no command can be given")
+                .hint("run it afterwards: msb exec; or start from the disk alone: --cold"));
+        }
+        if self.is_attached {
+            return Err(refused("no command can be attached to")
+                .hint("start it in the background: --detach; or from its disk alone: --cold"));
+        }
+        let file = self.sandbox_file.as_ref().map(|file| &file.plain);
+        if self.cpus.is_none() && file.is_none_or(|file| file.cpus.is_none()) {
+            options.cpus = state.header.guest.as_ref().map_or(options.cpus, |guest| guest.cpus);
+        }
+        if self.memory.is_none() && file.is_none_or(|file| file.memory_mib.is_none()) {
+            options.memory_mib = u32::try_from(state.header.memory_bytes >> 20).unwrap_or(u32::MAX);
+        }
+        if self.engine.is_none() && options.engine == EngineChoice::Auto {
+            options.engine = EngineChoice::Qemu;
+        }
+        Ok(())
     }
 
     fn options(
@@ -404,11 +435,18 @@ pub(crate) fn create_sandbox(
     let (sandbox_args, context, command) = args;
     let user_config = UserConfig::read(home)?;
     let options = sandbox_args.options(home, &user_config, context, command)?;
-    let options = SpecOptions { main, ..options };
+    let mut options = SpecOptions { main, ..options };
     let upper_mib = options.guest.upper_mib;
     let pull = sandbox_args.pull.unwrap_or(PullPolicy::IfMissing);
     let ResolvedRoot { root, config, snapshot, in_use } =
         root.resolve(home, pull, sandbox_args.imported.login.as_ref())?;
+    let memory = match &snapshot {
+        Some(snapshot) if !sandbox_args.boot.is_cold() => open_memory(snapshot)?,
+        _ => None,
+    };
+    if let Some(state) = &memory {
+        sandbox_args.go_on_from(state, &mut options)?;
+    }
     let name = name.cloned().map_or_else(SandboxName::random, Ok)?;
     let mut spec = spec_builder::spec(&name, ephemeral, (root, &config), options)?;
     if let Some(snapshot) = &snapshot {
@@ -417,7 +455,13 @@ pub(crate) fn create_sandbox(
     let mut warnings = spec_builder::image_warnings(&config, &spec);
     warnings.extend(sandbox_args.sandbox_file.iter().flat_map(|file| file.warnings(&spec)));
     // Check before anything is created, or removed to make room.
-    check(&spec)?;
+    if let (Some(state), Some(snapshot)) = (&memory, &snapshot) {
+        check_machine(home, &spec, state)
+            .map_err(|failure| failure.hint("start from its disk alone: --cold"))?;
+        verify_memory(snapshot, state)?;
+    } else {
+        check(&spec)?;
+    }
     home.prepare()?;
     warnings.extend(user_config.unknown_fields_warning(home));
     let mut volumes = SandboxVolumes::create(home, &spec.mounts)?;
@@ -433,6 +477,11 @@ pub(crate) fn create_sandbox(
         let path = directory.join(layout::UPPER);
         let cannot = || format!("cannot create the disk '{}'", path.display());
         let file = write::create_file(&path).with_context(cannot)?;
+        if let Some(path) =
+            snapshot.as_ref().and_then(Snapshot::memory).filter(|_| memory.is_some())
+        {
+            link_or_copy(&path, &directory.join(layout::MEMORY))?;
+        }
         if let Some(snapshot) = &snapshot {
             return copy_disk(&snapshot.open_disk()?, &file).with_context(cannot);
         }

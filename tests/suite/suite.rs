@@ -151,6 +151,8 @@ mod sdk_programs;
 mod share_changes;
 /// Attempts to leave what is shared with a guest.
 mod share_escape;
+/// Snapshots with memory, and sandboxes that go on from them.
+mod snapshot_memory;
 /// Snapshots: creating, listing, removing; sandboxes from them; archives.
 mod snapshots;
 /// A sandbox as an SSH host.

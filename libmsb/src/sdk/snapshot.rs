@@ -26,6 +26,9 @@ pub struct Snapshot {
     pub parent_digest: Option<String>,
     /// Size of its disk, in bytes.
     pub size_bytes: u64,
+    /// Bytes of its memory on the host, if it was created with memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_bytes: Option<u64>,
     /// Labels of the user.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
@@ -44,6 +47,8 @@ pub struct SnapshotOptions {
     pub force: bool,
     /// True to record the digest of the disk's data.
     pub integrity: bool,
+    /// True to save the memory of the running sandbox too.
+    pub memory: bool,
 }
 
 impl Snapshot {
@@ -59,6 +64,7 @@ impl Snapshot {
         );
         args.extend(options.force.then(|| OsString::from("--force")));
         args.extend(options.integrity.then(|| OsString::from("--integrity")));
+        args.extend(options.memory.then(|| OsString::from("--memory")));
         args.extend(tool::words(&["--", destination]));
         run(args)?;
         Snapshot::get(destination)

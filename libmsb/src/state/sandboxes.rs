@@ -259,7 +259,7 @@ impl Sandbox {
             let lock = self.or_not_found(Lock::try_exclusive(&self.path(layout::LOCK)))?;
             if lock.is_some() {
                 self.record_crash();
-                self.remove_unfinished_disks();
+                self.remove_unfinished();
                 return Ok(lock);
             }
             // A program that creates or removes the sandbox holds the lock, too, and briefly so
@@ -273,12 +273,14 @@ impl Sandbox {
         }
     }
 
-    /// Removes disks that killed programs have left unfinished. Only the holder of the lock writes
-    /// disks.
-    fn remove_unfinished_disks(&self) {
-        let prefix = format!("{}{}-", layout::NEW_PREFIX, layout::UPPER);
+    /// Removes disks and memory that killed programs have left unfinished. Only the holder of the
+    /// lock writes them.
+    fn remove_unfinished(&self) {
+        let prefixes =
+            [layout::UPPER, layout::MEMORY].map(|name| format!("{}{name}-", layout::NEW_PREFIX));
         for entry in std::fs::read_dir(&self.dir).into_iter().flatten().flatten() {
-            if entry.file_name().to_string_lossy().starts_with(&prefix) {
+            let name = entry.file_name();
+            if prefixes.iter().any(|prefix| name.to_string_lossy().starts_with(prefix)) {
                 // If it fails, the next holder tries again.
                 let _ = std::fs::remove_file(entry.path());
             }

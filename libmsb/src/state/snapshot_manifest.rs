@@ -25,6 +25,8 @@ pub const DISK_FSTYPE: &str = "ext4";
 pub const RESERVED_PREFIX: &str = "msb.";
 /// Label with the digest of the disk's data.
 pub const LABEL_DATA: &str = "msb.data";
+/// Label of a snapshot with memory: the digest of the header of the memory's file.
+pub const LABEL_MEMORY: &str = "msb.memory";
 
 /// A manifest of a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -122,6 +124,11 @@ impl SnapshotManifest {
         self.created_at.parse().context("the manifest has no valid time")
     }
 
+    /// Returns whether the snapshot was made with the memory of its sandbox.
+    pub fn has_memory(&self) -> bool {
+        self.labels.contains_key(LABEL_MEMORY)
+    }
+
     /// Returns the labels that the user has set.
     pub fn user_labels(&self) -> impl Iterator<Item = (&String, &String)> {
         self.labels.iter().filter(|(key, _)| !key.starts_with(RESERVED_PREFIX))
@@ -137,6 +144,7 @@ fn is_plain_name(name: &str) -> bool {
         && name.bytes().all(plain)
         && name != super::layout::SNAPSHOT_MANIFEST
         && name != super::layout::LOCK
+        && name != super::layout::MEMORY
 }
 
 #[cfg(test)]

@@ -308,6 +308,12 @@ impl Snapshot {
         self.dir.join(&self.manifest.upper.file)
     }
 
+    /// Returns the path of the memory, if the snapshot has one. The file is missing in a snapshot
+    /// that was imported without it.
+    pub fn memory(&self) -> Option<PathBuf> {
+        self.manifest.has_memory().then(|| self.dir.join(layout::MEMORY))
+    }
+
     /// Opens the disk for reading and checks its size.
     pub fn open_disk(&self) -> anyhow::Result<File> {
         let path = self.disk();

@@ -64,10 +64,14 @@ pub mod operation {
     pub const INIT: &str = "init";
     /// Guest: forward the SSH agent of a client to a socket; see [`crate::key_agent`].
     pub const KEY_AGENT: &str = "key_agent";
+    /// Supervisor: save the memory of the guest; see [`crate::memory`].
+    pub const MEMORY: &str = "memory";
     /// Guest: mount the mounts of the boot request; see [`crate::mount`].
     pub const MOUNTS: &str = "mounts";
     /// Supervisor: pause the guest's processors; see [`crate::sandbox`].
     pub const PAUSE: &str = "pause";
+    /// Guest: wait for the host, so that the memory can be saved; see [`crate::memory`].
+    pub const QUIESCE: &str = "quiesce";
     /// Supervisor: resume the processors of a paused guest; see [`crate::sandbox`].
     pub const RESUME: &str = "resume";
     /// Guest: answer at once, as a sign of life; see [`crate::sandbox`].

@@ -34,6 +34,7 @@ pub mod key_agent;
 /// Limits of the protocol.
 pub mod limits;
 /// Mounts of a guest besides its root.
+pub mod memory;
 pub mod mount;
 /// Changes of the network of a running sandbox.
 pub mod network;

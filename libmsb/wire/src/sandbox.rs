@@ -11,6 +11,7 @@ use crate::guest::InitRequest;
 use crate::handshake::operation;
 use crate::job::{AttachRequest, SignalRequest};
 use crate::key_agent::KeyAgentRequest;
+use crate::memory::WakeRequest;
 use crate::network::NetworkRequest;
 use crate::samples::SamplesRequest;
 use crate::sftp::SftpRequest;
@@ -66,6 +67,16 @@ pub enum Request {
     StartBackup,
     /// End that (client to supervisor). Answered by [`crate::backup::BackupEvent`].
     EndBackup,
+    /// Stop the guest's processors and save its memory, while the client is connected (client to
+    /// supervisor). Answered by [`crate::memory::SaveEvent`].
+    SaveMemory,
+    /// End that (client to supervisor). Answered by [`crate::memory::SaveEvent`].
+    EndSave,
+    /// Send nothing until `wake` (supervisor to agent). Answered by
+    /// [`crate::memory::QuiesceEvent`].
+    Quiesce,
+    /// Go on after `quiesce` (supervisor to agent). Answered by [`crate::boot::BootEvent`].
+    Wake(WakeRequest),
     /// Send a signal to a job (client to supervisor). Answered by
     /// [`crate::job::JobEvent::Signalled`].
     Signal(SignalRequest),
@@ -106,6 +117,8 @@ impl Request {
     pub fn operation(&self) -> &'static str {
         match self {
             Request::StartBackup | Request::EndBackup => operation::BACKUP,
+            Request::SaveMemory | Request::EndSave => operation::MEMORY,
+            Request::Quiesce | Request::Wake(_) => operation::QUIESCE,
             Request::Boot(_) => operation::BOOT,
             Request::Clock(_) => operation::CLOCK,
             Request::Connect(_) => operation::CONNECT,

@@ -227,6 +227,10 @@ impl Agent {
             self.samples = None;
             self.put_last(stream, serde_json::to_vec(&SamplesEvent::Closed));
         }
+        if let Some((next, _)) = self.next_freeze.take_if(|(next, _)| *next == stream) {
+            let why = "closed before the file system was frozen";
+            self.refuse(next, StartRefusal::new(FailureKind::Other, why));
+        }
         if let Some(session) = self.sessions.get_mut(&stream) {
             session.close();
         }

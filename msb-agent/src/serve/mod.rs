@@ -6,6 +6,7 @@
 //! port has room, and frames only while the host reads answers.
 
 mod frames;
+mod quiesce;
 mod requests;
 mod shutdown;
 
@@ -15,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use msb_wire::exec::ExecEvent;
 use msb_wire::frame::{Assembler, FrameKind, flags, put_message};
+use msb_wire::freeze::FreezeRequest;
 use msb_wire::samples::SamplesEvent;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -69,6 +71,10 @@ pub(crate) struct Agent {
     stopping: Option<ShutdownState>,
     /// Stream that has the upper file system frozen.
     frozen: Option<u32>,
+    /// Request to freeze it again, while the client that has it frozen is gone.
+    next_freeze: Option<(u32, FreezeRequest)>,
+    /// The agent sends nothing and waits for the host.
+    is_quiescent: bool,
 }
 
 impl Agent {
@@ -97,6 +103,8 @@ impl Agent {
             samples: None,
             stopping: None,
             frozen: None,
+            next_freeze: None,
+            is_quiescent: false,
         })
     }
 
@@ -109,6 +117,9 @@ impl Agent {
                 self.end_on_lost_host(&reason(error));
             }
             self.read_port(ready.port);
+            if self.is_quiescent {
+                continue;
+            }
             if ready.children {
                 self.reap();
             }
@@ -126,6 +137,9 @@ impl Agent {
     }
 
     fn wait(&self) -> PollResult {
+        if self.is_quiescent {
+            return self.wait_for_host();
+        }
         let count = 2 + 3 * self.sessions.len() + self.connections.len();
         let mut polled = Vec::with_capacity(count);
         let mut owners = Vec::with_capacity(3 * self.sessions.len());
@@ -287,11 +301,15 @@ impl Agent {
         for (stream, event) in over {
             self.sessions.remove(&stream);
             self.messages.forget(stream);
-            if self.frozen == Some(stream) {
+            let was_frozen = self.frozen == Some(stream);
+            if was_frozen {
                 self.thaw();
             }
             self.main = self.main.filter(|main| *main != stream);
             put_event(&mut self.port.outgoing, stream, flags::END, &event);
+            if was_frozen && let Some((stream, request)) = self.next_freeze.take() {
+                self.freeze(stream, &request);
+            }
         }
     }
 

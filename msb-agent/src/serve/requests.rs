@@ -61,11 +61,15 @@ impl Agent {
             Ok(Request::Samples(request)) => self.start_samples(stream, request),
             Ok(Request::Init(request)) => self.hand_over(stream, &request),
             Ok(Request::Shutdown(request)) => self.shut_down(stream, &request),
+            Ok(Request::Quiesce) => self.quiesce(stream),
+            Ok(Request::Wake(request)) => self.wake(stream, request),
             Ok(Request::Ping) => self.put_last(stream, serde_json::to_vec(&PingEvent::Pong)),
             Ok(
                 request @ (Request::StartBackup
                 | Request::EndBackup
                 | Request::Drain
+                | Request::SaveMemory
+                | Request::EndSave
                 | Request::Pause
                 | Request::Resume
                 | Request::Stop(_)
@@ -81,8 +85,15 @@ impl Agent {
     }
 
     /// Freezes the upper file system. Only one stream can do so at a time.
-    fn freeze(&mut self, stream: u32, request: &FreezeRequest) {
+    pub(super) fn freeze(&mut self, stream: u32, request: &FreezeRequest) {
         if self.frozen.is_some() {
+            let is_left =
+                |stream| self.sessions.get(&stream).is_some_and(CommandSession::is_closed);
+            if self.frozen.is_some_and(is_left) && self.next_freeze.is_none() {
+                // The client is gone, and the helper process is about to thaw it.
+                self.next_freeze = Some((stream, request.clone()));
+                return;
+            }
             let message = "the file system is frozen already";
             return self.refuse(stream, StartRefusal::new(FailureKind::Other, message));
         }

@@ -23,11 +23,14 @@ mod qmp;
 mod record;
 /// Restoring a VM from a boot state.
 mod restore;
+/// The memory of running guests.
+mod saved;
 /// The boot state files.
 mod store;
 
 pub(crate) use mode::{BootArgs, may_start_from_memory};
 pub(crate) use qmp::QmpMonitor;
-pub(crate) use record::{StateMetadata, take_state};
+pub(crate) use record::{StateMetadata, continue_saved, save_state, take_state};
 pub(crate) use restore::{StateRestore, plug_share};
+pub(crate) use saved::{SavedCommand, SavedGuest, SavedJob};
 pub(crate) use store::{BootState, BootStateStore, StateRecording};

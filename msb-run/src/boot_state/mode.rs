@@ -29,6 +29,11 @@ impl BootArgs {
         self.cold || self.from_memory
     }
 
+    /// Returns whether a boot was requested on the command line.
+    pub(crate) fn is_cold(&self) -> bool {
+        self.cold
+    }
+
     /// Returns the choice from the command line, else the `written` one of a sandbox file, else from
     /// [`VARIABLE`], else from the configuration.
     pub(crate) fn choice(

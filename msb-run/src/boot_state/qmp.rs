@@ -97,6 +97,15 @@ impl QmpMonitor {
         })
     }
 
+    /// Waits until a VM has taken the state of one whose vCPUs stood.
+    pub(crate) fn wait_until_restored(&mut self) -> anyhow::Result<()> {
+        self.wait_for("query-status", |status| match status {
+            "paused" => Some(Ok(())),
+            "inmigrate" | "prelaunch" | "restore-vm" => None,
+            other => Some(Err(format!("the VM is in state '{other}'"))),
+        })
+    }
+
     /// Repeats a query until `judge` decides on the field `status` of the answer.
     pub(crate) fn wait_for(
         &mut self,

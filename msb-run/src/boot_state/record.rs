@@ -2,20 +2,22 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use msb_wire::handshake::Hello;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{SeekFrom, seek};
+use rustix::fs::{MemfdFlags, SeekFrom, memfd_create, seek};
 use rustix::io::Errno;
 use serde_json::json;
 
 use super::qmp::QmpMonitor;
+use super::saved::SavedGuest;
 use super::store::{
     BootState, DEVICES_BYTES_MAX, FileExtent, MemoryCopy, PAGE_BYTES, StateHeader, StateRecording,
+    write_header,
 };
 use crate::engine::kind::{TscRate, VmKind};
 
@@ -26,6 +28,13 @@ const BLOCK_BYTES: usize = 1024 * 1024;
 /// Maximum gap of zero pages within one extent. A separate extent costs a header entry and a system
 /// call.
 const GAP_BYTES: u64 = 16 * PAGE_BYTES;
+/// Maximum number of gaps in a memory: the gaps of a large one are larger.
+const GAPS_MAX: u64 = 64 * 1024;
+/// Number of the set of descriptors in QEMU that has the file of the devices.
+const FD_SET: u32 = 2;
+/// An empty description of the devices, which QEMU expects at the end of a stream: the type of the
+/// section, its length, and JSON.
+const NO_DESCRIPTION: &[u8] = b"\x06\0\0\0\x02{}";
 /// Name by which QEMU knows the pipe.
 const PIPE: &str = "boot-state";
 
@@ -56,19 +65,86 @@ fn write_state(
     metadata: StateMetadata,
 ) -> anyhow::Result<StateHeader> {
     let devices = read_devices(monitor)?;
-    let file = &recording.new.file;
+    write_file(&devices, memory, &recording.new.file, metadata, None)
+}
+
+/// Stops a running VM and writes its state to a file. The VM can go on afterwards.
+pub(crate) fn save_state(
+    monitor: &mut QmpMonitor,
+    memory: &OwnedFd,
+    file: &File,
+    metadata: StateMetadata,
+    guest: SavedGuest,
+) -> anyhow::Result<()> {
+    // The processors stand before the devices are written, and do not run by themselves in a VM
+    // that is restored.
+    monitor.execute("stop", json!({}))?;
+    let written = read_devices_in_use(monitor)
+        .and_then(|devices| write_file(&devices, memory, file, metadata, Some(guest)));
+    if written.is_err() {
+        // The error of the state says more.
+        let _ = continue_saved(monitor);
+    }
+    written.map(drop)
+}
+
+/// Lets a VM go on whose state was saved.
+pub(crate) fn continue_saved(monitor: &mut QmpMonitor) -> anyhow::Result<()> {
+    monitor.execute("cont", json!({}))?;
+    // QEMU closes the file of the devices only while the vCPUs run. It fails if there is none.
+    let _ = monitor.execute("remove-fd", json!({ "fdset-id": FD_SET }));
+    Ok(())
+}
+
+/// Returns the state of the devices of a VM whose vCPUs stand and whose disks are in use. QEMU
+/// does not migrate such a VM, since the format of the image's disk does not support it, but that
+/// concerns only a disk that two processes open at once. The stream has no memory.
+fn read_devices_in_use(monitor: &mut QmpMonitor) -> anyhow::Result<Vec<u8>> {
+    let file = File::from(memfd_create("msb-devices", MemfdFlags::CLOEXEC)?);
+    // QEMU compares the access mode of the descriptor with the one that it wants.
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let writable = File::options().write(true).open(path).context("cannot open a memfd")?;
+    monitor.add_fd(FD_SET, writable.as_fd())?;
+    let arguments = json!({ "filename": format!("/dev/fdset/{FD_SET}"), "live": false });
+    monitor.execute("xen-save-devices-state", arguments)?;
+    let bytes = file.metadata()?.len();
+    ensure!(
+        bytes <= DEVICES_BYTES_MAX,
+        "the state of the devices is longer than {DEVICES_BYTES_MAX} bytes"
+    );
+    let mut devices = vec![0; bytes as usize];
+    file.read_exact_at(&mut devices, 0)?;
+    devices.extend_from_slice(NO_DESCRIPTION);
+    Ok(devices)
+}
+
+/// Writes a state: the memory, the devices, and the header. That of a running guest has checksums.
+fn write_file(
+    devices: &[u8],
+    memory: &OwnedFd,
+    file: &File,
+    metadata: StateMetadata,
+    guest: Option<SavedGuest>,
+) -> anyhow::Result<StateHeader> {
     let memory = File::from(memory.try_clone()?);
-    let (copies, end) = copy_memory(&memory, file).context("cannot copy the guest's memory")?;
-    file.write_all_at(&devices, end).context("cannot write the state of the devices")?;
+    let memory_bytes = memory.metadata()?.len();
+    let (copies, end) = copy_memory(&memory, file, memory_bytes, guest.is_some())
+        .context("cannot copy the guest's memory")?;
+    file.write_all_at(devices, end).context("cannot write the state of the devices")?;
+    let mut guest = guest.map(Box::new);
+    if let Some(guest) = &mut guest {
+        guest.devices_crc = crc32fast::hash(devices);
+    }
     let header = StateHeader {
         kind: metadata.kind,
         tsc_khz: metadata.tsc_khz,
         hello: metadata.hello,
-        memory_bytes: memory.metadata()?.len(),
+        memory_bytes,
         devices: FileExtent { at: end, bytes: devices.len() as u64 },
         memory: copies,
+        guest,
     };
-    recording.write_header(&header, end + devices.len() as u64)?;
+    write_header(file, &header, end + devices.len() as u64)?;
     Ok(header)
 }
 
@@ -123,8 +199,14 @@ fn read_all(pipe: &OwnedFd) -> anyhow::Result<Vec<u8>> {
 
 /// Copies the memory that is not zero behind the file's first page. Returns the extents and the end
 /// of the last one.
-fn copy_memory(memory: &File, file: &File) -> anyhow::Result<(Vec<MemoryCopy>, u64)> {
-    let mut out = PageWriter { file, copies: Vec::new(), end: PAGE_BYTES };
+fn copy_memory(
+    memory: &File,
+    file: &File,
+    memory_bytes: u64,
+    has_crc: bool,
+) -> anyhow::Result<(Vec<MemoryCopy>, u64)> {
+    let gap = GAP_BYTES.max((memory_bytes / GAPS_MAX).next_multiple_of(PAGE_BYTES));
+    let mut out = PageWriter { file, copies: Vec::new(), end: PAGE_BYTES, gap, has_crc };
     let mut block = vec![0; BLOCK_BYTES];
     let mut at = 0;
     while let Some((start, end)) = next_data(memory, at)? {
@@ -152,6 +234,8 @@ struct PageWriter<'a> {
     file: &'a File,
     copies: Vec<MemoryCopy>,
     end: u64,
+    gap: u64,
+    has_crc: bool,
 }
 
 impl PageWriter<'_> {
@@ -165,7 +249,7 @@ impl PageWriter<'_> {
             let start = number as u64 * PAGE_BYTES;
             let end = start + page.len() as u64;
             run = match run {
-                Some((first, last)) if start - last <= GAP_BYTES => Some((first, end)),
+                Some((first, last)) if start - last <= self.gap => Some((first, end)),
                 Some(done) => {
                     self.run(block, done, at)?;
                     Some((start, end))
@@ -177,11 +261,24 @@ impl PageWriter<'_> {
     }
 
     fn run(&mut self, block: &[u8], (start, end): (u64, u64), at: u64) -> std::io::Result<()> {
-        self.file.write_all_at(&block[start as usize..end as usize], self.end)?;
+        let pages = &block[start as usize..end as usize];
+        self.file.write_all_at(pages, self.end)?;
         let (to, bytes) = (at + start, end - start);
+        let crc_after = |crc| {
+            let mut hasher = crc32fast::Hasher::new_with_initial(crc);
+            hasher.update(pages);
+            hasher.finalize()
+        };
         match self.copies.last_mut() {
-            Some(last) if last.to + last.from.bytes == to => last.from.bytes += bytes,
-            _ => self.copies.push(MemoryCopy { to, from: FileExtent { at: self.end, bytes } }),
+            Some(last) if last.to + last.from.bytes == to => {
+                last.from.bytes += bytes;
+                last.crc = last.crc.map(crc_after);
+            }
+            _ => {
+                let from = FileExtent { at: self.end, bytes };
+                let crc = self.has_crc.then(|| crc_after(0));
+                self.copies.push(MemoryCopy { to, from, crc });
+            }
         }
         self.end += bytes;
         Ok(())
@@ -199,7 +296,6 @@ fn is_zero(page: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rustix::fs::{MemfdFlags, memfd_create};
 
     #[test]
     fn what_is_not_zero_is_copied_and_comes_back_where_it_was() {
@@ -225,13 +321,14 @@ mod tests {
             }
         }
         let out = tempfile::tempfile().unwrap();
-        let (copies, end) = copy_memory(&file, &out).unwrap();
+        let (copies, end) = copy_memory(&file, &out, 3 * BLOCK_BYTES as u64, true).unwrap();
         assert_eq!(copies.len(), 4, "{copies:?}");
         assert_eq!(end, PAGE_BYTES + copies.iter().map(|copy| copy.from.bytes).sum::<u64>());
         let mut back = vec![0; memory.len()];
         for copy in copies {
             let (to, bytes) = (copy.to as usize, copy.from.bytes as usize);
             out.read_exact_at(&mut back[to..to + bytes], copy.from.at).unwrap();
+            assert_eq!(copy.crc, Some(crc32fast::hash(&back[to..to + bytes])));
         }
         assert!(back == memory);
     }

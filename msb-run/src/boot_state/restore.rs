@@ -17,6 +17,8 @@ use super::store::{BootState, MemoryCopy};
 
 /// Name by which QEMU knows the pipe.
 const PIPE: &str = "boot-state";
+/// Bytes of memory that are read at once: they stay in the processor's cache.
+const BLOCK_BYTES: u64 = 256 * 1024;
 
 /// A VM that waits for its state.
 #[derive(Debug)]
@@ -39,9 +41,10 @@ impl StateRestore {
         for copy in &state.header.memory {
             fill(&memory, &state.file, copy).context("cannot fill the guest's memory")?;
         }
-        let mut devices = vec![0; state.header.devices.bytes as usize];
-        state.file.read_exact_at(&mut devices, state.header.devices.at)?;
-        monitor.exclude_shared_memory()?;
+        let devices = read_devices(&state)?;
+        if state.header.guest.is_none() {
+            monitor.exclude_shared_memory()?;
+        }
         let (theirs, ours) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
         monitor.send_fd(PIPE, theirs.as_fd())?;
         drop(theirs);
@@ -50,7 +53,24 @@ impl StateRestore {
     }
 }
 
+/// Reads the state of the devices, and compares it with its checksum.
+pub(super) fn read_devices(state: &BootState) -> anyhow::Result<Vec<u8>> {
+    let mut devices = vec![0; state.header.devices.bytes as usize];
+    state.file.read_exact_at(&mut devices, state.header.devices.at)?;
+    if let Some(guest) = &state.header.guest {
+        ensure!(
+            crc32fast::hash(&devices) == guest.devices_crc,
+            "the state of the devices does not match its checksum"
+        );
+    }
+    Ok(devices)
+}
+
+/// Fills a range of the memory. A range with a checksum is read for it.
 fn fill(memory: &File, file: &File, copy: &MemoryCopy) -> anyhow::Result<()> {
+    if copy.crc.is_some() {
+        return read_checked(file, copy, |bytes, at| memory.write_all_at(bytes, at));
+    }
     seek(memory, SeekFrom::Start(copy.to))?;
     let mut offset = copy.from.at;
     let end = copy.from.at + copy.from.bytes;
@@ -59,6 +79,30 @@ fn fill(memory: &File, file: &File, copy: &MemoryCopy) -> anyhow::Result<()> {
         let count = sendfile(memory, file, Some(&mut offset), left)?;
         ensure!(count > 0, "the file is truncated");
     }
+    Ok(())
+}
+
+/// Reads a range of the memory in parts, and compares it with its checksum.
+pub(super) fn read_checked(
+    file: &File,
+    copy: &MemoryCopy,
+    mut with: impl FnMut(&[u8], u64) -> std::io::Result<()>,
+) -> anyhow::Result<()> {
+    let mut hasher = crc32fast::Hasher::new();
+    let mut block = vec![0; copy.from.bytes.min(BLOCK_BYTES) as usize];
+    let mut done = 0;
+    while done < copy.from.bytes {
+        let count = (copy.from.bytes - done).min(BLOCK_BYTES) as usize;
+        file.read_exact_at(&mut block[..count], copy.from.at + done)?;
+        hasher.update(&block[..count]);
+        with(&block[..count], copy.to + done)?;
+        done += count as u64;
+    }
+    ensure!(
+        copy.crc == Some(hasher.finalize()),
+        "the memory at {:#x} does not match its checksum",
+        copy.to
+    );
     Ok(())
 }
 

@@ -18,6 +18,7 @@ use libmsb::state::{Home, layout};
 use msb_wire::handshake::Hello;
 use serde::{Deserialize, Serialize};
 
+use super::saved::SavedGuest;
 use crate::engine::kind::{TscRate, VmKind};
 
 /// Magic bytes at the start of a file.
@@ -52,6 +53,9 @@ pub(crate) struct StateHeader {
     pub(crate) devices: FileExtent,
     /// The memory ranges that are not zero; `to` is the offset in the guest's memory.
     pub(crate) memory: Vec<MemoryCopy>,
+    /// The guest, if its memory was saved while it was running.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) guest: Option<Box<SavedGuest>>,
 }
 
 /// A range of the file.
@@ -67,6 +71,9 @@ pub(crate) struct MemoryCopy {
     pub(crate) to: u64,
     #[serde(flatten)]
     pub(crate) from: FileExtent,
+    /// CRC-32 of the bytes, in the memory of a running guest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) crc: Option<u32>,
 }
 
 /// An open boot state.
@@ -200,18 +207,6 @@ impl BootStateStore {
 }
 
 impl StateRecording {
-    /// Writes the header behind all other data; `end` is the current end of the file.
-    pub(crate) fn write_header(&self, header: &StateHeader, end: u64) -> anyhow::Result<()> {
-        let json = serde_json::to_vec(header)?;
-        let file = &self.new.file;
-        file.write_all_at(&json, end)?;
-        let mut first = MAGIC.to_vec();
-        first.extend_from_slice(&end.to_le_bytes());
-        first.extend_from_slice(&(json.len() as u64).to_le_bytes());
-        file.write_all_at(&first, 0)?;
-        Ok(())
-    }
-
     /// Flushes the file and renames it to its final name.
     pub(crate) fn publish(self, kind: &VmKind) -> anyhow::Result<()> {
         let path = self.store.path(kind);
@@ -222,11 +217,24 @@ impl StateRecording {
     }
 }
 
-fn read_header(file: &File) -> anyhow::Result<StateHeader> {
+/// Writes the header behind all other data; `end` is the current end of the file.
+pub(super) fn write_header(file: &File, header: &StateHeader, end: u64) -> anyhow::Result<()> {
+    let json = serde_json::to_vec(header)?;
+    ensure!(json.len() as u64 <= HEADER_BYTES_MAX, "the memory is in too many pieces");
+    file.write_all_at(&json, end)?;
+    let mut first = MAGIC.to_vec();
+    first.extend_from_slice(&end.to_le_bytes());
+    first.extend_from_slice(&(json.len() as u64).to_le_bytes());
+    file.write_all_at(&first, 0)?;
+    Ok(())
+}
+
+/// Reads the header, and checks that it refers to data of the file alone.
+pub(super) fn read_header(file: &File) -> anyhow::Result<StateHeader> {
     let size = file.metadata()?.len();
     let mut first = [0; 32];
     file.read_exact_at(&mut first, 0).context("its first page is missing")?;
-    ensure!(first.starts_with(MAGIC), "it is not a boot state");
+    ensure!(first.starts_with(MAGIC), "it is not a saved state");
     let number = |at: usize| {
         let bytes = first[at..at + 8].try_into().unwrap_or_default();
         u64::from_le_bytes(bytes)
@@ -275,7 +283,9 @@ mod tests {
             memory: vec![MemoryCopy {
                 to: PAGE_BYTES,
                 from: FileExtent { at: PAGE_BYTES, bytes: PAGE_BYTES },
+                crc: None,
             }],
+            guest: None,
         }
     }
 
@@ -292,7 +302,7 @@ mod tests {
 
     fn make(store: &BootStateStore, kind: &VmKind) {
         let recording = start(store, kind);
-        recording.write_header(&header(kind), 2 * PAGE_BYTES + 5).unwrap();
+        write_header(&recording.new.file, &header(kind), 2 * PAGE_BYTES + 5).unwrap();
         recording.publish(kind).unwrap();
     }
 
@@ -349,7 +359,7 @@ mod tests {
             let mut changed = header(&kind);
             change(&mut changed);
             let recording = start(&store, &kind);
-            recording.write_header(&changed, 2 * PAGE_BYTES + 5).unwrap();
+            write_header(&recording.new.file, &changed, 2 * PAGE_BYTES + 5).unwrap();
             recording.publish(&kind).unwrap();
             assert!(store.open(&kind, RATE).is_err(), "{changed:?}");
         }
@@ -385,7 +395,12 @@ mod tests {
                                 let Some(recording) = store.start_recording(&kind).unwrap() else {
                                     continue;
                                 };
-                                recording.write_header(&header(&kind), 2 * PAGE_BYTES + 5).unwrap();
+                                write_header(
+                                    &recording.new.file,
+                                    &header(&kind),
+                                    2 * PAGE_BYTES + 5,
+                                )
+                                .unwrap();
                                 recording.publish(&kind).unwrap();
                                 return 1;
                             }

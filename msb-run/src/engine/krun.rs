@@ -142,6 +142,7 @@ mod tests {
             net: None,
             tsc: None,
             incoming: false,
+            resumed: false,
             recorded: false,
             descriptors: VmDescriptors::NONE,
         };

@@ -9,8 +9,12 @@ use std::path::PathBuf;
 use clap::ValueEnum;
 use libmsb::cli::error::{Failure, message};
 use libmsb::cli::escape::escape;
-use libmsb::machine::{DiskDevice, EngineChoice, NetDevice, ShareDevice, VmPlan};
+use libmsb::machine::{
+    DiskDevice, DiskImageFormat, EngineChoice, NetDevice, SERIAL_ROOT, SERIAL_UPPER, ShareDevice,
+    VmPlan,
+};
 use libmsb::state::config::UserConfig;
+use libmsb::state::spec::Spec;
 use libmsb::state::{Home, layout, write};
 use libmsb::tools;
 
@@ -65,6 +69,8 @@ pub(crate) struct VmSpec {
     pub(crate) tsc: Option<TscRate>,
     /// The VM starts from the state of another one.
     pub(crate) incoming: bool,
+    /// That is the state of a guest that was running.
+    pub(crate) resumed: bool,
     /// The state of the VM is saved when its agent is ready.
     pub(crate) recorded: bool,
     /// Descriptors that the VMM process inherits.
@@ -180,6 +186,36 @@ pub(crate) fn choose(
             Err(why) => (Box::new(qemu()?), note(home, &why)),
         },
     })
+}
+
+/// Returns the kind of the VM of a sandbox whose root is an image with a managed disk and that has
+/// no mounts, if its engine can start it from memory.
+pub(crate) fn kind_of(home: &Home, spec: &Spec) -> anyhow::Result<Option<VmKind>> {
+    let disk = |serial: &str| DiskDevice {
+        serial: serial.to_owned(),
+        path: PathBuf::new(),
+        format: DiskImageFormat::Raw,
+        read_only: false,
+        volatile: false,
+    };
+    let vm = VmSpec {
+        cpus: spec.cpus,
+        memory_mib: spec.memory_mib,
+        disks: vec![disk(SERIAL_ROOT), disk(SERIAL_UPPER)],
+        shares: Vec::new(),
+        net: None,
+        tsc: None,
+        incoming: false,
+        resumed: false,
+        recorded: false,
+        descriptors: VmDescriptors::NONE,
+    };
+    let is_krun = spec.engine != EngineChoice::Qemu
+        && KrunEngine::find(home.root(), &home.boot_dir()).is_ok();
+    if is_krun {
+        return Ok(None);
+    }
+    QemuEngine::find(home.boot_dir())?.kind(&vm, spec.net.enabled)
 }
 
 /// Returns a note that the engine is QEMU, and why. The note is stored and shown once; another

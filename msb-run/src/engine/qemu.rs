@@ -147,6 +147,7 @@ impl Engine for QemuEngine {
                 monitor_fd,
                 memory_fd,
                 incoming: vm.incoming,
+                resumed: vm.resumed,
             }),
             cpus: vm.cpus,
             memory_mib: vm.memory_mib,

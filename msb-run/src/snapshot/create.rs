@@ -9,8 +9,8 @@ use libmsb::digest::Digest;
 use libmsb::events::{Event, EventKind};
 use libmsb::state::sandboxes::Sandbox;
 use libmsb::state::snapshot_manifest::{
-    DISK_FORMAT, DISK_FSTYPE, LABEL_DATA, MANIFEST_VERSION, SnapshotDisk, SnapshotImage,
-    SnapshotManifest,
+    DISK_FORMAT, DISK_FSTYPE, LABEL_DATA, LABEL_MEMORY, MANIFEST_VERSION, SnapshotDisk,
+    SnapshotImage, SnapshotManifest,
 };
 use libmsb::state::snapshots::Snapshot;
 use libmsb::state::spec::Spec;
@@ -18,7 +18,8 @@ use libmsb::state::{Home, layout, write};
 
 use super::data_digest::data_digest;
 use super::digest_of;
-use super::still_disk::copy_still;
+use super::saved_memory::seal;
+use super::still_disk::{copy_still, copy_with_memory};
 
 /// The request for a new snapshot.
 #[derive(Debug)]
@@ -31,6 +32,8 @@ pub(crate) struct SnapshotRequest<'a> {
     pub(crate) force: bool,
     /// Records the digest of the disk's data.
     pub(crate) integrity: bool,
+    /// Saves the memory of the running sandbox with its disk.
+    pub(crate) memory: bool,
 }
 
 /// Creates a snapshot of a sandbox.
@@ -42,9 +45,14 @@ pub(crate) fn create_snapshot(
     let mut lock = None;
     let snapshot = home.snapshots().create(request.target, request.force, |directory| {
         let file = write::create_file(&directory.join(layout::SNAPSHOT_DISK))?;
+        if request.memory {
+            let memory = directory.join(layout::MEMORY);
+            let spec = copy_with_memory(home, sandbox, &file, &memory)?;
+            return manifest(&spec, &file, Some(seal(&memory)?), &request);
+        }
         let still = copy_still(home, sandbox, &file)?;
         lock = still.lock;
-        manifest(&still.spec, &file, &request)
+        manifest(&still.spec, &file, None, &request)
     })?;
     let digest = digest_of(&snapshot.manifest)?;
     set_base(sandbox, digest)?;
@@ -59,6 +67,7 @@ pub(crate) fn create_snapshot(
 fn manifest(
     spec: &Spec,
     disk: &File,
+    memory: Option<Digest>,
     request: &SnapshotRequest<'_>,
 ) -> anyhow::Result<SnapshotManifest> {
     let image = spec.root.image().context("the root is not an image")?;
@@ -66,6 +75,7 @@ fn manifest(
     if request.integrity {
         labels.insert(LABEL_DATA.to_owned(), data_digest(disk)?.to_string());
     }
+    labels.extend(memory.map(|digest| (LABEL_MEMORY.to_owned(), digest.to_string())));
     Ok(SnapshotManifest {
         schema: MANIFEST_VERSION,
         format: DISK_FORMAT.to_owned(),

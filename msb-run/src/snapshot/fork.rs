@@ -1,6 +1,7 @@
 //! Copies of a sandbox: its specification and its disk under other names.
 
 use std::fs::File;
+use std::path::Path;
 
 use anyhow::Context;
 use libmsb::cli::args::SandboxName;
@@ -11,7 +12,8 @@ use libmsb::state::status::{State, Status};
 use libmsb::state::{Home, layout, write};
 
 use super::disk_copy::copy_disk;
-use super::still_disk::{StillDisk, copy_still};
+use super::saved_memory::link_or_copy;
+use super::still_disk::{StillDisk, copy_still, copy_with_memory};
 use crate::spec_builder;
 
 /// Copies a sandbox once for each name. All copies are of one moment. If one cannot be
@@ -19,13 +21,44 @@ use crate::spec_builder;
 pub(crate) fn fork(home: &Home, sandbox: &Sandbox, names: &[SandboxName]) -> anyhow::Result<()> {
     let disk = temporary_file(home)?;
     let StillDisk { spec, lock } = copy_still(home, sandbox, &disk)?;
+    create_copies(home, sandbox, &spec, names, |_, file, _| copy_disk(&disk, file))?;
+    drop(lock);
+    Ok(())
+}
+
+/// Copies a running sandbox once for each name, with its memory. All copies are of one moment.
+pub(crate) fn fork_with_memory(
+    home: &Home,
+    sandbox: &Sandbox,
+    names: &[SandboxName],
+) -> anyhow::Result<()> {
+    let spec = sandbox.spec()?;
+    create_copies(home, sandbox, &spec, names, |first, file, memory| match first {
+        None => copy_with_memory(home, sandbox, file, memory).map(drop),
+        Some(first) => {
+            copy_disk(&File::open(first.path(layout::UPPER))?, file)?;
+            link_or_copy(&first.path(layout::MEMORY), memory)
+        }
+    })
+}
+
+/// Creates copies. `fill` is given the first copy, once it exists, and writes the disk and, at its
+/// path, the memory.
+fn create_copies(
+    home: &Home,
+    sandbox: &Sandbox,
+    spec: &Spec,
+    names: &[SandboxName],
+    fill: impl Fn(Option<&Sandbox>, &File, &Path) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
     let is_changed = sandbox.status()?.changed;
     let mut created: Vec<(Sandbox, Lock)> = Vec::new();
     for name in names {
-        let copy = child_spec(&spec, name).and_then(|copy| {
+        let first = created.first().map(|(first, _)| first);
+        let copy = child_spec(spec, name).and_then(|copy| {
             home.sandboxes().create(name, &copy, |directory| {
                 let file = write::create_file(&directory.join(layout::UPPER))?;
-                copy_disk(&disk, &file)?;
+                fill(first, &file, &directory.join(layout::MEMORY))?;
                 // The disk has the changes of the guest's files.
                 let status = Status { changed: is_changed, ..Status::new(State::Created) };
                 write::replace_json(&directory.join(layout::STATUS), &status)
@@ -42,7 +75,6 @@ pub(crate) fn fork(home: &Home, sandbox: &Sandbox, names: &[SandboxName]) -> any
             }
         }
     }
-    drop(lock);
     Ok(())
 }
 

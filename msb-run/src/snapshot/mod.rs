@@ -1,4 +1,5 @@
-//! Snapshots: a sandbox's disk at a point in time, from which sandboxes start.
+//! Snapshots: a sandbox's disk, and on request its memory, at a point in time, from which sandboxes
+//! start.
 //!
 //! The format is in [`libmsb::state::snapshot_manifest`], the directory in
 //! [`libmsb::state::snapshots`]; man page msb-state(5).
@@ -27,6 +28,9 @@ pub(crate) mod option;
 pub(crate) mod reference;
 /// Setting a sandbox back to a snapshot.
 pub(crate) mod restore;
+
+/// The memory of a running sandbox, and of snapshots.
+pub(crate) mod saved_memory;
 
 /// The disk of a sandbox that a snapshot is taken of.
 mod sandbox_disk;

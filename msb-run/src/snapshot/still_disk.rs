@@ -7,6 +7,7 @@
 //! bound.
 
 use std::fs::File;
+use std::path::Path;
 
 use anyhow::{Context, ensure};
 use libmsb::cli::error::{Code, Failure};
@@ -21,10 +22,13 @@ use super::disk_copy::{DataRanges, copy_data, copy_disk, copy_ranges, share_bloc
 use super::freeze::FrozenGuest;
 use super::kept_blocks::KeptBlocks;
 use super::sandbox_disk::open_disk;
+use super::saved_memory::SavedMemory;
 use crate::verbs::connect;
 
 /// The engine that keeps overwritten blocks.
 const ENGINE_WITH_BACKUP: &str = "qemu";
+/// Bytes of a MiB.
+const MIB: u64 = 1 << 20;
 /// Longest time that a guest is frozen, in milliseconds.
 const FREEZE_MS: u32 = 10_000;
 /// Most data that is copied while a guest is frozen. A slow disk writes 50 MB/s.
@@ -58,6 +62,41 @@ pub(super) fn copy_still(home: &Home, sandbox: &Sandbox, to: &File) -> anyhow::R
     }
     to.sync_all().context("cannot flush the copy of the disk")?;
     Ok(StillDisk { spec, lock: None })
+}
+
+/// Copies the disk of a running sandbox into an empty file, and puts its memory at a path. Both are
+/// of one moment, and the guest stands meanwhile.
+pub(super) fn copy_with_memory(
+    home: &Home,
+    sandbox: &Sandbox,
+    to: &File,
+    memory: &Path,
+) -> anyhow::Result<Spec> {
+    let name = &sandbox.name;
+    if let Some(lock) = sandbox.try_lock()? {
+        drop(lock);
+        let message = format!("the sandbox '{name}' is not running, and has no memory");
+        return Err(Failure::wrong_state(message)
+            .code(Code::SandboxNotRunning)
+            .hint(format!("start it: msb start {name}; or omit --memory"))
+            .into());
+    }
+    let spec = sandbox.spec()?;
+    let disk = open_disk(sandbox, &spec)?;
+    connect(home, name)?.peer().require(operation::MEMORY).map_err(|error| {
+        Failure::failed(error.to_string())
+            .code(Code::UnsupportedOperation)
+            .hint(format!("restart it: msb restart {name}"))
+    })?;
+    check_space_for(sandbox, &disk, data_bytes(&disk)? + u64::from(spec.memory_mib) * MIB)?;
+    let saved = SavedMemory::save(home, sandbox)?;
+    saved.link(memory)?;
+    if !share_blocks(&disk, to)? {
+        copy_data(&disk, to)?;
+    }
+    saved.end(home, sandbox)?;
+    to.sync_all().context("cannot flush the copy of the disk")?;
+    Ok(spec)
 }
 
 /// Does something while the guest of a running sandbox is frozen.
@@ -96,7 +135,10 @@ fn copy_beside(home: &Home, sandbox: &Sandbox, disk: &File, to: &File) -> anyhow
 
 /// Refuses a copy that could fill the disk of the host: the guest could not write then.
 fn check_space(sandbox: &Sandbox, disk: &File) -> anyhow::Result<()> {
-    let needed = 2 * data_bytes(disk)?;
+    check_space_for(sandbox, disk, 2 * data_bytes(disk)?)
+}
+
+fn check_space_for(sandbox: &Sandbox, disk: &File, needed: u64) -> anyhow::Result<()> {
     let space = rustix::fs::fstatvfs(disk).context("cannot read the free space of the disk")?;
     let free = space.f_bavail.saturating_mul(space.f_frsize);
     if needed <= free {
@@ -104,8 +146,7 @@ fn check_space(sandbox: &Sandbox, disk: &File) -> anyhow::Result<()> {
     }
     let (name, needed, free) = (&sandbox.name, bytes(needed), bytes(free));
     Err(Failure::failed(format!(
-        "a copy of the disk of the running sandbox '{name}' takes up to {needed}, and {free} are \
-         free"
+        "a copy of the running sandbox '{name}' takes up to {needed}, and {free} are free"
     ))
     .hint(format!("stop it first: msb stop {name}"))
     .into())

@@ -250,7 +250,7 @@ impl Clients {
 /// Returns the events to wait for on a connection that carries frames.
 pub(crate) fn poll_flags(readable: bool, link: &FrameSocket) -> PollFlags {
     let read = if readable { PollFlags::IN } else { PollFlags::empty() };
-    let write = if link.queued() > 0 { PollFlags::OUT } else { PollFlags::empty() };
+    let write = if link.writable() > 0 { PollFlags::OUT } else { PollFlags::empty() };
     read | write
 }
 

@@ -117,13 +117,23 @@ impl GuestLink {
         hello: &Hello,
         required: &[&'static str],
     ) -> Result<(), ProtocolViolation> {
+        self.resume(hello, required)?;
+        let answer = serde_json::to_vec(&hello_for_agent()).map_err(violation)?;
+        frame::put_message(self.port.queue(), frame::CONNECTION, FrameKind::Hello, 0, &answer);
+        Ok(())
+    }
+
+    /// Accepts the hello of an agent that was answered before its memory was saved.
+    pub(crate) fn resume(
+        &mut self,
+        hello: &Hello,
+        required: &[&'static str],
+    ) -> Result<(), ProtocolViolation> {
         for operation in required {
             hello.require(operation).map_err(unsupported)?;
         }
         self.sets_clock = hello.require(operation::CLOCK).is_ok();
         self.sends_samples = hello.require(operation::SAMPLES).is_ok();
-        let answer = serde_json::to_vec(&hello_for_agent()).map_err(violation)?;
-        frame::put_message(self.port.queue(), frame::CONNECTION, FrameKind::Hello, 0, &answer);
         Ok(())
     }
 }

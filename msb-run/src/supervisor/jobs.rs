@@ -15,6 +15,7 @@ use rustix::process::Signal;
 use super::frame_socket::FrameSocket;
 use super::journal::SandboxJournal;
 use super::relay::{ClientStream, InternalStream, Relay, session_id};
+use crate::boot_state::SavedJob;
 
 /// Time between SIGKILL for a command and the end of all processes on its terminal.
 const KILL_TIMEOUT: Duration = Duration::from_secs(1);
@@ -120,6 +121,58 @@ impl JobTable {
         self.timed_out.retain(|late| *late != internal);
         // A command that ended by itself at the last moment was in time.
         self.timed_out.len() < count && !by_itself
+    }
+
+    /// Returns the time that a command has left, in milliseconds, if it has a timeout.
+    pub(crate) fn time_left(&self, internal: InternalStream) -> Option<u64> {
+        let bound = self.timeouts.iter().find(|bound| bound.internal == internal)?;
+        let left = bound.at.saturating_duration_since(Instant::now());
+        Some(u64::try_from(left.as_millis()).unwrap_or(u64::MAX))
+    }
+
+    /// Returns a running job as saved memory describes it.
+    pub(crate) fn saved(&self, number: u32) -> Option<SavedJob> {
+        let job = self.running.iter().find(|job| job.number == number)?;
+        let known = self.known.jobs.iter().find(|known| known.id == job.id);
+        Some(SavedJob {
+            id: job.id.clone(),
+            command: job.command.clone(),
+            stdin: job.stdin,
+            pid: known.and_then(|known| known.pid),
+            started_ms: known
+                .map_or_else(jiff::Timestamp::now, |known| known.started_at)
+                .as_millisecond(),
+        })
+    }
+
+    /// Records a job that goes on from saved memory. Returns its number.
+    pub(crate) fn adopt_saved(
+        &mut self,
+        sandbox: &Sandbox,
+        saved: &SavedJob,
+        (tty, main): (bool, bool),
+    ) -> u32 {
+        let number = self.next_number;
+        self.next_number = number.wrapping_add(1);
+        let job = RunningJob {
+            number,
+            id: saved.id.clone(),
+            command: saved.command.clone(),
+            tty,
+            stdin: saved.stdin,
+            timeout: None,
+            main,
+            // No client has this number.
+            requester: (0, 0),
+            attached: Vec::new(),
+        };
+        self.known.jobs.retain(|known| known.id != saved.id);
+        let started_at = jiff::Timestamp::from_millisecond(saved.started_ms);
+        let started_at = started_at.unwrap_or_else(|_| jiff::Timestamp::now());
+        self.known.jobs.push(job.record(saved.pid, started_at));
+        write(&self.known, sandbox);
+        self.running.push(job);
+        number
     }
 
     fn by_id(&mut self, id: &str) -> Option<&mut RunningJob> {

@@ -6,7 +6,8 @@
 //! event loop over descriptors in one thread, which sleeps while there are no events.
 //!
 //! [`lifecycle`] decides, without knowing a process. [`guest_link`], [`clients`], [`jobs`],
-//! [`console`], [`network`], [`journal`], [`pause`] and [`backup`] each hold one concern, without
+//! [`console`], [`network`], [`journal`], [`pause`], [`backup`] and
+//! [`memory_save`] each hold one concern, without
 //! knowing each other. [`sandbox`] owns them and connects them through [`event_loop`].
 
 mod args;
@@ -25,6 +26,7 @@ mod guest_link;
 mod jobs;
 mod journal;
 mod lifecycle;
+mod memory_save;
 mod network;
 mod operations;
 mod pause;

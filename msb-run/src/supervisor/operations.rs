@@ -21,6 +21,7 @@ const OPERATIONS: &[&str] = &[
     operation::JOBS_DETACH,
     operation::FREEZE,
     operation::KEY_AGENT,
+    operation::MEMORY,
     operation::NETWORK,
     operation::PAUSE,
     operation::PING,

@@ -178,6 +178,7 @@ pub(crate) fn vm_spec(setup: &SandboxSetup) -> VmSpec {
         net: None,
         tsc: None,
         incoming: false,
+        resumed: false,
         recorded: false,
         descriptors: VmDescriptors::NONE,
     }

@@ -17,7 +17,7 @@ use rustix::process::Pid;
 use super::frame_socket::FrameSocket;
 use super::share_server;
 use crate::boot_state::{BootState, QmpMonitor, StateRestore};
-use crate::engine::kind::TscRate;
+use crate::engine::kind::{TscRate, VmKind};
 use crate::engine::{ConsoleKind, Engine, VmDescriptors, VmSpec};
 use crate::net::{NetProcess, SandboxNetwork};
 use crate::process::child_process::ChildProcess;
@@ -46,8 +46,10 @@ pub(crate) struct VirtualMachine {
     pub(crate) unplugged_share: Option<(UnixStream, String)>,
     /// The monitor, if the engine has one and no thread uses it.
     pub(crate) monitor: Option<QmpMonitor>,
-    /// The guest's memory, until it is known that it will not be recorded.
+    /// The guest's memory, if it is a file of this process.
     pub(crate) memory: Option<OwnedFd>,
+    /// The kind of the VM, if its memory can be saved.
+    pub(crate) kind: Option<VmKind>,
     /// The TSC rate that the guest is given.
     pub(crate) tsc: TscRate,
     /// Receives the isolation reports of the VMM process, the share server and the network, a line
@@ -69,6 +71,8 @@ pub(crate) enum StartMethod {
     Record,
     /// A start from memory.
     FromMemory(Box<BootState>),
+    /// A start from the memory of a guest that was running.
+    Resume(Box<BootState>),
 }
 
 /// A VM that was started, and the connections to its guest.
@@ -96,7 +100,7 @@ pub(crate) fn start(
 ) -> anyhow::Result<Option<StartedVm>> {
     let is_recorded = matches!(way, StartMethod::Record);
     let state = match way {
-        StartMethod::FromMemory(state) => Some(*state),
+        StartMethod::FromMemory(state) | StartMethod::Resume(state) => Some(*state),
         StartMethod::ColdBoot | StartMethod::Record => None,
     };
     let (agent, agent_theirs) =
@@ -117,6 +121,7 @@ pub(crate) fn start(
     let tsc = state.as_ref().map_or_else(TscRate::measure, |state| state.header.tsc_khz);
     vm.tsc = Some(tsc);
     vm.incoming = state.is_some();
+    vm.resumed = state.as_ref().is_some_and(|state| state.header.guest.is_some());
     vm.recorded = is_recorded;
     vm.descriptors = VmDescriptors {
         agent: agent_theirs.as_raw_fd(),
@@ -188,6 +193,7 @@ pub(crate) fn start(
         unplugged_share,
         monitor: monitor.context("cannot use the monitor's socket")?,
         memory,
+        kind: None,
         tsc,
         report: Some(report.into()),
         _life_pipes: life_pipes,
@@ -227,6 +233,7 @@ impl VirtualMachine {
             unplugged_share: None,
             monitor: None,
             memory: None,
+            kind: None,
             tsc: TscRate(0),
             report: None,
             _life_pipes: Vec::new(),

@@ -68,6 +68,8 @@ pub(crate) struct VmStart {
     pub(crate) kind: Option<VmKind>,
     /// Uptime of the guest, in nanoseconds, in the boot state from which the VM started.
     pub(crate) saved_uptime_ns: Option<u64>,
+    /// The guest goes on from saved memory.
+    pub(crate) is_resumed: bool,
     /// The thread that prepares the VM.
     pub(crate) task: Option<BackgroundTask<PreparedVm>>,
     /// The agent's hello, which is answered when the VM is prepared.
@@ -90,6 +92,7 @@ impl VmStart {
             times: BootTimes::default(),
             kind: None,
             saved_uptime_ns: None,
+            is_resumed: false,
             task: None,
             hello: None,
             recording: None,

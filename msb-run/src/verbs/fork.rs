@@ -8,7 +8,7 @@ use libmsb::cli::error::Failure;
 use libmsb::cli::output;
 use libmsb::state::Home;
 
-use crate::snapshot::fork::fork;
+use crate::snapshot::fork::{fork, fork_with_memory};
 
 const TOOL: &str = "msb-fork";
 
@@ -25,6 +25,12 @@ pub(crate) struct ForkArgs {
     /// Set the names of the copies, separated by commas
     #[arg(long, required = true, value_delimiter = ',', value_name = "NAME")]
     names: Vec<SandboxName>,
+    /// Copy the memory of the running sandbox too
+    ///
+    /// At its first start, each copy goes on where the sandbox was; see **Memory** in
+    /// msb-snapshot(1).
+    #[arg(long)]
+    memory: bool,
     /// Do not print the names
     #[arg(short, long)]
     quiet: bool,
@@ -37,7 +43,11 @@ pub(crate) fn run(args: ForkArgs) -> anyhow::Result<()> {
     if names.len() != args.names.len() {
         return Err(Failure::usage("two copies have the same name").into());
     }
-    fork(&home, &sandbox, &args.names)?;
+    if args.memory {
+        fork_with_memory(&home, &sandbox, &args.names)?;
+    } else {
+        fork(&home, &sandbox, &args.names)?;
+    }
     if !args.quiet {
         for name in &args.names {
             output::print(name)?;

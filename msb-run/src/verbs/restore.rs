@@ -10,7 +10,7 @@ use crate::snapshot::restore::restore;
 
 const TOOL: &str = "msb-restore";
 
-/// Set the disk of a stopped sandbox back to a snapshot
+/// Set a stopped sandbox back to a snapshot
 #[derive(Debug, Parser)]
 #[command(
     name = TOOL,
@@ -27,11 +27,16 @@ pub(crate) struct RestoreArgs {
     /// It must be of the same image as the sandbox.
     #[arg(value_parser = OsStringValueParser::new().try_map(parse_snapshot))]
     snapshot: SnapshotArg,
+    /// Restore the disk alone, even if the snapshot has memory
+    ///
+    /// The guest boots at the next start.
+    #[arg(long)]
+    cold: bool,
 }
 
 pub(crate) fn run(args: RestoreArgs) -> anyhow::Result<()> {
     let home = Home::from_env()?;
     let sandbox = home.sandboxes().find(&args.sandbox)?;
     let snapshot = args.snapshot.open(&home)?;
-    restore(&sandbox, &snapshot)
+    restore(&home, &sandbox, &snapshot, !args.cold)
 }

@@ -15,11 +15,11 @@ use libmsb::cli::error::{
 };
 use libmsb::cli::escape::escape;
 use libmsb::cli::output;
-use libmsb::state::Home;
 use libmsb::state::lock::Lock;
 use libmsb::state::sandboxes::Sandbox;
 use libmsb::state::spec::{MainLimits, Spec};
 use libmsb::state::status::State;
+use libmsb::state::{Home, layout};
 use msb_wire::client::{CallReader, ClientConnection};
 use msb_wire::exec::{ExecEvent, ExecRequest, FailureKind};
 use msb_wire::text::Text;
@@ -115,6 +115,7 @@ struct LockedSandbox {
 }
 
 pub(crate) fn run(mut args: RunArgs) -> anyhow::Result<u8> {
+    args.sandbox_args.is_attached = !args.detach;
     let start_ns = monotonic_ns();
     args.connected.quiet.apply();
     args.sandbox_args.apply_log_level();
@@ -297,6 +298,12 @@ fn lock_existing(home: &Home, sandbox: Sandbox, args: &RunArgs) -> anyhow::Resul
             .code(Code::SandboxStillRunning)
             .hint(format!("run a command in it: msb exec {name} -- COMMAND"))
     })?;
+    if !args.detach && sandbox.path(layout::MEMORY).exists() {
+        let message = format!("the sandbox '{name}' goes on from saved memory at its next start");
+        return Err(Failure::wrong_state(message)
+            .hint(format!("start it: msb start {name}; --cold discards the memory"))
+            .into());
+    }
     let spec = sandbox.spec()?;
     compare(home, args, &spec)?;
     Ok(LockedSandbox { sandbox, spec, lock, volumes: None, existed: true })

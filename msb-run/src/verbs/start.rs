@@ -16,6 +16,7 @@ use libmsb::state::status::State;
 use super::selection::{NamesArgs, SelectionArgs, for_each};
 use super::{foreground, paused};
 use crate::launch::{Keepalive, launch};
+use crate::snapshot::restore::discard_memory;
 
 const TOOL: &str = "msb-start";
 
@@ -51,6 +52,12 @@ pub(crate) struct StartArgs {
         help_heading = "Lifetime"
     )]
     stop_timeout: Duration,
+    /// Discard the saved memory of the sandbox, and boot its guest
+    ///
+    /// This concerns a sandbox that `msb fork --memory` or msb-restore(1) has left with the memory
+    /// of a running guest.
+    #[arg(long)]
+    cold: bool,
     #[command(flatten)]
     names: NamesArgs,
 }
@@ -113,10 +120,16 @@ pub(crate) fn run(args: StartArgs) -> anyhow::Result<()> {
         let [name] = names.as_slice() else {
             return Err(Failure::usage("--foreground needs one sandbox").into());
         };
+        if args.cold
+            && let sandbox = home.sandboxes().find(name)?
+            && let Some(_lock) = sandbox.try_lock()?
+        {
+            discard_memory(&sandbox)?;
+        }
         return foreground::run(&home, name, args.stop_timeout);
     }
     for_each(TOOL, &names, |name| {
-        if start(&home, name, args.keepalive.open()?)? {
+        if start_with(&home, name, args.keepalive.open()?, args.cold)? {
             return Ok(args.names.line(name).into());
         }
         if home.sandboxes().find(name)?.snapshot()?.state == State::Paused {
@@ -129,11 +142,24 @@ pub(crate) fn run(args: StartArgs) -> anyhow::Result<()> {
 /// Starts a sandbox and waits until its guest accepts commands. Returns `false` if it is already
 /// running.
 pub(crate) fn start(home: &Home, name: &SandboxName, keepalive: Keepalive) -> anyhow::Result<bool> {
+    start_with(home, name, keepalive, false)
+}
+
+/// Starts a sandbox as [`start`] does; `cold` discards its saved memory.
+fn start_with(
+    home: &Home,
+    name: &SandboxName,
+    keepalive: Keepalive,
+    cold: bool,
+) -> anyhow::Result<bool> {
     let sandbox = home.sandboxes().find(name)?;
     wait_while_stopping(&sandbox)?;
     let Some(lock) = sandbox.try_lock()? else {
         return Ok(false);
     };
+    if cold {
+        discard_memory(&sandbox)?;
+    }
     launch(name, lock, keepalive)?.wait_until_ready()?;
     Ok(true)
 }

@@ -43,6 +43,11 @@ fn arguments(plan: &VmPlan, engine: &QemuPlan) -> Vec<OsString> {
     if engine.incoming {
         args.pair("-incoming", "defer");
     }
+    if engine.resumed {
+        args.flags(&["-S"]);
+        // The state starts with the devices.
+        args.pair("-global", "migration.send-configuration=off");
+    }
     args.pair("-chardev", format!("socket,id=monitor,fd={}", engine.monitor_fd));
     args.pair("-mon", "chardev=monitor,mode=control");
     args.pair(

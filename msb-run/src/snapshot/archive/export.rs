@@ -20,6 +20,7 @@ use super::{BASE, BLOCK_BYTES, DATA_DIGEST, IMAGE};
 use crate::snapshot::data_digest::{data_digest, verify};
 use crate::snapshot::digest_of;
 use crate::snapshot::disk_copy::DataRanges;
+use crate::snapshot::saved_memory::{open_memory, verify_memory};
 
 /// Bytes that are read at once.
 const READ_BYTES: usize = 1 << 20;
@@ -33,6 +34,8 @@ pub(crate) struct ExportRequest {
     pub(crate) base: Option<Snapshot>,
     /// Adds the image of each snapshot.
     pub(crate) with_image: bool,
+    /// Adds the memory of each snapshot that has one.
+    pub(crate) with_memory: bool,
     /// Compresses the archive.
     pub(crate) compressed: bool,
 }
@@ -56,6 +59,9 @@ fn write_archive(home: &Home, request: &ExportRequest, out: &mut impl Write) -> 
     for snapshot in &request.snapshots {
         write_snapshot(snapshot, request.base.as_ref(), out)
             .with_context(|| format!("cannot export the snapshot '{}'", snapshot.name))?;
+        if request.with_memory {
+            write_memory(snapshot, out)?;
+        }
         let image = snapshot.manifest.image.manifest_digest;
         if request.with_image && !images.contains(&image) {
             write_image(home, snapshot, out)?;
@@ -93,6 +99,19 @@ fn write_snapshot(
     small_file(out, &name(DATA_DIGEST), digest.as_bytes(), mtime)
 }
 
+/// Adds the memory of a snapshot, if it has one.
+fn write_memory(snapshot: &Snapshot, out: &mut impl Write) -> anyhow::Result<()> {
+    let Some(state) = open_memory(snapshot)? else {
+        return Ok(());
+    };
+    verify_memory(snapshot, &state)?;
+    let bytes = state.file.metadata()?.len();
+    let path = format!("{}/{}", snapshot.name, layout::MEMORY);
+    write_file(out, &path, bytes, mtime(snapshot)?)?;
+    copy_range(&state.file, FilePiece { offset: 0, bytes }, out)?;
+    write_padding(out, bytes)
+}
+
 /// Returns the time of a snapshot, in seconds since 1970.
 fn mtime(snapshot: &Snapshot) -> anyhow::Result<u64> {
     Ok(snapshot.manifest.created()?.as_second().max(0) as u64)
@@ -109,7 +128,7 @@ fn copy_range(file: &File, piece: FilePiece, out: &mut impl Write) -> anyhow::Re
     let (mut at, end) = (piece.offset, piece.offset + piece.bytes);
     while at < end {
         let count = (end - at).min(READ_BYTES as u64) as usize;
-        file.read_exact_at(&mut buffer[..count], at).context("cannot read the disk")?;
+        file.read_exact_at(&mut buffer[..count], at).context("cannot read the file")?;
         out.write_all(&buffer[..count])?;
         at += count as u64;
     }

@@ -11,10 +11,10 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use anyhow::{Context, bail, ensure};
-use libmsb::cli::error::{Code, Failure, print_warning};
+use libmsb::cli::error::{Code, Failure, print_warning, print_warning_with_hint};
 use libmsb::cli::escape::escape;
 use libmsb::digest::Digest;
-use libmsb::state::snapshot_manifest::{MANIFEST_BYTES_MAX, SnapshotManifest};
+use libmsb::state::snapshot_manifest::{LABEL_MEMORY, MANIFEST_BYTES_MAX, SnapshotManifest};
 use libmsb::state::snapshots::{NewSnapshot, Snapshot, SnapshotName};
 use libmsb::state::{Home, layout, write};
 use libmsb::tools;
@@ -22,6 +22,7 @@ use libmsb::tools;
 use super::export::unnamed_file;
 use super::tar::{ArchiveEntry, EntryReader};
 use super::{BASE, BLOCK_BYTES, DATA_DIGEST, IMAGE};
+use crate::boot_state::BootState;
 use crate::snapshot::data_digest::{Verification, data_digest, verify};
 use crate::snapshot::digest_of;
 use crate::snapshot::disk_copy::copy_disk;
@@ -58,11 +59,18 @@ pub(crate) fn import(
     source: impl Read,
     directory: &Path,
     tool: &str,
+    trusts_memory: bool,
 ) -> anyhow::Result<Vec<Snapshot>> {
     let mut source = BufReader::with_capacity(READ_BYTES, source);
     let is_zstd = source.fill_buf().context("cannot read the archive")?.starts_with(&ZSTD_MAGIC);
-    let mut importer =
-        ArchiveImporter { home, directory, tool, snapshots: Vec::new(), images: Vec::new() };
+    let mut importer = ArchiveImporter {
+        home,
+        directory,
+        tool,
+        trusts_memory,
+        snapshots: Vec::new(),
+        images: Vec::new(),
+    };
     if is_zstd {
         let mut decoder = zstd::stream::read::Decoder::with_buffer(source)?;
         decoder.window_log_max(WINDOW_LOG_MAX)?;
@@ -77,6 +85,7 @@ struct ArchiveImporter<'a> {
     home: &'a Home,
     directory: &'a Path,
     tool: &'a str,
+    trusts_memory: bool,
     snapshots: Vec<ArchivedSnapshot>,
     images: Vec<File>,
 }
@@ -132,6 +141,20 @@ impl ArchiveImporter<'_> {
             DATA_DIGEST => {
                 ensure!(current.digest.is_none(), "it is there twice");
                 current.digest = Some(text(entry, reader, DIGEST_BYTES_MAX)?.trim().parse()?);
+            }
+            layout::MEMORY => {
+                ensure!(current.manifest.has_memory(), "the snapshot has no memory");
+                ensure!(entry.stored() == entry.size, "it is sparse");
+                if self.trusts_memory {
+                    let path = current.new.path().join(layout::MEMORY);
+                    let mut file = write::create_file(&path)?;
+                    std::io::copy(reader, &mut file).context("cannot copy the memory")?;
+                    file.sync_all().context("cannot copy the memory")?;
+                } else {
+                    let message = format!("the memory of '{directory}' was not imported");
+                    let hint = "if you trust its source, import it with --trust-memory";
+                    print_warning_with_hint(self.tool, &message, hint);
+                }
             }
             IMAGE => {
                 let mut image = unnamed_file(self.home)?;
@@ -194,6 +217,15 @@ impl ArchiveImporter<'_> {
             );
         } else {
             ensure!(snapshot.base.is_none(), "the archive has no digest of the disk");
+        }
+        let memory = snapshot.new.path().join(layout::MEMORY);
+        if let Some(state) = BootState::open_saved(&memory)? {
+            let stated = snapshot.manifest.labels.get(LABEL_MEMORY).map(String::as_str);
+            ensure!(
+                stated == Some(state.digest()?.to_string().as_str()),
+                "the header of the memory does not match the manifest"
+            );
+            state.verify().context("the memory is damaged")?;
         }
         if let Verification::Unsupported(integrity) = verify(&snapshot.manifest, disk)? {
             print_warning(

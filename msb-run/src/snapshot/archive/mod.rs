@@ -7,6 +7,7 @@
 //! * `upper.ext4`: the disk, or, with a base, the blocks that differ from those of the base; a
 //!   sparse entry of the old GNU format, which microsandbox 0.5.5 reads
 //! * `upper.sha256`: the digest of the disk's data
+//! * `memory.state`, on request: the memory of a running sandbox, which is imported on request only
 //! * `image.tar`, on request: the image, as `msb image save` writes it
 //!
 //! The stream is deterministic: it depends on the manifest and on the contents of the disk alone,

@@ -54,6 +54,8 @@ pub(super) const POWER_OFF_TIMEOUT: Duration = Duration::from_secs(2);
 /// VM still runs. It is long enough for a very busy host.
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Hint for a guest that does not go on from saved memory.
+const RESUME_HINT: &str = "start it from its disk alone: msb start --cold NAME";
 /// Reason for the failure of a boot that took too long.
 const BOOT_TIMED_OUT: &str = "the guest did not come up in time";
 
@@ -400,7 +402,7 @@ impl Lifecycle {
             BootMethod::Cold { attempt } if (attempt as usize) + 1 < BOOT_TIMEOUTS.len() => {
                 vec![Action::StartAttempt(attempt + 1)]
             }
-            BootMethod::Cold { .. } => {
+            BootMethod::Cold { .. } | BootMethod::Resume => {
                 self.finish(Reason::BootFailed, Some(BOOT_TIMED_OUT.to_owned()), None)
             }
         }
@@ -409,7 +411,10 @@ impl Lifecycle {
     fn preparation_failed(&mut self, why: String) -> Vec<Action> {
         self.fall_back_or(why, |life, why| {
             let reason = if life.is_booting() { Reason::BootFailed } else { Reason::VmmFailed };
-            life.finish(reason, Some(why), None)
+            let is_resumed =
+                matches!(life.phase, SandboxPhase::Booting { method: BootMethod::Resume, .. });
+            let hint = is_resumed.then(|| RESUME_HINT.to_owned());
+            life.finish(reason, Some(why), hint)
         })
     }
 

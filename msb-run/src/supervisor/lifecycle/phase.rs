@@ -10,6 +10,8 @@ pub(super) const BOOT_TIMEOUTS: [Duration; 2] = [Duration::from_secs(45), Durati
 /// Timeout of a start from memory until the guest is set up. On an idle host it takes less than a
 /// second.
 const MEMORY_TIMEOUT: Duration = Duration::from_secs(20);
+/// Timeout of a start from the memory of a guest that was running, which may be large.
+const RESUME_TIMEOUT: Duration = Duration::from_secs(180);
 
 /// The way in which the VM of a booting sandbox was started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +24,8 @@ pub(crate) enum BootMethod {
     TakingState,
     /// A start from memory.
     Memory,
+    /// A start from the memory of a guest that was running.
+    Resume,
 }
 
 impl BootMethod {
@@ -32,12 +36,13 @@ impl BootMethod {
             }
             BootMethod::Recording | BootMethod::TakingState => BOOT_TIMEOUTS[0],
             BootMethod::Memory => MEMORY_TIMEOUT,
+            BootMethod::Resume => RESUME_TIMEOUT,
         }
     }
 
     /// Returns whether a cold boot can replace the VM.
     pub(super) fn has_fallback(self) -> bool {
-        !matches!(self, BootMethod::Cold { .. })
+        !matches!(self, BootMethod::Cold { .. } | BootMethod::Resume)
     }
 }
 

@@ -143,6 +143,10 @@ impl Relay {
             Request::EndBackup => {
                 notices.push(RelayNotice::EndBackup { requester: (client, stream) })
             }
+            Request::SaveMemory => {
+                notices.push(RelayNotice::SaveMemory { requester: (client, stream) })
+            }
+            Request::EndSave => notices.push(RelayNotice::EndSave { requester: (client, stream) }),
             Request::Wait => notices.push(RelayNotice::Wait { client, stream }),
             Request::Samples(samples) => {
                 notices.push(RelayNotice::Watch { client, interval_ms: samples.interval_ms })
@@ -174,7 +178,9 @@ impl Relay {
             request @ (Request::Boot(_)
             | Request::Clock(_)
             | Request::Init(_)
-            | Request::Shutdown(_)) => {
+            | Request::Quiesce
+            | Request::Shutdown(_)
+            | Request::Wake(_)) => {
                 let message =
                     format!("operation '{}' is not available to clients", request.operation());
                 self.refuse(client, stream, FailureKind::UnsupportedOperation, message);

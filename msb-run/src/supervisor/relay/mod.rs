@@ -14,6 +14,8 @@ mod from_agent;
 mod from_clients;
 /// Commands that run without a client.
 mod jobs;
+/// Streams of commands in saved memory.
+mod saved;
 /// The test harness, the tests, and the fuzz target for the agent's frames.
 #[cfg(any(test, fuzzing))]
 #[allow(
@@ -39,6 +41,7 @@ use msb_wire::sandbox::Request;
 pub(crate) use from_clients::session_id;
 pub(crate) use jobs::ClientStream;
 use jobs::TerminalCommand;
+pub(crate) use saved::OpenCommand;
 
 use super::frame_socket::FrameSocket;
 
@@ -78,6 +81,10 @@ pub(crate) enum InternalStream {
     Shutdown,
     /// Ping of the agent.
     Ping,
+    /// Quiescence of the agent, before its memory is saved.
+    Quiesce,
+    /// Wake of the agent, after that.
+    Wake,
     /// A job, by its number.
     Job(u32),
 }
@@ -188,6 +195,16 @@ pub(crate) enum RelayNotice {
     },
     /// A client requests the end of that.
     EndBackup {
+        /// The client's stream, on which the answer goes.
+        requester: ClientStream,
+    },
+    /// A client requests that the memory is saved.
+    SaveMemory {
+        /// The client's stream, on which the answer goes.
+        requester: ClientStream,
+    },
+    /// A client requests the end of that.
+    EndSave {
         /// The client's stream, on which the answer goes.
         requester: ClientStream,
     },
@@ -344,6 +361,11 @@ impl Relay {
     /// Sets the agent's hello.
     pub(crate) fn set_peer(&mut self, agent: Hello) {
         self.agent = agent;
+    }
+
+    /// Returns the agent's hello.
+    pub(crate) fn peer(&self) -> &Hello {
+        &self.agent
     }
 
     /// Returns whether the sandbox is in use: a client has an open stream, a job runs, or traffic

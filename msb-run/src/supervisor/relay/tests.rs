@@ -556,3 +556,42 @@ fn requests_are_refused_while_the_guest_is_paused_and_a_client_can_resume_it() {
     harness.open(other, &other_socket, 13);
     assert_eq!(harness.at_agent().len(), 1);
 }
+
+#[test]
+fn commands_that_were_saved_go_on_in_another_relay() {
+    let mut old = RelayHarness::new();
+    let (id, socket) = old.client();
+    old.relay.attached = Some(id);
+    let exec = ExecRequest { argv: vec!["x".into()], main: true, ..ExecRequest::default() };
+    old.request(id, &socket, 7, &Request::Exec(exec.clone()));
+    old.open(id, &socket, 8);
+    old.relay.start_job(3, "job", exec, &mut old.agent).unwrap();
+    let commands = old.relay.open_commands();
+    let kept: Vec<_> = commands.iter().map(|command| (command.job, command.main)).collect();
+    // The other command of the client ends with it.
+    assert_eq!(kept, [(None, true), (Some(3), false)]);
+
+    let mut new = RelayHarness::new();
+    for command in &commands {
+        new.relay.adopt_open(command);
+    }
+    // New streams have other numbers.
+    let (id, socket) = new.client();
+    new.open(id, &socket, 1);
+    let opened = new.at_agent();
+    assert!(commands.iter().all(|command| command.stream != opened[0].stream), "{opened:?}");
+    let mut out = Vec::new();
+    for command in &commands {
+        frame::put_data(&mut out, command.stream, STDOUT, b"more");
+    }
+    let ended = serde_json::json!({ "type": "exited", "code": 0 });
+    let ended = serde_json::to_vec(&ended).unwrap();
+    frame::put_message(&mut out, commands[0].stream, FrameKind::Event, frame::flags::END, &ended);
+    new.agent_sends(&out).unwrap();
+    assert!(new.notices.iter().any(|notice| matches!(
+        notice,
+        RelayNotice::Output { session: Some(session), .. } if session == "job"
+    )));
+    assert!(new.notices.iter().any(|notice| matches!(notice, RelayNotice::MainEnded(_))));
+    assert_eq!(new.relay.open_commands(), commands[1..]);
+}

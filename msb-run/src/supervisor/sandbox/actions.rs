@@ -40,7 +40,8 @@ impl SandboxSupervisor {
             LifecycleAction::ReportStopped => self.report_stopped(),
             LifecycleAction::FlushClients => self.write_out(&mut Vec::new()),
             LifecycleAction::PublishStopping => {
-                self.journal.enter(State::Stopping, EventKind::Stopping)
+                self.journal.enter(State::Stopping, EventKind::Stopping);
+                self.abandon_save(None)?;
             }
             LifecycleAction::ShutDownGuest { timeout } => self.shut_down_guest(timeout)?,
             LifecycleAction::RefuseRequests => {

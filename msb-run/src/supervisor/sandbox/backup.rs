@@ -35,7 +35,7 @@ impl SandboxSupervisor {
             let message = format!("the sandbox '{name}' is not running");
             return Err(Failure::wrong_state(message).into());
         }
-        if self.backup.is_active() {
+        if self.backup.is_active() || self.save.is_active() {
             let message = format!("the disk of the sandbox '{name}' is being copied already");
             return Err(Failure::wrong_state(message).hint("try again later").into());
         }

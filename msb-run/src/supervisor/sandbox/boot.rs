@@ -90,7 +90,7 @@ impl SandboxSupervisor {
     /// Starts the main command, if there is one and no client is attached.
     fn start_main(&mut self) -> anyhow::Result<()> {
         let spec = &self.setup.spec;
-        if self.clients.is_attached() || spec.command.is_empty() {
+        if self.start.is_resumed || self.clients.is_attached() || spec.command.is_empty() {
             return Ok(());
         }
         let exec = ExecRequest {
@@ -120,7 +120,7 @@ fn required_operations(setup: &SandboxSetup) -> Vec<&'static str> {
     required.into_iter().filter(|(is_used, _)| *is_used).map(|(_, name)| name).collect()
 }
 
-fn boot_request(setup: &SandboxSetup) -> anyhow::Result<BootRequest> {
+pub(super) fn boot_request(setup: &SandboxSetup) -> anyhow::Result<BootRequest> {
     let spec = &setup.spec;
     let mut entropy = [0; 32];
     write::random(&mut entropy)?;

@@ -13,6 +13,8 @@ mod boot;
 mod notices;
 /// Pause and resume.
 mod pause;
+/// Saving the memory, and going on from saved memory.
+mod save;
 /// Exits of processes, and what the sandbox leaves at its end.
 mod shutdown;
 /// Cold boot and start from memory.
@@ -40,6 +42,7 @@ use super::guest_link::{GuestLink, LinkRead};
 use super::jobs::{JobLinks, JobTable};
 use super::journal::SandboxJournal;
 use super::lifecycle::{Lifecycle, LifecycleEvent, LifecycleSettings};
+use super::memory_save::SaveControl;
 use super::network::NetworkControl;
 use super::pause::PauseControl;
 use super::relay::{ClientId, ProtocolViolation, RelayNotice};
@@ -75,6 +78,7 @@ pub(crate) enum EventSource {
     Prepared,
     PauseCommand,
     BackupCommand,
+    SaveCommand,
     Monitor,
     Client(ClientId),
 }
@@ -95,6 +99,7 @@ pub(crate) struct SandboxSupervisor {
     samples: Sampler,
     pause: PauseControl,
     backup: BackupControl,
+    save: SaveControl,
     signals: Signals,
     clock: HostClock,
 }
@@ -135,7 +140,10 @@ impl SandboxSupervisor {
         let journal = SandboxJournal::open(setup, logged)?;
         let start = VmStart::new(BootSlot::queue(&setup.home)?);
         let jobs = JobTable::of(&setup.sandbox);
-        let lifecycle = Lifecycle::new(lifecycle_settings(setup, &journal), Instant::now());
+        let mut settings = lifecycle_settings(setup, &journal);
+        // The init of a guest from saved memory runs already.
+        settings.has_init &= !path(layout::MEMORY).exists();
+        let lifecycle = Lifecycle::new(settings, Instant::now());
         let starter = std::mem::take(starter);
         Ok(move |setup| SandboxSupervisor {
             setup,
@@ -152,6 +160,7 @@ impl SandboxSupervisor {
             samples,
             pause: PauseControl::default(),
             backup: BackupControl::default(),
+            save: SaveControl::default(),
             signals,
             clock,
         })
@@ -216,6 +225,7 @@ impl SandboxSupervisor {
             EventSource::Monitor => self.drain_monitor(),
             EventSource::PauseCommand => self.pause_command_done()?,
             EventSource::BackupCommand => self.backup_command_done()?,
+            EventSource::SaveCommand => self.save_command_done()?,
             EventSource::Client(id) => {
                 let gone = flags.intersects(PollFlags::HUP | PollFlags::ERR | PollFlags::RDHUP);
                 if flags.contains(PollFlags::IN) || gone {
@@ -270,6 +280,9 @@ impl SandboxSupervisor {
         if is_due(self.pause.deadline()) {
             self.answer_resume(true);
         }
+        if self.is_quiescence_overdue(now) {
+            self.quiescence_timed_out();
+        }
         if is_due(self.lifecycle.idle_deadline()) {
             self.record_published_port_use();
         }
@@ -317,6 +330,7 @@ impl EventHandler for SandboxSupervisor {
             (EventSource::Prepared, self.start.ready_fd()),
             (EventSource::PauseCommand, self.pause.ready_fd()),
             (EventSource::BackupCommand, self.backup.ready_fd()),
+            (EventSource::SaveCommand, self.save.ready_fd()),
             (EventSource::Monitor, monitor.map(|monitor| monitor.as_fd())),
         ];
         for (source, fd) in others {
@@ -331,6 +345,7 @@ impl EventHandler for SandboxSupervisor {
         let deadlines = [
             self.lifecycle.deadline(),
             self.pause.deadline(),
+            self.save.deadline(),
             self.jobs.deadline(),
             self.samples.due(),
         ];
@@ -357,7 +372,8 @@ impl EventHandler for SandboxSupervisor {
         for notice in gone {
             self.handle_notice(notice)?;
         }
-        if self.clients.relay.is_in_use() || self.backup.is_active() {
+        let is_copied = self.backup.is_active() || self.save.is_active();
+        if self.clients.relay.is_in_use() || is_copied {
             self.lifecycle.record_use(Instant::now());
         }
         self.check_deadlines()

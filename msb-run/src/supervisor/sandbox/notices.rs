@@ -34,6 +34,8 @@ impl SandboxSupervisor {
             RelayNotice::Resume { requester } => self.resume(requester)?,
             RelayNotice::StartBackup { requester } => self.start_backup(requester)?,
             RelayNotice::EndBackup { requester } => self.end_backup(Some(requester))?,
+            RelayNotice::SaveMemory { requester } => self.save_memory(requester)?,
+            RelayNotice::EndSave { requester } => self.end_save(Some(requester))?,
             RelayNotice::Wait { client, stream } => self.clients.add_wait_request((client, stream)),
             RelayNotice::Watch { client, interval_ms } => {
                 let interval_ms = self.samples.watch(client, interval_ms);
@@ -83,7 +85,8 @@ impl SandboxSupervisor {
                 self.pause.clock_answered();
                 self.answer_resume(false);
             }
-            InternalStream::Main => {}
+            InternalStream::Quiesce => self.agent_is_quiescent(message)?,
+            InternalStream::Main | InternalStream::Wake => {}
         }
         Ok(())
     }
@@ -108,6 +111,7 @@ impl SandboxSupervisor {
     fn client_gone(&mut self, id: ClientId) -> anyhow::Result<()> {
         self.jobs.detach_client(id);
         self.abandon_backup(id)?;
+        self.abandon_save(Some(id))?;
         let interval_ms = self.samples.remove_watcher(id);
         self.request_sample_interval(interval_ms);
         // When the main command has ended, the client has no reason to stay.

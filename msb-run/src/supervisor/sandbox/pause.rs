@@ -19,7 +19,7 @@ impl SandboxSupervisor {
         if self.lifecycle.is_running() && self.start.ready_fd().is_some() {
             self.vm_prepared()?;
         }
-        if self.backup.is_active() {
+        if self.backup.is_active() || self.save.is_active() {
             let name = &self.setup.sandbox.name;
             let message = format!("the disk of the sandbox '{name}' is being copied");
             let error = Failure::wrong_state(message).hint("wait until the snapshot is created");

@@ -5,18 +5,20 @@
 //! follows, whatever the reason.
 
 use std::os::fd::AsFd;
+use std::path::Path;
 
 use anyhow::Context;
 use libmsb::cli::error::{message, warn};
 use libmsb::state::status::BootKind;
+use libmsb::state::{layout, write};
 use msb_wire::handshake::{Hello, operation};
 
 use super::SandboxSupervisor;
 use crate::boot_state::{
-    BootState, BootStateStore, StateMetadata, StateRecording, StateRestore, may_start_from_memory,
-    plug_share, take_state,
+    BootState, BootStateStore, QmpMonitor, StateMetadata, StateRecording, StateRestore,
+    continue_saved, may_start_from_memory, plug_share, take_state,
 };
-use crate::engine::kind::TscRate;
+use crate::engine::kind::{TscRate, VmKind};
 use crate::startup::monotonic_ns;
 use crate::supervisor::background_task::BackgroundTask;
 use crate::supervisor::lifecycle::{BootMethod, LifecycleEvent};
@@ -35,8 +37,14 @@ impl SandboxSupervisor {
 
     /// Starts the first VM of this run.
     pub(super) fn start_first_vm(&mut self) -> anyhow::Result<()> {
-        let method = self.choose_start_method();
-        self.start_or_end(method)
+        match self.saved_memory() {
+            Ok(Some(state)) => self.start_or_end(StartMethod::Resume(Box::new(state))),
+            Ok(None) => {
+                let method = self.choose_start_method();
+                self.start_or_end(method)
+            }
+            Err(error) => self.start_failed(&error),
+        }
     }
 
     fn start_or_end(&mut self, method: StartMethod) -> anyhow::Result<()> {
@@ -48,16 +56,34 @@ impl SandboxSupervisor {
             StartMethod::FromMemory(state) => {
                 (BootMethod::Memory, Some(state.header.hello.clone()))
             }
+            StartMethod::Resume(state) => (BootMethod::Resume, Some(state.header.hello.clone())),
             StartMethod::Record => (BootMethod::Recording, None),
             StartMethod::ColdBoot => (BootMethod::Cold { attempt: 0 }, None),
         };
         let kind = if hello.is_some() { BootKind::Memory } else { BootKind::Cold };
         self.journal.status.boot = Some(kind);
-        let started = self.start_vm(0, method)?.context("the engine cannot start a VM")?;
+        let vm_kind = self.kind_of_vm(&method);
+        let mut started = self.start_vm(0, method)?.context("the engine cannot start a VM")?;
+        started.vm.kind = vm_kind;
         let restore = self.connect(started, boot)?;
         match restore.zip(hello) {
             Some((restore, hello)) => self.restore_state(restore, hello),
             None => Ok(()),
+        }
+    }
+
+    /// Returns the kind of the VM that the first attempt of a method starts.
+    fn kind_of_vm(&self, method: &StartMethod) -> Option<VmKind> {
+        match method {
+            StartMethod::FromMemory(state) | StartMethod::Resume(state) => {
+                Some(state.header.kind.clone())
+            }
+            // Without a kind, the memory cannot be saved later.
+            StartMethod::ColdBoot => {
+                let net = self.setup.net.is_some();
+                self.setup.engine.kind(&vm_spec(&self.setup), net).ok().flatten()
+            }
+            StartMethod::Record => None,
         }
     }
 
@@ -136,12 +162,19 @@ impl SandboxSupervisor {
     /// Restores the memory and the devices of the VM, and queues the boot request, which the guest
     /// reads when it runs.
     fn restore_state(&mut self, restore: StateRestore, hello: Hello) -> anyhow::Result<()> {
-        self.start.saved_uptime_ns = Some(hello.hello_ns.unwrap_or(0));
-        self.vm.memory = None;
+        let guest = restore.state.header.guest.clone();
+        let booted_ns = hello.hello_ns.unwrap_or(0);
+        self.start.saved_uptime_ns =
+            Some(guest.as_ref().map_or(booted_ns, |guest| guest.uptime_ns));
+        self.start.is_resumed = guest.is_some();
+        let saved = guest.is_some().then(|| self.setup.sandbox.path(layout::MEMORY));
         let unplugged_share = self.vm.unplugged_share.take();
         let mut monitor = self.vm.monitor.take().context("the VM has no monitor")?;
         self.start.task = Some(BackgroundTask::spawn("restore", move || {
             restore.run(&mut monitor)?;
+            if let Some(path) = saved {
+                start_once(&mut monitor, &path)?;
+            }
             if let Some((socket, tag)) = unplugged_share {
                 monitor.wait_until_running()?;
                 plug_share(&mut monitor, &socket, &tag)?;
@@ -149,8 +182,11 @@ impl SandboxSupervisor {
             Ok(PreparedVm::Boot(monitor))
         })?);
         self.guest.skip_hello();
-        self.send_boot_request(&hello)
-            .map_err(|what| anyhow::anyhow!("the agent's hello in the boot state is {what}"))
+        let sent = match guest {
+            Some(guest) => self.send_wake_request(&hello, &guest),
+            None => self.send_boot_request(&hello),
+        };
+        sent.map_err(|what| anyhow::anyhow!("the agent's hello in the boot state is {what}"))
     }
 
     /// Handles the agent's hello: records the VM's state, or plugs in its share, before the hello
@@ -275,6 +311,15 @@ impl SandboxSupervisor {
         self.vm.kill();
         self.console.copy_all();
     }
+}
+
+/// Lets a VM run that was filled from saved memory. The file is removed first: a guest whose disk
+/// has changed since must not start from it again.
+fn start_once(monitor: &mut QmpMonitor, path: &Path) -> anyhow::Result<()> {
+    monitor.wait_until_restored()?;
+    std::fs::remove_file(path).with_context(|| format!("cannot remove '{}'", path.display()))?;
+    write::sync_dir(path.parent().unwrap_or(Path::new(".")))?;
+    continue_saved(monitor)
 }
 
 fn note(why: &str) -> String {

@@ -40,6 +40,12 @@ pub(super) struct CreateArgs {
     /// All data of the disk is read.
     #[arg(long)]
     integrity: bool,
+    /// Save the memory of the running sandbox too
+    ///
+    /// A sandbox from the snapshot goes on where this one was. The guest stands while its memory
+    /// and its disk are copied; see **Memory**.
+    #[arg(long)]
+    memory: bool,
     /// Print nothing
     #[arg(short, long)]
     quiet: bool,
@@ -57,6 +63,7 @@ pub(super) fn run(home: &Home, args: CreateArgs) -> anyhow::Result<()> {
         labels: args.label.into_iter().collect(),
         force: args.force,
         integrity: args.integrity,
+        memory: args.memory,
     };
     let snapshot = create_snapshot(home, &sandbox, request)?;
     if !args.quiet {

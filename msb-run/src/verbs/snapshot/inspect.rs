@@ -3,7 +3,7 @@
 use anyhow::Context;
 use clap::Args;
 use clap::builder::{OsStringValueParser, TypedValueParser};
-use libmsb::cli::error::{Code, Failure};
+use libmsb::cli::error::{Code, Failure, message};
 use libmsb::cli::escape::escape;
 use libmsb::cli::output;
 use libmsb::cli::style::bytes;
@@ -15,9 +15,11 @@ use serde::Serialize;
 
 use super::format::SnapshotFormat;
 use super::list::{SnapshotRow, familiar, shown_time};
+use crate::boot_state::BootState;
 use crate::snapshot::data_digest::{self, Verification};
 use crate::snapshot::digest_of;
 use crate::snapshot::reference::{SnapshotArg, parse_snapshot};
+use crate::snapshot::saved_memory::{open_memory, verify_memory};
 
 #[derive(Debug, Args)]
 pub(super) struct InspectArgs {
@@ -77,6 +79,7 @@ pub(super) fn inspect(home: &Home, args: &InspectArgs) -> anyhow::Result<()> {
         ("Upper Size", bytes(manifest.upper.size_bytes)),
         ("Integrity", integrity_text(data_digest::recorded(manifest).as_ref())),
     ];
+    rows.extend(memory_text(&snapshot).map(|text| ("Memory", text)));
     rows.extend(verification.as_ref().map(|found| ("Verification", verification_text(found))));
     rows.extend(manifest.source_sandbox.clone().map(|name| ("Source Sandbox", name)));
     if !labels.is_empty() {
@@ -111,7 +114,28 @@ pub(super) fn verify(home: &Home, args: &VerifyArgs) -> anyhow::Result<()> {
     ])
 }
 
+/// Describes the memory of a snapshot that has one.
+fn memory_text(snapshot: &Snapshot) -> Option<String> {
+    let path = snapshot.memory()?;
+    Some(match BootState::open_saved(&path) {
+        Ok(Some(state)) => {
+            let guest = state.header.guest.unwrap_or_default();
+            let (memory, cpus) = (bytes(state.header.memory_bytes), guest.cpus);
+            let used = std::fs::metadata(&path).map_or(0, |file| file.len());
+            let net = if guest.net { "with a network" } else { "without a network" };
+            format!("{memory} of a guest with {cpus} CPU(s), {net}; {} in the file", bytes(used))
+        }
+        Ok(None) => "missing (use --cold, or import it with --trust-memory)".to_owned(),
+        Err(error) => format!("damaged: {}", message(&error)),
+    })
+}
+
+/// Compares the disk with its digest, and the memory with its checksums.
 fn check(snapshot: &Snapshot) -> anyhow::Result<Verification> {
+    let is_missing = snapshot.memory().is_some_and(|path| !path.exists());
+    if !is_missing && let Some(state) = open_memory(snapshot)? {
+        verify_memory(snapshot, &state)?;
+    }
     data_digest::verify(&snapshot.manifest, &snapshot.open_disk()?).with_context(|| {
         Failure::failed(format!("the snapshot '{}' is damaged", escape(&snapshot.name)))
             .code(Code::SnapshotIntegrity)

@@ -24,7 +24,8 @@ pub(super) struct ListArgs {
     ///
     /// Each object has `name`, `digest`, `image_ref`, `parent_digest`, `format`, `size_bytes`,
     /// `used_bytes` (on the host, blocks that it shares with other files included), `labels`,
-    /// `created_at` and `artifact_path`.
+    /// `created_at`, `artifact_path` and, for a snapshot with memory, `memory_bytes`, the part of
+    /// `used_bytes` that its memory takes.
     #[arg(long, value_enum)]
     format: Option<SnapshotFormat>,
     /// Print local times instead of ages
@@ -45,6 +46,8 @@ pub(super) struct SnapshotRow {
     pub(super) format: String,
     pub(super) size_bytes: u64,
     pub(super) used_bytes: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) memory_bytes: Option<u64>,
     pub(super) labels: BTreeMap<String, String>,
     pub(super) created_at: String,
     pub(super) artifact_path: String,
@@ -54,6 +57,9 @@ impl SnapshotRow {
     pub(super) fn of(name: &str, snapshot: &Snapshot) -> anyhow::Result<SnapshotRow> {
         let manifest = &snapshot.manifest;
         let used = std::fs::symlink_metadata(snapshot.disk());
+        let memory_bytes = snapshot
+            .memory()
+            .map(|path| std::fs::symlink_metadata(path).map_or(0, |file| file.blocks() * 512));
         let labels = manifest.user_labels().map(|(key, value)| (key.clone(), value.clone()));
         Ok(SnapshotRow {
             name: name.to_owned(),
@@ -62,7 +68,8 @@ impl SnapshotRow {
             parent_digest: manifest.parent,
             format: manifest.format.clone(),
             size_bytes: manifest.upper.size_bytes,
-            used_bytes: used.map_or(0, |file| file.blocks() * 512),
+            used_bytes: used.map_or(0, |file| file.blocks() * 512) + memory_bytes.unwrap_or(0),
+            memory_bytes,
             labels: labels.collect(),
             created_at: manifest.created_at.clone(),
             artifact_path: snapshot.dir.to_string_lossy().into_owned(),

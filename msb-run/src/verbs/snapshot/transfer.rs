@@ -53,6 +53,12 @@ pub(super) struct ExportArgs {
     /// needs the image, or pulls it by its digest.
     #[arg(long)]
     with_image: bool,
+    /// Add the memory of the snapshot
+    ///
+    /// It can be used on a host with the same processor and the same versions of msb, of QEMU and of
+    /// the guest's kernel. microsandbox ignores it.
+    #[arg(long)]
+    with_memory: bool,
     /// Do not compress the archive with zstd
     #[arg(long)]
     plain_tar: bool,
@@ -68,6 +74,12 @@ pub(super) struct ImportArgs {
     /// Directory of the new snapshots [default: the directory of snapshots]
     #[arg(value_name = "DEST")]
     destination: Option<PathBuf>,
+    /// Import the memory of snapshots, too
+    ///
+    /// Memory is the state of a machine: give this option only if you trust the source of the
+    /// archive. Without it, a snapshot is imported without its memory.
+    #[arg(long)]
+    trust_memory: bool,
 }
 
 pub(super) fn export(home: &Home, args: &ExportArgs) -> anyhow::Result<()> {
@@ -75,7 +87,8 @@ pub(super) fn export(home: &Home, args: &ExportArgs) -> anyhow::Result<()> {
     let base = args.since.as_ref().map(|since| since.open(home)).transpose()?;
     let snapshots = if args.with_parents { with_parents(home, snapshot)? } else { vec![snapshot] };
     let (with_image, compressed) = (args.with_image, !args.plain_tar);
-    let request = ExportRequest { snapshots, base, with_image, compressed };
+    let with_memory = args.with_memory;
+    let request = ExportRequest { snapshots, base, with_image, with_memory, compressed };
     let Some(path) = args.out.as_deref().filter(|path| *path != Path::new(STREAM)) else {
         if std::io::stdout().is_terminal() {
             return Err(Failure::usage("cannot write an archive to a terminal")
@@ -122,9 +135,9 @@ pub(super) fn import(home: &Home, args: &ImportArgs) -> anyhow::Result<()> {
             let file = file.map_err(|error| {
                 Failure::not_found(format!("cannot open '{}': {error}", path.display()))
             })?;
-            read_archive(home, file, &destination, TOOL)?
+            read_archive(home, file, &destination, TOOL, args.trust_memory)?
         }
-        None => read_archive(home, std::io::stdin().lock(), &destination, TOOL)?,
+        None => read_archive(home, std::io::stdin().lock(), &destination, TOOL, args.trust_memory)?,
     };
     for snapshot in snapshots {
         output::print(&digest_of(&snapshot.manifest)?)?;
