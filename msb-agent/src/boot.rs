@@ -14,7 +14,7 @@ use rustix::process::umask;
 use crate::console::{log, reason};
 use crate::env::BaseEnvironment;
 use crate::modules::KernelModules;
-use crate::{clock, devices, identity, kernel_mounts, machine_id, mounts, net, root, sys};
+use crate::{clock, devices, identity, kernel_mounts, machine_id, mounts, net, root, sys, trust};
 
 /// A guest that is set up and accepts commands.
 pub(crate) struct GuestState {
@@ -77,7 +77,10 @@ pub(crate) fn boot(request: BootRequest, modules: &KernelModules) -> Result<Gues
     if let Some(cwd) = &request.cwd {
         identity::create_cwd(Path::new(cwd.as_os_str()));
     }
-    let env = BaseEnvironment::new(&request.hostname, &request.env, request.guest.scripts);
+    let trusted = request.trust.as_ref().map(|trust| trust::install(trust, &request.env));
+    let variables: Vec<Text> =
+        trusted.into_iter().flatten().chain(request.env.iter().cloned()).collect();
+    let env = BaseEnvironment::new(&request.hostname, &variables, request.guest.scripts);
     Ok(GuestState {
         env,
         cwd: request.cwd,

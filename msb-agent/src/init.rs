@@ -48,6 +48,7 @@ pub(crate) const OPERATIONS: &[&str] = &[
     operation::SECURITY,
     operation::SFTP,
     operation::SHUTDOWN,
+    operation::TRUST,
 ];
 
 /// Runs PID 1.

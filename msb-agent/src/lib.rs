@@ -86,6 +86,8 @@ mod spawn;
 mod statistics;
 /// System calls that rustix lacks.
 mod sys;
+/// Certificate authorities that the guest trusts.
+mod trust;
 /// Users and groups of the guest.
 mod users;
 

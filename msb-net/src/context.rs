@@ -10,6 +10,7 @@ use crate::dns::DnsRequestQueue;
 use crate::emitter::PacketEmitter;
 use crate::event_log::EventLog;
 use crate::flow::Flow;
+use crate::interceptor::InterceptorLink;
 use crate::policy_gate::PolicyGate;
 use crate::port_usage::PortUsage;
 use crate::published_port::{PublishedPort, PublishedPorts};
@@ -83,6 +84,8 @@ pub(crate) struct StackContext {
     pub(crate) scratch: Box<[u8]>,
     /// Use of the published ports.
     pub(crate) port_usage: PortUsage,
+    /// The process that intercepts TLS, if the sandbox has one.
+    pub(crate) interceptor: Option<InterceptorLink>,
 }
 
 impl StackContext {

@@ -102,7 +102,8 @@ pub(crate) fn policy_engine(args: &PolicyArgs) -> anyhow::Result<PolicyEngine> {
         (own, _) => own.to_vec(),
     };
     let host = HostFacts { gateways, host_addresses, nat64: spec.nat64 };
-    Ok(PolicyEngine::new(spec.policy, spec.dns.rebind_protection, host))
+    let engine = PolicyEngine::new(spec.policy, spec.dns.rebind_protection, host);
+    Ok(engine.with_tls(spec.tls))
 }
 
 /// Reads a `spec.json`, its member `net`, or the member `policy` of that.
@@ -242,6 +243,7 @@ impl ExplainedCase<'_> {
             (Action::Allow, true) => {
                 "allow, if the server name in the ClientHello matches".to_owned()
             }
+            (action, _) if self.verdict.intercepted => format!("{action}, intercepted"),
             (action, _) => action.to_string(),
         };
         let why = match (&self.rule_text, self.verdict.rule) {

@@ -35,6 +35,8 @@ mod host_addresses;
 mod host_sockets;
 /// ICMP echoes and errors.
 mod icmp;
+/// Hand-over of connections to the process that intercepts TLS.
+mod interceptor;
 /// Ethernet and IP headers.
 pub mod ip;
 /// Privileges and system calls that the process gives up.

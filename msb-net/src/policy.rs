@@ -16,6 +16,9 @@
 //!   name must match the rule and be pinned to the address. A hidden name (no SNI, or an encrypted
 //!   ClientHello) admits nothing. QUIC hides it as well, so UDP to port 443 needs a rule that names
 //!   udp.
+//! - With TLS interception, TCP to an intercepted port needs a ClientHello with a server name, whether
+//!   a rule names it or not. The name that counts is the outer one, since `msb-intercept` ends the
+//!   connection. UDP to such a port is denied: QUIC would bypass the interception.
 //! - Multicast and broadcast are never forwarded, whatever allows them.
 
 use std::net::IpAddr;
@@ -23,6 +26,7 @@ use std::net::IpAddr;
 use libmsb::net::name::HostName;
 use libmsb::net::policy::Policy;
 use libmsb::net::rule::{Action, Direction, Group, Protocol, Rule, Target};
+use libmsb::net::tls::TlsSpec;
 use serde::{Deserialize, Serialize};
 
 use crate::address::HostFacts;
@@ -93,6 +97,9 @@ pub struct Verdict {
     /// Set if the first bytes of the guest can change the verdict: evaluate again with them.
     #[serde(rename = "look", skip_serializing_if = "std::ops::Not::not")]
     pub(crate) needs_peek: bool,
+    /// Set if `msb-intercept` gets the connection.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) intercepted: bool,
 }
 
 impl Verdict {
@@ -131,6 +138,12 @@ pub enum VerdictReason {
     Rebinding,
     /// Multicast or broadcast, which is never forwarded.
     Multicast,
+    /// The port is intercepted, but the guest does not speak TLS.
+    NotTls,
+    /// The port is intercepted, but the ClientHello has no server name.
+    InterceptedNameMissing,
+    /// The port is intercepted, and QUIC would bypass the interception.
+    InterceptedQuic,
 }
 
 impl VerdictReason {
@@ -157,6 +170,13 @@ impl VerdictReason {
                 "the name resolves to a non-public address; a rule on the address allows it"
             }
             VerdictReason::Multicast => "multicast and broadcast are not forwarded",
+            VerdictReason::NotTls => "TLS is intercepted on this port, and this is not TLS",
+            VerdictReason::InterceptedNameMissing => {
+                "TLS is intercepted on this port, and the ClientHello has no server name"
+            }
+            VerdictReason::InterceptedQuic => {
+                "TLS is intercepted on this port, and QUIC would bypass it; --no-block-quic allows it"
+            }
         }
     }
 }
@@ -177,12 +197,18 @@ pub struct PolicyEngine {
     policy: Policy,
     rebind_protection: bool,
     host: HostFacts,
+    tls: TlsSpec,
 }
 
 impl PolicyEngine {
     /// Creates an engine. `rebind_protection`: answers with addresses that are not public are denied.
     pub fn new(policy: Policy, rebind_protection: bool, host: HostFacts) -> PolicyEngine {
-        PolicyEngine { policy, rebind_protection, host }
+        PolicyEngine { policy, rebind_protection, host, tls: TlsSpec::default() }
+    }
+
+    /// Returns the engine with TLS interception.
+    pub fn with_tls(self, tls: TlsSpec) -> PolicyEngine {
+        PolicyEngine { tls, ..self }
     }
 
     /// Returns the policy.
@@ -202,6 +228,46 @@ impl PolicyEngine {
 
     /// Returns the verdict on a connection.
     pub fn verdict(&self, facts: &ConnectionFacts) -> Verdict {
+        if !self.is_port_intercepted(facts) {
+            return self.route_verdict(facts);
+        }
+        let outer = match &facts.tls {
+            // The outer name of an encrypted ClientHello is the only one that can be reached.
+            TlsPeek::Hello { sni: Some(sni), ech: true } if !self.tls.bypasses(sni) => {
+                TlsPeek::Hello { sni: Some(sni.clone()), ech: false }
+            }
+            tls => tls.clone(),
+        };
+        let found = self.route_verdict(&ConnectionFacts { tls: outer, ..facts.clone() });
+        if !found.allows() {
+            return found;
+        }
+        let deny = |reason| verdict(Action::Deny, None, reason);
+        match (&facts.tls, facts.protocol) {
+            (_, Protocol::Udp) if self.tls.allow_quic => found,
+            (_, Protocol::Udp) => deny(VerdictReason::InterceptedQuic),
+            (TlsPeek::Unseen, _) => Verdict { needs_peek: true, ..found },
+            (TlsPeek::Plain, _) => deny(VerdictReason::NotTls),
+            (TlsPeek::Hello { sni: None, .. }, _) => deny(VerdictReason::InterceptedNameMissing),
+            (TlsPeek::Hello { sni: Some(sni), .. }, _) if self.tls.bypasses(sni) => found,
+            (TlsPeek::Hello { .. }, _) => Verdict { intercepted: true, ..found },
+        }
+    }
+
+    /// Returns whether a secret is bound to a name.
+    pub(crate) fn is_bound(&self, name: &HostName) -> bool {
+        self.tls.is_bound(name)
+    }
+
+    /// Returns whether TLS is intercepted on the port of a connection.
+    pub(crate) fn is_port_intercepted(&self, facts: &ConnectionFacts) -> bool {
+        facts.direction == Direction::Egress
+            && matches!(facts.protocol, Protocol::Tcp | Protocol::Udp)
+            && facts.port.is_some_and(|port| self.tls.covers_port(port))
+    }
+
+    /// Returns the verdict of the rules, without TLS interception.
+    fn route_verdict(&self, facts: &ConnectionFacts) -> Verdict {
         let found = self.evaluate_rules(facts);
         if found.allows() && facts.direction == Direction::Egress && is_group_address(facts.address)
         {
@@ -455,7 +521,7 @@ impl PolicyEngine {
 }
 
 fn verdict(action: Action, rule: Option<usize>, reason: VerdictReason) -> Verdict {
-    Verdict { action, rule, reason, needs_peek: false }
+    Verdict { action, rule, reason, needs_peek: false, intercepted: false }
 }
 
 /// Returns whether an address is multicast or broadcast.

@@ -6,6 +6,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Instant;
 
+use libmsb::net::name::HostName;
 use libmsb::net::rule::{Direction, Protocol};
 
 use crate::dns::{DnsOutput, DnsServer, DnsSettings, DnsTransport};
@@ -28,11 +29,33 @@ pub(crate) struct PolicyGate {
 /// Destination of a connection or datagram that the guest opens (egress).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Egress {
-    /// A socket of the host. `peek`: the guest's first bytes must be checked before any are sent.
-    /// `facts`: the facts behind the verdict.
-    Host { target: SocketAddr, peek: bool, facts: ConnectionFacts },
+    /// A socket of the host. `facts`: the facts behind the verdict.
+    Host { target: SocketAddr, peek: Peek, facts: ConnectionFacts },
     /// The built-in DNS resolver.
     Resolver,
+}
+
+/// Check of the guest's first bytes before any are sent on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Peek {
+    /// No check.
+    No,
+    /// The server name must match a rule. Bytes of the server are not delayed.
+    Name,
+    /// The connection may be intercepted. Bytes of the server are left in its socket.
+    Interception,
+}
+
+/// Course of a connection whose first bytes are known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Course {
+    /// Bytes are relayed.
+    Relay(ConnectionFacts),
+    /// `msb-intercept` gets the connection to this server name. `pinned`: the name was resolved to
+    /// the address.
+    Intercept { facts: ConnectionFacts, sni: HostName, pinned: bool },
+    /// The connection is denied.
+    Denied,
 }
 
 impl PolicyGate {
@@ -133,7 +156,12 @@ impl PolicyGate {
         let facts = self.facts(now, Direction::Egress, protocol, flow.remote);
         let verdict = self.judge_and_log(flow, facts.clone(), log);
         let target = SocketAddr::new(host_address(network, flow.remote.address), flow.remote.port);
-        verdict.allows().then_some(Egress::Host { target, peek: verdict.needs_peek, facts })
+        let peek = match verdict.needs_peek {
+            true if self.engine.is_port_intercepted(&facts) => Peek::Interception,
+            true => Peek::Name,
+            false => Peek::No,
+        };
+        verdict.allows().then_some(Egress::Host { target, peek, facts })
     }
 
     /// Judges a datagram to an address that cannot be reached, for the event log only.
@@ -142,22 +170,27 @@ impl PolicyGate {
         self.judge_and_log(flow, facts, log);
     }
 
-    /// Judges a connection again once its first bytes are known. Returns the facts to keep, or
-    /// `None` if the connection is denied.
+    /// Judges a connection again once its first bytes are known.
     pub(crate) fn check_client_hello(
         &mut self,
         flow: &Flow,
         tls: TlsPeek,
         (now, log): (Instant, &mut EventLog),
-    ) -> Option<ConnectionFacts> {
+    ) -> Course {
         let facts = self.facts(now, Direction::Egress, Protocol::Tcp, flow.remote);
         let facts = ConnectionFacts { tls, ..facts };
         let verdict = self.engine.verdict(&facts);
         if !verdict.allows() {
             log.log_deny(flow, &facts, verdict);
-            return None;
+            return Course::Denied;
         }
-        Some(facts)
+        match &facts.tls {
+            TlsPeek::Hello { sni: Some(sni), .. } if verdict.intercepted => {
+                let (sni, pinned) = (sni.clone(), facts.names.contains(sni));
+                Course::Intercept { facts, sni, pinned }
+            }
+            _ => Course::Relay(facts),
+        }
     }
 
     /// Returns whether an open connection is allowed under the current policy. The names count that

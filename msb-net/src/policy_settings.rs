@@ -16,7 +16,8 @@ pub(crate) fn engine_and_dns_settings(settings: &NetSettings) -> (PolicyEngine, 
         nat64: settings.net.nat64.clone(),
     };
     let engine =
-        PolicyEngine::new(settings.net.policy.clone(), settings.net.dns.rebind_protection, host);
+        PolicyEngine::new(settings.net.policy.clone(), settings.net.dns.rebind_protection, host)
+            .with_tls(settings.net.tls.clone());
     let dns_settings = DnsSettings {
         upstreams: settings.nameservers.clone(),
         timeout: Duration::from_millis(u64::from(settings.net.dns.query_timeout_ms)),

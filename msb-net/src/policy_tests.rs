@@ -328,3 +328,38 @@ fn an_answer_that_is_not_public_is_accepted_if_a_rule_allows_it() {
     assert!(believed("deny@10.0.0.1:tcp:22,allow@private", "10.0.0.1"));
     assert!(!believed("allow@example.com", "10.0.0.1"));
 }
+
+#[test]
+fn an_intercepted_port_needs_tls_with_a_server_name() {
+    use VerdictReason::{Default, InterceptedNameMissing, InterceptedQuic, NotTls, Rule};
+    let bypass = vec!["b.test".parse().unwrap()];
+    let tls = TlsSpec { intercept: true, bypass, ..TlsSpec::default() };
+    let engine = judge("all").with_tls(tls.clone());
+    let seen = |facts: ConnectionFacts| {
+        let verdict = engine.verdict(&facts);
+        (verdict.action, verdict.reason, verdict.needs_peek, verdict.intercepted)
+    };
+    let (allow, deny) = (Action::Allow, Action::Deny);
+    let https = || tcp("1.2.3.4:443");
+    assert_eq!(seen(https()), (allow, Default, true, false));
+    assert_eq!(seen(hello(https(), Some("a.test"), false)), (allow, Default, false, true));
+    assert_eq!(seen(hello(https(), Some("a.test"), true)), (allow, Default, false, true));
+    assert_eq!(seen(hello(https(), Some("b.test"), false)), (allow, Default, false, false));
+    assert_eq!(seen(hello(https(), None, false)), (deny, InterceptedNameMissing, false, false));
+    let plain = ConnectionFacts { tls: TlsPeek::Plain, ..https() };
+    assert_eq!(seen(plain), (deny, NotTls, false, false));
+    let quic = facts(Protocol::Udp, "1.2.3.4:443");
+    assert_eq!(seen(quic.clone()), (deny, InterceptedQuic, false, false));
+    assert_eq!(seen(tcp("1.2.3.4:444")), (allow, Default, false, false));
+    let ingress = ConnectionFacts { direction: Direction::Ingress, ..https() };
+    assert_eq!(seen(ingress), (allow, Default, false, false));
+    let quic_allowed = judge("all").with_tls(TlsSpec { allow_quic: true, ..tls.clone() });
+    assert!(quic_allowed.verdict(&quic).allows());
+    // A rule on a name is judged by the outer name of an encrypted ClientHello, which is the one that
+    // the connection ends at.
+    let by_name = judge("allow@a.test").with_tls(tls);
+    let pinned = found(https(), &["a.test"]);
+    let verdict = by_name.verdict(&hello(pinned.clone(), Some("a.test"), true));
+    assert_eq!((verdict.action, verdict.reason, verdict.intercepted), (allow, Rule, true));
+    assert!(!by_name.verdict(&hello(pinned, Some("e.test"), false)).allows());
+}

@@ -22,6 +22,7 @@ use crate::control::ControlSocket;
 use crate::dns::DnsServer;
 use crate::event_log::{EventLog, PortChange};
 use crate::host_addresses::HostAddresses;
+use crate::interceptor::InterceptorLink;
 use crate::isolate;
 use crate::policy_gate::PolicyGate;
 use crate::policy_settings::engine_and_dns_settings;
@@ -101,6 +102,11 @@ pub(crate) struct ServeArgs {
     /// The objects have the fields of `isolation` in msb-state(5).
     #[arg(long, value_name = "N")]
     report_fd: Option<RawFd>,
+    /// Hand intercepted TLS connections over on this connected SOCK_SEQPACKET socket
+    ///
+    /// msb-intercept(8) has the other end. Without it intercepted connections are denied.
+    #[arg(long, value_name = "N")]
+    intercept_fd: Option<RawFd>,
     #[command(flatten)]
     net: NetArgs,
 }
@@ -129,6 +135,7 @@ pub(crate) fn serve(args: &ServeArgs) -> anyhow::Result<()> {
     ioctl_fionbio(&frames, true).context("cannot use the frame stream")?;
     // Each connection takes one descriptor.
     raise_file_limit();
+    let interceptor = args.intercept_fd.map(take_inherited).transpose()?;
     let control = args.control_fd.map(take_inherited).transpose()?;
     let (engine, dns_settings) = engine_and_dns_settings(&settings);
     let dns = DnsServer::new(dns_settings, Box::new(random_id));
@@ -150,6 +157,7 @@ pub(crate) fn serve(args: &ServeArgs) -> anyhow::Result<()> {
         log,
         ports,
         max_connections: settings.net.max_connections as usize,
+        interceptor: interceptor.map(InterceptorLink::new),
     })?;
     isolate::confine(report.map(File::from))?;
     stack.run().map(drop)

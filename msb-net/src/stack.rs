@@ -25,6 +25,7 @@ use crate::event_log::EventLog;
 use crate::fragments::FragmentReassembler;
 use crate::host_addresses::HostAddresses;
 use crate::icmp::Icmp;
+use crate::interceptor::InterceptorLink;
 use crate::ip::{self, Frame, Packet, protocol};
 use crate::neighbours::{arp, dhcp, discovery};
 use crate::policy_gate::PolicyGate;
@@ -92,6 +93,7 @@ pub(crate) struct StackConfig {
     pub(crate) log: EventLog,
     pub(crate) ports: Vec<PublishedPort>,
     pub(crate) max_connections: usize,
+    pub(crate) interceptor: Option<InterceptorLink>,
 }
 
 impl Stack {
@@ -108,6 +110,7 @@ impl Stack {
             now: Instant::now(),
             scratch: vec![0; SCRATCH_BYTES].into_boxed_slice(),
             port_usage: PortUsage::default(),
+            interceptor: config.interceptor,
         };
         let watched = || -> Result<(), Errno> {
             context.watch(

@@ -188,6 +188,7 @@ impl TestGuest {
             gate: PolicyGate::new(PolicyEngine::new(policy, true, host), dns),
             log: EventLog::new(None),
             ports,
+            interceptor: None,
             max_connections,
         });
         TestGuest {

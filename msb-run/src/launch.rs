@@ -10,10 +10,12 @@ use anyhow::Context;
 use libmsb::cli::args::SandboxName;
 use libmsb::cli::error::{Code, ErrorKind, Failure, print_note};
 use libmsb::cli::verbosity::{Verbosity, log};
+use libmsb::state::Home;
 use libmsb::state::lock::Lock;
 use libmsb::tools;
 
 use crate::process::child_process::spawn_inheriting;
+use crate::secrets;
 use crate::startup::{BootTimes, StartupReport};
 
 /// Name of the supervisor's program.
@@ -43,8 +45,8 @@ pub(crate) enum Keepalive {
     Pipe(OwnedFd),
 }
 
-/// Starts the supervisor of a sandbox, hands the lock over to it, and prints its note about the
-/// engine.
+/// Starts the supervisor of a sandbox, hands the lock and the values of secrets over to it, and prints
+/// its note about the engine.
 pub(crate) fn launch(
     name: &SandboxName,
     lock: Lock,
@@ -59,6 +61,12 @@ pub(crate) fn launch(
     command.arg("--ready-fd").arg(ready.as_raw_fd().to_string());
     command.arg("--lock-fd").arg(lock.as_fd().as_raw_fd().to_string());
     let mut inherited = vec![ready.as_fd(), lock.as_fd()];
+    let sandbox = Home::from_env()?.sandboxes().named(name);
+    let secrets = secrets::resolve(&sandbox.spec()?)?;
+    if let Some(secrets) = &secrets {
+        command.arg("--secrets-fd").arg(secrets.as_raw_fd().to_string());
+        inherited.push(secrets.as_fd());
+    }
     let pair = matches!(keepalive, Keepalive::Client)
         .then(UnixStream::pair)
         .transpose()

@@ -23,6 +23,8 @@ use libmsb::net::network::{
 use libmsb::net::ports::{PublishedPort, Transport};
 use libmsb::net::{HOST_ALIAS, NetSpec, host_addresses};
 use libmsb::samples::{self, NetField};
+use libmsb::state::sandboxes::Sandbox;
+use libmsb::state::spec::Spec;
 use msb_wire::boot::{BootAddress, BootNet};
 use rustix::fs::{MemfdFlags, SeekFrom, memfd_create, seek};
 use rustix::net::{
@@ -30,6 +32,7 @@ use rustix::net::{
     SocketType, bind, ipproto, listen, recv, sendmsg, socket_with, socketpair, sockopt,
 };
 
+use crate::intercept::{InterceptProcess, Interception};
 use crate::process::child_process::ChildProcess;
 
 /// Backlog of a published port: the longest queue of pending connections. The kernel has its own
@@ -49,11 +52,19 @@ pub(crate) struct SandboxNetwork {
     search: Vec<String>,
     /// The host's own addresses.
     own: Vec<IpAddr>,
+    /// TLS interception.
+    interception: Option<Interception>,
 }
 
 impl SandboxNetwork {
     /// Binds the ports and finds the name servers. Returns `None` if the sandbox has no network.
-    pub(crate) fn prepare(name: &str, spec: &NetSpec) -> anyhow::Result<Option<SandboxNetwork>> {
+    pub(crate) fn prepare(
+        sandbox: &Sandbox,
+        spec: &Spec,
+        secrets: Option<OwnedFd>,
+    ) -> anyhow::Result<Option<SandboxNetwork>> {
+        let interception = Interception::prepare(sandbox, spec, secrets)?;
+        let (name, spec) = (&spec.name, &spec.net);
         if !spec.enabled {
             return Ok(None);
         }
@@ -72,7 +83,13 @@ impl SandboxNetwork {
             nameservers: dns::upstreams(&spec.dns)?,
             search: search.iter().map(|name| name.as_str().to_owned()).collect(),
             own: host_addresses::addresses(),
+            interception,
         }))
+    }
+
+    /// Forgets the values of secrets, once the guest is up.
+    pub(crate) fn forget_values(&mut self) {
+        self.interception.iter_mut().for_each(Interception::forget_values);
     }
 
     /// Returns the network's specification.
@@ -96,6 +113,10 @@ impl SandboxNetwork {
                 "cannot change the addresses or enable or disable the network of a running sandbox";
             return Err(Failure::wrong_state(message).into());
         }
+        if spec.tls != self.spec.tls {
+            let message = "cannot change secrets and TLS interception of a running sandbox";
+            return Err(Failure::wrong_state(message).into());
+        }
         let mut ports = Vec::new();
         let mut new_ports = Vec::new();
         for port in spec.ports.iter().flat_map(|ports| ports.each()) {
@@ -112,7 +133,9 @@ impl SandboxNetwork {
             ports.push((socket, port));
         }
         let (network, search) = (self.network.clone(), self.search.clone());
-        let net = SandboxNetwork { network, own, spec, ports, nameservers, search };
+        // The process of the interception goes on, and is not started again.
+        let interception = None;
+        let net = SandboxNetwork { network, own, spec, ports, nameservers, search, interception };
         Ok((net, new_ports))
     }
 
@@ -163,7 +186,7 @@ impl SandboxNetwork {
         }
     }
 
-    /// Starts `msb-net`. The process ends when the life pipe is closed, counts in a page of the
+    /// Starts `msb-net`, and before it `msb-intercept` if TLS is intercepted. The process ends when the life pipe is closed, counts in a page of the
     /// sample file, and reports its confinement steps.
     pub(crate) fn start(
         &self,
@@ -183,6 +206,9 @@ impl SandboxNetwork {
         )
         .context("cannot create a socket for the network")?;
         let settings = self.settings_file(|_, socket| Some(socket.as_raw_fd()))?;
+        let intercept = self.interception.as_ref();
+        let mut intercept = intercept.map(|settings| settings.start(life, report)).transpose()?;
+        let intercepted = intercept.as_mut().and_then(|process| process.connections.take());
         let mut args = vec!["serve".to_owned()];
         let mut inherited = Vec::new();
         for (option, descriptor) in [
@@ -197,6 +223,10 @@ impl SandboxNetwork {
             args.extend([option.to_owned(), descriptor.as_raw_fd().to_string()]);
             inherited.push(descriptor);
         }
+        if let Some(socket) = &intercepted {
+            args.extend(["--intercept-fd".to_owned(), socket.as_raw_fd().to_string()]);
+            inherited.push(socket.as_fd());
+        }
         inherited.extend(self.ports.iter().map(|(socket, _)| socket.as_fd()));
         Ok(NetProcess {
             process: ChildProcess::start("msb-net", &args, &inherited)?,
@@ -204,6 +234,7 @@ impl SandboxNetwork {
             control,
             counters: counters.into(),
             frames: Some(frames.into()),
+            intercept,
         })
     }
 
@@ -249,6 +280,8 @@ pub(crate) struct NetProcess {
     counters: File,
     /// The VM's end of the frame stream, until the VM has taken it.
     pub(crate) frames: Option<OwnedFd>,
+    /// The process that intercepts TLS, if there is one.
+    pub(crate) intercept: Option<InterceptProcess>,
 }
 
 impl NetProcess {

@@ -1,6 +1,7 @@
 //! System calls made from inside each confined process of a running sandbox: what it was promised
 //! to have given up is refused, and the process goes on as before. A share's server cannot be
-//! traced by its user, since it has changed its user: its probe is a test of msb-vmm.
+//! traced by its user, since it has changed its user: its probe is a test of msb-vmm. Neither can
+//! msb-intercept, whose memory is protected: its probe is a test in its isolate.rs.
 
 use std::collections::BTreeMap;
 use std::fs;

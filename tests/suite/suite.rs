@@ -73,6 +73,8 @@ mod image_names;
 mod image_settings;
 /// From an archive to the tree that a guest sees.
 mod image_to_run;
+/// TLS interception and secrets.
+mod intercept;
 /// Confinement of the host's processes of a sandbox.
 mod isolation;
 /// Commands that go on without a client.

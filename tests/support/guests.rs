@@ -25,6 +25,11 @@ impl Guests {
         Guests(home)
     }
 
+    /// With sandboxes that run already.
+    pub(crate) fn running(home: Home) -> Guests {
+        Guests(home)
+    }
+
     /// The running sandbox `x`, of busybox, of all tests that only run commands in it: whose
     /// subject is neither its start, its end, its logs nor what else is in it.
     pub(crate) fn shared() -> SharedGuests {

@@ -1,15 +1,20 @@
 //! Network options of the command line, shared by `msb run`, `msb create`, `msb modify` and `msb
 //! net explain`.
 
+use std::path::PathBuf;
+
 use clap::Args;
 
 use super::dns::{
     NAMESERVERS_MAX, Nameserver, QUERY_TIMEOUT_MS_MAX, SEARCH_DOMAINS_MAX, SearchDomain,
 };
+use super::name::NamePattern;
 use super::policy::{Policy, Profile, RULES_MAX};
 use super::ports::{self, PublishedPorts};
 use super::prefix::Prefix;
 use super::rule::{self, Action, Rule};
+use super::secret::{self, SecretSpec, SourceOption, ViolationAction};
+use super::tls::{BYPASS_MAX, TLS_PORTS_MAX};
 use super::{CONNECTIONS_MAX, NetSpec};
 use crate::cli::error::Failure;
 
@@ -123,6 +128,44 @@ pub struct NetArgs {
     /// Declare a NAT64 prefix of the host's network, besides 64:ff9b::/96
     #[arg(long, value_name = "CIDR", value_parser = parse_nat64, help_heading = "Network")]
     net_nat64_prefix: Vec<Prefix>,
+    /// Intercept TLS connections of the guest, which then trusts a certificate of the sandbox
+    ///
+    /// See msb-intercept(8). Each of the following options implies it.
+    #[arg(long, help_heading = "Secrets and TLS")]
+    tls_intercept: bool,
+    /// Intercept connections to PORT [default: 443]
+    #[arg(
+        long,
+        value_name = "PORT",
+        value_delimiter = ',',
+        value_parser = clap::value_parser!(u16).range(1..),
+        help_heading = "Secrets and TLS"
+    )]
+    tls_intercept_port: Vec<u16>,
+    /// Do not intercept connections to HOST; *.NAME includes all names below NAME
+    #[arg(long, value_name = "HOST", value_delimiter = ',', help_heading = "Secrets and TLS")]
+    tls_bypass: Vec<NamePattern>,
+    /// Trust the certificate authorities in a PEM file for servers, besides those of the host
+    #[arg(long, value_name = "FILE", help_heading = "Secrets and TLS")]
+    tls_upstream_ca_cert: Vec<PathBuf>,
+    /// Allow UDP to intercepted ports, over which QUIC is not intercepted
+    #[arg(long, help_heading = "Secrets and TLS")]
+    no_block_quic: bool,
+    /// Give the guest a placeholder for a secret, whose value is sent to HOST only
+    ///
+    /// The value is that of the environment variable NAME, or comes from `--secret-from`. It never
+    /// enters the guest: the guest's variable NAME has a placeholder, which is replaced in requests
+    /// over HTTPS to HOST. The options are in msb-intercept(8).
+    #[arg(long, value_name = "NAME[:OPTIONS]@HOST,...", help_heading = "Secrets and TLS")]
+    secret: Vec<String>,
+    /// Read the value of secret NAME from env:VARIABLE, file:PATH, fd:N, cred:NAME or cmd:COMMAND
+    #[arg(long, value_name = "NAME=SOURCE", help_heading = "Secrets and TLS")]
+    secret_from: Vec<SourceOption>,
+    /// Set the action when a placeholder is sent to another host [default: block-and-log]
+    ///
+    /// The actions are `block`, `block-and-log`, `block-and-terminate` and `passthrough`.
+    #[arg(long, value_name = "ACTION", help_heading = "Secrets and TLS")]
+    on_secret_violation: Option<ViolationAction>,
 }
 
 /// Parses a search domain. As with docker, `.` stands for none.
@@ -171,6 +214,19 @@ impl NetArgs {
             || self.net_ipv4_pool.is_some()
             || self.net_ipv6_pool.is_some()
             || !self.net_nat64_prefix.is_empty()
+            || self.is_tls_given()
+            || !self.secret.is_empty()
+            || !self.secret_from.is_empty()
+            || self.on_secret_violation.is_some()
+    }
+
+    /// Returns whether an option was given that asks for TLS interception.
+    fn is_tls_given(&self) -> bool {
+        self.tls_intercept
+            || !self.tls_intercept_port.is_empty()
+            || !self.tls_bypass.is_empty()
+            || !self.tls_upstream_ca_cert.is_empty()
+            || self.no_block_quic
     }
 
     /// Returns whether search domains were given.
@@ -228,12 +284,75 @@ impl NetArgs {
         if !self.net_nat64_prefix.is_empty() {
             spec.nat64 = self.net_nat64_prefix.clone();
         }
+        self.change_tls(spec)?;
         for port in &self.port {
             if !spec.ports.contains(port) {
                 spec.ports.push(*port);
             }
         }
         check(spec)
+    }
+
+    /// Changes TLS interception and secrets. A secret of the same name is replaced.
+    fn change_tls(&self, spec: &mut NetSpec) -> Result<(), Failure> {
+        let tls = &mut spec.tls;
+        tls.intercept |= self.is_tls_given();
+        if !self.tls_intercept_port.is_empty() {
+            tls.ports.clone_from(&self.tls_intercept_port);
+        }
+        if !self.tls_bypass.is_empty() {
+            tls.bypass.clone_from(&self.tls_bypass);
+        }
+        if !self.tls_upstream_ca_cert.is_empty() {
+            let absolute = self.tls_upstream_ca_cert.iter().map(|path| {
+                std::path::absolute(path)
+                    .ok()
+                    .filter(|path| path.is_file() && path.to_str().is_some())
+                    .ok_or_else(|| {
+                        let path = path.display().to_string();
+                        Failure::usage(format!("no file '{}'", crate::cli::escape::escape(&path)))
+                    })
+            });
+            tls.upstream_ca = absolute.collect::<Result<_, _>>()?;
+        }
+        tls.allow_quic |= self.no_block_quic;
+        // Parsed here and not by clap, whose messages would repeat a value that was typed by mistake.
+        let secrets: Vec<SecretSpec> =
+            self.secret.iter().map(|text| text.parse()).collect::<Result<_, Failure>>()?;
+        for (index, secret) in secrets.iter().enumerate() {
+            if secrets[..index].iter().any(|other| other.name == secret.name) {
+                let message = format!("secret {} is given twice", secret.name);
+                return Err(
+                    Failure::usage(message).hint("separate the hosts of a secret by commas")
+                );
+            }
+            tls.secrets.retain(|old| old.name != secret.name);
+            tls.secrets.push(secret.clone());
+        }
+        for SourceOption { name, source } in &self.secret_from {
+            let secret = tls.secrets.iter_mut().find(|secret| secret.name == *name);
+            let secret = secret.ok_or_else(|| {
+                Failure::usage(format!("--secret-from names {name}, which is not a secret"))
+                    .hint(format!("add --secret {name}@HOST"))
+            })?;
+            secret.source = Some(source.clone());
+        }
+        tls.on_violation = self.on_secret_violation.or(tls.on_violation);
+        if tls.ports.len() > TLS_PORTS_MAX || tls.bypass.len() > BYPASS_MAX {
+            let message = format!(
+                "at most {TLS_PORTS_MAX} ports can be intercepted, and {BYPASS_MAX} names bypassed"
+            );
+            return Err(Failure::usage(message));
+        }
+        if tls.ports.contains(&53) {
+            return Err(Failure::usage("port 53 is that of DNS and cannot be intercepted"));
+        }
+        secret::check_all(&tls.secrets, &tls.bypass)?;
+        if tls.is_active() && !spec.enabled {
+            return Err(Failure::usage("a sandbox without a network has no TLS to intercept")
+                .hint("omit --net none, or the secrets and --tls options"));
+        }
+        Ok(())
     }
 
     /// Returns the policy. Rules precede profiles. With rules alone there are no profiles, as in
@@ -397,6 +516,28 @@ mod tests {
         }
         assert!(typed("--net-ipv4-pool fd00::/8").unwrap().spec().is_err());
         assert!(typed("--net-ipv4-pool 10.0.0.0/31").unwrap().spec().is_err());
+    }
+
+    #[test]
+    fn interception_and_secrets_are_what_is_said() {
+        let tls = spec("--secret A@a.test --secret-from A=fd:5 --tls-intercept-port 8443").tls;
+        assert!(tls.is_active() && tls.covers_port(8443));
+        assert_eq!(tls.secrets[0].source().to_string(), "fd:5");
+        assert!(spec("--tls-bypass *.a.test").tls.is_active());
+        assert!(!spec("--on-secret-violation block").tls.is_active());
+        for words in [
+            "--secret A@a.test --net none",
+            "--secret A@a.test --secret A@b.test",
+            "--secret A@a.test --tls-bypass *.test",
+            "--secret-from A=fd:5",
+            "--tls-intercept-port 53",
+            "--tls-upstream-ca-cert /none",
+            "--secret A=b@a.test",
+            "--secret A",
+        ] {
+            assert!(typed(words).unwrap().spec().is_err(), "{words}");
+        }
+        assert!(typed("--on-secret-violation moon").is_none());
     }
 
     #[test]

@@ -31,6 +31,8 @@ pub mod args;
 pub mod dns;
 /// The host's own IP addresses.
 pub mod host_addresses;
+/// The protocols of `msb-intercept`.
+pub mod intercept;
 /// Host names in rules.
 pub mod name;
 /// Addresses of the network, and the settings of `msb-net`.
@@ -43,11 +45,16 @@ pub mod ports;
 pub mod prefix;
 /// A rule, and its grammar.
 pub mod rule;
+/// Secrets that are bound to hosts.
+pub mod secret;
+/// TLS interception.
+pub mod tls;
 
 use dns::DnsSettings;
 use policy::Policy;
 use ports::PublishedPorts;
 use prefix::Prefix;
+use tls::TlsSpec;
 
 /// The guest's name for its host, as in microsandbox.
 pub const HOST_ALIAS: &str = "host.microsandbox.internal";
@@ -84,6 +91,9 @@ pub struct NetSpec {
     /// Prefixes that the host's network translates to IPv4 (NAT64), besides the well-known
     /// `64:ff9b::/96` (RFC 6052).
     pub nat64: Vec<Prefix>,
+    /// TLS interception and secrets.
+    #[serde(default, skip_serializing_if = "TlsSpec::is_default")]
+    pub tls: TlsSpec,
 }
 
 impl NetSpec {
@@ -98,6 +108,7 @@ impl NetSpec {
             ipv4_pool: IPV4_POOL,
             ipv6_pool: IPV6_POOL,
             nat64: Vec::new(),
+            tls: TlsSpec::default(),
         }
     }
 
@@ -117,7 +128,7 @@ mod tests {
         for spec in [NetSpec::public(), NetSpec::none()] {
             let text = serde_json::to_string(&spec).unwrap();
             assert_eq!(serde_json::from_str::<NetSpec>(&text).unwrap(), spec);
-            let later = text.replacen("\"enabled\"", "\"tls\":1,\"enabled\"", 1);
+            let later = text.replacen("\"enabled\"", "\"moon\":1,\"enabled\"", 1);
             assert!(serde_json::from_str::<NetSpec>(&later).is_err());
             let later = text.replacen("\"rules\":[", "\"rules\":[\"allow@moon\",", 1);
             assert!(serde_json::from_str::<NetSpec>(&later).is_err());

@@ -67,9 +67,77 @@ impl fmt::Display for HostName {
     }
 }
 
+/// A pattern of host names: a name, or `*.NAME` for a name and all names below it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct NamePattern {
+    name: HostName,
+    /// True if names below it match too.
+    below: bool,
+}
+
+text_in_json!(NamePattern);
+
+impl NamePattern {
+    /// Returns whether a name matches.
+    pub fn matches(&self, name: &HostName) -> bool {
+        if self.below { name.is_within(&self.name) } else { *name == self.name }
+    }
+
+    /// Returns whether every name that matches `other` matches this pattern.
+    pub fn includes(&self, other: &NamePattern) -> bool {
+        self.matches(&other.name) && (self.below || !other.below)
+    }
+}
+
+impl FromStr for NamePattern {
+    type Err = Failure;
+
+    fn from_str(text: &str) -> Result<NamePattern, Failure> {
+        let (below, name) = match text.strip_prefix("*.") {
+            Some(name) => (true, name),
+            None => (false, text),
+        };
+        let name: HostName = name.parse()?;
+        if name.as_str().parse::<std::net::IpAddr>().is_ok() {
+            return Err(Failure::usage(format!("'{}' is an address", name.as_str()))
+                .hint("name the host by its DNS name: TLS verifies names"));
+        }
+        Ok(NamePattern { name, below })
+    }
+}
+
+impl fmt::Display for NamePattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{}", if self.below { "*." } else { "" }, self.name.as_str())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn pattern(text: &str) -> NamePattern {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_pattern_matches_a_name_and_with_a_star_the_names_below_it() {
+        let name = |text: &str| text.parse::<HostName>().unwrap();
+        assert!(pattern("a.test").matches(&name("A.test.")));
+        assert!(!pattern("a.test").matches(&name("b.a.test")));
+        for below in ["a.test", "b.a.test", "c.b.a.test"] {
+            assert!(pattern("*.a.test").matches(&name(below)), "{below}");
+        }
+        assert!(!pattern("*.a.test").matches(&name("ba.test")));
+        assert!(pattern("*.a.test").includes(&pattern("b.a.test")));
+        assert!(pattern("*.a.test").includes(&pattern("*.a.test")));
+        assert!(!pattern("a.test").includes(&pattern("*.a.test")));
+        for wrong in ["*", "*.", "*a.test", "1.2.3.4", "a b", ""] {
+            assert!(wrong.parse::<NamePattern>().is_err(), "{wrong}");
+        }
+        assert_eq!(pattern("*.A.test").to_string(), "*.a.test");
+    }
 
     fn name(text: &str) -> HostName {
         text.parse().unwrap()

@@ -61,6 +61,9 @@ pub const JOBS: &str = "jobs.json";
 pub const CONSOLE_LOG: &str = "console.log";
 /// Log of the guest's network, as JSON lines.
 pub const NET_LOG: &str = "net.log";
+/// Certificate authority of a sandbox whose TLS connections are intercepted: certificate and private
+/// key.
+pub const TLS_AUTHORITY: &str = "tls-ca.pem";
 /// Output of the supervisor and the VMM process.
 pub const SUPERVISOR_LOG: &str = "supervisor.log";
 

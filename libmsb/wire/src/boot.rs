@@ -43,6 +43,10 @@ pub struct BootRequest {
     /// Random bytes in hexadecimal digits, for the guest's entropy pool.
     #[serde(default)]
     pub entropy_hex: String,
+    /// Certificate authorities that the guest trusts. The agent must serve
+    /// [`crate::handshake::operation::TRUST`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trust: Option<BootTrust>,
     /// Settings that older agents ignore.
     #[serde(default)]
     pub guest: GuestSettings,
@@ -65,6 +69,13 @@ pub struct BootNet {
     /// Host names, for `/etc/hosts`.
     #[serde(default)]
     pub hosts: Vec<(IpAddr, String)>,
+}
+
+/// Certificate authorities that a guest trusts besides those of its image.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootTrust {
+    /// Certificates, PEM.
+    pub certificates: String,
 }
 
 /// An IP address of the guest.

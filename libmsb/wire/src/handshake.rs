@@ -86,6 +86,8 @@ pub mod operation {
     pub const SFTP: &str = "sftp";
     /// Guest: end all processes, flush, power off.
     pub const SHUTDOWN: &str = "shutdown";
+    /// Guest: trust certificate authorities; see [`crate::boot::BootTrust`].
+    pub const TRUST: &str = "trust";
     /// Supervisor: stop the sandbox; see [`crate::sandbox`].
     pub const STOP: &str = "stop";
 }

@@ -120,6 +120,9 @@ struct Exchange {
 /// A source of random message identifiers; `None` if it fails.
 pub(crate) type IdSource = Box<dyn FnMut() -> Option<u16> + Send>;
 
+/// Lifetime of a pin of a name that a secret is bound to: as long as any sandbox runs.
+const BOUND_NAME_TTL: Duration = Duration::from_secs(365 * 24 * 3600);
+
 /// The DNS server.
 pub struct DnsServer {
     settings: DnsSettings,
@@ -311,7 +314,7 @@ impl DnsServer {
             AnswerCheck::Failed => self.handle_failure(now, exchange),
             AnswerCheck::Truncated if truncated_over_tcp => self.handle_failure(now, exchange),
             AnswerCheck::Truncated => self.retry_over_tcp(now, exchange),
-            AnswerCheck::Accepted(accepted) => self.accept_answer(now, exchange, accepted),
+            AnswerCheck::Accepted(accepted) => self.accept_answer(engine, now, exchange, accepted),
             AnswerCheck::Denied(..) => self.reject_answer(exchange, &check),
         }
     }
@@ -328,6 +331,7 @@ impl DnsServer {
 
     fn accept_answer(
         &mut self,
+        engine: &PolicyEngine,
         now: Instant,
         exchange: u64,
         accepted: AcceptedAnswer,
@@ -337,8 +341,11 @@ impl DnsServer {
         };
         self.upstream = asked.upstream;
         if let Some(name) = &pending.query.name {
+            // Programs keep addresses for longer than their answers are valid. For a secret the
+            // server's certificate is verified as well.
+            let lifetime = engine.is_bound(name).then_some(BOUND_NAME_TTL);
             for (address, ttl) in &accepted.addresses {
-                self.pins.pin(now, name, *address, *ttl);
+                self.pins.pin(now, name, *address, lifetime.unwrap_or(*ttl));
             }
         }
         let addresses = accepted.addresses.iter().map(|(address, _)| *address).collect();

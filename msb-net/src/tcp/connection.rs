@@ -36,6 +36,9 @@ pub(super) enum Admission {
     /// The policy allows the connection if its first bytes are a ClientHello that it allows. No
     /// byte of the guest is sent on before.
     PeekPending(VerdictFacts),
+    /// The same on an intercepted port: no byte of the server is read either, since
+    /// `msb-intercept` gets its socket.
+    InterceptionPending(VerdictFacts),
 }
 
 impl Admission {
@@ -43,7 +46,9 @@ impl Admission {
     pub(super) fn facts(&self) -> Option<&VerdictFacts> {
         match self {
             Admission::Resolver => None,
-            Admission::Allowed(facts) | Admission::PeekPending(facts) => Some(facts),
+            Admission::Allowed(facts)
+            | Admission::PeekPending(facts)
+            | Admission::InterceptionPending(facts) => Some(facts),
         }
     }
 }
@@ -96,7 +101,12 @@ impl Connection {
 
     /// Returns whether the guest's first bytes must be checked before they are sent on.
     pub(super) fn is_peek_pending(&self) -> bool {
-        matches!(self.admission, Admission::PeekPending(_))
+        matches!(self.admission, Admission::PeekPending(_)) || self.is_interception_pending()
+    }
+
+    /// Returns whether the host's socket must not be read, because it may be handed over.
+    pub(super) fn is_interception_pending(&self) -> bool {
+        matches!(self.admission, Admission::InterceptionPending(_))
     }
 
     /// Notes that the host's socket failed.

@@ -9,6 +9,10 @@ use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendFlags, Shutdown, sendmsg, shutdown, sockopt};
 
+/// Events that the socket is registered for.
+pub(super) const HOST_EVENTS: EventFlags =
+    EventFlags::IN.union(EventFlags::OUT).union(EventFlags::RDHUP).union(EventFlags::ET);
+
 /// The end of the peer's stream, as events announced it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum PeerEnd {
@@ -64,6 +68,11 @@ impl HostSocket {
     /// Returns the descriptor.
     pub(super) fn descriptor(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
+    }
+
+    /// Replaces the socket by another one, which is writable.
+    pub(super) fn replace(&mut self, socket: OwnedFd) {
+        *self = HostSocket { writable: true, ..HostSocket::new(socket) };
     }
 
     /// Returns the socket itself.

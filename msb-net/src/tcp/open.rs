@@ -16,7 +16,7 @@ use crate::flow::Flow;
 use crate::host_sockets;
 use crate::icmp::{self, IcmpError};
 use crate::ip::{Packet, protocol};
-use crate::policy_gate::Egress;
+use crate::policy_gate::{Egress, Peek};
 
 /// Judges a flow that the guest opens, and starts to connect the host's socket. `None`: the guest
 /// was told that it cannot be reached.
@@ -45,11 +45,13 @@ pub(super) fn dial(
     };
     let admission = match egress {
         Egress::Resolver => Admission::Resolver,
-        Egress::Host { peek: true, facts, .. } => {
-            Admission::PeekPending(context.facts_budget.store(facts))
-        }
-        Egress::Host { peek: false, facts, .. } => {
-            Admission::Allowed(context.facts_budget.store(facts))
+        Egress::Host { peek, facts, .. } => {
+            let facts = context.facts_budget.store(facts);
+            match peek {
+                Peek::No => Admission::Allowed(facts),
+                Peek::Name => Admission::PeekPending(facts),
+                Peek::Interception => Admission::InterceptionPending(facts),
+            }
         }
     };
     Some((socket, admission))

@@ -1,22 +1,30 @@
 //! Service of a connection in a turn: bytes move in both directions, and segments are sent.
 
 use std::io;
+use std::os::fd::AsFd;
+
+use libmsb::net::intercept::Handover;
+use rustix::event::epoll;
+use rustix::io::Errno;
 
 use super::connection::{Admission, Connection};
-use super::host_socket::PeerEnd;
+use super::host_socket::{HOST_EVENTS, HostSocket, PeerEnd};
 use super::ring_buffer::RingPool;
 use super::state::{CloseReason, State};
 use super::transfer::{self, ReadOutcome};
 use crate::client_hello::{self, PeekResult};
-use crate::context::StackContext;
+use crate::context::{EventSource, StackContext};
+use crate::interceptor;
 use crate::policy::TlsPeek;
+use crate::policy_gate::Course;
+use crate::slab::SlabKey;
 
 /// Reads of one connection per turn, before others get theirs.
 const READS_PER_TURN: usize = 4;
 
 /// Moves bytes in both directions. Returns whether the connection must be served again.
 pub(super) fn serve(
-    connection: &mut Connection,
+    (key, connection): (SlabKey, &mut Connection),
     pool: &mut RingPool,
     context: &mut StackContext,
 ) -> io::Result<bool> {
@@ -24,7 +32,7 @@ pub(super) fn serve(
         connection.send_due_acks(&mut context.emitter.transmitter);
         return Ok(false);
     }
-    peek_client_hello(connection, context);
+    peek_client_hello(connection, key, context);
     if !connection.is_peek_pending() {
         let Connection { receive, host, .. } = connection;
         let drained = transfer::drain_to_host(receive, host, pool);
@@ -67,7 +75,7 @@ pub(super) fn serve(
 
 /// Reads from the host socket, unless the connection is over.
 fn read_host(connection: &mut Connection, pool: &mut RingPool) -> ReadOutcome {
-    if connection.close_reason.is_some() {
+    if connection.close_reason.is_some() || connection.is_interception_pending() {
         return ReadOutcome::Nothing;
     }
     let read = transfer::read_host(&mut connection.host, &mut connection.send, pool);
@@ -89,9 +97,12 @@ pub(super) fn deliver_batch(
 
 /// Checks the guest's first bytes on a connection that a rule on a name has allowed: the server
 /// name in the TLS ClientHello must match the rule. Until then no byte goes to the host's side;
-/// bytes from there are not delayed.
-fn peek_client_hello(connection: &mut Connection, context: &mut StackContext) {
-    let Admission::PeekPending(before) = &connection.admission else {
+/// bytes from there are not delayed. On an intercepted port they are, and the connection is handed
+/// over to `msb-intercept`.
+fn peek_client_hello(connection: &mut Connection, key: SlabKey, context: &mut StackContext) {
+    let (Admission::PeekPending(before) | Admission::InterceptionPending(before)) =
+        &connection.admission
+    else {
         return;
     };
     let (buffer, at_end) = (&connection.receive.buffer, connection.receive.state.is_at_end());
@@ -107,11 +118,37 @@ fn peek_client_hello(connection: &mut Connection, context: &mut StackContext) {
         PeekResult::Incomplete => client_hello::NO_SERVER_NAME,
     };
     let log = (context.now, &mut context.log);
-    match context.gate.check_client_hello(&connection.flow, tls, log) {
-        Some(facts) => {
-            context.facts_budget.release(before);
-            connection.admission = Admission::Allowed(context.facts_budget.store(facts));
+    let facts = match context.gate.check_client_hello(&connection.flow, tls, log) {
+        Course::Relay(facts) => facts,
+        Course::Denied => return connection.close_reason = Some(CloseReason::Denied),
+        Course::Intercept { facts, sni, pinned } => {
+            let handover =
+                Handover { id: connection.id, remote: connection.flow.remote.into(), sni, pinned };
+            if let Err(error) = hand_over(&mut connection.host, key, &handover, context) {
+                context.log.log_trouble("cannot hand a connection over", &error.into());
+                return connection.close_reason = Some(CloseReason::Denied);
+            }
+            facts
         }
-        None => connection.close_reason = Some(CloseReason::Denied),
-    }
+    };
+    context.facts_budget.release(before);
+    connection.admission = Admission::Allowed(context.facts_budget.store(facts));
+}
+
+/// Hands the server's socket over to `msb-intercept` and takes one end of a new socket pair in its
+/// place. The other end goes with it.
+fn hand_over(
+    host: &mut HostSocket,
+    key: SlabKey,
+    handover: &Handover,
+    context: &StackContext,
+) -> Result<(), Errno> {
+    let interceptor = context.interceptor.as_ref().ok_or(Errno::NOTCONN)?;
+    let (ours, theirs) = interceptor::pair()?;
+    interceptor.send(handover, host.descriptor(), theirs.as_fd())?;
+    // The kernel would go on reporting events of a socket that another process has open.
+    epoll::delete(&context.epoll, host.descriptor())?;
+    context.watch(ours.as_fd(), EventSource::Tcp, key.to_bits(), HOST_EVENTS)?;
+    host.replace(ours);
+    Ok(())
 }

@@ -11,6 +11,7 @@ use libmsb::net::rule::Direction;
 use rustix::event::epoll::EventFlags;
 
 use super::connection::{Admission, Connection};
+use super::host_socket::HOST_EVENTS;
 use super::open::{self, send_refusal};
 use super::ring_buffer::RingPool;
 use super::segment::{Segment, SeqNumber, flag};
@@ -196,8 +197,7 @@ impl Tcp {
             context.now,
         ));
         let socket = self.connections.get(key)?.host.descriptor();
-        let events = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
-        if let Err(error) = context.watch(socket, EventSource::Tcp, key.to_bits(), events) {
+        if let Err(error) = context.watch(socket, EventSource::Tcp, key.to_bits(), HOST_EVENTS) {
             context.log.log_trouble("cannot watch a socket", &error.into());
             let refused = self.connections.remove(key)?;
             if let Some(facts) = refused.admission.facts() {
@@ -318,7 +318,7 @@ impl Tcp {
                 continue;
             };
             connection.queued = false;
-            if service::serve(connection, &mut self.pool, context)? {
+            if service::serve((key, connection), &mut self.pool, context)? {
                 self.enqueue(key);
             }
             self.remove_or_rearm(context, key);

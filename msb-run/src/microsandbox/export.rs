@@ -192,6 +192,9 @@ fn network(net: &NetSpec, omitted: &mut Vec<&'static str>) -> Value {
         exported
     });
     let rules: Vec<Value> = rules.collect();
+    if !net.tls.is_default() {
+        omitted.push("net.tls");
+    }
     json!({
         "enabled": net.enabled,
         "policy": {

@@ -94,6 +94,9 @@ pub(crate) fn check_machine(home: &Home, spec: &Spec, state: &BootState) -> Resu
     if !spec.mounts.is_empty() {
         return Err(unsupported("the sandbox has mounts"));
     }
+    if spec.net.tls.is_active() {
+        return Err(unsupported("TLS is intercepted, and the guest does not trust the authority"));
+    }
     let kind = engine::kind_of(home, spec).map_err(|error| unsupported(&message(&error)))?;
     if kind.is_none() {
         return Err(unsupported("the engine of the sandbox cannot"));

@@ -13,7 +13,7 @@ use libmsb::state::lock::Lock;
 use crate::startup::StartupHandles;
 
 /// A name, and descriptors that were inherited.
-pub(crate) type StartArguments = (SandboxName, Lock, StartupHandles);
+pub(crate) type StartArguments = (SandboxName, Lock, StartupHandles, Option<OwnedFd>);
 
 /// Supervise one sandbox from start to end
 #[derive(Debug, Parser)]
@@ -37,6 +37,9 @@ pub(crate) struct SupervisorArgs {
     /// Write one JSON line to descriptor N when the guest is up or has failed
     #[arg(long, value_name = "N")]
     ready_fd: Option<RawFd>,
+    /// Inherit the values of secrets on descriptor N
+    #[arg(long, value_name = "N")]
+    secrets_fd: Option<RawFd>,
 }
 
 impl SupervisorArgs {
@@ -47,7 +50,8 @@ impl SupervisorArgs {
         let ready = self.ready_fd.map(inherited).transpose()?.map(File::from);
         let keepalive_pipe = self.bond_fd.map(inherited).transpose()?.map(File::from);
         let starter = StartupHandles { client, keepalive_pipe, ready };
-        Ok((self.name, lock, starter))
+        let secrets = self.secrets_fd.map(inherited).transpose()?;
+        Ok((self.name, lock, starter, secrets))
     }
 }
 

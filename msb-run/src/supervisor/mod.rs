@@ -58,12 +58,12 @@ pub(crate) fn run(args: SupervisorArgs) -> anyhow::Result<()> {
     // It was started through /proc/self/exe; ps(1) and top(1) would show "exe".
     let _ = rustix::thread::set_name(c"msb-supervisor");
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
-    let (name, lock, mut starter) = args.take()?;
+    let (name, lock, mut starter, secrets) = args.take()?;
     let home = Home::from_env()?;
     let sandbox = home.sandboxes().named(&name);
     // Without a log, errors go to the standard error of the process that started this one.
     let _ = error_log::open(&sandbox.path(layout::SUPERVISOR_LOG));
-    let opened = setup::prepare(home, &sandbox, lock).and_then(|(setup, note)| {
+    let opened = setup::prepare(home, &sandbox, lock, secrets).and_then(|(setup, note)| {
         starter.report(&StartupReport::Prepared { note });
         SandboxSupervisor::open(setup, &mut starter)
     });

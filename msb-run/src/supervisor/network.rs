@@ -14,6 +14,7 @@ use libmsb::net::NetSpec;
 use msb_wire::network::{NetworkEvent, NetworkRequest};
 
 use super::relay::ClientStream;
+use crate::intercept::InterceptProcess;
 use crate::net::{NetProcess, SandboxNetwork};
 use crate::process::log_rotation::{RotatedLog, RotationLimits};
 
@@ -28,6 +29,8 @@ pub(crate) struct NetworkControl {
     log: Option<RotatedLog>,
     /// A line of the log that is not complete yet.
     partial_line: Vec<u8>,
+    /// The same of the process that intercepts TLS.
+    partial_intercept_line: Vec<u8>,
     update: Option<NetworkUpdate>,
 }
 
@@ -51,6 +54,7 @@ impl NetworkControl {
         Ok(NetworkControl {
             log: has_network.then(|| RotatedLog::open(path, ROTATION)).transpose()?,
             partial_line: Vec::new(),
+            partial_intercept_line: Vec::new(),
             update: None,
         })
     }
@@ -60,22 +64,23 @@ impl NetworkControl {
         let mut bytes = [0; 16 * 1024];
         // End of file comes with the end of the process, which is an event of its own.
         if let Ok(count) = process.events.read(&mut bytes) {
-            self.append(&bytes[..count]);
+            let lines = complete_lines(&mut self.partial_line, &bytes[..count]);
+            self.append(&lines);
         }
     }
 
-    /// Writes the complete lines to the log. A full disk must not stop the sandbox.
-    fn append(&mut self, bytes: &[u8]) {
-        self.partial_line.extend_from_slice(bytes);
-        let Some(end) = self.partial_line.iter().rposition(|byte| *byte == b'\n') else {
-            if self.partial_line.len() > LINE_BYTES_MAX {
-                self.partial_line.clear();
-            }
-            return;
-        };
-        let rest = self.partial_line.split_off(end + 1);
-        let lines = std::mem::replace(&mut self.partial_line, rest);
-        let _ = self.log.as_mut().map(|log| log.append(&lines));
+    /// Copies the events of the process that intercepts TLS to the same log.
+    pub(crate) fn copy_intercept_events(&mut self, process: &mut InterceptProcess) {
+        let mut bytes = [0; 16 * 1024];
+        if let Ok(count) = process.events.read(&mut bytes) {
+            let lines = complete_lines(&mut self.partial_intercept_line, &bytes[..count]);
+            self.append(&lines);
+        }
+    }
+
+    /// Writes lines to the log. A full disk must not stop the sandbox.
+    fn append(&mut self, lines: &[u8]) {
+        let _ = self.log.as_mut().filter(|_| !lines.is_empty()).map(|log| log.append(lines));
     }
 
     /// Changes the network for a client. Returns the answer, unless `msb-net` gives it later.
@@ -139,6 +144,19 @@ impl NetworkControl {
     }
 }
 
+/// Adds bytes to an incomplete line. Returns the lines that are complete.
+fn complete_lines(partial: &mut Vec<u8>, bytes: &[u8]) -> Vec<u8> {
+    partial.extend_from_slice(bytes);
+    let Some(end) = partial.iter().rposition(|byte| *byte == b'\n') else {
+        if partial.len() > LINE_BYTES_MAX {
+            partial.clear();
+        }
+        return Vec::new();
+    };
+    let rest = partial.split_off(end + 1);
+    std::mem::replace(partial, rest)
+}
+
 /// Describes the exit of the network's process. `words` is the last line of the logs.
 pub(crate) fn describe_exit(exit: ExitStatus, words: Option<String>) -> String {
     match (exit.signal(), exit.code()) {
@@ -158,16 +176,11 @@ mod tests {
 
     #[test]
     fn only_complete_lines_reach_the_log() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("net.log");
-        let mut network = NetworkControl::open(&path, true).unwrap();
-        network.append(b"one\ntw");
-        assert_eq!(std::fs::read_to_string(&path).unwrap(), "one\n");
-        network.append(b"o\n");
-        assert_eq!(std::fs::read_to_string(&path).unwrap(), "one\ntwo\n");
-        network.append(&vec![b'x'; LINE_BYTES_MAX + 1]);
-        network.append(b"three\n");
-        assert_eq!(std::fs::read_to_string(&path).unwrap(), "one\ntwo\nthree\n");
+        let mut partial = Vec::new();
+        assert_eq!(complete_lines(&mut partial, b"one\ntw"), b"one\n");
+        assert_eq!(complete_lines(&mut partial, b"o\n"), b"two\n");
+        assert_eq!(complete_lines(&mut partial, &vec![b'x'; LINE_BYTES_MAX + 1]), b"");
+        assert_eq!(complete_lines(&mut partial, b"three\n"), b"three\n");
     }
 
     #[test]

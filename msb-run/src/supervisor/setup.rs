@@ -1,6 +1,7 @@
 //! The inputs of a supervisor: found, opened and checked before its VM starts.
 
 use std::fs::{File, OpenOptions};
+use std::os::fd::OwnedFd;
 
 use anyhow::Context;
 use libmsb::machine::{DiskDevice, DiskImageFormat, SERIAL_ROOT, SERIAL_UPPER, ShareDevice};
@@ -44,6 +45,7 @@ pub(crate) fn prepare(
     home: Home,
     sandbox: &Sandbox,
     lock: Lock,
+    secrets: Option<OwnedFd>,
 ) -> Result<(SandboxSetup, Option<String>), StartFailure> {
     let found = (|| {
         anyhow::ensure!(
@@ -56,7 +58,7 @@ pub(crate) fn prepare(
         let (engine, note) = engine::choose(&home, spec.engine)?;
         let image = spec.root.image().map(|image| open_image(&home, image));
         let image = image.transpose()?;
-        let net = SandboxNetwork::prepare(&spec.name, &spec.net)?;
+        let net = SandboxNetwork::prepare(sandbox, &spec, secrets)?;
         let upper = open_upper(sandbox, &spec)?;
         Ok((spec, engine, note, image, upper, mounts, net))
     })();

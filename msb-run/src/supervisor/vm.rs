@@ -19,6 +19,7 @@ use super::share_server;
 use crate::boot_state::{BootState, QmpMonitor, StateRestore};
 use crate::engine::kind::{TscRate, VmKind};
 use crate::engine::{ConsoleKind, Engine, VmDescriptors, VmSpec};
+use crate::intercept::InterceptProcess;
 use crate::net::{NetProcess, SandboxNetwork};
 use crate::process::child_process::ChildProcess;
 use crate::process::plan_file::plan_file;
@@ -26,9 +27,10 @@ use crate::process::plan_file::plan_file;
 /// Maximum size of the isolation reports of a VM's processes, in bytes.
 const REPORT_BYTES_MAX: usize = 8192;
 
-/// Names of the share server and of the network's process in isolation reports.
+/// Names of the share server and of the network's processes in isolation reports.
 const SHARE: &str = "share";
 const NET: &str = "net";
+const INTERCEPT: &str = "intercept";
 
 /// Timeout of the network's isolation report. Its process was started before the guest.
 const NET_REPORT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -262,12 +264,19 @@ impl VirtualMachine {
             let count = count.unwrap_or(0);
             lines.extend_from_slice(&some[..count]);
             let steps = isolation(&lines);
-            let is_whole = self.net.is_none() || steps.iter().any(|step| step.process == NET);
+            let has = |process: &str| steps.iter().any(|step| step.process == process);
+            let intercepts = self.net.as_ref().is_some_and(|net| net.intercept.is_some());
+            let is_whole = (self.net.is_none() || has(NET)) && (!intercepts || has(INTERCEPT));
             if is_whole || Instant::now() >= deadline {
                 return steps;
             }
             std::thread::sleep(Duration::from_millis(1));
         }
+    }
+
+    /// Returns the process that intercepts TLS, if there is one.
+    pub(crate) fn intercept_mut(&mut self) -> Option<&mut InterceptProcess> {
+        self.net.as_mut().and_then(|net| net.intercept.as_mut())
     }
 
     /// Returns the exit status of the VMM process, if it has ended.
@@ -288,7 +297,7 @@ fn isolation(lines: &[u8]) -> Vec<Step> {
         .filter_map(|line| serde_json::from_slice::<Vec<Step>>(line).ok())
         .flatten()
         .collect();
-    let processes = [SHARE, NET];
+    let processes = [SHARE, NET, INTERCEPT];
     steps.sort_by_key(|step| processes.iter().position(|of| *of == step.process));
     steps
 }

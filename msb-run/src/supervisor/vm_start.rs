@@ -80,6 +80,8 @@ pub(crate) struct VmStart {
     publishing: Option<BackgroundTask<()>>,
     /// The thread that changes the guest's files before any program of the image runs.
     pub(crate) changes: Option<BackgroundTask<()>>,
+    /// Certificate that the guest must trust, PEM.
+    pub(crate) trust: Option<String>,
     /// Reason for not using a boot state.
     pub(crate) note: Option<String>,
 }
@@ -98,6 +100,7 @@ impl VmStart {
             recording: None,
             publishing: None,
             changes: None,
+            trust: None,
             note: None,
         }
     }

@@ -104,6 +104,9 @@ pub(crate) struct ModifyArgs {
     /// Stop publishing a port
     #[arg(long, value_name = "[BIND:]HOST:GUEST[/udp]", help_heading = "Network")]
     port_rm: Vec<PublishedPorts>,
+    /// Remove a secret
+    #[arg(long, value_name = "NAME", help_heading = "Secrets and TLS")]
+    secret_rm: Vec<String>,
     /// Print the changes without applying them
     #[arg(long, help_heading = "Output")]
     dry_run: bool,
@@ -233,6 +236,7 @@ fn change(spec: &mut Spec, args: &ModifyArgs, mounts: &[Mount]) -> anyhow::Resul
     }
     spec.mounts = mounts::apply_changes(&spec.mounts, &args.mount_rm, mounts)?;
     spec.net.ports.retain(|port| !args.port_rm.contains(port));
+    spec.net.tls.secrets.retain(|secret| !args.secret_rm.contains(&secret.name));
     args.net.change(&mut spec.net)?;
     let limit = |limit: Duration| Some(spec_builder::milliseconds(limit)).filter(|ms| *ms > 0);
     if let Some(timeout) = args.idle_timeout {

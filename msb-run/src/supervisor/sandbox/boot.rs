@@ -6,15 +6,16 @@ use anyhow::Context;
 use libmsb::events::EventKind;
 use libmsb::machine::{SERIAL_ROOT, SERIAL_UPPER};
 use libmsb::state::guest::RootDisk;
+use libmsb::state::spec::Spec;
 use libmsb::state::status::State;
 use libmsb::state::write;
-use msb_wire::boot::{BootEvent, BootRequest, Root};
+use msb_wire::boot::{BootEvent, BootRequest, BootTrust, Root};
 use msb_wire::exec::ExecRequest;
 use msb_wire::guest::GuestSettings;
 use msb_wire::handshake::{Hello, operation};
 use msb_wire::samples::SamplesRequest;
 use msb_wire::sandbox::Request;
-use msb_wire::text::to_hex;
+use msb_wire::text::{Text, to_hex};
 
 use super::SandboxSupervisor;
 use crate::net::SandboxNetwork;
@@ -32,7 +33,8 @@ impl SandboxSupervisor {
         self.guest.accept(hello, &required).map_err(|ProtocolViolation(what)| what)?;
         self.start.times.guest_agent_ns = hello.agent_start_ns.unwrap_or(0);
         self.clients.relay.set_peer(hello.clone());
-        let boot = boot_request(&self.setup).map_err(|error| error.to_string())?;
+        let trust = self.start.trust.as_deref();
+        let boot = boot_request(&self.setup, trust).map_err(|error| error.to_string())?;
         self.request(InternalStream::Boot, &Request::Boot(Box::new(boot)))
             .map_err(|error| error.to_string())
     }
@@ -62,6 +64,7 @@ impl SandboxSupervisor {
     /// Opens the guest to clients: it takes commands.
     pub(super) fn open_guest(&mut self) -> anyhow::Result<()> {
         self.start.times.ready_ns = monotonic_ns();
+        self.setup.net.iter_mut().for_each(SandboxNetwork::forget_values);
         // Commands first: they run while the files are written.
         let mut notices = Vec::new();
         self.clients.relay.open(&mut self.guest.port, &mut notices);
@@ -112,6 +115,7 @@ fn required_operations(setup: &SandboxSetup) -> Vec<&'static str> {
     let required = [
         (true, operation::BOOT),
         (setup.net.is_some(), operation::NET),
+        (setup.spec.net.enabled && setup.spec.net.tls.is_active(), operation::TRUST),
         (guest.security.is_restricted(), operation::SECURITY),
         (!guest.rlimits.is_empty(), operation::BOOT_RLIMIT),
         (!setup.mounts.guest.is_empty(), operation::MOUNTS),
@@ -120,7 +124,18 @@ fn required_operations(setup: &SandboxSetup) -> Vec<&'static str> {
     required.into_iter().filter(|(is_used, _)| *is_used).map(|(_, name)| name).collect()
 }
 
-pub(super) fn boot_request(setup: &SandboxSetup) -> anyhow::Result<BootRequest> {
+/// Returns the environment of the guest. Placeholders of secrets come last: a value that was also
+/// given as a variable by mistake does not enter the guest.
+fn with_placeholders(spec: &Spec) -> Vec<Text> {
+    let secrets = spec.net.tls.secrets.iter();
+    let placeholders = secrets.map(|secret| format!("{}={}", secret.name, secret.placeholder()));
+    spec.env.iter().cloned().chain(placeholders.map(Text::from)).collect()
+}
+
+pub(super) fn boot_request(
+    setup: &SandboxSetup,
+    trust: Option<&str>,
+) -> anyhow::Result<BootRequest> {
     let spec = &setup.spec;
     let mut entropy = [0; 32];
     write::random(&mut entropy)?;
@@ -137,11 +152,12 @@ pub(super) fn boot_request(setup: &SandboxSetup) -> anyhow::Result<BootRequest> 
         },
         hostname: spec.hostname.clone(),
         machine_id: spec.machine_id.clone(),
-        env: spec.env.clone(),
+        env: with_placeholders(spec),
         cwd: spec.workdir.clone(),
         user: spec.user.clone(),
         net: setup.net.as_ref().map(SandboxNetwork::boot),
         mounts: setup.mounts.guest.clone(),
+        trust: trust.map(|pem| BootTrust { certificates: pem.to_owned() }),
         clock_unix_ns: clock::unix_ns(),
         entropy_hex: to_hex(&entropy),
         guest: GuestSettings {

@@ -72,6 +72,8 @@ pub(crate) enum EventSource {
     NetExit,
     NetEvents,
     NetAnswer,
+    InterceptExit,
+    InterceptEvents,
     Share,
     KeepalivePipe,
     Changes,
@@ -206,6 +208,12 @@ impl SandboxSupervisor {
                 }
             }
             EventSource::NetAnswer => self.read_net_answer(),
+            EventSource::InterceptExit => self.intercept_exited()?,
+            EventSource::InterceptEvents => {
+                if let Some(process) = self.vm.intercept_mut() {
+                    self.network.copy_intercept_events(process);
+                }
+            }
             EventSource::Share => self.share_exited()?,
             EventSource::Listener => self.clients.accept(),
             EventSource::Signals => self.handle_signal()?,
@@ -314,6 +322,7 @@ impl EventHandler for SandboxSupervisor {
         set.add_input(EventSource::Signals, self.signals.as_fd());
         set.add_input(EventSource::Clock, self.clock.as_fd());
         let net = self.vm.net.as_ref();
+        let intercept = net.and_then(|net| net.intercept.as_ref());
         let monitor = self.vm.monitor.as_ref().filter(|monitor| monitor.is_open());
         let others = [
             (EventSource::Exit, self.vm.pidfd()),
@@ -324,6 +333,8 @@ impl EventHandler for SandboxSupervisor {
             (EventSource::NetExit, net.map(|net| net.process.pidfd())),
             (EventSource::NetEvents, net.map(|net| net.events.as_fd())),
             (EventSource::NetAnswer, net.map(|net| net.control.as_fd())),
+            (EventSource::InterceptExit, intercept.map(|process| process.process.pidfd())),
+            (EventSource::InterceptEvents, intercept.map(|process| process.events.as_fd())),
             (EventSource::Share, self.vm.share.as_ref().map(|share| share.pidfd())),
             (EventSource::KeepalivePipe, self.clients.keepalive_fd()),
             (EventSource::Changes, self.start.changes.as_ref().map(|changes| changes.as_fd())),

@@ -67,6 +67,11 @@ impl SandboxSupervisor {
         if !mounts.entries.is_empty() || !mounts.disks.is_empty() || mounts.root.is_some() {
             return Err(unsupported("it has mounts, whose contents are not in a snapshot".into()));
         }
+        if self.setup.spec.net.tls.is_active() {
+            let why = "its TLS is intercepted, and a guest that goes on would trust the authority \
+                       of this sandbox only";
+            return Err(unsupported(why.to_owned()));
+        }
         if let Err(error) = self.clients.relay.peer().require(operation::QUIESCE) {
             return Err(unsupported(error.to_string()));
         }
@@ -231,7 +236,7 @@ impl SandboxSupervisor {
             self.adopt_saved(command);
         }
         self.clients.relay.set_next_stream(guest.next_stream);
-        let boot = boot_request(&self.setup).map_err(|error| error.to_string())?;
+        let boot = boot_request(&self.setup, None).map_err(|error| error.to_string())?;
         let keep = guest.commands.iter().map(|command| command.stream).collect();
         let identity = Some(Box::new(WakeIdentity { boot, keep }));
         self.request(InternalStream::Boot, &Request::Wake(WakeRequest { identity }))

@@ -9,6 +9,7 @@ use libmsb::state::status::Reason;
 use msb_wire::sandbox::StopEvent;
 
 use super::SandboxSupervisor;
+use crate::intercept;
 use crate::process::child_process::ChildProcess;
 use crate::startup::{LOGS_HINT, StartupReport};
 use crate::supervisor::lifecycle::{LifecycleEvent, POWER_OFF_TIMEOUT, SandboxEnd};
@@ -90,6 +91,24 @@ impl SandboxSupervisor {
         }
         let words = last_log_line(&self.setup.sandbox);
         self.process_failed(Reason::NetFailed, network::describe_exit(exit, words))
+    }
+
+    /// Handles the exit of the process that intercepts TLS. In order it exits only after the
+    /// network's process. Without it no connection is passed on, and the sandbox ends.
+    pub(super) fn intercept_exited(&mut self) -> anyhow::Result<()> {
+        let Some(process) = self.vm.intercept_mut() else { return Ok(()) };
+        let Some(exit) = process.process.poll_exit() else { return Ok(()) };
+        self.network.copy_intercept_events(process);
+        let timeout = if exit.success() { POWER_OFF_TIMEOUT } else { Duration::ZERO };
+        let vm_has_exited = self.wait_for_exit(timeout);
+        if let Some(net) = &mut self.vm.net {
+            net.intercept = None;
+        }
+        if vm_has_exited {
+            return Ok(());
+        }
+        let words = last_log_line(&self.setup.sandbox);
+        self.process_failed(Reason::NetFailed, intercept::describe_exit(exit, words))
     }
 
     fn process_failed(&mut self, reason: Reason, message: String) -> anyhow::Result<()> {

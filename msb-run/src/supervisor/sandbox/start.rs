@@ -182,6 +182,7 @@ impl SandboxSupervisor {
             Ok(PreparedVm::Boot(monitor))
         })?);
         self.guest.skip_hello();
+        self.take_certificate()?;
         let sent = match guest {
             Some(guest) => self.send_wake_request(&hello, &guest),
             None => self.send_boot_request(&hello),
@@ -237,10 +238,22 @@ impl SandboxSupervisor {
     }
 
     fn answer(&mut self, hello: &Hello) -> anyhow::Result<()> {
+        if let Err(error) = self.take_certificate() {
+            return self.start_failed(&error);
+        }
         match self.send_boot_request(hello) {
             Ok(()) => Ok(()),
             Err(what) => self.drive(LifecycleEvent::AgentViolation(what)),
         }
+    }
+
+    /// Takes the certificate that the guest must trust from the process that intercepts TLS.
+    fn take_certificate(&mut self) -> anyhow::Result<()> {
+        self.start.trust = match self.vm.intercept_mut() {
+            Some(process) => Some(process.wait_for_certificate()?),
+            None => None,
+        };
+        Ok(())
     }
 
     /// Handles the end of the VM's preparation.
