@@ -4,8 +4,9 @@ use std::io::Write;
 use std::sync::OnceLock;
 
 use clap::ValueEnum;
-use libmsb::cli::error::{Failure, command_name};
+use libmsb::cli::error::Failure;
 use libmsb::cli::escape::escape;
+use libmsb::cli::typed::command_name;
 use libmsb::jsonl;
 use serde::Serialize;
 

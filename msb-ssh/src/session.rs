@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use libmsb::cli::error::command_name;
 use libmsb::cli::escape::escape;
+use libmsb::cli::typed::command_name;
 use msb_wire::exec::ExecEvent;
 use msb_wire::frame::{STDERR, STDIN};
 use msb_wire::key_agent::KeyAgentRequest;

@@ -17,8 +17,9 @@ use anyhow::Context;
 use clap::error::{ContextKind, ErrorKind};
 use serde::{Deserialize, Serialize};
 
-use super::error::{self, Code, Failure, command_name};
+use super::error::{self, Code, Failure};
 use super::escape::escape;
+use super::typed::command_name;
 use super::{exit, mdoc, output, typed, verbosity};
 use crate::state::write;
 

@@ -19,7 +19,6 @@ use serde::{Deserialize, Serialize};
 use super::escape::escape;
 use super::verbosity::{self, Verbosity};
 use super::{exit, output, typed};
-use crate::state;
 
 /// Kind of an error; it decides the exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,17 +121,6 @@ pub struct ErrorLine {
     /// Hint, for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
-}
-
-/// Programs that users do not type. Their messages carry the name of the program file.
-const INTERNAL_PROGRAMS: [&str; 4] = ["msb-agent", "msb-intercept", "msb-supervisor", "msb-vmm"];
-
-/// Returns the name of a program's command: `msb run` for `msb-run`.
-pub fn command_name(tool: &str) -> Cow<'_, str> {
-    match tool.strip_prefix("msb-") {
-        Some(verb) if !INTERNAL_PROGRAMS.contains(&tool) => Cow::Owned(format!("msb {verb}")),
-        _ => Cow::Borrowed(tool),
-    }
 }
 
 /// The variable that selects the form of errors: `json`, or `text`, which is the default.
@@ -261,9 +249,25 @@ pub fn exit_code(tool: &str, result: anyhow::Result<()>) -> ExitCode {
     }
 }
 
+/// Finds a hint for an error that has none.
+pub type HintFinder = fn(&anyhow::Error) -> Option<String>;
+
+/// The finder of hints, set by the code that knows more of the error's subject.
+static HINT_FINDER: OnceLock<HintFinder> = OnceLock::new();
+
+/// Sets the finder of hints for errors that have none. Only the first call has an effect.
+pub fn set_hint_finder(finder: HintFinder) {
+    let _ = HINT_FINDER.set(finder);
+}
+
+/// Returns a hint from the finder.
+pub fn find_hint(error: &anyhow::Error) -> Option<String> {
+    HINT_FINDER.get().and_then(|find| find(error))
+}
+
 /// Prints an error and its hint, also one that does not end the tool (the first of several names).
 pub fn print_failure(tool: &str, error: &anyhow::Error) {
-    let hint = hint(error).map(str::to_owned).or_else(|| state::hint(error));
+    let hint = hint(error).map(str::to_owned).or_else(|| find_hint(error));
     if is_for_programs() {
         return print_json(&ErrorLine {
             tool: typed::name(tool).into_owned(),
@@ -473,13 +477,6 @@ mod tests {
         );
         assert_eq!(clean("I/O trouble (os error 5)"), "I/O trouble");
         assert_eq!(clean("nothing to clean (os error"), "nothing to clean (os error");
-    }
-
-    #[test]
-    fn a_program_is_named_as_it_is_typed() {
-        assert_eq!(command_name("msb-run"), "msb run");
-        assert_eq!(command_name("msb-supervisor"), "msb-supervisor");
-        assert_eq!(command_name("msb"), "msb");
     }
 
     #[test]

@@ -6,10 +6,19 @@
 use std::borrow::Cow;
 use std::process::Command;
 
-use super::error::command_name;
-
 /// The variable: name of the program, `=`, and the command as it was typed.
 pub const VARIABLE: &str = "MSB_TYPED_AS";
+
+/// Programs that users do not type. Their messages carry the name of the program file.
+const INTERNAL_PROGRAMS: [&str; 4] = ["msb-agent", "msb-intercept", "msb-supervisor", "msb-vmm"];
+
+/// Returns the name of a program's command: `msb run` for `msb-run`.
+pub fn command_name(tool: &str) -> Cow<'_, str> {
+    match tool.strip_prefix("msb-") {
+        Some(verb) if !INTERNAL_PROGRAMS.contains(&tool) => Cow::Owned(format!("msb {verb}")),
+        _ => Cow::Borrowed(tool),
+    }
+}
 
 /// Passes the typed name on to a program that is started next.
 pub fn pass(command: &mut Command, program: &str, typed: &str) {
@@ -31,6 +40,13 @@ fn typed_name<'a>(value: &'a str, program: &str) -> Option<&'a str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_program_is_named_as_it_is_typed() {
+        assert_eq!(command_name("msb-run"), "msb run");
+        assert_eq!(command_name("msb-supervisor"), "msb-supervisor");
+        assert_eq!(command_name("msb"), "msb");
+    }
 
     #[test]
     fn a_name_counts_for_its_program_only() {

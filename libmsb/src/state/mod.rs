@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use rustix::io::Errno;
 
 use crate::cli::args::SandboxName;
-use crate::cli::error::{Failure, message};
+use crate::cli::error::{Failure, message, set_hint_finder};
 
 /// Aliases: commands that run an image.
 pub mod aliases;
@@ -53,7 +53,7 @@ pub mod write;
 const CHOOSE_ANOTHER: &str = "choose another state directory: export MSB_HOME=DIR";
 
 /// Returns a hint for an error of the file system in the state directory.
-pub fn hint(error: &anyhow::Error) -> Option<String> {
+fn find_hint(error: &anyhow::Error) -> Option<String> {
     let of_errno = |errno: &Errno| io::Error::from(*errno).kind();
     let kind = error.chain().find_map(|cause| {
         let kind = cause.downcast_ref::<io::Error>().map(io::Error::kind);
@@ -89,6 +89,7 @@ impl Home {
     /// directory of another user, or one that others can write to, is refused; such an
     /// `XDG_RUNTIME_DIR` is ignored. Creates nothing.
     pub fn from_env() -> anyhow::Result<Home> {
+        set_hint_finder(find_hint);
         let variable = |name: &str| {
             std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
         };

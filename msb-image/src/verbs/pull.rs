@@ -14,8 +14,8 @@ use libmsb::cli::verbosity::{self, Verbosity};
 use libmsb::digest::Digest;
 use libmsb::jsonl;
 use libmsb::reference::Reference;
+use libmsb::state::Home;
 use libmsb::state::images::Store;
-use libmsb::state::{self, Home};
 use serde::Serialize;
 
 use crate::archive::{self, ArchiveImage, LayerSource};
@@ -69,7 +69,7 @@ fn failed_pull(reference: &Reference, error: anyhow::Error) -> anyhow::Error {
         return error.context(failure);
     }
     let failure = failure.code(Code::PullFailed);
-    if cli_error::hint(&error).is_some() || state::hint(&error).is_some() {
+    if cli_error::hint(&error).is_some() || cli_error::find_hint(&error).is_some() {
         return error.context(failure);
     }
     let load = "to load an archive instead: msb image load -i FILE";
