@@ -88,7 +88,7 @@ impl Refusal<'_> {
 }
 
 fn refused_load<'a>(words: &'a [&'a str]) -> Refusal<'a> {
-    Refusal { code: 1, tool: "msb image", words }
+    Refusal { code: 1, tool: "msb load", words }
 }
 
 fn refused_run<'a>(words: &'a [&'a str]) -> Refusal<'a> {
@@ -219,7 +219,8 @@ fn hard_links_in_a_circle_or_to_nothing_are_refused() {
         "[('d', b'5', ''), ('a', b'1', 'd')]",
     ] {
         let path = links(&home, entries);
-        refused_load(&["'a'"]).is(&home, &["image", "import", "-i", &path, "bad"]);
+        Refusal { code: 1, tool: "msb image", words: &["'a'"] }
+            .is(&home, &["image", "import", "-i", &path, "bad"]);
     }
 }
 
@@ -249,8 +250,10 @@ fn an_unknown_image_is_not_found() {
     let home = Home::with(&["configured.docker.tar"]);
     let words = ["there is no image 'nothing:latest'"];
     refused_run(&words).is(&home, &["run", "--pull", "never", "nothing"]);
-    for args in [&["image", "inspect", "nothing"][..], &["rmi", "nothing"]] {
-        Refusal { code: 3, tool: "msb image", words: &words }.is(&home, args);
+    for (tool, args) in
+        [("msb image", &["image", "inspect", "nothing"][..]), ("msb rmi", &["rmi", "nothing"])]
+    {
+        Refusal { code: 3, tool, words: &words }.is(&home, args);
     }
 }
 
