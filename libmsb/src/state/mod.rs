@@ -59,7 +59,7 @@ fn find_hint(error: &anyhow::Error) -> Option<String> {
         let kind = cause.downcast_ref::<io::Error>().map(io::Error::kind);
         kind.or_else(|| cause.downcast_ref().map(of_errno))
     })?;
-    let home = Home::from_env().ok()?;
+    let home = Home::located().ok()?;
     let root = home.root.display().to_string();
     if !message(error).contains(&root) {
         return None;
@@ -89,6 +89,17 @@ impl Home {
     /// directory of another user, or one that others can write to, is refused; such an
     /// `XDG_RUNTIME_DIR` is ignored. Creates nothing.
     pub fn from_env() -> anyhow::Result<Home> {
+        let home = Home::located()?;
+        if home.root.metadata().is_ok_and(|file| !file.is_dir()) {
+            let message =
+                format!("the state directory '{}' is not a directory", home.root.display());
+            return Err(Failure::failed(message).hint(CHOOSE_ANOTHER).into());
+        }
+        Ok(home)
+    }
+
+    /// [`Home::from_env`] for a program that examines the path: it may be no directory.
+    pub fn located() -> anyhow::Result<Home> {
         set_hint_finder(find_hint);
         let variable = |name: &str| {
             std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
@@ -114,11 +125,6 @@ impl Home {
 
     /// Checks that no other user could have put files into the directory.
     fn checked(self) -> anyhow::Result<Home> {
-        if self.root.metadata().is_ok_and(|file| !file.is_dir()) {
-            let message =
-                format!("the state directory '{}' is not a directory", self.root.display());
-            return Err(Failure::failed(message).hint(CHOOSE_ANOTHER).into());
-        }
         owner::check_dir(&self.root)?;
         owner::check_dir(&self.runtime)?;
         Ok(self)

@@ -30,7 +30,7 @@ enum DoctorFormat {
 }
 
 pub(crate) fn run(args: DoctorArgs) -> anyhow::Result<()> {
-    let report = doctor::examine(&Home::from_env()?);
+    let report = doctor::examine(&Home::located()?);
     match args.format {
         Some(DoctorFormat::Json) => output::print_json(&report)?,
         None => {
