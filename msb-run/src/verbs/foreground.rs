@@ -15,8 +15,8 @@ use libmsb::state::status::Reason;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::retry_on_intr;
 
-use super::start::wait_while_stopping;
 use super::stop::stop;
+use super::stopping::wait_while_stopping;
 use crate::launch::{Keepalive, launch};
 
 const TOOL: &str = "msb-start";

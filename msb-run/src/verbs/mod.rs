@@ -58,6 +58,8 @@ mod snapshot;
 mod start;
 /// `msb stop`: stops sandboxes.
 pub(crate) mod stop;
+/// Sandboxes that are stopping.
+mod stopping;
 /// The names of the verbs.
 pub(crate) mod table;
 /// `msb uninstall`: removes commands that `msb install` made.

@@ -24,7 +24,7 @@ use msb_wire::client::{CallReader, ClientConnection};
 use msb_wire::exec::{ExecEvent, ExecRequest, FailureKind};
 use msb_wire::text::Text;
 
-use super::start::wait_while_stopping;
+use super::stopping::wait_while_stopping;
 use super::{CLIENT_NAME, CommandArgs, connect, paused, report_outcome};
 use crate::launch::{Keepalive, SupervisorHandle, launch};
 use crate::mounts::SandboxVolumes;

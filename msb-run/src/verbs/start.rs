@@ -3,25 +3,22 @@
 use std::fs::File;
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileTypeExt;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, Parser};
 use libmsb::cli::args::{SandboxName, parse_duration};
 use libmsb::cli::error::Failure;
 use libmsb::state::Home;
-use libmsb::state::sandboxes::Sandbox;
 use libmsb::state::status::State;
 
 use super::selection::{NamesArgs, SelectionArgs, for_each};
+use super::stopping::wait_while_stopping;
 use super::{foreground, paused};
 use crate::launch::{Keepalive, launch};
 use crate::snapshot::restore::discard_memory;
 
 const TOOL: &str = "msb-start";
-
-/// Timeout for a sandbox that is stopping.
-const STOPPING_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Start sandboxes that are not running
 #[derive(Debug, Parser)]
@@ -162,16 +159,4 @@ fn start_with(
     }
     launch(name, lock, keepalive)?.wait_until_ready()?;
     Ok(true)
-}
-
-/// Waits for a sandbox that is stopping, so that it can be started again.
-pub(crate) fn wait_while_stopping(sandbox: &Sandbox) -> anyhow::Result<()> {
-    let deadline = Instant::now() + STOPPING_TIMEOUT;
-    while Instant::now() < deadline
-        && sandbox.is_alive()?
-        && sandbox.status()?.state.seen(true) == State::Stopping
-    {
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    Ok(())
 }
