@@ -43,6 +43,8 @@ mod doctor;
 mod durable;
 /// Selection of the engine.
 mod engine;
+/// Examples of the manual pages.
+mod examples;
 /// Starts that fail, and `run` with the name of a sandbox that exists.
 mod existing;
 /// Exit codes of `run` and `exec`.
