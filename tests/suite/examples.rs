@@ -170,7 +170,7 @@ fn examples_of_the_pages_run() {
             }
         }
     }
-    home.run(["stop", "--force", "worker"]).done();
+    home.shell("msb ls -q --running | msb stop --force -").done();
     assert!(failed.is_empty(), "{failed:#?}");
     for (index, exception) in exceptions.iter().enumerate() {
         assert!(used.contains(&index), "no such example: {}: {}", exception.page, exception.line);
