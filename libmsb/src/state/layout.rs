@@ -51,7 +51,7 @@ pub const SPEC_LOCK: &str = "spec.lock";
 pub const STATUS: &str = "status.json";
 /// The upper: a writable disk, ext4, sparse.
 pub const UPPER: &str = "upper.img";
-/// Memory of a running guest: of a snapshot, or of a sandbox that goes on from it at its next start.
+/// Memory of a running guest: of a snapshot, or of a sandbox that continues from it at its next start.
 pub const MEMORY: &str = "memory.state";
 /// Output of the main command, as JSON lines.
 pub const EXEC_LOG: &str = "exec.log";

@@ -65,7 +65,8 @@ pub fn base64(text: &[u8]) -> Vec<Vec<u8>> {
             let encoded = BASE64_STANDARD_NO_PAD.encode(&padded).into_bytes();
             let start = [0, 2, 3][before];
             let end = padded.len() * 8 / 6;
-            encoded[start..end].to_vec()
+            // Of a text of less than two bytes nothing may be left.
+            encoded.get(start..end).unwrap_or_default().to_vec()
         })
         .filter(|form| form.len() >= 4)
         .collect()

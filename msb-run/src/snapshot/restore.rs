@@ -17,7 +17,7 @@ use crate::boot_state::BootState;
 use crate::engine;
 
 /// Replaces the disk of a stopped sandbox by a copy of a snapshot's. With the memory of the
-/// snapshot, the sandbox goes on from it at its next start.
+/// snapshot, the sandbox continues from it at its next start.
 pub(crate) fn restore(
     home: &Home,
     sandbox: &Sandbox,

@@ -27,7 +27,7 @@ pub(crate) struct ForkArgs {
     names: Vec<SandboxName>,
     /// Copy the memory of the running sandbox too
     ///
-    /// At its first start, each copy goes on where the sandbox was; see **Memory** in
+    /// At its first start, each copy continues where the sandbox was; see **Memory** in
     /// msb-snapshot(1).
     #[arg(long)]
     memory: bool,

@@ -299,7 +299,7 @@ fn lock_existing(home: &Home, sandbox: Sandbox, args: &RunArgs) -> anyhow::Resul
             .hint(format!("run a command in it: msb exec {name} -- COMMAND"))
     })?;
     if !args.detach && sandbox.path(layout::MEMORY).exists() {
-        let message = format!("the sandbox '{name}' goes on from saved memory at its next start");
+        let message = format!("the sandbox '{name}' continues from saved memory at its next start");
         return Err(Failure::wrong_state(message)
             .hint(format!("start it: msb start {name}; --cold discards the memory"))
             .into());

@@ -13,7 +13,7 @@ const SYNONYMS: [(&str, &str, &[&str]); 6] = [
 ];
 
 /// Commands that do not exist, each with what to use instead, or why there is nothing.
-const MISSING: [(&str, &str); 40] = [
+const MISSING: [(&str, &str); 39] = [
     (
         "build",
         "msb builds no images; load what docker or podman built: docker save IMAGE | msb load",
@@ -35,7 +35,6 @@ const MISSING: [(&str, &str); 40] = [
         "compose",
         "msb reads no compose files; start each sandbox with 'msb run -d --name NAME IMAGE'",
     ),
-    ("config", "the settings are in config.json of the state directory, see 'msb help state'"),
     ("container", "use the command without it, as in 'msb ls'"),
     ("containers", "use 'msb ls'"),
     ("context", "msb has no daemon to choose; $MSB_HOME selects the state directory"),

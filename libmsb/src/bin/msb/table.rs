@@ -140,6 +140,8 @@ pub(crate) const COMMANDS: &[Command] = &[
         program: "msb-metrics",
         args: &[],
     },
+    installation("install", "Make a command that runs an image", "msb-install"),
+    installation("uninstall", "Remove commands that install made", "msb-uninstall"),
     Command {
         name: "config",
         alias: None,
@@ -148,8 +150,6 @@ pub(crate) const COMMANDS: &[Command] = &[
         program: "msb-config",
         args: &[],
     },
-    installation("install", "Make a command that runs an image", "msb-install"),
-    installation("uninstall", "Remove commands that install made", "msb-uninstall"),
     Command {
         name: "doctor",
         alias: None,

@@ -42,7 +42,7 @@ pub(super) struct CreateArgs {
     integrity: bool,
     /// Save the memory of the running sandbox too
     ///
-    /// A sandbox from the snapshot goes on where this one was. The guest stands while its memory
+    /// A sandbox from the snapshot continues where this one was. The guest stands while its memory
     /// and its disk are copied; see **Memory**.
     #[arg(long)]
     memory: bool,
