@@ -51,7 +51,7 @@ pub(crate) struct SaveStep {
     pub(crate) answer: Option<(ClientStream, SaveEvent)>,
     /// The agent is woken.
     pub(crate) wakes: bool,
-    /// The guest is to be continued for nobody.
+    /// The guest continues although no client waits for it.
     pub(crate) is_orphaned: bool,
     /// The guest stands and cannot be continued, for this reason.
     pub(crate) failure: Option<String>,

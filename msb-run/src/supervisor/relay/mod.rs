@@ -399,7 +399,7 @@ impl Relay {
         self.closed = true;
     }
 
-    /// Returns whether a command runs, whoever started it.
+    /// Returns whether a command runs, of a client, a job or the main one.
     pub(crate) fn has_commands(&self) -> bool {
         let waits = |client: &RelayClient| {
             client.waiting.iter().any(|(_, request)| matches!(request, Request::Exec(_)))

@@ -57,7 +57,7 @@ enum SnapshotVerb {
     Remove(manage::RemoveArgs),
     /// Index the snapshots of a directory, so that they are listed
     ///
-    /// What interrupted commands have left is deleted.
+    /// Files of interrupted commands are deleted.
     Reindex(manage::ReindexArgs),
     /// Write snapshots as one archive
     Export(transfer::ExportArgs),
