@@ -4,7 +4,7 @@
 use std::io::BufRead;
 use std::time::Instant;
 
-use libmsb::sdk::{Error, ExecOptions, Sandbox, StreamEvent};
+use libmsb::sdk::{Error, ExecEvent, ExecOptions, Sandbox};
 
 const OUTPUT_BYTES: usize = 200 << 20;
 
@@ -18,8 +18,8 @@ fn main() -> Result<(), Error> {
             let script = format!("head -c {OUTPUT_BYTES} /dev/zero");
             let mut session = sandbox.exec_stream(["sh", "-c", &script], ExecOptions::default())?;
             let mut received = 0;
-            while let Some(event) = session.receive()? {
-                if let StreamEvent::Stdout(bytes) = event {
+            while let Some(event) = session.recv()? {
+                if let ExecEvent::Stdout(bytes) = event {
                     received += bytes.len();
                 }
             }

@@ -4,7 +4,7 @@
 //! cargo run --example hello -- alpine
 //! ```
 
-use libmsb::sdk::{Error, ExecOptions, Sandbox, StreamEvent};
+use libmsb::sdk::{Error, ExecEvent, ExecOptions, Sandbox};
 
 fn main() -> Result<(), Error> {
     let image = std::env::args().nth(1).unwrap_or("alpine".to_owned());
@@ -27,12 +27,13 @@ pub(crate) fn hello(image: &str) -> Result<String, Error> {
     let mut cat = sandbox.exec_stream(["cat"], ExecOptions::default())?;
     cat.write(b"and back\n")?;
     cat.close_stdin()?;
-    while let Some(piece) = cat.receive()? {
-        match piece {
-            StreamEvent::Stdout(bytes) | StreamEvent::Stderr(bytes) => {
+    while let Some(event) = cat.recv()? {
+        match event {
+            ExecEvent::Stdout(bytes) | ExecEvent::Stderr(bytes) => {
                 said.push_str(&String::from_utf8_lossy(&bytes));
             }
-            StreamEvent::Exited(code) => said.push_str(&format!("ended with {code}\n")),
+            ExecEvent::Started(_) => {}
+            ExecEvent::Exited(code) => said.push_str(&format!("ended with {code}\n")),
         }
     }
     sandbox.stop()?;

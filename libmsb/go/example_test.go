@@ -6,6 +6,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -133,4 +136,107 @@ func ExampleSandboxFs_CopyToHost() {
 	// Output:
 	// blue,2
 	// red,41
+}
+
+// A backend for agent frameworks: commands with cut output, files by path and bytes, and reasons
+// that a model reads instead of errors.
+func Example_backend() {
+	ctx := context.Background()
+	sandbox, err := microsandbox.CreateSandbox(
+		ctx, "example-backend", image(), microsandbox.WithReplace())
+	check(err)
+	defer sandbox.Discard(ctx)
+	execute := func(command string) string {
+		output, err := sandbox.Shell(ctx, command,
+			microsandbox.WithExecTimeout(30*time.Second), microsandbox.WithExecMaxOutput(4096))
+		if err != nil {
+			return fmt.Sprintf("[%v]", err)
+		}
+		return fmt.Sprintf("exit code %d: %s%s", output.ExitCode(), output.Stdout(), output.Stderr())
+	}
+	upload := func(path string, data []byte) error {
+		if err := sandbox.FS().Mkdir(ctx, filepath.Dir(path)); err != nil {
+			return err
+		}
+		return sandbox.FS().Write(ctx, path, data)
+	}
+	fmt.Println(upload("/root/in/a", []byte("a")), upload("/proc/none/f", nil) != nil)
+	_, err = sandbox.FS().Read(ctx, "/none")
+	fmt.Println(errors.Is(err, microsandbox.ErrPathNotFound))
+	fmt.Println(execute("cat /root/in/a; exit 5"))
+	// Output:
+	// <nil> true
+	// true
+	// exit code 5: a
+}
+
+// A pool: sandboxes that are ready before a task needs one, made from one snapshot.
+func Example_pool() {
+	ctx := context.Background()
+	setup, err := microsandbox.CreateSandbox(
+		ctx, "example-pool-setup", image(), microsandbox.WithReplace())
+	check(err)
+	check(setup.FS().WriteString(ctx, "/root/task", "echo task $1"))
+	_, err = setup.StopAndWait(ctx)
+	check(err)
+	handle, err := microsandbox.GetSandbox(ctx, "example-pool-setup")
+	check(err)
+	snapshot, err := handle.Snapshot(ctx, "example-pool")
+	check(err)
+	check(setup.Discard(ctx))
+
+	ready := make(chan *microsandbox.Sandbox, 2)
+	go func() {
+		defer close(ready)
+		for number := range [3]int{} {
+			name := fmt.Sprintf("example-pool-%d", number)
+			sandbox, err := microsandbox.CreateSandbox(ctx, name,
+				microsandbox.WithSnapshot("example-pool"), microsandbox.WithReplace())
+			check(err)
+			ready <- sandbox
+		}
+	}()
+	number := 0
+	for sandbox := range ready {
+		output, err := sandbox.Exec(ctx, "sh", []string{"/root/task", fmt.Sprint(number)})
+		check(err)
+		fmt.Print(output.Stdout())
+		check(sandbox.Discard(ctx))
+		number++
+	}
+	check(microsandbox.Snapshot.Remove(ctx, snapshot.Digest(), false))
+	// Output:
+	// task 0
+	// task 1
+	// task 2
+}
+
+// A server in the guest, on a published port.
+func Example_webServer() {
+	ctx := context.Background()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	check(err)
+	port := uint16(listener.Addr().(*net.TCPAddr).Port)
+	check(listener.Close())
+	sandbox, err := microsandbox.CreateSandbox(ctx, "example-web", image(),
+		microsandbox.WithPorts(map[uint16]uint16{port: 80}), microsandbox.WithReplace())
+	check(err)
+	defer sandbox.Discard(ctx)
+	server := "mkdir -p /www; echo hello from the guest > /www/index.html; httpd -f -p 80 -h /www"
+	_, err = sandbox.StartJob(ctx, "sh", []string{"-c", server})
+	check(err)
+	for range [600]int{} {
+		response, err := http.Get(fmt.Sprintf("http://127.0.0.1:%d/", port))
+		if err != nil {
+			time.Sleep(100 * time.Millisecond)
+			continue
+		}
+		defer response.Body.Close()
+		page, err := io.ReadAll(response.Body)
+		check(err)
+		fmt.Print(string(page))
+		return
+	}
+	// Output:
+	// hello from the guest
 }

@@ -9,19 +9,35 @@
     reason = "a test fails by a panic"
 )]
 
+#[path = "../examples/agent-loop.rs"]
+#[allow(dead_code, reason = "its main is not called here")]
+mod agent_loop;
+#[path = "../examples/data-files.rs"]
+#[allow(dead_code, reason = "its main is not called here")]
+mod data_files;
 #[path = "../examples/hello.rs"]
 #[allow(dead_code, reason = "its main is not called here")]
 mod hello;
+#[path = "../examples/pool.rs"]
+#[allow(dead_code, reason = "its main is not called here")]
+mod pool;
+#[path = "../examples/streaming.rs"]
+#[allow(dead_code, reason = "its main is not called here")]
+mod streaming;
+#[path = "../examples/web-server.rs"]
+#[allow(dead_code, reason = "its main is not called here")]
+mod web_server;
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use libmsb::sdk::{
-    Access, Code, Error, ExecOptions, ExecOutput, FailureKind, Image, PullPolicy, Rlimit, Sandbox,
-    Snapshot, SnapshotOptions, State, StreamEvent, Volume, VolumeOptions, WindowSize,
+    Access, Code, Error, ExecEvent, ExecOptions, ExecOutput, FailureKind, FileKind, Image,
+    JobState, LogOptions, LogSource, PullPolicy, Rlimit, Sandbox, Snapshot, SnapshotOptions, State,
+    Volume, VolumeOptions, WindowSize, all_sandbox_metrics,
 };
 use libmsb::state::Home;
 use libmsb::state::lock::Lock;
@@ -79,9 +95,21 @@ fn code<T: std::fmt::Debug>(result: Result<T, Error>) -> Code {
 }
 
 #[test]
-fn the_example_does_what_it_says() {
-    in_process("the_example_does_what_it_says", || {
+fn the_examples_do_what_they_say() {
+    in_process("the_examples_do_what_they_say", || {
         load();
+        let answers = ["echo $((6 * 7)) > /a", "cat /a; exit 3", "echo half; sleep 600", "yes"];
+        let seen = agent_loop::agent_loop(IMAGE, &answers, Duration::from_secs(2)).unwrap();
+        assert_eq!(seen[..3], ["exit code 0\n", "exit code 3\n42\n", "timed out\nhalf\n"]);
+        assert!(seen[3].starts_with("timed out\ny\ny\n") && seen[3].ends_with("[cut]"));
+        let mut events = Vec::new();
+        streaming::streaming(IMAGE, &mut events).unwrap();
+        let expected = "out: step 1\nout: step 2\nout: step 3\nerr: done\nexit code: 4\n\
+                        cat: fed\ncat ended with 137\n";
+        assert_eq!(String::from_utf8(events).unwrap(), expected);
+        assert_eq!(data_files::sums(IMAGE, "n,c\na,1\nb,2\na,40\n").unwrap(), "a,41\nb,2\n");
+        assert_eq!(pool::tasks(IMAGE, 2).unwrap(), ["task 0", "task 1"]);
+        assert_eq!(web_server::page(IMAGE).unwrap(), "hello from the guest\n");
         let said = hello::hello(IMAGE).unwrap();
         assert_eq!(said, "hello from hello\nand back\nended with 0\n");
         assert_eq!(Sandbox::list().unwrap().len(), 0);
@@ -144,8 +172,9 @@ fn a_sandbox_is_made_used_and_goes_with_its_maker() {
         assert_eq!(code(sandbox.exec(Vec::<String>::new())), Code::InvalidConfig);
         let mut sleep = sandbox.exec_stream(["sleep", "1000"], ExecOptions::default()).unwrap();
         sleep.signal(15).unwrap();
-        assert_eq!(sleep.receive().unwrap(), Some(StreamEvent::Exited(143)));
-        assert_eq!(sleep.receive().unwrap(), None);
+        assert!(matches!(sleep.recv().unwrap(), Some(ExecEvent::Started(_))));
+        assert_eq!(sleep.recv().unwrap(), Some(ExecEvent::Exited(143)));
+        assert_eq!(sleep.recv().unwrap(), None);
         // The image cannot be removed while a sandbox of it exists, running or not.
         assert_eq!(code(Image::remove(IMAGE, false)), Code::ImageInUse);
         assert_eq!(code(sandbox.remove()), Code::SandboxStillRunning);
@@ -296,7 +325,7 @@ fn a_peer_that_lacks_an_operation_is_an_error_by_name() {
             put_message(&mut out, CONNECTION, FrameKind::Hello, 0, &hello);
             peer.write_all(&out).unwrap();
             // Stays open until the other side has read it.
-            let _ = std::io::Read::read_to_end(&mut peer, &mut Vec::new());
+            let _ = peer.read_to_end(&mut Vec::new());
         });
         let error = Sandbox::get("x").unwrap().exec(["true"]).unwrap_err();
         assert_eq!(error.code, Code::UnsupportedOperation);
@@ -381,4 +410,190 @@ fn a_sandbox_has_mounts_scripts_files_logs_and_metrics() {
         Image::load(&archive).unwrap();
         assert!(Image::get(IMAGE).is_ok());
     });
+}
+
+/// Checks the files of a sandbox, with several threads on one session.
+fn files(sandbox: &Sandbox) {
+    let files = sandbox.fs();
+    files.mkdir("/work/deep/er").unwrap();
+    files.mkdir("/work/deep/er").unwrap();
+    let large: Vec<u8> = (0..3_000_001_u32).map(|index| (index % 251) as u8).collect();
+    files.write("/work/large", &large).unwrap();
+    assert!(files.read("/work/large").unwrap() == large);
+    let sum = sandbox.shell("md5sum < /work/large; wc -c < /work/large").unwrap().stdout_text();
+    assert!(sum.ends_with("\n3000001\n"), "{sum}");
+    std::thread::scope(|scope| {
+        for index in 0..8 {
+            let files = &files;
+            scope.spawn(move || {
+                let path = format!("/work/deep/{index}");
+                for turn in 0..20 {
+                    files.write(&path, format!("{index} {turn}")).unwrap();
+                    assert_eq!(files.read_to_string(&path).unwrap(), format!("{index} {turn}"));
+                }
+            });
+        }
+    });
+    assert_eq!(code(files.read("/work/none")), Code::NotFound);
+    assert_eq!(code(files.write("/none/f", "x")), Code::NotFound);
+    // As with OpenSSH: ENOTDIR is "no such file".
+    assert_eq!(code(files.list("/work/large")), Code::NotFound);
+    assert!(!files.exists("/work/none").unwrap() && files.exists("/work/large").unwrap());
+    files.copy("/work/large", "/work/copy").unwrap();
+    files.chmod("/work/copy", 0o640).unwrap();
+    files.chown("/work/copy", 12, 34).unwrap();
+    let stat = files.stat("/work/copy").unwrap();
+    assert_eq!((stat.kind, stat.size, stat.mode), (FileKind::File, 3_000_001, 0o640));
+    assert_eq!((stat.uid, stat.gid), (12, 34));
+    files.rename("/work/copy", "/work/moved").unwrap();
+    files.symlink("/work/moved", "/work/link").unwrap();
+    assert_eq!(files.read_link("/work/link").unwrap(), "/work/moved");
+    assert_eq!(files.real_path("/work/link").unwrap(), "/work/moved");
+    assert_eq!(files.stat_with_follow("/work/link", false).unwrap().kind, FileKind::Symlink);
+    let names: Vec<String> =
+        files.list("/work").unwrap().into_iter().map(|entry| entry.path).collect();
+    assert_eq!(names, ["/work/deep", "/work/large", "/work/link", "/work/moved"]);
+    let mut stream = files.write_stream("/work/stream").unwrap();
+    for piece in ["one", " two", " three"] {
+        stream.write_all(piece.as_bytes()).unwrap();
+    }
+    stream.close().unwrap();
+    let mut start = [0; 7];
+    files.read_stream("/work/stream").unwrap().read_exact(&mut start).unwrap();
+    assert_eq!(&start, b"one two");
+    // A full file system is an error of the write, not of a later call.
+    assert_eq!(code(files.write("/small/f", &large)), Code::Failed);
+    assert_eq!(code(files.remove_empty_dir("/work")), Code::Failed);
+    assert_eq!(code(files.remove_dir("/work/link")), Code::Failed);
+    files.remove("/work/link").unwrap();
+    files.remove_dir("/work").unwrap();
+    assert!(!files.exists("/work").unwrap());
+}
+
+#[test]
+fn files_jobs_logs_ports_and_sessions_of_a_sandbox() {
+    in_process("files_jobs_logs_ports_and_sessions_of_a_sandbox", || {
+        load();
+        let builder = Sandbox::builder("all").image(IMAGE).envs([("A", "1"), ("B", "2")]);
+        let builder = builder.labels([("k", "v")]).scripts([("two", "echo $A$B")]);
+        let sandbox = builder
+            .metrics_interval(Duration::from_millis(100))
+            .port_udp(free_port(), 53)
+            .ipv4_pool("10.99.0.0/24")
+            .tmpfs("/small", 1)
+            .detached(true)
+            .create()
+            .unwrap();
+        assert!(!sandbox.owns_lifecycle());
+        assert!(sandbox.ping().unwrap() < Duration::from_secs(60));
+        assert_eq!(sandbox.shell("two; exit 5").unwrap().stdout_text(), "12\n");
+        files(&sandbox);
+
+        // Input from another thread, which closes it, and control from a third.
+        let mut cat = sandbox.exec_stream(["cat"], ExecOptions::default()).unwrap();
+        let mut stdin = cat.take_stdin().unwrap();
+        assert!(cat.take_stdin().is_none());
+        let feeder = std::thread::spawn(move || stdin.write_all(&vec![b'x'; 1 << 20]).unwrap());
+        let mut count = 0;
+        while let Some(event) = cat.recv().unwrap() {
+            match event {
+                ExecEvent::Started(pid) => assert!(pid > 0),
+                ExecEvent::Stdout(bytes) => count += bytes.len(),
+                ExecEvent::Stderr(bytes) => panic!("{bytes:?}"),
+                ExecEvent::Exited(code) => assert_eq!(code, 0),
+            }
+        }
+        feeder.join().unwrap();
+        assert_eq!(count, 1 << 20);
+        let sleep = sandbox.exec_stream(["sleep", "900"], ExecOptions::default()).unwrap();
+        let control = sleep.control();
+        let killer = std::thread::spawn(move || control.kill().unwrap());
+        assert_eq!(sleep.collect().unwrap().code, 137);
+        killer.join().unwrap();
+
+        // A job and its output, from another handle.
+        let job =
+            sandbox.start_job(["sh", "-c", "echo from job; cat; exit 7"], &ExecOptions::default());
+        let job = Sandbox::get("all").unwrap().job(job.unwrap().id()).unwrap();
+        assert_eq!(job.wait().unwrap(), 7);
+        assert_eq!(job.info().unwrap().status, JobState::Exited);
+        let printed: Vec<_> =
+            job.log_stream(&LogOptions::default()).unwrap().map(Result::unwrap).collect();
+        assert_eq!((printed.len(), &*printed[0].data), (1, &b"from job\n"[..]));
+        let slow = sandbox.start_job(["sleep", "901"], &ExecOptions::default()).unwrap();
+        slow.kill().unwrap();
+        assert_eq!(slow.wait().unwrap(), 137);
+        assert_eq!(sandbox.jobs().unwrap().len(), 2);
+        assert_eq!(code(sandbox.job("nothing")), Code::NotFound);
+
+        // Entries of the log that come while it is read, and a cursor.
+        let commands =
+            LogOptions { sources: LogSource::COMMANDS.to_vec(), ..LogOptions::default() };
+        let mut follow =
+            sandbox.log_stream(&LogOptions { follow: true, ..commands.clone() }).unwrap();
+        assert_eq!(follow.recv().unwrap().unwrap().data, b"from job\n");
+        let cursor = follow.cursor().unwrap().to_owned();
+        let logged = ExecOptions { log: true, ..ExecOptions::default() };
+        sandbox.exec_with(["echo", "later"], logged).unwrap();
+        assert_eq!(follow.recv().unwrap().unwrap().data, b"later\n");
+        let after = LogOptions { from_cursor: Some(cursor), ..commands };
+        let mut rest = sandbox.log_stream(&after).unwrap();
+        assert_eq!(rest.recv().unwrap().unwrap().data, b"later\n");
+        assert_eq!(rest.recv().unwrap(), None);
+
+        let mut samples = sandbox.metrics_stream(Duration::from_millis(200)).unwrap();
+        let uptimes: Vec<_> =
+            (0..3).map(|_| samples.recv().unwrap().unwrap().uptime_secs.unwrap()).collect();
+        assert!(uptimes.is_sorted() && uptimes[0] < uptimes[2], "{uptimes:?}");
+        assert_eq!(all_sandbox_metrics().unwrap().keys().collect::<Vec<_>>(), ["all"]);
+
+        // A server on a port that is not published.
+        let server = "printf 'HTTP/1.0 200 OK\\r\\n\\r\\nhi' | nc -l -p 8000";
+        sandbox.start_job(["sh", "-c", server], &ExecOptions::default()).unwrap();
+        let connect = || sandbox.connect_tcp("127.0.0.1", 8000, Duration::from_secs(5));
+        let mut peer = retried(connect);
+        peer.writer().shutdown().unwrap();
+        let mut answer = String::new();
+        peer.read_to_string(&mut answer).unwrap();
+        assert!(answer.ends_with("\r\n\r\nhi"), "{answer}");
+        assert_eq!(code(sandbox.connect_tcp("127.0.0.1", 9, Duration::from_secs(5))), Code::Failed);
+
+        let session = sandbox.ssh().open_client("alice").unwrap();
+        let output = session.exec("id -un; echo $HOME").unwrap();
+        assert_eq!(output.stdout_text(), "alice\n/home/alice\n");
+        assert_eq!(code(session.sftp().write("/etc/passwd", "x")), Code::Failed);
+        assert_eq!(sandbox.attach(["sh", "-c", "exit 9"]).unwrap(), 9);
+
+        // The stream of logs and the samples end with the sandbox.
+        let snapshot = sandbox.snapshot_to("at-end", &SnapshotOptions::default()).unwrap();
+        sandbox.drain().unwrap();
+        assert_eq!(samples.find_map(Result::err), None);
+        assert_eq!(follow.find_map(Result::err), None);
+        assert_eq!(code(sandbox.fs().read("/etc/passwd")), Code::SandboxNotRunning);
+        assert_eq!(code(sandbox.ping()), Code::SandboxNotRunning);
+        assert_eq!(Snapshot::reindex().unwrap(), 1);
+        snapshot.remove(false).unwrap();
+        // Started again, the sandbox ends with what started it.
+        drop(Sandbox::start("all").unwrap());
+        wait_for_the_end("all");
+        Sandbox::start_detached("all").unwrap().kill().unwrap();
+        assert_eq!(Volume::list().unwrap(), []);
+        Sandbox::remove("all").unwrap();
+    });
+}
+
+/// Repeats a call that fails until a server in the guest listens.
+fn retried<T>(call: impl Fn() -> Result<T, Error>) -> T {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        match call() {
+            Ok(value) => return value,
+            Err(error) => assert!(Instant::now() < deadline, "{error}"),
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }

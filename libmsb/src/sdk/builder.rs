@@ -78,7 +78,9 @@ impl SandboxBuilder {
         }
     }
 
-    fn option(mut self, name: &str, value: impl Into<OsString>) -> Self {
+    /// Sets an option of msb-run(1) by its long name, for those without a method here.
+    #[must_use]
+    pub fn option(mut self, name: &str, value: impl Into<OsString>) -> Self {
         let mut option = OsString::from(format!("--{name}="));
         option.push(value.into());
         self.options.push(option);
@@ -139,6 +141,26 @@ impl SandboxBuilder {
         self.option("env", assignment)
     }
 
+    /// Adds environment variables of every command.
+    #[must_use]
+    pub fn envs<N: AsRef<str>, V: Into<OsString>>(
+        self,
+        variables: impl IntoIterator<Item = (N, V)>,
+    ) -> Self {
+        variables.into_iter().fold(self, |builder, (name, value)| builder.env(name.as_ref(), value))
+    }
+
+    /// Adds labels.
+    #[must_use]
+    pub fn labels<K: AsRef<str>, V: AsRef<str>>(
+        self,
+        labels: impl IntoIterator<Item = (K, V)>,
+    ) -> Self {
+        labels
+            .into_iter()
+            .fold(self, |builder, (key, value)| builder.label(key.as_ref(), value.as_ref()))
+    }
+
     /// Sets the working directory of commands that name none.
     #[must_use]
     pub fn workdir(self, directory: impl Into<OsString>) -> Self {
@@ -182,10 +204,16 @@ impl SandboxBuilder {
         self.option("max-duration", format!("{}ms", time.as_millis()))
     }
 
+    /// Replaces a sandbox of that name and its disk. It has ten seconds to stop.
+    #[must_use]
+    pub fn replace(self) -> Self {
+        self.replace_with_timeout(Duration::from_secs(10))
+    }
+
     /// Replaces a sandbox of that name and its disk. It has this time to stop; with zero it is
     /// killed at once.
     #[must_use]
-    pub fn replace(self, time: Duration) -> Self {
+    pub fn replace_with_timeout(self, time: Duration) -> Self {
         self.option("replace-with-timeout", format!("{}ms", time.as_millis()))
     }
 
@@ -225,6 +253,12 @@ impl SandboxBuilder {
         self.option("port", format!("127.0.0.1:{host}:{guest}"))
     }
 
+    /// Publishes a UDP port on the loopback address of the host.
+    #[must_use]
+    pub fn port_udp(self, host: u16, guest: u16) -> Self {
+        self.option("port", format!("127.0.0.1:{host}:{guest}/udp"))
+    }
+
     /// Publishes a port on an address of the host.
     #[must_use]
     pub fn port_bind(self, bind: SocketAddr, guest: u16, protocol: PortProtocol) -> Self {
@@ -237,7 +271,7 @@ impl SandboxBuilder {
 
     /// Gives no network.
     #[must_use]
-    pub fn no_network(mut self) -> Self {
+    pub fn disable_network(mut self) -> Self {
         self.options.push("--no-net".into());
         self
     }
@@ -260,10 +294,63 @@ impl SandboxBuilder {
         self.option("max-connections", count.to_string())
     }
 
+    /// Takes the guest's IPv4 address from a network in CIDR form.
+    #[must_use]
+    pub fn ipv4_pool(self, network: &str) -> Self {
+        self.option("net-ipv4-pool", network)
+    }
+
+    /// Takes the guest's IPv6 address from a network in CIDR form.
+    #[must_use]
+    pub fn ipv6_pool(self, network: &str) -> Self {
+        self.option("net-ipv6-pool", network)
+    }
+
     /// Adds a name server, instead of those of the host.
     #[must_use]
     pub fn nameserver(self, address: impl Into<OsString>) -> Self {
         self.option("dns-nameserver", address)
+    }
+
+    /// Binds a secret to hosts: the guest gets a placeholder, which is replaced by the value in
+    /// requests to them. `source` is that of the option `--secret-from`, such as `file:/run/key` or
+    /// `env:API_KEY`; see msb-run(1).
+    #[must_use]
+    pub fn secret(self, name: &str, hosts: &str, source: impl Into<OsString>) -> Self {
+        let mut from = OsString::from(format!("{name}="));
+        from.push(source.into());
+        self.option("secret", format!("{name}@{hosts}")).option("secret-from", from)
+    }
+
+    /// Intercepts TLS connections of the guest, which then trusts a certificate of the sandbox.
+    #[must_use]
+    pub fn tls_intercept(mut self) -> Self {
+        self.options.push("--tls-intercept".into());
+        self
+    }
+
+    /// Does not intercept connections to a host; `*.NAME` includes all names below.
+    #[must_use]
+    pub fn tls_bypass(self, host: &str) -> Self {
+        self.option("tls-bypass", host)
+    }
+
+    /// Intercepts connections to this port instead of 443.
+    #[must_use]
+    pub fn tls_intercept_port(self, port: u16) -> Self {
+        self.option("tls-intercept-port", port.to_string())
+    }
+
+    /// Trusts the certificate authorities in a PEM file for servers, besides those of the host.
+    #[must_use]
+    pub fn tls_upstream_ca_cert(self, file: &Path) -> Self {
+        self.option("tls-upstream-ca-cert", file)
+    }
+
+    /// Sets the action when a placeholder is sent to another host; see msb-run(1).
+    #[must_use]
+    pub fn on_secret_violation(self, action: &str) -> Self {
+        self.option("on-secret-violation", action)
     }
 
     /// Sets the security profile: `default` or `restricted`.
@@ -304,6 +391,17 @@ impl SandboxBuilder {
         self.option("script-raw", format!("{name}={body}"))
     }
 
+    /// Adds scripts, which are programs in the guest.
+    #[must_use]
+    pub fn scripts<N: AsRef<str>, B: AsRef<str>>(
+        self,
+        scripts: impl IntoIterator<Item = (N, B)>,
+    ) -> Self {
+        scripts
+            .into_iter()
+            .fold(self, |builder, (name, body)| builder.script(name.as_ref(), body.as_ref()))
+    }
+
     /// Copies a file or directory of the host into the root before the first boot.
     #[must_use]
     pub fn copy(self, host: &Path, guest: &str) -> Self {
@@ -332,6 +430,18 @@ impl SandboxBuilder {
             return self;
         }
         self.option("metrics-sample-interval", format!("{}ms", interval.as_millis()))
+    }
+
+    /// Takes no samples of the resource usage.
+    #[must_use]
+    pub fn disable_metrics_sample(self) -> Self {
+        self.metrics_interval(Duration::ZERO)
+    }
+
+    /// Sets the verbosity of the sandbox's processes: `error`, `warn`, `info`, `debug` or `trace`.
+    #[must_use]
+    pub fn log_level(self, level: &str) -> Self {
+        self.option("log-level", level)
     }
 
     /// Sets whether the sandbox outlives this program. If not, it is stopped when its [`Sandbox`]

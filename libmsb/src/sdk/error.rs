@@ -5,6 +5,7 @@ use std::fmt;
 use msb_wire::client::ClientError;
 use msb_wire::exec::FailureKind;
 
+use super::exec::ExecOutput;
 use crate::cli::error::{Code, ErrorLine, code, exec_kind, hint, message};
 
 /// An error of a call.
@@ -18,11 +19,23 @@ pub struct Error {
     pub hint: Option<String>,
     /// Reason of [`Code::ExecFailed`].
     pub exec_failure: Option<FailureKind>,
+    /// Output until the command was killed, of [`Code::ExecTimeout`] by calls that capture it. Its
+    /// exit code is 137.
+    pub output: Option<Box<ExecOutput>>,
 }
 
 impl Error {
-    pub(crate) fn new(code: Code, message: impl Into<String>) -> Error {
-        Error { code, message: message.into(), hint: None, exec_failure: None }
+    /// Returns an error, for programs that report their own in the same form.
+    pub fn new(code: Code, message: impl Into<String>) -> Error {
+        Error { code, message: message.into(), hint: None, exec_failure: None, output: None }
+    }
+
+    /// Returns the error of a stream: that of the SDK inside it, if there is one.
+    pub(crate) fn from_stream(error: std::io::Error) -> Error {
+        match error.downcast::<Error>() {
+            Ok(error) => error,
+            Err(error) => error.into(),
+        }
     }
 
     /// Returns the error of a command that was not started.
@@ -52,6 +65,7 @@ impl From<anyhow::Error> for Error {
             message: message(&error),
             hint: hint(&error).map(str::to_owned),
             exec_failure: exec_kind(&error),
+            output: None,
         }
     }
 }
@@ -71,7 +85,7 @@ impl From<std::io::Error> for Error {
 impl From<ErrorLine> for Error {
     fn from(reported: ErrorLine) -> Error {
         let ErrorLine { code, kind: exec_failure, error: message, hint, .. } = reported;
-        Error { code, message, hint, exec_failure }
+        Error { code, message, hint, exec_failure, output: None }
     }
 }
 

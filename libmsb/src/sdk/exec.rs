@@ -1,13 +1,14 @@
 //! Commands in a sandbox.
 
 use std::ffi::OsString;
+use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
 use msb_wire::client::{CallSender, ClientCall, ClientConnection, Incoming};
-use msb_wire::exec::{ExecControl, ExecEvent, ExecRequest, Rlimit, WindowSize};
+use msb_wire::exec::{self, ExecRequest, Rlimit, WindowSize};
 use msb_wire::frame::{STDERR, STDIN};
 use msb_wire::sandbox::Request;
 use msb_wire::text::Text;
@@ -25,7 +26,7 @@ pub struct ExecOptions {
     pub cwd: Option<OsString>,
     /// User, `USER[:GROUP]`, instead of the sandbox's.
     pub user: Option<OsString>,
-    /// Standard input. With [`ExecSession`], more may follow.
+    /// Standard input. With [`ExecHandle`], more may follow.
     pub stdin: Vec<u8>,
     /// Time after which the command is killed; the error is [`Code::ExecTimeout`].
     pub timeout: Option<Duration>,
@@ -35,9 +36,34 @@ pub struct ExecOptions {
     pub rlimits: Vec<Rlimit>,
     /// True if the output is written to the sandbox's log too.
     pub log: bool,
+    /// True for a login: the command is one line for the user's shell, in the user's home.
+    pub login: bool,
     /// Limit of captured bytes of each stream in [`ExecOutput`]; 8 MiB by default. Streamed output
     /// has no limit.
     pub capture_max: Option<u64>,
+}
+
+impl ExecOptions {
+    /// Returns the request of a command, without input.
+    pub(super) fn request(&self, argv: Vec<Text>) -> ExecRequest {
+        let assignment = |(name, value): &(OsString, OsString)| {
+            let mut text = name.clone();
+            text.push("=");
+            text.push(value);
+            Text::from(text)
+        };
+        ExecRequest {
+            argv,
+            env: self.env.iter().map(assignment).collect(),
+            cwd: self.cwd.clone().map(Text::from),
+            user: self.user.clone().map(Text::from),
+            tty: self.tty,
+            rlimits: self.rlimits.clone(),
+            log: self.log,
+            login: self.login,
+            ..ExecRequest::default()
+        }
+    }
 }
 
 /// The result of a command that has ended.
@@ -53,9 +79,28 @@ pub struct ExecOutput {
     pub truncated: bool,
 }
 
+impl ExecOutput {
+    /// Returns whether the exit code is 0.
+    pub fn success(&self) -> bool {
+        self.code == 0
+    }
+
+    /// Returns the standard output as text. Bytes that are not UTF-8 are replaced.
+    pub fn stdout_text(&self) -> String {
+        String::from_utf8_lossy(&self.stdout).into_owned()
+    }
+
+    /// Returns the standard error as text. Bytes that are not UTF-8 are replaced.
+    pub fn stderr_text(&self) -> String {
+        String::from_utf8_lossy(&self.stderr).into_owned()
+    }
+}
+
 /// An event of a running command.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum StreamEvent {
+pub enum ExecEvent {
+    /// First: the command runs, with this process ID in the guest.
+    Started(u32),
     /// Bytes of its standard output.
     Stdout(Vec<u8>),
     /// Bytes of its standard error.
@@ -66,8 +111,10 @@ pub enum StreamEvent {
 
 /// A running command. It is killed when this is dropped.
 #[derive(Debug)]
-pub struct ExecSession {
+pub struct ExecHandle {
     call: ClientCall,
+    stdin_taken: bool,
+    capture_max: Option<u64>,
     ended: bool,
     pid: Option<u32>,
     oom_killed: bool,
@@ -82,6 +129,9 @@ struct KillTimer {
     _cancel: Sender<()>,
 }
 
+/// Exit code of a command that SIGKILL has ended.
+const KILLED: i32 = 128 + libc::SIGKILL;
+
 /// Time for a killed command to end, before its connection is given up.
 const KILL_TIME: Duration = Duration::from_secs(2);
 
@@ -95,7 +145,7 @@ impl KillTimer {
                 return;
             }
             mark.store(true, Ordering::SeqCst);
-            let _ = sender.control(&ExecControl::Signal { signal: libc::SIGKILL });
+            let _ = sender.control(&exec::ExecControl::Signal { signal: libc::SIGKILL });
             if cancelled.recv_timeout(KILL_TIME) == Err(RecvTimeoutError::Timeout) {
                 sender.hang_up();
             }
@@ -110,32 +160,24 @@ impl KillTimer {
     }
 }
 
-impl ExecSession {
+impl ExecHandle {
     pub(super) fn start(
         connection: ClientConnection,
         argv: Vec<Text>,
         options: ExecOptions,
-    ) -> Result<ExecSession, Error> {
-        let assignment = |(name, value): (OsString, OsString)| {
-            let mut text = name;
-            text.push("=");
-            text.push(value);
-            Text::from(text)
-        };
-        let request = ExecRequest {
-            argv,
-            env: options.env.into_iter().map(assignment).collect(),
-            cwd: options.cwd.map(Text::from),
-            user: options.user.map(Text::from),
-            stdin: true,
-            tty: options.tty,
-            rlimits: options.rlimits,
-            log: options.log,
-            ..ExecRequest::default()
-        };
+    ) -> Result<ExecHandle, Error> {
+        let request = ExecRequest { stdin: true, ..options.request(argv) };
         let call = connection.open(&Request::Exec(request))?;
         let timer = options.timeout.map(|time| KillTimer::start(time, call.sender.clone()));
-        let exec = ExecSession { call, ended: false, pid: None, oom_killed: false, timer };
+        let exec = ExecHandle {
+            call,
+            stdin_taken: false,
+            capture_max: options.capture_max,
+            ended: false,
+            pid: None,
+            oom_killed: false,
+            timer,
+        };
         if !options.stdin.is_empty() {
             exec.write(&options.stdin)?;
         }
@@ -143,7 +185,7 @@ impl ExecSession {
     }
 
     /// Writes to the command's standard input. Blocks while the command does not read. For another
-    /// thread: [`ExecSession::writer`].
+    /// thread: [`ExecHandle::take_stdin`].
     pub fn write(&self, bytes: &[u8]) -> Result<(), Error> {
         Ok(self.call.sender.data(STDIN, bytes)?)
     }
@@ -153,24 +195,31 @@ impl ExecSession {
         Ok(self.call.sender.end(STDIN)?)
     }
 
-    /// Returns the writing half, for another thread.
-    pub fn writer(&self) -> msb_wire::client::CallSender {
-        self.call.sender.clone()
+    /// Returns the command's standard input, for any thread; `None` after the first call. It is
+    /// closed when the returned value is dropped.
+    pub fn take_stdin(&mut self) -> Option<ExecStdin> {
+        let first = !std::mem::replace(&mut self.stdin_taken, true);
+        first.then(|| ExecStdin { sender: self.call.sender.clone() })
+    }
+
+    /// Returns a handle that controls the command from another thread.
+    pub fn control(&self) -> ExecControl {
+        ExecControl { sender: self.call.sender.clone() }
     }
 
     /// Sends a signal, by its number on Linux, to the command's process group.
     pub fn signal(&self, signal: i32) -> Result<(), Error> {
-        Ok(self.call.sender.control(&ExecControl::Signal { signal })?)
+        self.control().signal(signal)
     }
 
     /// Kills the command's process group.
     pub fn kill(&self) -> Result<(), Error> {
-        self.signal(libc::SIGKILL)
+        self.control().kill()
     }
 
     /// Sets the size of the command's terminal.
     pub fn resize(&self, size: WindowSize) -> Result<(), Error> {
-        Ok(self.call.sender.control(&ExecControl::Resize(size))?)
+        self.control().resize(size)
     }
 
     /// Returns the process ID in the guest. It is known after the first event.
@@ -187,25 +236,56 @@ impl ExecSession {
     /// Waits for the end and returns the exit code. Output is dropped.
     pub fn wait(&mut self) -> Result<i32, Error> {
         loop {
-            match self.receive()? {
-                Some(StreamEvent::Exited(code)) => return Ok(code),
+            match self.recv()? {
+                Some(ExecEvent::Exited(code)) => return Ok(code),
                 Some(_) => {}
                 None => return Err(Error::new(Code::Failed, "the command has ended before")),
             }
         }
     }
 
+    /// Closes the standard input, waits for the end and captures the output.
+    pub fn collect(mut self) -> Result<ExecOutput, Error> {
+        // A command that has closed its input, or has ended, needs no end of input.
+        let _ = self.close_stdin();
+        let buffer = || CaptureBuffer::new(self.capture_max.unwrap_or(CAPTURE_BYTES));
+        let (mut stdout, mut stderr) = (buffer(), buffer());
+        let ended = loop {
+            match self.recv() {
+                Ok(Some(ExecEvent::Started(_))) => {}
+                Ok(Some(ExecEvent::Stdout(bytes))) => stdout.append(&bytes),
+                Ok(Some(ExecEvent::Stderr(bytes))) => stderr.append(&bytes),
+                Ok(Some(ExecEvent::Exited(code))) => break Ok(code),
+                Ok(None) => break Ok(0),
+                Err(error) => break Err(error),
+            }
+        };
+        let output = |code| ExecOutput {
+            code,
+            truncated: stdout.is_truncated() || stderr.is_truncated(),
+            stdout: stdout.into_bytes(),
+            stderr: stderr.into_bytes(),
+        };
+        match ended {
+            Ok(code) => Ok(output(code)),
+            Err(error) if error.code == Code::ExecTimeout => {
+                Err(Error { output: Some(Box::new(output(KILLED))), ..error })
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     /// Returns the next event; `None` after the end.
-    pub fn receive(&mut self) -> Result<Option<StreamEvent>, Error> {
-        let received = self.receive_any();
-        let is_end = matches!(received, Err(_) | Ok(Some(StreamEvent::Exited(_))));
+    pub fn recv(&mut self) -> Result<Option<ExecEvent>, Error> {
+        let received = self.recv_any();
+        let is_end = matches!(received, Err(_) | Ok(Some(ExecEvent::Exited(_))));
         match self.timer.as_ref().and_then(KillTimer::error) {
             Some(error) if is_end => Err(error),
             _ => received,
         }
     }
 
-    fn receive_any(&mut self) -> Result<Option<StreamEvent>, Error> {
+    fn recv_any(&mut self) -> Result<Option<ExecEvent>, Error> {
         while !self.ended {
             match self.call.reader.receive()? {
                 None => {
@@ -218,20 +298,25 @@ impl ExecSession {
                         continue;
                     }
                     return Ok(Some(if channel == STDERR {
-                        StreamEvent::Stderr(bytes)
+                        ExecEvent::Stderr(bytes)
                     } else {
-                        StreamEvent::Stdout(bytes)
+                        ExecEvent::Stdout(bytes)
                     }));
                 }
                 Some(Incoming::Event { message, last }) => {
                     self.ended = last;
                     match serde_json::from_slice(&message) {
-                        Ok(ExecEvent::Started { pid }) => self.pid = Some(pid),
-                        Ok(ExecEvent::Exited { oom_killed, .. }) => self.oom_killed = oom_killed,
+                        Ok(exec::ExecEvent::Started { pid }) => {
+                            self.pid = Some(pid);
+                            return Ok(Some(ExecEvent::Started(pid)));
+                        }
+                        Ok(exec::ExecEvent::Exited { oom_killed, .. }) => {
+                            self.oom_killed = oom_killed;
+                        }
                         _ => {}
                     }
                     if last {
-                        return end(&message).map(|code| Some(StreamEvent::Exited(code)));
+                        return end(&message).map(|code| Some(ExecEvent::Exited(code)));
                     }
                 }
             }
@@ -242,32 +327,72 @@ impl ExecSession {
 
 /// Returns the exit code, unless the command was never started.
 fn end(message: &[u8]) -> Result<i32, Error> {
-    let event: ExecEvent = serde_json::from_slice(message).map_err(|error| {
+    let event: exec::ExecEvent = serde_json::from_slice(message).map_err(|error| {
         Error::new(Code::Failed, format!("invalid event from the guest: {error}"))
     })?;
-    if let ExecEvent::Failed { kind, message } = event {
+    if let exec::ExecEvent::Failed { kind, message } = event {
         return Err(Error::of_exec(kind, message));
     }
     Ok(event.exit_code().unwrap_or_default())
 }
 
-/// Runs a command to its end, with its input already given, and captures its output.
-pub(super) fn run(mut exec: ExecSession, capture_max: Option<u64>) -> Result<ExecOutput, Error> {
-    // A command that has closed its input, or has ended, needs no end of input.
-    let _ = exec.close_stdin();
-    let buffer = || CaptureBuffer::new(capture_max.unwrap_or(CAPTURE_BYTES));
-    let (mut stdout, mut stderr, mut exit_code) = (buffer(), buffer(), 0);
-    while let Some(piece) = exec.receive()? {
-        match piece {
-            StreamEvent::Stdout(bytes) => stdout.append(&bytes),
-            StreamEvent::Stderr(bytes) => stderr.append(&bytes),
-            StreamEvent::Exited(code) => exit_code = code,
+/// Sends a request that is answered by one event, and returns the event.
+pub(super) fn answer(connection: ClientConnection, request: &Request) -> Result<Vec<u8>, Error> {
+    let mut call = connection.open(request)?;
+    while let Some(incoming) = call.reader.receive()? {
+        let Incoming::Event { message, last: true } = incoming else { continue };
+        if let Ok(exec::ExecEvent::Failed { kind, message }) = serde_json::from_slice(&message) {
+            return Err(Error::of_exec(kind, message));
         }
+        return Ok(message);
     }
-    Ok(ExecOutput {
-        code: exit_code,
-        truncated: stdout.is_truncated() || stderr.is_truncated(),
-        stdout: stdout.into_bytes(),
-        stderr: stderr.into_bytes(),
-    })
+    Err(Error::new(Code::SandboxNotRunning, "the sandbox ended before its answer"))
+}
+
+/// The standard input of a running command. Dropping it closes the input.
+#[derive(Debug)]
+pub struct ExecStdin {
+    sender: CallSender,
+}
+
+impl Write for ExecStdin {
+    /// Writes bytes. Blocks while the command does not read.
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.sender.data(STDIN, bytes)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Drop for ExecStdin {
+    fn drop(&mut self) {
+        // A command that has ended needs no end of input.
+        let _ = self.sender.end(STDIN);
+    }
+}
+
+/// Control of a running command, for any thread.
+#[derive(Clone, Debug)]
+pub struct ExecControl {
+    sender: CallSender,
+}
+
+impl ExecControl {
+    /// Sends a signal, by its number on Linux, to the command's process group.
+    pub fn signal(&self, signal: i32) -> Result<(), Error> {
+        Ok(self.sender.control(&exec::ExecControl::Signal { signal })?)
+    }
+
+    /// Kills the command's process group.
+    pub fn kill(&self) -> Result<(), Error> {
+        self.signal(libc::SIGKILL)
+    }
+
+    /// Sets the size of the command's terminal.
+    pub fn resize(&self, size: WindowSize) -> Result<(), Error> {
+        Ok(self.sender.control(&exec::ExecControl::Resize(size))?)
+    }
 }

@@ -22,24 +22,39 @@
 //! ```
 
 mod builder;
+mod connect;
 mod error;
 mod exec;
+mod files;
 mod image;
+mod jobs;
+mod lines;
+mod logs;
+mod metrics;
 mod sandbox;
+mod sftp;
 mod snapshot;
+mod ssh;
 mod tool;
 mod volume;
 
 pub use builder::{Access, PortProtocol, PullPolicy, SandboxBuilder};
+pub use connect::{GuestTcpStream, GuestTcpWriter};
 pub use error::Error;
-pub use exec::{ExecOptions, ExecOutput, ExecSession, StreamEvent};
+pub use exec::{ExecControl, ExecEvent, ExecHandle, ExecOptions, ExecOutput, ExecStdin};
+pub use files::{FileEntry, FileKind, FileStat, FsReader, FsWriter, SandboxFs};
 pub use image::{Image, ImageConfig, ImageDetail, ImageLayer, PruneReport};
-pub use sandbox::{Metrics, Sandbox, SandboxEnd, SandboxHandle};
+pub use jobs::{Job, JobInfo};
+pub use logs::{LogOptions, LogStream};
+pub use metrics::{Metrics, MetricsStream, all_sandbox_metrics};
+pub use sandbox::{Sandbox, SandboxEnd, SandboxHandle};
 pub use snapshot::{Snapshot, SnapshotOptions};
+pub use ssh::{SandboxSsh, SshClient};
 pub use volume::{Volume, VolumeOptions};
 
 pub use crate::cli::error::Code;
 pub use crate::logs::{LogEntry, LogSource};
+pub use crate::state::jobs::JobState;
 pub use crate::state::status::{Reason, State};
 pub use msb_wire::exec::{FailureKind, Rlimit, WindowSize};
 

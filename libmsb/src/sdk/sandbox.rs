@@ -3,16 +3,26 @@
 use std::ffi::OsString;
 use std::io::{PipeWriter, Write};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use msb_wire::client::ClientConnection;
+use msb_wire::exec::ExecRequest;
+use msb_wire::job::JobEvent;
+use msb_wire::sandbox::Request;
 use msb_wire::text::Text;
 use serde::{Deserialize, Serialize};
 
 use super::PROGRAM;
 use super::builder::SandboxBuilder;
+use super::connect::GuestTcpStream;
 use super::error::Error;
-use super::exec::{ExecOptions, ExecOutput, ExecSession, run};
+use super::exec::{self, ExecHandle, ExecOptions, ExecOutput};
+use super::files::SandboxFs;
+use super::jobs::{self, Job, JobInfo};
+use super::logs::{LogOptions, LogStream};
+use super::metrics::{self, Metrics, MetricsStream};
+use super::snapshot::{Snapshot, SnapshotOptions};
+use super::ssh::SandboxSsh;
 use super::tool;
 use crate::cli::args::SandboxName;
 use crate::cli::error::Code;
@@ -46,29 +56,6 @@ pub struct SandboxEnd {
     pub clean: Option<bool>,
 }
 
-/// A sample of the resource usage of a sandbox. Values that are not known are `None`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Metrics {
-    /// Processor time since the sample before, in percent of one processor.
-    pub cpu_percent: Option<f64>,
-    /// Memory that the machine uses.
-    pub memory_bytes: Option<u64>,
-    /// Memory of the guest.
-    pub memory_limit_bytes: Option<u64>,
-    /// Bytes read from disks.
-    pub disk_read_bytes: Option<u64>,
-    /// Bytes written to disks.
-    pub disk_write_bytes: Option<u64>,
-    /// Bytes received.
-    pub net_rx_bytes: Option<u64>,
-    /// Bytes sent.
-    pub net_tx_bytes: Option<u64>,
-    /// Time since the start, in seconds.
-    pub uptime_secs: Option<f64>,
-    /// Time of the sample, RFC 3339.
-    pub timestamp: String,
-}
-
 /// A sandbox that this program has created. Unless it is detached, it is stopped when this is
 /// dropped.
 #[derive(Debug)]
@@ -99,6 +86,24 @@ impl Sandbox {
         SandboxHandle::list(Home::from_env()?, labels)
     }
 
+    /// Starts a sandbox that exists. It is stopped when the returned value is dropped, and when this
+    /// program ends in any way.
+    pub fn start(name: &str) -> Result<Sandbox, Error> {
+        Sandbox::get(name)?.start_attached()
+    }
+
+    /// Starts a sandbox that exists, which outlives this program.
+    pub fn start_detached(name: &str) -> Result<SandboxHandle, Error> {
+        let handle = Sandbox::get(name)?;
+        handle.start()?;
+        Ok(handle)
+    }
+
+    /// Removes a sandbox, with its disk. It must not run.
+    pub fn remove(name: &str) -> Result<(), Error> {
+        Sandbox::get(name)?.remove()
+    }
+
     pub(super) fn make(
         home: Home,
         name: SandboxName,
@@ -110,13 +115,23 @@ impl Sandbox {
             tool::run(&handle.home, "msb-create", args)?;
             return Ok(Sandbox { handle, keepalive: None });
         }
+        Sandbox::attached(handle, "msb-create", args)
+    }
+
+    /// Runs a tool that starts the sandbox, with the keepalive pipe.
+    fn attached(handle: SandboxHandle, tool: &str, args: Vec<OsString>) -> Result<Sandbox, Error> {
         let (reader, writer) = std::io::pipe()?;
-        let mut command = tool::command(&handle.home, "msb-create", ["--bond-fd=0"])?;
+        let mut command = tool::command(&handle.home, tool, ["--bond-fd=0"])?;
         let output = command.args(args).stdin(reader).output()?;
         if !output.status.success() {
-            return Err(tool::failure("msb-create", &output.stderr));
+            return Err(tool::failure(tool, &output.stderr));
         }
         Ok(Sandbox { handle, keepalive: Some(writer) })
+    }
+
+    /// Returns whether the sandbox ends with this program.
+    pub fn owns_lifecycle(&self) -> bool {
+        self.keepalive.is_some()
     }
 
     /// Detaches the sandbox, so it outlives this program.
@@ -163,6 +178,11 @@ impl SandboxHandle {
         self.name.as_str()
     }
 
+    /// Returns the state directory.
+    pub(super) fn home(&self) -> &Home {
+        &self.home
+    }
+
     /// Returns the current state.
     pub fn state(&self) -> Result<State, Error> {
         Ok(self.snapshot()?.state)
@@ -181,6 +201,19 @@ impl SandboxHandle {
     /// Starts the sandbox, if it does not run, and waits until its guest accepts commands.
     pub fn start(&self) -> Result<(), Error> {
         self.verb("msb-start", &["--quiet"])
+    }
+
+    /// Starts the sandbox, and stops it when the returned value is dropped, or when this program
+    /// ends in any way. A sandbox that runs is an error.
+    pub fn start_attached(&self) -> Result<Sandbox, Error> {
+        let name = self.name().into();
+        Sandbox::attached(self.clone(), "msb-start", vec!["--".into(), name])
+    }
+
+    /// Refuses new commands, and stops the sandbox when those that run have ended. Waits for the
+    /// end.
+    pub fn drain(&self) -> Result<(), Error> {
+        exec::answer(self.connection()?, &Request::Drain).map(drop)
     }
 
     /// Pauses the processors of the guest.
@@ -234,8 +267,7 @@ impl SandboxHandle {
         command: impl IntoIterator<Item = W>,
         options: ExecOptions,
     ) -> Result<ExecOutput, Error> {
-        let capture_max = options.capture_max;
-        run(self.exec_stream(command, options)?, capture_max)
+        self.exec_stream(command, options)?.collect()
     }
 
     /// Runs a script by the shell of the sandbox, to its end.
@@ -248,9 +280,108 @@ impl SandboxHandle {
     /// # }
     /// ```
     pub fn shell(&self, script: &str) -> Result<ExecOutput, Error> {
+        self.shell_with(script, ExecOptions::default())
+    }
+
+    /// Runs a script by the shell of the sandbox, to its end.
+    pub fn shell_with(&self, script: &str, options: ExecOptions) -> Result<ExecOutput, Error> {
+        self.shell_stream(script, options)?.collect()
+    }
+
+    /// Starts a script by the shell of the sandbox and streams its output.
+    pub fn shell_stream(&self, script: &str, options: ExecOptions) -> Result<ExecHandle, Error> {
+        self.exec_stream([self.shell_program()?, "-c".into(), script.into()], options)
+    }
+
+    fn shell_program(&self) -> Result<OsString, Error> {
         let shell = self.spec()?.guest.shell;
-        let shell = shell.map_or_else(|| "/bin/sh".into(), |shell| shell.as_os_str().to_owned());
-        self.exec([shell, "-c".into(), script.into()])
+        Ok(shell.map_or_else(|| "/bin/sh".into(), |shell| shell.as_os_str().to_owned()))
+    }
+
+    /// Connects the terminal of this process to a command. Returns its exit code. Without a
+    /// terminal, the command has the standard streams of this process.
+    pub fn attach<W: Into<OsString>>(
+        &self,
+        command: impl IntoIterator<Item = W>,
+    ) -> Result<i32, Error> {
+        let mut args = vec![self.name().into(), "--".into()];
+        args.extend(command.into_iter().map(Into::into));
+        tool::inherit(&self.home, "msb-exec", args)
+    }
+
+    /// Connects the terminal of this process to the shell of the sandbox. Returns its exit code.
+    pub fn attach_shell(&self) -> Result<i32, Error> {
+        self.attach([self.shell_program()?])
+    }
+
+    /// Returns the files in the running sandbox, read and changed as the sandbox's user.
+    pub fn fs(&self) -> SandboxFs {
+        SandboxFs::new(self.clone(), None)
+    }
+
+    /// Returns the SSH access.
+    pub fn ssh(&self) -> SandboxSsh {
+        SandboxSsh::new(self.clone())
+    }
+
+    /// Starts a command that continues without this program. Its output is in the log. Input and
+    /// the limit of captured bytes are ignored.
+    pub fn start_job<W: Into<OsString>>(
+        &self,
+        command: impl IntoIterator<Item = W>,
+        options: &ExecOptions,
+    ) -> Result<Job, Error> {
+        let timeout_ms = options
+            .timeout
+            .map(|time| u64::try_from(time.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX));
+        let request = ExecRequest { job: true, timeout_ms, ..options.request(argv(command)?) };
+        let event = exec::answer(self.connection()?, &Request::Exec(request))?;
+        match serde_json::from_slice(&event) {
+            Ok(JobEvent::Started { job }) => Ok(Job::new(self.clone(), job)),
+            _ => Err(Error::new(Code::Failed, "invalid answer of the sandbox's supervisor")),
+        }
+    }
+
+    /// Returns a job by its ID.
+    pub fn job(&self, id: &str) -> Result<Job, Error> {
+        let job = Job::new(self.clone(), id.to_owned());
+        job.info()?;
+        Ok(job)
+    }
+
+    /// Returns the running jobs, and the last ones that have ended.
+    pub fn jobs(&self) -> Result<Vec<JobInfo>, Error> {
+        jobs::list(self, None)
+    }
+
+    /// Connects to a TCP port from inside the guest.
+    pub fn connect_tcp(
+        &self,
+        host: &str,
+        port: u16,
+        timeout: Duration,
+    ) -> Result<GuestTcpStream, Error> {
+        GuestTcpStream::open(self.connection()?, host, port, timeout)
+    }
+
+    /// Checks that the guest responds, and returns the time that this took.
+    pub fn ping(&self) -> Result<Duration, Error> {
+        let started = Instant::now();
+        let connection = self.connection()?;
+        // An agent that does not know the operation refuses it, which is a sign of life too.
+        match exec::answer(connection, &Request::Ping) {
+            Err(error) if error.code != Code::UnsupportedOperation => Err(error),
+            _ => Ok(started.elapsed()),
+        }
+    }
+
+    /// Creates a snapshot of the sandbox, under a name or at a path.
+    pub fn snapshot_to(
+        &self,
+        destination: &str,
+        options: &SnapshotOptions,
+    ) -> Result<Snapshot, Error> {
+        Snapshot::create(self.name(), destination, options)
     }
 
     /// Copies a file or directory of the host into the guest.
@@ -287,10 +418,19 @@ impl SandboxHandle {
         Ok(entries)
     }
 
+    /// Returns a stream of log entries, which can wait for new ones.
+    pub fn log_stream(&self, options: &LogOptions) -> Result<LogStream, Error> {
+        LogStream::open(self, None, options)
+    }
+
     /// Returns the last sample of the resource usage.
     pub fn metrics(&self) -> Result<Metrics, Error> {
-        let args = ["show", "--format=json", "--", self.name.as_str()];
-        tool::parse("msb-metrics", &tool::run(&self.home, "msb-metrics", args)?)
+        metrics::read(self)
+    }
+
+    /// Returns samples of the resource usage at an interval.
+    pub fn metrics_stream(&self, interval: Duration) -> Result<MetricsStream, Error> {
+        MetricsStream::open(self, interval)
     }
 
     /// Starts a command and streams its output.
@@ -298,17 +438,27 @@ impl SandboxHandle {
         &self,
         command: impl IntoIterator<Item = W>,
         options: ExecOptions,
-    ) -> Result<ExecSession, Error> {
-        let argv: Vec<Text> = command.into_iter().map(|word| Text::from(word.into())).collect();
-        if argv.is_empty() {
-            return Err(Error::new(Code::InvalidConfig, "a command needs a program"));
-        }
+    ) -> Result<ExecHandle, Error> {
+        let argv = argv(command)?;
+        ExecHandle::start(self.connection()?, argv, options)
+    }
+
+    /// Connects to the sandbox's supervisor.
+    pub(super) fn connection(&self) -> Result<ClientConnection, Error> {
         let sandbox = self.home.sandboxes().find(&self.name)?;
         if !sandbox.is_alive()? {
             let message = format!("the sandbox '{}' is not running", self.name);
             return Err(Error::new(Code::SandboxNotRunning, message));
         }
-        let socket = self.home.agent_socket(&self.name);
-        ExecSession::start(ClientConnection::connect(&socket, PROGRAM)?, argv, options)
+        Ok(ClientConnection::connect(&self.home.agent_socket(&self.name), PROGRAM)?)
     }
+}
+
+/// Returns the words of a command, which must have a program.
+fn argv<W: Into<OsString>>(command: impl IntoIterator<Item = W>) -> Result<Vec<Text>, Error> {
+    let argv: Vec<Text> = command.into_iter().map(|word| Text::from(word.into())).collect();
+    if argv.is_empty() {
+        return Err(Error::new(Code::InvalidConfig, "a command needs a program"));
+    }
+    Ok(argv)
 }

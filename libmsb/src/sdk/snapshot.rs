@@ -81,6 +81,13 @@ impl Snapshot {
         parse(&run(tool::words(&["list", "--format", "json"]))?)
     }
 
+    /// Makes the list of snapshots anew, from the directories of snapshots. Returns the number of
+    /// snapshots found.
+    pub fn reindex() -> Result<usize, Error> {
+        run(tool::words(&["reindex"]))?;
+        Ok(Snapshot::list()?.len())
+    }
+
     /// Compares the disk with its recorded digest.
     pub fn verify(&self) -> Result<(), Error> {
         run(tool::words(&["verify", "--", &self.artifact_path])).map(drop)

@@ -61,8 +61,36 @@ pub(super) fn failure(tool: &str, stderr: &[u8]) -> Error {
 
 /// Parses the JSON document that a tool has printed.
 pub(super) fn parse<T: serde::de::DeserializeOwned>(tool: &str, answer: &[u8]) -> Result<T, Error> {
-    serde_json::from_slice(answer)
-        .map_err(|error| Error::new(Code::Failed, format!("invalid output of {tool}: {error}")))
+    serde_json::from_slice(answer).map_err(|error| invalid(tool, &error))
+}
+
+/// Returns a part of a JSON document that a tool has printed.
+pub(super) fn value<T: serde::de::DeserializeOwned>(
+    tool: &str,
+    value: serde_json::Value,
+) -> Result<T, Error> {
+    serde_json::from_value(value).map_err(|error| invalid(tool, &error))
+}
+
+fn invalid(tool: &str, error: &serde_json::Error) -> Error {
+    Error::new(Code::Failed, format!("invalid output of {tool}: {error}"))
+}
+
+/// Runs a tool on the descriptors of this process, and returns its exit code.
+pub(super) fn inherit(
+    home: &Home,
+    tool: &str,
+    args: impl IntoIterator<Item = OsString>,
+) -> Result<i32, Error> {
+    let mut command = command(home, tool, args)?;
+    command.stdin(Stdio::inherit()).env_remove(FORMAT_VARIABLE);
+    let status = command.status()?;
+    match status.code() {
+        // The exit code of an error of the tool itself, as in msb-exec(1).
+        Some(125) => Err(Error::new(Code::Failed, format!("{tool} failed"))),
+        Some(code) => Ok(code),
+        None => Err(Error::new(Code::Failed, format!("{tool} was killed ({status})"))),
+    }
 }
 
 /// Returns words as arguments.

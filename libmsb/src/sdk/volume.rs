@@ -76,6 +76,11 @@ impl Volume {
         tool::parse(TOOL, &tool::run(&Home::from_env()?, TOOL, args)?)
     }
 
+    /// Returns all volumes, sorted by name.
+    pub fn list() -> Result<Vec<Volume>, Error> {
+        tool::parse(TOOL, &tool::run(&Home::from_env()?, TOOL, ["list", "--format=json"])?)
+    }
+
     /// Returns the names of all volumes, sorted.
     pub fn names() -> Result<Vec<String>, Error> {
         let list = Home::from_env()?.volumes().list()?;

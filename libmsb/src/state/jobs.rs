@@ -56,7 +56,7 @@ pub struct Job {
 }
 
 /// State of a job.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 pub enum JobState {
     /// The job runs.
     Running,

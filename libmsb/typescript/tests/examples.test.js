@@ -4,6 +4,7 @@ import assert from "node:assert/strict";
 import { before, test } from "node:test";
 
 import * as agentLoop from "../examples/agent-loop.js";
+import * as backend from "../examples/backend.js";
 import * as cancellation from "../examples/cancellation.js";
 import * as dataFiles from "../examples/data-files.js";
 import * as pool from "../examples/pool.js";
@@ -38,4 +39,11 @@ test("events are streamed", async () => {
 
 test("cancelled commands end", async () => {
   assert.equal(await cancellation.main(IMAGE), "none");
+});
+
+test("a backend reports reasons instead of errors", async () => {
+  const { refused, missing, done } = await backend.main(IMAGE);
+  assert.match(refused ?? "", /^\[/);
+  assert.equal(missing, null);
+  assert.deepEqual(done, { output: "a", exitCode: 5, truncated: false });
 });
