@@ -152,7 +152,7 @@ func TestASandboxIsStoppedCopiedStartedAndRemoved(t *testing.T) {
 }
 
 func TestACancelledCreationLeavesNothing(t *testing.T) {
-	for _, pause := range []time.Duration{0, 50, 300} {
+	for _, pause := range []time.Duration{0, 20, 100} {
 		ctx, cancel := context.WithTimeout(context.Background(), pause*time.Millisecond)
 		_, err := CreateSandbox(ctx, "go-cancelled", WithImage(testImage()))
 		cancel()

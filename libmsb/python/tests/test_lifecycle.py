@@ -180,7 +180,7 @@ class CreateTests(unittest.IsolatedAsyncioTestCase):
             await handle.remove()
 
     async def test_a_cancelled_creation_leaves_nothing(self) -> None:
-        for pause in (0, 0.05, 0.3):
+        for pause in (0, 0.02, 0.1):
             task = asyncio.ensure_future(Sandbox.create("sdk-cancelled", image=IMAGE))
             await asyncio.sleep(pause)
             task.cancel()
