@@ -84,16 +84,19 @@ func TestEveryOptionReachesTheGuestAndAPortTheHost(t *testing.T) {
 		),
 		WithRlimit("nofile", 99, 99), WithPorts(map[uint16]uint16{port: 8000}),
 		WithNetwork(&NetworkConfig{DenyDomains: []string{"example.org"}, MaxConnections: 7}),
+		WithSecrets(Secret.Env("KEY", "hunter2", SecretEnvOptions{AllowHosts: []string{"a.test"}})),
 		WithMaxDuration(3600*time.Second+500*time.Millisecond), WithIdleTimeout(10*time.Minute),
 		WithReplace(),
 	))
 	defer sandbox.Discard(ctx)
-	script := "pwd; hostname; echo $A; cat /w/l; hi; cat /shared/f; " +
+	script := "pwd; hostname; echo $A $KEY; cat /w/l; hi; cat /shared/f; " +
 		"touch /shared/x 2>/dev/null || echo read-only; ulimit -n"
 	output := must[*ExecOutput](t)(sandbox.Shell(ctx, script))
-	equal(t, output.Stdout(), "/w\nhosty\nb=c\npatched+morescript\nsharedread-only\n99\n")
+	equal(t, output.Stdout(), "/w\nhosty\nb=c $MSB_KEY\npatched+morescript\nsharedread-only\n99\n")
 	filter := NewSandboxFilter().WithLabels(map[string]string{"team": "ml"})
-	equal(t, len(must[[]*SandboxHandle](t)(ListSandboxesWith(ctx, filter))), 1)
+	handles := must[[]*SandboxHandle](t)(ListSandboxesWith(ctx, filter))
+	equal(t, len(handles), 1)
+	equal(t, strings.Contains(handles[0].ConfigJSON(), "hunter2"), false)
 	words := []string{"-l", "-p", "8000", "-e", "echo", "served"}
 	job := must[*Job](t)(sandbox.StartJob(ctx, "nc", words))
 	answer := ""

@@ -175,7 +175,7 @@ type DNSConfig struct {
 	QueryTimeoutMs uint32
 }
 
-// TLSConfig is TLS interception. Programs that lack it refuse the configuration.
+// TLSConfig is TLS interception: the guest trusts a certificate of the sandbox.
 type TLSConfig struct {
 	Bypass           []string
 	VerifyUpstream   *bool

@@ -60,10 +60,14 @@ const BUNDLE_BYTES_MAX: u64 = 16 * 1024 * 1024;
 const BEGIN: &[u8] = b"# msb: begin of the certificates of this sandbox\n";
 const END: &[u8] = b"# msb: end of the certificates of this sandbox\n";
 
-/// Makes the guest trust certificates. `env` are the variables of the sandbox; returns those to set
-/// before them.
+/// Makes the guest trust certificates; without any, those of earlier boots are removed. `env` are the
+/// variables of the sandbox; returns those to set before them.
 pub(crate) fn install(trust: &BootTrust, env: &[Text]) -> Vec<Text> {
     let certificates = trust.certificates.as_bytes();
+    if certificates.is_empty() {
+        remove(env);
+        return Vec::new();
+    }
     let report = |what: &Path, error: io::Error| {
         log(&format!("cannot add a certificate to '{}': {}", what.display(), reason(error)));
     };
@@ -84,7 +88,7 @@ pub(crate) fn install(trust: &BootTrust, env: &[Text]) -> Vec<Text> {
     real.sort();
     real.dedup();
     for path in &real {
-        if let Err(error) = add_to_bundle(path, certificates) {
+        if let Err(error) = change_bundle(path, |bundle| with_block(bundle, certificates)) {
             report(path, error);
         }
     }
@@ -100,6 +104,32 @@ pub(crate) fn install(trust: &BootTrust, env: &[Text]) -> Vec<Text> {
     let variables = BUNDLE_VARIABLES.iter().map(|name| format!("{name}={bundle}"));
     let extra = format!("{EXTRA_VARIABLE}={CERTIFICATES}");
     variables.chain([extra]).map(Text::from).collect()
+}
+
+/// Removes the certificates of earlier boots.
+fn remove(env: &[Text]) {
+    let report = |what: &Path, error: io::Error| {
+        log(&format!("cannot remove a certificate from '{}': {}", what.display(), reason(error)));
+    };
+    let mut bundles: Vec<PathBuf> = BUNDLES.iter().map(PathBuf::from).collect();
+    bundles.extend(named_bundles(env));
+    for path in bundles.iter().filter_map(|path| fs::canonicalize(path).ok()) {
+        if let Err(error) = change_bundle(&path, without_block) {
+            report(&path, error);
+        }
+    }
+    for (directory, name) in ANCHORS {
+        let path = Path::new(directory).join(name);
+        match fs::remove_file(&path) {
+            Err(error) if !is_missing(&error) => report(&path, error),
+            _ => {}
+        }
+    }
+}
+
+/// Returns whether an error means that there is no such file.
+fn is_missing(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
 /// Returns the bundles that variables of the sandbox name.
@@ -142,14 +172,15 @@ fn without_block(bundle: &[u8]) -> Vec<u8> {
     out
 }
 
-fn add_to_bundle(path: &Path, certificates: &[u8]) -> io::Result<()> {
+/// Replaces a bundle by what `change` makes of it, with its owner and mode.
+fn change_bundle(path: &Path, change: impl FnOnce(&[u8]) -> Vec<u8>) -> io::Result<()> {
     let facts = fs::metadata(path)?;
     if !facts.is_file() || facts.len() > BUNDLE_BYTES_MAX {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a bundle of certificates"));
     }
     let mut bundle = Vec::new();
     File::open(path)?.take(BUNDLE_BYTES_MAX).read_to_end(&mut bundle)?;
-    let wanted = with_block(&bundle, certificates);
+    let wanted = change(&bundle);
     if wanted == bundle {
         return Ok(());
     }
@@ -214,12 +245,15 @@ mod tests {
         let path = directory.join("bundle");
         fs::write(&path, "one\n").unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
-        add_to_bundle(&path, b"cert\n").unwrap();
+        let add = |path: &Path| change_bundle(path, |bundle| with_block(bundle, b"cert\n"));
+        add(&path).unwrap();
         let first = fs::metadata(&path).unwrap();
         assert_eq!(first.mode() & 0o7777, 0o640);
-        add_to_bundle(&path, b"cert\n").unwrap();
+        add(&path).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().ino(), first.ino());
-        assert!(add_to_bundle(&directory, b"cert\n").is_err());
+        assert!(add(&directory).is_err());
+        change_bundle(&path, without_block).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"one\n");
         assert_eq!(fs::read_dir(&directory).unwrap().count(), 1);
         fs::remove_dir_all(&directory).unwrap();
     }

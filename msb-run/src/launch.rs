@@ -45,12 +45,23 @@ pub(crate) enum Keepalive {
     Pipe(OwnedFd),
 }
 
-/// Starts the supervisor of a sandbox, hands the lock and the values of secrets over to it, and prints
-/// its note about the engine.
+/// Reads the values of the sandbox's secrets and starts its supervisor; see [`launch_with`].
 pub(crate) fn launch(
     name: &SandboxName,
     lock: Lock,
     keepalive: Keepalive,
+) -> anyhow::Result<SupervisorHandle> {
+    let sandbox = Home::from_env()?.sandboxes().named(name);
+    launch_with(name, lock, keepalive, secrets::resolve(&sandbox.spec()?)?)
+}
+
+/// Starts the supervisor of a sandbox, hands the lock and the values of secrets over to it, and prints
+/// its note about the engine.
+pub(crate) fn launch_with(
+    name: &SandboxName,
+    lock: Lock,
+    keepalive: Keepalive,
+    secrets: Option<OwnedFd>,
 ) -> anyhow::Result<SupervisorHandle> {
     // The same program under another name. /proc/self/exe works even if the program was replaced or
     // removed meanwhile.
@@ -61,8 +72,6 @@ pub(crate) fn launch(
     command.arg("--ready-fd").arg(ready.as_raw_fd().to_string());
     command.arg("--lock-fd").arg(lock.as_fd().as_raw_fd().to_string());
     let mut inherited = vec![ready.as_fd(), lock.as_fd()];
-    let sandbox = Home::from_env()?.sandboxes().named(name);
-    let secrets = secrets::resolve(&sandbox.spec()?)?;
     if let Some(secrets) = &secrets {
         command.arg("--secrets-fd").arg(secrets.as_raw_fd().to_string());
         inherited.push(secrets.as_fd());

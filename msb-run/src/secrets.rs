@@ -24,11 +24,20 @@ const SOURCE_BYTES_MAX: u64 = 2 * VALUE_BYTES_MAX as u64;
 
 /// Reads the values of a sandbox's secrets. Returns a file with them, or `None` without secrets.
 pub(crate) fn resolve(spec: &Spec) -> anyhow::Result<Option<OwnedFd>> {
+    resolve_with(spec, &SecretValues::new())
+}
+
+/// Reads the values of a sandbox's secrets, except those that are given for secrets without a
+/// source. Returns a file with them, or `None` without secrets.
+pub(crate) fn resolve_with(spec: &Spec, given: &SecretValues) -> anyhow::Result<Option<OwnedFd>> {
     let secrets = &spec.net.tls.secrets;
     if secrets.is_empty() {
         return Ok(None);
     }
-    let values = secrets.iter().map(|secret| Ok((secret.name.clone(), value(secret)?)));
+    let values = secrets.iter().map(|secret| {
+        let given = given.get(&secret.name).filter(|_| secret.source.is_none());
+        Ok((secret.name.clone(), given.map_or_else(|| value(secret), |given| Ok(given.clone()))?))
+    });
     let values = values.collect::<anyhow::Result<SecretValues>>()?;
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     let file = memfd_create("msb-secrets", flags).context("cannot create a memory file")?;

@@ -185,15 +185,19 @@ fn a_secret_reaches_its_host_and_stays_out_of_the_guest() {
         "grep -c 'msb: begin' /etc/ssl/certs/ca-certificates.crt; md5sum </run/msb/tls/ca.pem";
     let before = world.script(block);
     assert!(before.starts_with("1\n"), "{before}");
+    let boot_id = || world.script("cat /proc/sys/kernel/random/boot_id");
+    let booted = boot_id();
     let failed = world.guests.run(["restart", "x"]);
     let error = String::from_utf8_lossy(&failed.stderr).into_owned();
     assert!(
         failed.code != 0 && error.contains("cannot read secret TOKEN from env:TOKEN"),
         "{error}"
     );
-    let mut start = world.guests.msb(["start", "x"]);
-    start.env("TOKEN", CANARY);
-    assert_eq!(Running::start(start).finish().code, 0);
+    assert_eq!(boot_id(), booted);
+    let mut restart = world.guests.msb(["restart", "x"]);
+    restart.env("TOKEN", CANARY);
+    assert_eq!(Running::start(restart).finish().code, 0);
+    assert_ne!(boot_id(), booted);
     assert_eq!(world.script(block), before);
     assert_eq!(world.script(&format!("{bearer} https://a.test:$A/")), "served\n");
     // Without the process of the interception nothing passes, and the sandbox ends.
@@ -204,6 +208,15 @@ fn a_secret_reaches_its_host_and_stays_out_of_the_guest() {
     let shown = world.guests.run(["inspect", "x"]).done();
     assert!(shown.contains("the interception process was killed by signal 9"), "{shown}");
     assert!(!holds_canary(&world.guests.state()));
+    // Without interception, the guest trusts the authority no longer.
+    let refused = world.guests.run(["modify", "x", "--no-tls-intercept"]);
+    assert!(refused.code == 2, "{refused:?}");
+    world.guests.run(["modify", "x", "--no-tls-intercept", "--secret-rm", "TOKEN"]).done();
+    world.guests.run(["start", "x"]).done();
+    assert_eq!(world.script("test -e /run/msb/tls/ca.pem || echo $TOKEN none"), " none\n");
+    assert!(world.script(block).starts_with("0\n"));
+    assert!(world.script("ls /usr/local/share/ca-certificates").is_empty());
+    assert!(world.script("curl -sS https://a.test:$A/ 2>&1").contains("certificate"));
 }
 
 #[test]

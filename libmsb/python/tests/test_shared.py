@@ -337,11 +337,21 @@ class SharedTests(unittest.IsolatedAsyncioTestCase):
         self.assertEqual(os.waitstatus_to_exitcode(status), 0)
         self.assertEqual((await self.sandbox.exec("echo", ["parent"])).stdout_text, "parent\n")
 
-    async def test_what_is_not_supported_is_named(self) -> None:
+    async def test_a_secret_is_a_placeholder_in_the_guest(self) -> None:
         secret = Secret.env("KEY", value="hunter2", allow_hosts=["example.com"])
+        async with await Sandbox.create("sdk-secret", image=IMAGE, secrets=[secret]) as sandbox:
+            output = await sandbox.shell("echo $KEY; grep -rqs hunter2 /proc/self/environ; echo $?")
+            self.assertEqual(output.stdout_text, "$MSB_KEY\n1\n")
+            config = (await Sandbox.get("sdk-secret")).config_json
+            self.assertIn("KEY", config)
+            self.assertNotIn("hunter2", config)
+            self.assertNotIn("hunter2", repr(secret))
+
+    async def test_what_is_not_supported_is_named(self) -> None:
+        secret = Secret.env("KEY", value="hunter2", allow_hosts=["example.com"], require_tls=False)
         with self.assertRaises(UnsupportedOperationError) as raised:
             await Sandbox.create("sdk-refused", image=IMAGE, secrets=[secret])
-        self.assertEqual(raised.exception.fields, ("network.secrets",))
+        self.assertEqual(raised.exception.fields, ("network.secrets.secrets.0",))
         self.assertNotIn("hunter2", str(raised.exception))
         with self.assertRaises(SandboxNotFoundError):
             await Sandbox.get("sdk-refused")

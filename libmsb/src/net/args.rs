@@ -130,7 +130,7 @@ pub struct NetArgs {
     net_nat64_prefix: Vec<Prefix>,
     /// Intercept TLS connections of the guest, which then trusts a certificate of the sandbox
     ///
-    /// See msb-intercept(8). Each of the following options implies it.
+    /// See msb-intercept(8). The other options of this section imply it, but `--on-secret-violation`.
     #[arg(long, help_heading = "Secrets and TLS")]
     tls_intercept: bool,
     /// Intercept connections to PORT [default: 443]

@@ -118,6 +118,12 @@ impl SecretSpec {
         self.placeholder.clone().unwrap_or_else(|| format!("$MSB_{}", self.name))
     }
 
+    /// Returns the secret with a text that stands for the value in the guest.
+    pub fn with_placeholder(self, placeholder: String) -> Result<SecretSpec, Failure> {
+        check_placeholder(&placeholder)?;
+        Ok(SecretSpec { placeholder: Some(placeholder), ..self })
+    }
+
     /// Returns the source of the value.
     pub fn source(&self) -> SecretSource {
         self.source.clone().unwrap_or_else(|| SecretSource::Env(self.name.clone()))
@@ -169,15 +175,19 @@ impl FromStr for SecretSpec {
         for option in split_options(options) {
             secret.set_option(option)?;
         }
-        let placeholder = secret.placeholder();
-        if !PLACEHOLDER_BYTES.contains(&placeholder.len())
-            || !placeholder.bytes().all(|byte| byte.is_ascii_graphic())
-        {
-            let message = "a placeholder has 5 to 1024 printable ASCII characters without spaces";
-            return Err(Failure::usage(message));
-        }
+        check_placeholder(&secret.placeholder())?;
         Ok(secret)
     }
+}
+
+fn check_placeholder(placeholder: &str) -> Result<(), Failure> {
+    if PLACEHOLDER_BYTES.contains(&placeholder.len())
+        && placeholder.bytes().all(|byte| byte.is_ascii_graphic())
+    {
+        return Ok(());
+    }
+    let message = "a placeholder has 5 to 1024 printable ASCII characters without spaces";
+    Err(Failure::usage(message))
 }
 
 impl SecretSpec {

@@ -47,7 +47,7 @@ export class DnsBuilder {
   }
 }
 
-/** Builder of TLS interception. Programs that lack it refuse the configuration. */
+/** Builder of TLS interception: the guest trusts a certificate of the sandbox. */
 export class TlsBuilder {
   constructor() {
     /** @type {Json} */

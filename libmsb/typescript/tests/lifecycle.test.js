@@ -62,20 +62,23 @@ test("every argument reaches the guest, and a port the host", async () => {
       .rlimit("nofile", 99)
       .port(port, 8000)
       .network((b) => b.maxConnections(7).policy((p) => p.denyDomain("example.org")))
+      .secretEnv("KEY", "hunter2", "a.test")
       .maxDuration(3600.5)
       .idleTimeout(600)
       .replace()
       .create();
     try {
       const script =
-        "pwd; hostname; echo $A; cat /w/l; hi; cat /shared/f; " +
+        "pwd; hostname; echo $A $KEY; cat /w/l; hi; cat /shared/f; " +
         "touch /shared/x 2>/dev/null || echo read-only; ulimit -n";
       const stdout = (await sandbox.shell(script)).stdout();
-      assert.equal(stdout, "/w\nhosty\nb=c\npatched+morescript\nsharedread-only\n99\n");
+      assert.equal(stdout, "/w\nhosty\nb=c $MSB_KEY\npatched+morescript\nsharedread-only\n99\n");
       assert.deepEqual(await sandbox.fs().read("/w/b"), Buffer.from([255]));
       const [handle] = await Sandbox.listWith({ labels: { team: "ml" } });
       const config = handle?.config();
       assert.equal(config.policy.max_duration_secs, 3601);
+      assert.deepEqual(config.network.secrets.secrets[0].allowed_hosts, [{ Exact: "a.test" }]);
+      assert.equal(JSON.stringify(config).includes("hunter2"), false);
       assert.deepEqual(config.network.policy.rules[0].destination, { domain: "example.org" });
       const serve = ["-l", "-p", "8000", "-e", "echo", "served"];
       const server = await sandbox.startJob("nc", serve);

@@ -74,7 +74,7 @@ pub struct BootNet {
 /// Certificate authorities that a guest trusts besides those of its image.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BootTrust {
-    /// Certificates, PEM.
+    /// Certificates, PEM. Empty if the guest no longer trusts those of its earlier boots.
     pub certificates: String,
 }
 

@@ -6,6 +6,7 @@ use std::ffi::OsString;
 use libmsb::cli::error::Failure;
 
 use super::patches::guest_change;
+use super::secrets::GivenValues;
 use super::stored_config::StoredConfig;
 use crate::pull::PullPolicy;
 use crate::root::RootArg;
@@ -22,6 +23,8 @@ pub(crate) struct Import {
     pub(crate) root: Option<RootArg>,
     /// Parts that no argument expresses.
     pub(crate) spec: ImportedSpec,
+    /// Values of secrets, which are not stored.
+    pub(crate) secret_values: GivenValues,
     /// Names of mounted volumes.
     pub(crate) volume_names: Vec<String>,
     /// Manifest digest of the image.
@@ -53,6 +56,7 @@ pub(super) fn translate(
             changes: stored.patches.iter().map(guest_change).collect::<Result<_, _>>()?,
         },
         name: stored.name,
+        secret_values: stored.secret_values,
         volume_names: stored.volume_names,
         manifest_digest: stored.manifest_digest,
     })

@@ -15,6 +15,7 @@ use msb_wire::text::Text;
 use serde_json::{Map, Value, json};
 
 use super::SAMPLE_INTERVAL_MS;
+use super::secrets;
 
 /// An exported configuration.
 #[derive(Debug, PartialEq)]
@@ -192,9 +193,7 @@ fn network(net: &NetSpec, omitted: &mut Vec<&'static str>) -> Value {
         exported
     });
     let rules: Vec<Value> = rules.collect();
-    if !net.tls.is_default() {
-        omitted.push("net.tls");
-    }
+    let (tls, secrets) = secrets::stored(&net.tls, omitted);
     json!({
         "enabled": net.enabled,
         "policy": {
@@ -208,6 +207,8 @@ fn network(net: &NetSpec, omitted: &mut Vec<&'static str>) -> Value {
             "rebind_protection": net.dns.rebind_protection,
         },
         "max_connections": net.max_connections,
+        "tls": tls,
+        "secrets": secrets,
         "interface": {
             "ipv4_pool": net.ipv4_pool.to_string(), "ipv6_pool": net.ipv6_pool.to_string(),
         },

@@ -17,6 +17,8 @@ mod mounts;
 mod network;
 /// Changes of the files of the root.
 mod patches;
+/// TLS interception and secrets.
+mod secrets;
 /// The parsed fields.
 mod stored_config;
 
@@ -34,6 +36,7 @@ use serde_json::{Map, Value};
 
 pub(crate) use self::arguments::Import;
 use self::fields::{Omission, StringPairs, UnsupportedField, is_set, parse, take_field};
+pub(crate) use self::secrets::GivenValues;
 use self::stored_config::StoredConfig;
 use crate::mounts::{parse_format, parse_fstype};
 use crate::pull::{PullPolicy, RegistryLogin};
@@ -80,7 +83,17 @@ pub(crate) fn import(
     }
     let stored = stored(fields).map_err(invalid)?;
     fields::check(&stored.unsupported, left_out, &shown)?;
-    arguments::translate(stored, is_typed)
+    let mut import = arguments::translate(stored, is_typed)?;
+    if !is_stdin {
+        // A file stays, and nothing says that it is private.
+        let values = std::mem::take(&mut import.secret_values);
+        import.warnings.extend(values.0.keys().map(|name| {
+            format!(
+                "ignored: the value of secret {name}; --secret-from or the environment gives it"
+            )
+        }));
+    }
+    Ok(import)
 }
 
 /// Reads a document from standard input. The error has no values, which may be secrets.
@@ -135,7 +148,8 @@ fn stored(mut fields: Map<String, Value>) -> Result<StoredConfig, String> {
     mounts::mounts(&mut stored, &mut fields)?;
     patches(&mut stored, &mut fields)?;
     if let Some(fields) = take_field(&mut fields, "network")? {
-        stored.network = Some(network::network(fields, &mut stored.unsupported)?);
+        let (network, values) = network::network(fields, &mut stored.unsupported)?;
+        (stored.network, stored.secret_values) = (Some(network), values);
     }
     classify_remaining(&mut stored, fields);
     Ok(stored)

@@ -15,17 +15,19 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::fields::{Omission, UnsupportedField, is_set, parse, take_field, unknown};
+use super::secrets::{GivenValues, interception};
 
-/// Converts the network. Adds unsupported fields to `unsupported`.
+/// Converts the network. Adds unsupported fields to `unsupported`. Returns it with the values of
+/// its secrets.
 pub(super) fn network(
     mut fields: Map<String, Value>,
     unsupported: &mut Vec<UnsupportedField>,
-) -> Result<NetSpec, String> {
-    interception(&mut fields, unsupported)?;
-    if take_field::<bool>(&mut fields, "enabled")? == Some(false) {
-        return Ok(NetSpec::none());
-    }
+) -> Result<(NetSpec, GivenValues), String> {
     let mut net = NetSpec::public();
+    let values = interception(&mut fields, &mut net, unsupported)?;
+    if take_field::<bool>(&mut fields, "enabled")? == Some(false) {
+        return Ok((NetSpec::none(), GivenValues::default()));
+    }
     if let Some(policy) = fields.remove("policy").filter(|policy| !policy.is_null()) {
         let stored: StoredPolicy = parse(policy, "network.policy")?;
         match stored.policy() {
@@ -73,38 +75,7 @@ pub(super) fn network(
         ));
     }
     unsupported.extend(unknown("network", &fields));
-    Ok(net)
-}
-
-/// Records TLS interception and secrets, which msb does not have.
-fn interception(
-    fields: &mut Map<String, Value>,
-    unsupported: &mut Vec<UnsupportedField>,
-) -> Result<(), String> {
-    if let Some(tls) = take_field::<Map<String, Value>>(fields, "tls")?
-        && tls.get("enabled") != Some(&Value::Bool(false))
-    {
-        unsupported.push(UnsupportedField::new(
-            "network.tls",
-            "TLS interception",
-            Omission::Refused(
-                "to import it without interception, set network.tls.enabled to false",
-            ),
-        ));
-    }
-    if let Some(mut secrets) = take_field::<Map<String, Value>>(fields, "secrets")? {
-        // The action on a secret's leak has no effect without secrets.
-        secrets.remove("on_violation");
-        if secrets.remove("secrets").is_some_and(|list| is_set(&list)) {
-            unsupported.push(UnsupportedField::new(
-                "network.secrets",
-                "secrets that replace placeholders in requests",
-                Omission::Allowed,
-            ));
-        }
-        unsupported.extend(unknown("network.secrets", &secrets));
-    }
-    Ok(())
+    Ok((net, values))
 }
 
 /// Converts the pools of the guest's addresses. Fixed addresses are unsupported.
@@ -322,7 +293,7 @@ mod tests {
     fn read(json: Value) -> (NetSpec, Vec<String>) {
         let mut unsupported = Vec::new();
         let Value::Object(fields) = json else { panic!("no object") };
-        let net = network(fields, &mut unsupported).unwrap();
+        let (net, _) = network(fields, &mut unsupported).unwrap();
         (net, unsupported.iter().map(ToString::to_string).collect())
     }
 
@@ -426,18 +397,13 @@ mod tests {
     }
 
     #[test]
-    fn secrets_and_interception_are_unsupported_and_never_shown() {
+    fn what_is_not_known_is_unsupported() {
         let (_, unsupported) = read(serde_json::json!({
-            "secrets": {"secrets": [{"env_var": "KEY", "value": "hidden"}]},
-            "tls": {"enabled": true}, "trust_host_cas": true, "max_connections": 0, "later": false
+            "trust_host_cas": true, "max_connections": 0, "later": false
         }));
-        let shown = unsupported.join(" ");
-        assert!(!shown.contains("hidden"));
         assert_eq!(
-            shown,
-            "network.tls (TLS interception) \
-             network.secrets (secrets that replace placeholders in requests) \
-             network.max_connections (not from 1 to 65536) \
+            unsupported.join(" "),
+            "network.max_connections (not from 1 to 65536) \
              network.trust_host_cas (add the certificates to the guest with --copy-file) \
              network.later (not known)"
         );

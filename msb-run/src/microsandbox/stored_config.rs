@@ -9,6 +9,7 @@ use serde::Deserialize;
 
 use super::fields::{StringPairs, UnsupportedField};
 use super::patches::StoredPatch;
+use super::secrets::GivenValues;
 use crate::pull::{PullPolicy, RegistryLogin};
 use crate::root::RootArg;
 
@@ -57,6 +58,8 @@ pub(super) struct StoredConfig {
     pub(super) patches: Vec<StoredPatch>,
     /// Network, if the configuration has one.
     pub(super) network: Option<NetSpec>,
+    /// Values of the network's secrets.
+    pub(super) secret_values: GivenValues,
     /// Environment variables.
     pub(super) env: Vec<(String, String)>,
     /// Labels.

@@ -17,10 +17,11 @@ use libmsb::state::spec::Spec;
 use super::start::KeepaliveArgs;
 use super::{CommandContextArgs, QuietArgs};
 use crate::command_words;
-use crate::launch::launch;
-use crate::microsandbox;
+use crate::launch::launch_with;
+use crate::microsandbox::{self, GivenValues};
 use crate::new_sandbox::{SandboxArgs, create_sandbox, discard, discard_unstarted};
 use crate::root::{RootArg, parse_root};
+use crate::secrets;
 use crate::snapshot::option::SnapshotOption;
 
 const TOOL: &str = "msb-create";
@@ -73,10 +74,12 @@ struct ImportArgs {
     ///
     /// FILE holds what `inspect --format json` of that program prints, or its field `config`; `-` is
     /// standard input. The image argument can be omitted. The sandbox runs until it is stopped. Every field is
-    /// imported, or it is an error that names the field. Unsupported are TLS interception, secrets,
-    /// VMware disks, `stat_virtualization` and `host_permissions` with other values than the
-    /// defaults, fixed addresses of the interface and `trust_host_cas`. `registry_auth` is used for
-    /// the pull of the image and is not stored. A warning names `log_level`, which has no meaning
+    /// imported, or it is an error that names the field. Unsupported are a secret for
+    /// every host, an authority or `verify_upstream` of TLS interception, VMware disks,
+    /// `stat_virtualization` and `host_permissions` with other values than the defaults, fixed
+    /// addresses of the interface and `trust_host_cas`. `registry_auth` is used for the pull of the
+    /// image and is not stored. The values of secrets are not stored either: those on standard input
+    /// are for the start of the new sandbox, those in a file are ignored. A warning names `log_level`, which has no meaning
     /// here, a volume that is new, and an image with another digest than the stored one.
     #[arg(long, value_name = "FILE", conflicts_with = "file", help_heading = "Guest setup")]
     from_microsandbox: Option<PathBuf>,
@@ -103,15 +106,20 @@ impl ImportArgs {
     }
 }
 
-/// Adds the arguments of a stored configuration before the typed ones. Returns them with the digest
-/// of the stored image, unless another image is typed.
-fn import(
-    home: &Home,
-    typed: CreateArgs,
-    words: Vec<OsString>,
-) -> anyhow::Result<(CreateArgs, Option<String>)> {
+/// Arguments with those of a stored configuration.
+struct ImportedArgs {
+    args: CreateArgs,
+    /// Digest of the stored image, unless another image is typed.
+    stored_digest: Option<String>,
+    /// Values of secrets, for the start that follows.
+    secret_values: GivenValues,
+}
+
+/// Adds the arguments of a stored configuration before the typed ones.
+fn import(home: &Home, typed: CreateArgs, words: Vec<OsString>) -> anyhow::Result<ImportedArgs> {
     let Some(path) = &typed.from.from_microsandbox else {
-        return Ok((typed, None));
+        let (stored_digest, secret_values) = (None, GivenValues::default());
+        return Ok(ImportedArgs { args: typed, stored_digest, secret_values });
     };
     let command = verbosity::with_options(CreateArgs::command());
     let words = command_words::separate(&command, words);
@@ -133,10 +141,10 @@ fn import(
         None => import.name.as_deref().map(str::parse).transpose()?,
         typed => typed,
     };
-    let digest = import.manifest_digest.filter(|_| args.image.is_none());
+    let stored_digest = import.manifest_digest.filter(|_| args.image.is_none());
     args.image = args.image.or(import.root);
     warn_of_new_volumes(home, &import.volume_names);
-    Ok((args, digest))
+    Ok(ImportedArgs { args, stored_digest, secret_values: import.secret_values })
 }
 
 /// Returns the error about a value of a stored configuration that an option does not take. Values
@@ -195,7 +203,8 @@ pub(crate) fn run(args: CreateArgs) -> anyhow::Result<()> {
     }
     // Before anything is created: a wrong descriptor leaves no sandbox behind.
     let keepalive = args.keepalive.open()?;
-    let (mut args, stored_digest) = import(&home, args, std::env::args_os().collect())?;
+    let imported = import(&home, args, std::env::args_os().collect())?;
+    let ImportedArgs { mut args, stored_digest, secret_values } = imported;
     let file = args.sandbox_args.read_file(&home, args.name.as_ref())?;
     args.name = args.name.or(file.name);
     args.image = args.image.or(file.root);
@@ -225,8 +234,9 @@ pub(crate) fn run(args: CreateArgs) -> anyhow::Result<()> {
     }
     let name = created.sandbox.name.clone();
     if !args.no_start {
-        let started =
-            launch(&name, created.lock, keepalive).and_then(|mut new| new.wait_until_ready());
+        let started = secrets::resolve_with(&created.sandbox.spec()?, &secret_values.0)
+            .and_then(|secrets| launch_with(&name, created.lock, keepalive, secrets))
+            .and_then(|mut new| new.wait_until_ready());
         if let Err(error) = started {
             if args.from.from_microsandbox.is_some() {
                 // The imported sandbox is still in microsandbox: a second attempt starts afresh.

@@ -107,6 +107,11 @@ pub(crate) struct ModifyArgs {
     /// Remove a secret
     #[arg(long, value_name = "NAME", help_heading = "Secrets and TLS")]
     secret_rm: Vec<String>,
+    /// Do not intercept TLS connections any more; no secret may remain
+    ///
+    /// At its next start, the guest no longer trusts the certificate of the sandbox.
+    #[arg(long, conflicts_with = "tls_intercept", help_heading = "Secrets and TLS")]
+    no_tls_intercept: bool,
     /// Print the changes without applying them
     #[arg(long, help_heading = "Output")]
     dry_run: bool,
@@ -237,7 +242,14 @@ fn change(spec: &mut Spec, args: &ModifyArgs, mounts: &[Mount]) -> anyhow::Resul
     spec.mounts = mounts::apply_changes(&spec.mounts, &args.mount_rm, mounts)?;
     spec.net.ports.retain(|port| !args.port_rm.contains(port));
     spec.net.tls.secrets.retain(|secret| !args.secret_rm.contains(&secret.name));
+    spec.net.tls.intercept &= !args.no_tls_intercept;
     args.net.change(&mut spec.net)?;
+    if args.no_tls_intercept && spec.net.tls.is_active() {
+        let message = "secrets and options of --tls-intercept need interception";
+        return Err(Failure::usage(message)
+            .hint("--secret-rm removes a secret; omit --no-tls-intercept to keep it")
+            .into());
+    }
     let limit = |limit: Duration| Some(spec_builder::milliseconds(limit)).filter(|ms| *ms > 0);
     if let Some(timeout) = args.idle_timeout {
         spec.idle_timeout_ms = limit(timeout);

@@ -4,9 +4,9 @@ use clap::Parser;
 use libmsb::state::Home;
 
 use super::selection::{NamesArgs, SelectionArgs, for_each};
-use super::start::start;
+use super::start::start_again;
 use super::stop::{StopTimeout, stop};
-use crate::launch::Keepalive;
+use crate::secrets;
 
 const TOOL: &str = "msb-restart";
 
@@ -30,10 +30,13 @@ pub(crate) fn run(args: RestartArgs) -> anyhow::Result<()> {
     let home = Home::from_env()?;
     let names = args.selection.names(TOOL, &home)?;
     for_each(TOOL, &names, |name| {
-        if home.sandboxes().find(name)?.is_alive()? {
+        let sandbox = home.sandboxes().find(name)?;
+        // Before the stop: a sandbox whose secrets cannot be read goes on.
+        let secrets = secrets::resolve(&sandbox.spec()?)?;
+        if sandbox.is_alive()? {
             stop(&home, name, args.stop_timeout.duration())?;
         }
-        start(&home, name, Keepalive::None)?;
+        start_again(&home, name, secrets)?;
         Ok(args.names.line(name))
     })
 }

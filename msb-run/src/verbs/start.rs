@@ -15,7 +15,7 @@ use libmsb::state::status::State;
 use super::selection::{NamesArgs, SelectionArgs, for_each};
 use super::stopping::wait_while_stopping;
 use super::{foreground, paused};
-use crate::launch::{Keepalive, launch};
+use crate::launch::{Keepalive, launch, launch_with};
 use crate::snapshot::restore::discard_memory;
 
 const TOOL: &str = "msb-start";
@@ -126,7 +126,7 @@ pub(crate) fn run(args: StartArgs) -> anyhow::Result<()> {
         return foreground::run(&home, name, args.stop_timeout);
     }
     for_each(TOOL, &names, |name| {
-        if start_with(&home, name, args.keepalive.open()?, args.cold)? {
+        if start(&home, name, args.keepalive.open()?, args.cold)? {
             return Ok(args.names.line(name).into());
         }
         if home.sandboxes().find(name)?.snapshot()?.state == State::Paused {
@@ -136,14 +136,24 @@ pub(crate) fn run(args: StartArgs) -> anyhow::Result<()> {
     })
 }
 
-/// Starts a sandbox and waits until its guest accepts commands. Returns `false` if it is already
-/// running.
-pub(crate) fn start(home: &Home, name: &SandboxName, keepalive: Keepalive) -> anyhow::Result<bool> {
-    start_with(home, name, keepalive, false)
+/// Starts a sandbox that this command has stopped, with the values of its secrets.
+pub(crate) fn start_again(
+    home: &Home,
+    name: &SandboxName,
+    secrets: Option<OwnedFd>,
+) -> anyhow::Result<()> {
+    let sandbox = home.sandboxes().find(name)?;
+    wait_while_stopping(&sandbox)?;
+    // A sandbox that another command has started meanwhile is running, as was asked for.
+    if let Some(lock) = sandbox.try_lock()? {
+        launch_with(name, lock, Keepalive::None, secrets)?.wait_until_ready()?;
+    }
+    Ok(())
 }
 
-/// Starts a sandbox as [`start`] does; `cold` discards its saved memory.
-fn start_with(
+/// Starts a sandbox and waits until its guest accepts commands; `cold` discards its saved memory.
+/// Returns `false` if it is already running.
+fn start(
     home: &Home,
     name: &SandboxName,
     keepalive: Keepalive,

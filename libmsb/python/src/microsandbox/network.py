@@ -241,7 +241,7 @@ class DnsConfig:
 
 @dataclass(frozen=True)
 class TlsConfig:
-    """TLS interception. Programs that lack it refuse the configuration."""
+    """TLS interception: the guest trusts a certificate of the sandbox."""
 
     bypass: tuple[str, ...] = ()
     verify_upstream: bool = True

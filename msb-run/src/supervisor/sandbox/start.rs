@@ -251,7 +251,8 @@ impl SandboxSupervisor {
     fn take_certificate(&mut self) -> anyhow::Result<()> {
         self.start.trust = match self.vm.intercept_mut() {
             Some(process) => Some(process.wait_for_certificate()?),
-            None => None,
+            // A sandbox that was intercepted before no longer trusts its authority.
+            None => self.setup.sandbox.path(layout::TLS_AUTHORITY).exists().then(String::new),
         };
         Ok(())
     }
