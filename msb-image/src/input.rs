@@ -1,19 +1,18 @@
 //! Archive input from a file or standard input, with progress.
 
 use std::fs::File;
-use std::io::{self, BufReader, IsTerminal, Read, Seek, Write};
+use std::io::{self, BufReader, IsTerminal, Read, Seek};
 use std::os::fd::AsFd;
 use std::path::Path;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use libmsb::cli::error::Failure;
+use libmsb::cli::progress::{Counting, ProgressMeter};
 
 use crate::limits::ZSTD_WINDOW_LOG_MAX;
 use crate::stream::{BlobCompression, read_head};
 
 const BUFFER_BYTES: usize = 256 << 10;
-const REDRAW: Duration = Duration::from_millis(100);
 
 /// An open archive.
 pub(crate) struct ArchiveInput {
@@ -38,11 +37,7 @@ impl ArchiveInput {
                 .context("cannot read the archive");
         }
         let at_start = data.is_file() && file.stream_position().is_ok_and(|position| position == 0);
-        Ok(ArchiveInput {
-            file,
-            length: at_start.then_some(data.len()),
-            progress: progress && io::stderr().is_terminal(),
-        })
+        Ok(ArchiveInput { file, length: at_start.then_some(data.len()), progress })
     }
 
     /// Wraps an open file. Without a length it is read as a stream.
@@ -52,18 +47,14 @@ impl ArchiveInput {
     }
 
     /// Returns a reader of the whole archive, with progress on a terminal.
-    pub(crate) fn reader(self) -> CountingReader<File> {
-        let meter = self.progress.then(|| ProgressMeter {
-            total: self.length,
-            done: 0,
-            drawn: Instant::now(),
-        });
-        CountingReader { inner: self.file, meter }
+    pub(crate) fn reader(self) -> Counting<File> {
+        let meter = self.meter();
+        Counting::new(self.file, meter)
     }
 
     /// Returns a progress meter for reads in another order.
     pub(crate) fn meter(&self) -> Option<ProgressMeter> {
-        self.progress.then(|| ProgressMeter { total: self.length, done: 0, drawn: Instant::now() })
+        ProgressMeter::start(self.length, self.progress)
     }
 }
 
@@ -97,62 +88,4 @@ pub(crate) fn decompressed<'a, R: Read + Send + 'a>(
     };
     let head = read_head(&mut reader).context("cannot decompress the archive")?;
     Ok((Box::new(io::Cursor::new(head.clone()).chain(reader)), head))
-}
-
-/// A progress line on standard error.
-#[derive(Debug)]
-pub(crate) struct ProgressMeter {
-    total: Option<u64>,
-    done: u64,
-    drawn: Instant,
-}
-
-impl ProgressMeter {
-    /// Starts a progress meter if `wanted` and standard error is a terminal.
-    pub(crate) fn start(total: u64, wanted: bool) -> Option<ProgressMeter> {
-        (wanted && io::stderr().is_terminal()).then(|| ProgressMeter {
-            total: Some(total),
-            done: 0,
-            drawn: Instant::now(),
-        })
-    }
-
-    pub(crate) fn advance(&mut self, bytes: u64) {
-        self.done += bytes;
-        if self.drawn.elapsed() < REDRAW {
-            return;
-        }
-        self.drawn = Instant::now();
-        let mib = |bytes: u64| bytes >> 20;
-        let line = match self.total.filter(|total| *total > 0) {
-            Some(total) => {
-                let percent = (self.done.min(total) * 100).checked_div(total).unwrap_or(100);
-                format!("\r{percent:3} %  {} of {} MiB\x1b[K", mib(self.done), mib(total))
-            }
-            None => format!("\r{} MiB\x1b[K", mib(self.done)),
-        };
-        drop(io::stderr().write_all(line.as_bytes()));
-    }
-}
-
-impl Drop for ProgressMeter {
-    fn drop(&mut self) {
-        drop(io::stderr().write_all(b"\r\x1b[K"));
-    }
-}
-
-/// A reader that advances a progress meter.
-pub(crate) struct CountingReader<R> {
-    inner: R,
-    meter: Option<ProgressMeter>,
-}
-
-impl<R: Read> Read for CountingReader<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.inner.read(buffer)?;
-        if let Some(meter) = &mut self.meter {
-            meter.advance(count as u64);
-        }
-        Ok(count)
-    }
 }

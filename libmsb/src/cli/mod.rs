@@ -49,6 +49,8 @@ pub mod exit;
 pub(crate) mod mdoc;
 /// Standard output: data only. A broken pipe is not an error.
 pub mod output;
+/// Progress of long steps.
+pub mod progress;
 /// Quoting for a shell.
 pub mod quote;
 /// Tables, times, ages and sizes for people.

@@ -5,7 +5,7 @@ use std::fmt;
 use msb_wire::client::ClientError;
 use msb_wire::exec::FailureKind;
 
-use super::exec::ExecOutput;
+use super::output::ExecOutput;
 use crate::cli::error::{Code, ErrorLine, code, exec_kind, hint, message};
 
 /// An error of a call.

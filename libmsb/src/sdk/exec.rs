@@ -13,7 +13,9 @@ use msb_wire::frame::{STDERR, STDIN};
 use msb_wire::sandbox::Request;
 use msb_wire::text::Text;
 
+use super::address::Address;
 use super::error::Error;
+use super::output::ExecOutput;
 use crate::capture::{CAPTURE_BYTES, CaptureBuffer};
 use crate::cli::error::Code;
 
@@ -63,36 +65,6 @@ impl ExecOptions {
             login: self.login,
             ..ExecRequest::default()
         }
-    }
-}
-
-/// The result of a command that has ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ExecOutput {
-    /// Exit code; 128 + signal if a signal killed it.
-    pub code: i32,
-    /// Standard output.
-    pub stdout: Vec<u8>,
-    /// Standard error.
-    pub stderr: Vec<u8>,
-    /// True if a stream was longer than the limit.
-    pub truncated: bool,
-}
-
-impl ExecOutput {
-    /// Returns whether the exit code is 0.
-    pub fn success(&self) -> bool {
-        self.code == 0
-    }
-
-    /// Returns the standard output as text. Bytes that are not UTF-8 are replaced.
-    pub fn stdout_text(&self) -> String {
-        String::from_utf8_lossy(&self.stdout).into_owned()
-    }
-
-    /// Returns the standard error as text. Bytes that are not UTF-8 are replaced.
-    pub fn stderr_text(&self) -> String {
-        String::from_utf8_lossy(&self.stderr).into_owned()
     }
 }
 
@@ -161,7 +133,7 @@ impl KillTimer {
 }
 
 impl ExecHandle {
-    pub(super) fn start(
+    fn start(
         connection: ClientConnection,
         argv: Vec<Text>,
         options: ExecOptions,
@@ -334,6 +306,27 @@ fn end(message: &[u8]) -> Result<i32, Error> {
         return Err(Error::of_exec(kind, message));
     }
     Ok(event.exit_code().unwrap_or_default())
+}
+
+/// Starts a command.
+pub(super) fn start<W: Into<OsString>>(
+    sandbox: &Address,
+    command: impl IntoIterator<Item = W>,
+    options: ExecOptions,
+) -> Result<ExecHandle, Error> {
+    let argv = argv(command)?;
+    ExecHandle::start(sandbox.connection()?, argv, options)
+}
+
+/// Returns the words of a command, which must have a program.
+pub(super) fn argv<W: Into<OsString>>(
+    command: impl IntoIterator<Item = W>,
+) -> Result<Vec<Text>, Error> {
+    let argv: Vec<Text> = command.into_iter().map(|word| Text::from(word.into())).collect();
+    if argv.is_empty() {
+        return Err(Error::new(Code::InvalidConfig, "a command needs a program"));
+    }
+    Ok(argv)
 }
 
 /// Sends a request that is answered by one event, and returns the event.

@@ -1,53 +1,22 @@
 //! Files of a running sandbox.
 
 use std::collections::VecDeque;
+use std::ffi::OsString;
 use std::io::{self, Read, Write};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
 
+use super::address::Address;
 use super::error::Error;
-use super::sandbox::SandboxHandle;
 use super::sftp::{
-    Attributes, Body, CHUNK_BYTES, OPEN_CREATE, OPEN_READ, OPEN_TRUNCATE, OPEN_WRITE, Pending,
-    Session, Subject, kind,
+    Attributes, Body, CHUNK_BYTES, FileKind, FileStat, OPEN_CREATE, OPEN_READ, OPEN_TRUNCATE,
+    OPEN_WRITE, Pending, Session, Subject, kind,
 };
+use super::tool;
 use crate::cli::error::Code;
 
 /// Requests of one file that are sent before the first is answered.
 const AHEAD: usize = 8;
-
-/// Type of a file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FileKind {
-    /// Regular file.
-    File,
-    /// Directory.
-    Directory,
-    /// Symbolic link.
-    Symlink,
-    /// Device, socket or pipe.
-    Other,
-}
-
-/// Metadata of a file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FileStat {
-    /// Type.
-    pub kind: FileKind,
-    /// Size in bytes.
-    pub size: u64,
-    /// Permission bits, 07777.
-    pub mode: u32,
-    /// Owner.
-    pub uid: u32,
-    /// Group.
-    pub gid: u32,
-    /// Time of the last access, to the second.
-    pub accessed: Option<SystemTime>,
-    /// Time of the last change of the contents, to the second.
-    pub modified: Option<SystemTime>,
-}
 
 /// An entry of a directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,13 +45,13 @@ pub struct FileEntry {
 /// ```
 #[derive(Debug)]
 pub struct SandboxFs {
-    sandbox: SandboxHandle,
+    sandbox: Address,
     user: Option<String>,
     session: Mutex<Option<Arc<Session>>>,
 }
 
 impl SandboxFs {
-    pub(super) fn new(sandbox: SandboxHandle, user: Option<String>) -> SandboxFs {
+    pub(super) fn new(sandbox: Address, user: Option<String>) -> SandboxFs {
         SandboxFs { sandbox, user, session: Mutex::new(None) }
     }
 
@@ -288,12 +257,22 @@ impl SandboxFs {
 
     /// Copies a file or directory of the host into the guest, as `msb cp` does.
     pub fn copy_from_host(&self, host: &Path, guest: &str) -> Result<(), Error> {
-        self.sandbox.copy_from_host(host, guest)
+        self.copy_tree(host.into(), self.guest_path(guest))
     }
 
     /// Copies a file or directory of the guest to the host, as `msb cp` does.
     pub fn copy_to_host(&self, guest: &str, host: &Path) -> Result<(), Error> {
-        self.sandbox.copy_to_host(guest, host)
+        self.copy_tree(self.guest_path(guest), host.into())
+    }
+
+    fn guest_path(&self, path: &str) -> OsString {
+        format!("{}:{path}", self.sandbox.name()).into()
+    }
+
+    fn copy_tree(&self, source: OsString, target: OsString) -> Result<(), Error> {
+        // A path of the host that has a colon is no sandbox's.
+        let args = ["--quiet".into(), "--".into(), source, target];
+        tool::run(&self.sandbox.home, "msb-cp", args).map(drop)
     }
 }
 

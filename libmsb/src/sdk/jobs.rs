@@ -6,10 +6,10 @@ use msb_wire::job::{AttachRequest, JobEvent, SignalRequest};
 use msb_wire::sandbox::Request;
 use serde::Deserialize;
 
+use super::address::Address;
 use super::error::Error;
 use super::exec;
 use super::logs::{LogOptions, LogStream};
-use super::sandbox::SandboxHandle;
 use super::tool;
 use crate::cli::error::Code;
 use crate::state::jobs::JobState;
@@ -17,7 +17,7 @@ use crate::state::jobs::JobState;
 const TOOL: &str = "msb-jobs";
 
 /// A command that continues without a client. It survives this program; another one finds it with
-/// [`SandboxHandle::jobs`].
+/// [`super::SandboxHandle::jobs`].
 ///
 /// ```no_run
 /// # use libmsb::sdk::{ExecOptions, Sandbox};
@@ -30,7 +30,7 @@ const TOOL: &str = "msb-jobs";
 /// ```
 #[derive(Clone, Debug)]
 pub struct Job {
-    sandbox: SandboxHandle,
+    sandbox: Address,
     id: String,
 }
 
@@ -64,7 +64,7 @@ pub struct JobInfo {
 }
 
 impl Job {
-    pub(super) fn new(sandbox: SandboxHandle, id: String) -> Job {
+    pub(super) fn new(sandbox: Address, id: String) -> Job {
         Job { sandbox, id }
     }
 
@@ -133,8 +133,8 @@ impl Job {
 }
 
 /// Returns the jobs of a sandbox, or one of them.
-pub(super) fn list(sandbox: &SandboxHandle, job: Option<&str>) -> Result<Vec<JobInfo>, Error> {
+pub(super) fn list(sandbox: &Address, job: Option<&str>) -> Result<Vec<JobInfo>, Error> {
     let mut args = vec!["--format=json", "--", sandbox.name()];
     args.extend(job);
-    tool::parse(TOOL, &tool::run(sandbox.home(), TOOL, args)?)
+    tool::parse(TOOL, &tool::run(&sandbox.home, TOOL, args)?)
 }

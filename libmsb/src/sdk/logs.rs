@@ -3,9 +3,9 @@
 use jiff::Timestamp;
 use serde::Deserialize;
 
+use super::address::Address;
 use super::error::Error;
 use super::lines::Lines;
-use super::sandbox::SandboxHandle;
 use crate::cli::error::Code;
 use crate::logs::{LogEntry, LogSource};
 
@@ -61,7 +61,7 @@ struct Line {
 
 impl LogStream {
     pub(super) fn open(
-        sandbox: &SandboxHandle,
+        sandbox: &Address,
         job: Option<&str>,
         options: &LogOptions,
     ) -> Result<LogStream, Error> {
@@ -76,7 +76,7 @@ impl LogStream {
         args.extend(job.map(|job| format!("--job={job}")));
         args.extend(options.follow.then(|| "--follow".to_owned()));
         args.extend(["--".to_owned(), sandbox.name().to_owned()]);
-        Ok(LogStream { lines: Lines::start(sandbox.home(), "msb-logs", args)?, cursor: None })
+        Ok(LogStream { lines: Lines::start(&sandbox.home, "msb-logs", args)?, cursor: None })
     }
 
     /// Waits for the next entry; `None` at the end.

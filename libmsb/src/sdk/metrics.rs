@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::address::Address;
 use super::error::Error;
 use super::lines::Lines;
-use super::sandbox::SandboxHandle;
 use super::tool;
 use crate::state::Home;
 
@@ -65,15 +65,12 @@ struct Line {
 }
 
 impl MetricsStream {
-    pub(super) fn open(
-        sandbox: &SandboxHandle,
-        interval: Duration,
-    ) -> Result<MetricsStream, Error> {
+    pub(super) fn open(sandbox: &Address, interval: Duration) -> Result<MetricsStream, Error> {
         // The first call reports a sandbox without samples.
         read(sandbox)?;
         let interval = format!("--interval={}ms", interval.as_millis());
         let args = ["show", "--watch", &interval, "--format=json", "--", sandbox.name()];
-        let lines = Lines::start(sandbox.home(), TOOL, args.map(str::to_owned))?;
+        let lines = Lines::start(&sandbox.home, TOOL, args.map(str::to_owned))?;
         Ok(MetricsStream { lines })
     }
 
@@ -98,9 +95,9 @@ impl Iterator for MetricsStream {
     }
 }
 
-pub(super) fn read(sandbox: &SandboxHandle) -> Result<Metrics, Error> {
+pub(super) fn read(sandbox: &Address) -> Result<Metrics, Error> {
     let args = ["show", "--format=json", "--", sandbox.name()];
-    tool::parse(TOOL, &tool::run(sandbox.home(), TOOL, args)?)
+    tool::parse(TOOL, &tool::run(&sandbox.home, TOOL, args)?)
 }
 
 /// Returns the last sample of each running sandbox that has one, by name.

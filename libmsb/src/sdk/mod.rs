@@ -21,6 +21,7 @@
 //! # }
 //! ```
 
+mod address;
 mod builder;
 mod connect;
 mod error;
@@ -31,6 +32,7 @@ mod jobs;
 mod lines;
 mod logs;
 mod metrics;
+mod output;
 mod sandbox;
 mod sftp;
 mod snapshot;
@@ -41,13 +43,15 @@ mod volume;
 pub use builder::{Access, PortProtocol, PullPolicy, SandboxBuilder};
 pub use connect::{GuestTcpStream, GuestTcpWriter};
 pub use error::Error;
-pub use exec::{ExecControl, ExecEvent, ExecHandle, ExecOptions, ExecOutput, ExecStdin};
-pub use files::{FileEntry, FileKind, FileStat, FsReader, FsWriter, SandboxFs};
+pub use exec::{ExecControl, ExecEvent, ExecHandle, ExecOptions, ExecStdin};
+pub use files::{FileEntry, FsReader, FsWriter, SandboxFs};
 pub use image::{Image, ImageConfig, ImageDetail, ImageLayer, PruneReport};
 pub use jobs::{Job, JobInfo};
 pub use logs::{LogOptions, LogStream};
 pub use metrics::{Metrics, MetricsStream, all_sandbox_metrics};
+pub use output::ExecOutput;
 pub use sandbox::{Sandbox, SandboxEnd, SandboxHandle};
+pub use sftp::{FileKind, FileStat};
 pub use snapshot::{Snapshot, SnapshotOptions};
 pub use ssh::{SandboxSsh, SshClient};
 pub use volume::{Volume, VolumeOptions};

@@ -5,22 +5,21 @@ use std::io::{PipeWriter, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use msb_wire::client::ClientConnection;
 use msb_wire::exec::ExecRequest;
 use msb_wire::job::JobEvent;
 use msb_wire::sandbox::Request;
-use msb_wire::text::Text;
 use serde::{Deserialize, Serialize};
 
-use super::PROGRAM;
+use super::address::Address;
 use super::builder::SandboxBuilder;
 use super::connect::GuestTcpStream;
 use super::error::Error;
-use super::exec::{self, ExecHandle, ExecOptions, ExecOutput};
+use super::exec::{self, ExecHandle, ExecOptions};
 use super::files::SandboxFs;
 use super::jobs::{self, Job, JobInfo};
 use super::logs::{LogOptions, LogStream};
 use super::metrics::{self, Metrics, MetricsStream};
+use super::output::ExecOutput;
 use super::snapshot::{Snapshot, SnapshotOptions};
 use super::ssh::SandboxSsh;
 use super::tool;
@@ -36,8 +35,7 @@ use crate::state::status::State;
 /// A handle to a sandbox, by name. Dropping it does nothing to the sandbox.
 #[derive(Clone, Debug)]
 pub struct SandboxHandle {
-    home: Home,
-    name: SandboxName,
+    address: Address,
 }
 
 /// The end of a sandbox.
@@ -110,9 +108,9 @@ impl Sandbox {
         args: Vec<OsString>,
         detached: bool,
     ) -> Result<Sandbox, Error> {
-        let handle = SandboxHandle { home, name };
+        let handle = SandboxHandle { address: Address { home, name } };
         if detached {
-            tool::run(&handle.home, "msb-create", args)?;
+            tool::run(&handle.address.home, "msb-create", args)?;
             return Ok(Sandbox { handle, keepalive: None });
         }
         Sandbox::attached(handle, "msb-create", args)
@@ -121,7 +119,7 @@ impl Sandbox {
     /// Runs a tool that starts the sandbox, with the keepalive pipe.
     fn attached(handle: SandboxHandle, tool: &str, args: Vec<OsString>) -> Result<Sandbox, Error> {
         let (reader, writer) = std::io::pipe()?;
-        let mut command = tool::command(&handle.home, tool, ["--bond-fd=0"])?;
+        let mut command = tool::command(&handle.address.home, tool, ["--bond-fd=0"])?;
         let output = command.args(args).stdin(reader).output()?;
         if !output.status.success() {
             return Err(tool::failure(tool, &output.stderr));
@@ -156,7 +154,7 @@ impl SandboxHandle {
     pub fn find(home: Home, name: &str) -> Result<SandboxHandle, Error> {
         let name: SandboxName = name.parse()?;
         home.sandboxes().find(&name)?;
-        Ok(SandboxHandle { home, name })
+        Ok(SandboxHandle { address: Address { home, name } })
     }
 
     /// Returns all readable sandboxes of a state directory with these labels.
@@ -169,18 +167,16 @@ impl SandboxHandle {
             seen.is_ok_and(|seen| Selector::all_match(&selectors, &seen.spec.labels))
         });
         chosen
-            .map(|entry| Ok(SandboxHandle { home: home.clone(), name: entry.name.parse()? }))
+            .map(|entry| {
+                let address = Address { home: home.clone(), name: entry.name.parse()? };
+                Ok(SandboxHandle { address })
+            })
             .collect()
     }
 
     /// Returns the name.
     pub fn name(&self) -> &str {
-        self.name.as_str()
-    }
-
-    /// Returns the state directory.
-    pub(super) fn home(&self) -> &Home {
-        &self.home
+        self.address.name()
     }
 
     /// Returns the current state.
@@ -195,7 +191,7 @@ impl SandboxHandle {
 
     /// Returns specification, status and state, read at one moment.
     pub fn snapshot(&self) -> Result<SandboxSnapshot, Error> {
-        Ok(self.home.sandboxes().find(&self.name)?.snapshot()?)
+        Ok(self.address.home.sandboxes().find(&self.address.name)?.snapshot()?)
     }
 
     /// Starts the sandbox, if it does not run, and waits until its guest accepts commands.
@@ -213,7 +209,7 @@ impl SandboxHandle {
     /// Refuses new commands, and stops the sandbox when those that run have ended. Waits for the
     /// end.
     pub fn drain(&self) -> Result<(), Error> {
-        exec::answer(self.connection()?, &Request::Drain).map(drop)
+        exec::answer(self.address.connection()?, &Request::Drain).map(drop)
     }
 
     /// Pauses the processors of the guest.
@@ -249,8 +245,8 @@ impl SandboxHandle {
 
     fn verb(&self, tool: &str, options: &[&str]) -> Result<(), Error> {
         let mut args = tool::words(options);
-        args.push(self.name.as_str().into());
-        tool::run(&self.home, tool, args).map(drop)
+        args.push(self.address.name().into());
+        tool::run(&self.address.home, tool, args).map(drop)
     }
 
     /// Runs a command to its end, with empty input.
@@ -306,7 +302,7 @@ impl SandboxHandle {
     ) -> Result<i32, Error> {
         let mut args = vec![self.name().into(), "--".into()];
         args.extend(command.into_iter().map(Into::into));
-        tool::inherit(&self.home, "msb-exec", args)
+        tool::inherit(&self.address.home, "msb-exec", args)
     }
 
     /// Connects the terminal of this process to the shell of the sandbox. Returns its exit code.
@@ -316,12 +312,12 @@ impl SandboxHandle {
 
     /// Returns the files in the running sandbox, read and changed as the sandbox's user.
     pub fn fs(&self) -> SandboxFs {
-        SandboxFs::new(self.clone(), None)
+        SandboxFs::new(self.address.clone(), None)
     }
 
     /// Returns the SSH access.
     pub fn ssh(&self) -> SandboxSsh {
-        SandboxSsh::new(self.clone())
+        SandboxSsh::new(self.address.clone())
     }
 
     /// Starts a command that continues without this program. Its output is in the log. Input and
@@ -334,24 +330,25 @@ impl SandboxHandle {
         let timeout_ms = options
             .timeout
             .map(|time| u64::try_from(time.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX));
-        let request = ExecRequest { job: true, timeout_ms, ..options.request(argv(command)?) };
-        let event = exec::answer(self.connection()?, &Request::Exec(request))?;
+        let request =
+            ExecRequest { job: true, timeout_ms, ..options.request(exec::argv(command)?) };
+        let event = exec::answer(self.address.connection()?, &Request::Exec(request))?;
         match serde_json::from_slice(&event) {
-            Ok(JobEvent::Started { job }) => Ok(Job::new(self.clone(), job)),
+            Ok(JobEvent::Started { job }) => Ok(Job::new(self.address.clone(), job)),
             _ => Err(Error::new(Code::Failed, "invalid answer of the sandbox's supervisor")),
         }
     }
 
     /// Returns a job by its ID.
     pub fn job(&self, id: &str) -> Result<Job, Error> {
-        let job = Job::new(self.clone(), id.to_owned());
+        let job = Job::new(self.address.clone(), id.to_owned());
         job.info()?;
         Ok(job)
     }
 
     /// Returns the running jobs, and the last ones that have ended.
     pub fn jobs(&self) -> Result<Vec<JobInfo>, Error> {
-        jobs::list(self, None)
+        jobs::list(&self.address, None)
     }
 
     /// Connects to a TCP port from inside the guest.
@@ -361,13 +358,13 @@ impl SandboxHandle {
         port: u16,
         timeout: Duration,
     ) -> Result<GuestTcpStream, Error> {
-        GuestTcpStream::open(self.connection()?, host, port, timeout)
+        GuestTcpStream::open(self.address.connection()?, host, port, timeout)
     }
 
     /// Checks that the guest responds, and returns the time that this took.
     pub fn ping(&self) -> Result<Duration, Error> {
         let started = Instant::now();
-        let connection = self.connection()?;
+        let connection = self.address.connection()?;
         // An agent that does not know the operation refuses it, which is a sign of life too.
         match exec::answer(connection, &Request::Ping) {
             Err(error) if error.code != Code::UnsupportedOperation => Err(error),
@@ -386,29 +383,23 @@ impl SandboxHandle {
 
     /// Copies a file or directory of the host into the guest.
     pub fn copy_from_host(&self, host: &Path, guest: &str) -> Result<(), Error> {
-        self.copy(host.into(), format!("{}:{guest}", self.name).into())
+        self.fs().copy_from_host(host, guest)
     }
 
     /// Copies a file or directory of the guest to the host.
     pub fn copy_to_host(&self, guest: &str, host: &Path) -> Result<(), Error> {
-        self.copy(format!("{}:{guest}", self.name).into(), host.into())
-    }
-
-    fn copy(&self, source: OsString, target: OsString) -> Result<(), Error> {
-        // A path of the host that has a colon is no sandbox's.
-        let args = ["--quiet".into(), "--".into(), source, target];
-        tool::run(&self.home, "msb-cp", args).map(drop)
+        self.fs().copy_to_host(guest, host)
     }
 
     /// Waits for the end of the sandbox.
     pub fn wait(&self) -> Result<SandboxEnd, Error> {
-        let args = ["--format=json", "--", self.name.as_str()];
-        tool::parse("msb-wait", &tool::run(&self.home, "msb-wait", args)?)
+        let args = ["--format=json", "--", self.address.name()];
+        tool::parse("msb-wait", &tool::run(&self.address.home, "msb-wait", args)?)
     }
 
     /// Returns the log: output of the main command, of jobs and of logged commands.
     pub fn logs(&self) -> Result<Vec<LogEntry>, Error> {
-        let sandbox = self.home.sandboxes().find(&self.name)?;
+        let sandbox = self.address.home.sandboxes().find(&self.address.name)?;
         let mut reader = LogReader::open(&sandbox, &LogSource::ALL, None)
             .map_err(|error| Error::new(Code::Failed, error.to_string()))?;
         let mut entries = Vec::new();
@@ -420,17 +411,17 @@ impl SandboxHandle {
 
     /// Returns a stream of log entries, which can wait for new ones.
     pub fn log_stream(&self, options: &LogOptions) -> Result<LogStream, Error> {
-        LogStream::open(self, None, options)
+        LogStream::open(&self.address, None, options)
     }
 
     /// Returns the last sample of the resource usage.
     pub fn metrics(&self) -> Result<Metrics, Error> {
-        metrics::read(self)
+        metrics::read(&self.address)
     }
 
     /// Returns samples of the resource usage at an interval.
     pub fn metrics_stream(&self, interval: Duration) -> Result<MetricsStream, Error> {
-        MetricsStream::open(self, interval)
+        MetricsStream::open(&self.address, interval)
     }
 
     /// Starts a command and streams its output.
@@ -439,26 +430,6 @@ impl SandboxHandle {
         command: impl IntoIterator<Item = W>,
         options: ExecOptions,
     ) -> Result<ExecHandle, Error> {
-        let argv = argv(command)?;
-        ExecHandle::start(self.connection()?, argv, options)
+        exec::start(&self.address, command, options)
     }
-
-    /// Connects to the sandbox's supervisor.
-    pub(super) fn connection(&self) -> Result<ClientConnection, Error> {
-        let sandbox = self.home.sandboxes().find(&self.name)?;
-        if !sandbox.is_alive()? {
-            let message = format!("the sandbox '{}' is not running", self.name);
-            return Err(Error::new(Code::SandboxNotRunning, message));
-        }
-        Ok(ClientConnection::connect(&self.home.agent_socket(&self.name), PROGRAM)?)
-    }
-}
-
-/// Returns the words of a command, which must have a program.
-fn argv<W: Into<OsString>>(command: impl IntoIterator<Item = W>) -> Result<Vec<Text>, Error> {
-    let argv: Vec<Text> = command.into_iter().map(|word| Text::from(word.into())).collect();
-    if argv.is_empty() {
-        return Err(Error::new(Code::InvalidConfig, "a command needs a program"));
-    }
-    Ok(argv)
 }

@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use msb_wire::client::{CallReader, CallSender, ClientCall, ClientConnection, Incoming};
 use msb_wire::exec::ExecEvent;
@@ -17,7 +17,6 @@ use msb_wire::sftp::SftpRequest;
 use msb_wire::text::Text;
 
 use super::error::Error;
-use super::files::{FileKind, FileStat};
 use crate::cli::error::Code;
 
 /// Longest packet that is accepted from a guest, in bytes.
@@ -74,6 +73,38 @@ const ATTR_EXTENDED: u32 = 0x8000_0000;
 
 /// Bits of a file's mode that hold its type.
 const TYPE_MASK: u32 = 0o170_000;
+
+/// Type of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FileKind {
+    /// Regular file.
+    File,
+    /// Directory.
+    Directory,
+    /// Symbolic link.
+    Symlink,
+    /// Device, socket or pipe.
+    Other,
+}
+
+/// Metadata of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileStat {
+    /// Type.
+    pub kind: FileKind,
+    /// Size in bytes.
+    pub size: u64,
+    /// Permission bits, 07777.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Time of the last access, to the second.
+    pub accessed: Option<SystemTime>,
+    /// Time of the last change of the contents, to the second.
+    pub modified: Option<SystemTime>,
+}
 
 fn invalid(message: &str) -> Error {
     Error::new(Code::Failed, format!("invalid answer of the guest's file server: {message}"))

@@ -2,16 +2,17 @@
 
 use std::ffi::OsString;
 
+use super::address::Address;
 use super::error::Error;
-use super::exec::{ExecOptions, ExecOutput};
+use super::exec::{self, ExecOptions};
 use super::files::SandboxFs;
-use super::sandbox::SandboxHandle;
+use super::output::ExecOutput;
 use super::tool;
 
 /// The SSH access of a sandbox.
 #[derive(Clone, Debug)]
 pub struct SandboxSsh {
-    sandbox: SandboxHandle,
+    sandbox: Address,
 }
 
 /// A session as a user of the guest. Commands run as at a login: by the user's shell, in the user's
@@ -19,12 +20,12 @@ pub struct SandboxSsh {
 /// server in the guest.
 #[derive(Clone, Debug)]
 pub struct SshClient {
-    sandbox: SandboxHandle,
+    sandbox: Address,
     user: String,
 }
 
 impl SandboxSsh {
-    pub(super) fn new(sandbox: SandboxHandle) -> SandboxSsh {
+    pub(super) fn new(sandbox: Address) -> SandboxSsh {
         SandboxSsh { sandbox }
     }
 
@@ -47,7 +48,7 @@ impl SandboxSsh {
     /// `ProxyCommand` of OpenSSH needs it, until the connection ends.
     pub fn serve_stdio(&self) -> Result<(), Error> {
         let args = ["connect", "--", self.sandbox.name()].map(OsString::from);
-        tool::inherit(self.sandbox.home(), "msb-ssh", args).map(drop)
+        tool::inherit(&self.sandbox.home, "msb-ssh", args).map(drop)
     }
 }
 
@@ -56,14 +57,14 @@ impl SshClient {
     pub fn exec(&self, command: &str) -> Result<ExecOutput, Error> {
         let user = Some(OsString::from(&self.user));
         let options = ExecOptions { user, login: true, ..ExecOptions::default() };
-        self.sandbox.exec_with([command], options)
+        exec::start(&self.sandbox, [command], options)?.collect()
     }
 
     /// Connects the terminal of this process to a login shell. Returns its exit code.
     pub fn attach(&self) -> Result<i32, Error> {
         let mut args = vec![format!("--user={}", self.user).into(), self.sandbox.name().into()];
         args.extend(["--", "/bin/sh", "-l"].map(OsString::from));
-        tool::inherit(self.sandbox.home(), "msb-exec", args)
+        tool::inherit(&self.sandbox.home, "msb-exec", args)
     }
 
     /// Returns the files of the sandbox, as this user.

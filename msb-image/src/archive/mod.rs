@@ -17,13 +17,14 @@ use std::sync::{Arc, Mutex};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use libmsb::cli::error::Failure;
 use libmsb::cli::escape::escape;
+use libmsb::cli::progress::ProgressMeter;
 use libmsb::digest::Digest;
 use libmsb::state::images::Store;
 
 use crate::budget::Budget;
 use crate::document::{Descriptor, ImageNames, digest_in_path};
 use crate::error::{ArchiveReadError, is_fatal};
-use crate::input::{ArchiveInput, ProgressMeter, decompressed};
+use crate::input::{ArchiveInput, decompressed};
 use crate::layer::convert::{ConvertedLayer, convert_within};
 use crate::layer::index::LayerSummary;
 use crate::layer::tar::{EntryKind, RawSource, TarEntry, TarReader, looks_like_tar};

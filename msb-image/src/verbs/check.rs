@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use libmsb::cli::error::{self as cli_error, Failure};
+use libmsb::cli::progress::ProgressMeter;
 use libmsb::cli::{escape::escape, output, style};
 use libmsb::digest::Digest;
 use libmsb::reference::Reference;
@@ -22,7 +23,6 @@ use serde::Serialize;
 use crate::args::{Check, OutputFormat};
 use crate::disk::{self, merge};
 use crate::document::{ImageConfig, ManifestDocument};
-use crate::input::ProgressMeter;
 use crate::layer::index::LayerSummary;
 use crate::layer::rebuild::{GapCheck, rebuild};
 use crate::report::print_note;
@@ -113,7 +113,7 @@ impl StoreChecker<'_> {
             store,
             findings: CheckReport::default(),
             layers: HashMap::new(),
-            meter: ProgressMeter::start(total.sum(), progress),
+            meter: ProgressMeter::start(Some(total.sum()), progress),
         })
     }
 

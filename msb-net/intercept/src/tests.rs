@@ -31,6 +31,8 @@ use crate::interceptor::Interceptor;
 use crate::secrets::SecretTable;
 use crate::upstream::Upstream;
 
+mod rows;
+
 const VALUE: &str = "s3cret/value-of-a-token";
 
 /// A world with one server, which has a certificate for `a.test` and `e.test`.

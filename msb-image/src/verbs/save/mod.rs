@@ -8,6 +8,7 @@ use std::collections::{HashMap, HashSet};
 
 use anyhow::{Context, Result};
 use libmsb::cli::error::{self as cli_error, Failure};
+use libmsb::cli::progress::ProgressMeter;
 use libmsb::digest::Digest;
 use libmsb::state::Home;
 use libmsb::state::images::Store;
@@ -17,7 +18,6 @@ use serde_json::json;
 use crate::archive::blob_path;
 use crate::args::{OutputFormat, ReportArgs, Save, SaveFormat};
 use crate::document::{Descriptor, MANIFEST_TYPE, image_names};
-use crate::input::ProgressMeter;
 use crate::layer::rebuild::{GapCheck, rebuild};
 use crate::report::{StoredImage, report};
 use crate::stream::BlobCompression;
@@ -79,7 +79,7 @@ fn save(home: &Home, args: &Save, choice: &SaveOptions) -> Result<Vec<StoredImag
         store: &store,
         tar: TarWriter::new(target),
         written: HashSet::new(),
-        meter: ProgressMeter::start(bytes_to_read(&images), !args.quiet),
+        meter: ProgressMeter::start(Some(bytes_to_read(&images)), !args.quiet),
     };
     archive.directories()?;
     if choice.compression != BlobCompression::Uncompressed {

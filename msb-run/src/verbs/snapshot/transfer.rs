@@ -1,6 +1,6 @@
 //! `msb snapshot export` and `import`.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
@@ -9,6 +9,7 @@ use clap::Args;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use libmsb::cli::error::Failure;
 use libmsb::cli::output;
+use libmsb::cli::progress::{Counting, ProgressMeter};
 use libmsb::state::Home;
 use libmsb::state::snapshots::Snapshot;
 use libmsb::state::write::NewFile;
@@ -62,6 +63,9 @@ pub(super) struct ExportArgs {
     /// Do not compress the archive with zstd
     #[arg(long)]
     plain_tar: bool,
+    /// Print no progress
+    #[arg(short, long)]
+    quiet: bool,
 }
 
 #[derive(Debug, Args)]
@@ -80,6 +84,9 @@ pub(super) struct ImportArgs {
     /// archive. Without it, a snapshot is imported without its memory.
     #[arg(long)]
     trust_memory: bool,
+    /// Print no progress
+    #[arg(short, long)]
+    quiet: bool,
 }
 
 pub(super) fn export(home: &Home, args: &ExportArgs) -> anyhow::Result<()> {
@@ -97,10 +104,12 @@ pub(super) fn export(home: &Home, args: &ExportArgs) -> anyhow::Result<()> {
                 )
                 .into());
         }
-        return write_archive(home, &request, output::stdout());
+        let meter = ProgressMeter::start(None, !args.quiet);
+        return write_archive(home, &request, Counting::new(output::stdout(), meter));
     };
     let new = NewFile::create(&std::path::absolute(path)?)?;
-    let mut out = std::io::BufWriter::with_capacity(1 << 20, &new.file);
+    let file = Counting::new(&new.file, ProgressMeter::start(None, !args.quiet));
+    let mut out = std::io::BufWriter::with_capacity(1 << 20, file);
     write_archive(home, &request, &mut out)?;
     out.flush().with_context(|| format!("cannot write '{}'", path.display()))?;
     drop(out);
@@ -135,9 +144,15 @@ pub(super) fn import(home: &Home, args: &ImportArgs) -> anyhow::Result<()> {
             let file = file.map_err(|error| {
                 Failure::not_found(format!("cannot open '{}': {error}", path.display()))
             })?;
+            let length = file.metadata().ok().filter(Metadata::is_file).map(|file| file.len());
+            let file = Counting::new(file, ProgressMeter::start(length, !args.quiet));
             read_archive(home, file, &destination, TOOL, args.trust_memory)?
         }
-        None => read_archive(home, std::io::stdin().lock(), &destination, TOOL, args.trust_memory)?,
+        None => {
+            let meter = ProgressMeter::start(None, !args.quiet);
+            let input = Counting::new(std::io::stdin().lock(), meter);
+            read_archive(home, input, &destination, TOOL, args.trust_memory)?
+        }
     };
     for snapshot in snapshots {
         output::print(&digest_of(&snapshot.manifest)?)?;
