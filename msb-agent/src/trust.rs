@@ -118,8 +118,8 @@ fn remove(env: &[Text]) {
             report(&path, error);
         }
     }
-    for (directory, name) in ANCHORS {
-        let path = Path::new(directory).join(name);
+    let anchors = ANCHORS.iter().map(|(directory, name)| Path::new(directory).join(name));
+    for path in anchors.chain([PathBuf::from(CERTIFICATES)]) {
         match fs::remove_file(&path) {
             Err(error) if !is_missing(&error) => report(&path, error),
             _ => {}
