@@ -378,10 +378,10 @@ func (secrets) Env(name, value string, options SecretEnvOptions) SecretEntry {
 func (s SecretEntry) json() (object, error) {
 	hosts := []object{}
 	for _, name := range s.options.AllowHosts {
-		hosts = append(hosts, object{"Exact": name})
+		hosts = append(hosts, object{"exact": name})
 	}
 	for _, pattern := range s.options.AllowHostPatterns {
-		hosts = append(hosts, object{"Wildcard": pattern})
+		hosts = append(hosts, object{"wildcard": pattern})
 	}
 	if len(hosts) == 0 {
 		return nil, invalid("a secret needs at least one host")

@@ -212,46 +212,44 @@ fn resource_limits_hold_for_every_command() {
 }
 
 #[test]
-fn secrets_and_interception_are_refused_by_name() {
+fn bindings_of_secrets_are_imported_and_values_are_not() {
     let home = home();
     let stored = include_str!("../support/stored-configs/stored-0.5.5-tls-secret.json");
-    let file = write(&home, stored);
-    let remedy = format!(
-        "msb create: hint: to import it without interception, set network.tls.enabled to false in \
-         '{file}'\n"
-    );
-    let create = ["create", "--no-start", "--from-microsandbox", &file];
-    home.run(create).is(
-        1,
-        "",
-        &format!(
-            "msb create: error: cannot import '{file}': unsupported fields: network.tls (TLS \
-             interception), network.secrets (secrets that replace placeholders in requests)\n\
-             {remedy}"
-        ),
-    );
-    let all = [&create[..], &["--leave-out", "network.tls,network.secrets"]].concat();
-    home.run(all).is(
-        1,
-        "",
-        &format!(
-            "msb create: error: cannot leave out 'network.tls': the sandbox would be less \
-             restricted than the stored one\n{remedy}"
-        ),
-    );
-    assert_eq!(home.sandboxes(), []);
-    let mut document: Value = serde_json::from_str(stored).unwrap();
-    document["network"]["tls"]["enabled"] = false.into();
-    let file = write(&home, &document.to_string());
-    let create = ["create", "--no-start", "--from-microsandbox", &file];
-    let outcome = home.run([&create[..], &["--leave-out", "network.secrets"]].concat());
-    assert_eq!(outcome.code, 0, "{}", text(&outcome.stderr));
+    let create = |file: &str| home.run(["create", "--no-start", "--from-microsandbox", file]);
+    let file = write(&home, &stored.replace("\"abc\"", "\"hunter2\""));
+    let outcome = create(&file);
+    let said = text(&outcome.stderr);
+    assert_eq!(outcome.code, 0, "{said}");
     assert!(
-        text(&outcome.stderr).contains("warning: left out: network.secrets (secrets "),
-        "{}",
-        text(&outcome.stderr)
+        said.contains("ignored: the value of secret TOK;") && !said.contains("hunter2"),
+        "{said}"
     );
+    let spec = config(&home, "tls");
+    let tls = &spec["net"]["tls"];
+    assert_eq!(tls["intercept"], json!(true));
+    assert_eq!(tls["secrets"][0]["hosts"], json!(["api.example.com"]));
+    assert!(!spec.to_string().contains("hunter2"));
+    let start = home.run(["start", "tls"]);
+    assert!(text(&start.stderr).contains("cannot read secret TOK from env:TOK"), "{start:?}");
     home.run(["rm", "tls"]).done();
+    // What msb does otherwise is named, and nothing is created.
+    for (from, to, named) in [
+        (
+            "\"require_tls_identity\": true",
+            "\"require_tls_identity\": false",
+            "network.secrets.secrets.0",
+        ),
+        ("\"verify_upstream\": true", "\"verify_upstream\": false", "network.tls.verify_upstream"),
+        ("\"cert_path\": null", "\"cert_path\": \"/ca.pem\"", "network.tls.intercept_ca"),
+    ] {
+        let document: Value = serde_json::from_str(stored).unwrap();
+        let pretty = serde_json::to_string_pretty(&document).unwrap();
+        assert!(pretty.contains(from), "{from}");
+        let outcome = create(&write(&home, &pretty.replace(from, to)));
+        assert_eq!(outcome.code, 1, "{to}");
+        assert!(text(&outcome.stderr).contains(&format!("{named} (")), "{outcome:?}");
+        assert_eq!(home.sandboxes(), []);
+    }
 }
 
 #[test]

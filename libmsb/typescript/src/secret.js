@@ -110,13 +110,13 @@ export class SecretBuilder {
 
   /** Allows a host to get the value. @param {string} host */
   allowHost(host) {
-    this.fields.allowed_hosts.push({ Exact: types.text("host", host) });
+    this.fields.allowed_hosts.push({ exact: types.text("host", host) });
     return this;
   }
 
   /** Allows the hosts of a pattern to get the value. @param {string} pattern */
   allowHostPattern(pattern) {
-    this.fields.allowed_hosts.push({ Wildcard: types.text("pattern", pattern) });
+    this.fields.allowed_hosts.push({ wildcard: types.text("pattern", pattern) });
     return this;
   }
 
@@ -127,7 +127,7 @@ export class SecretBuilder {
    */
   allowAnyHostDangerous(iUnderstandTheRisk) {
     if (iUnderstandTheRisk !== true) throw new RangeError("every host would get the secret");
-    this.fields.allowed_hosts.push("Any");
+    this.fields.allowed_hosts.push("any");
     return this;
   }
 

@@ -77,7 +77,7 @@ test("every argument reaches the guest, and a port the host", async () => {
       const [handle] = await Sandbox.listWith({ labels: { team: "ml" } });
       const config = handle?.config();
       assert.equal(config.policy.max_duration_secs, 3601);
-      assert.deepEqual(config.network.secrets.secrets[0].allowed_hosts, [{ Exact: "a.test" }]);
+      assert.deepEqual(config.network.secrets.secrets[0].allowed_hosts, [{ exact: "a.test" }]);
       assert.equal(JSON.stringify(config).includes("hunter2"), false);
       assert.deepEqual(config.network.policy.rules[0].destination, { domain: "example.org" });
       const serve = ["-l", "-p", "8000", "-e", "echo", "served"];

@@ -148,6 +148,7 @@ struct StoredSecret {
 
 /// A host that gets the value.
 #[derive(Deserialize)]
+#[serde(rename_all = "snake_case")]
 enum StoredHost {
     Exact(String),
     Wildcard(String),
@@ -266,7 +267,7 @@ fn texts(patterns: &[NamePattern]) -> Vec<String> {
 
 fn stored_secret(secret: &SecretSpec) -> Value {
     let hosts = texts(&secret.hosts).into_iter().map(|host| {
-        if host.starts_with("*.") { json!({"Wildcard": host}) } else { json!({"Exact": host}) }
+        if host.starts_with("*.") { json!({"wildcard": host}) } else { json!({"exact": host}) }
     });
     let action = if secret.passthrough.is_empty() {
         match secret.action {
@@ -314,13 +315,13 @@ mod tests {
                 "intercept_ca": {"cert_path": null, "key_path": null}, "cache": {"capacity": 1}},
             "secrets": {"on_violation": "block", "secrets": [
                 {"env_var": "KEY", "value": "hunter2", "placeholder": "$OTHER",
-                 "allowed_hosts": [{"Exact": "a.test"}, {"Wildcard": "*.a.test"}],
+                 "allowed_hosts": [{"exact": "a.test"}, {"wildcard": "*.a.test"}],
                  "require_tls_identity": true,
                  "on_violation": {"passthrough": {"hosts": ["c.test"], "host_patterns": [],
                      "all_hosts": false}},
                  "injection": {"headers": false, "basic_auth": true, "query_params": true,
                      "body": true}},
-                {"env_var": "B", "allowed_hosts": [{"Exact": "b.a.test"}]}]}}));
+                {"env_var": "B", "allowed_hosts": [{"exact": "b.a.test"}]}]}}));
         assert_eq!(unsupported, Vec::<String>::new());
         assert!(tls.intercept && !tls.allow_quic);
         assert_eq!(tls.ports, [443, 8443]);
@@ -354,12 +355,12 @@ mod tests {
     fn what_msb_does_otherwise_is_unsupported_and_shows_no_value() {
         let secret = |extra: Value| {
             let mut secret = json!({"env_var": "KEY", "value": "hunter2",
-                "allowed_hosts": [{"Exact": "a.test"}]});
+                "allowed_hosts": [{"exact": "a.test"}]});
             secret.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
             json!({"secrets": {"secrets": [secret]}})
         };
         for (extra, reason) in [
-            (json!({"allowed_hosts": ["Any"]}), "a secret is bound to hosts"),
+            (json!({"allowed_hosts": ["any"]}), "a secret is bound to hosts"),
             (json!({"require_tls_identity": false}), "a host always proves its name"),
             (json!({"allowed_hosts": []}), "not a secret of msb"),
             (json!({"env_var": "K=hunter2"}), "not a secret of msb"),

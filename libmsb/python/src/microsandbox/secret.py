@@ -102,8 +102,8 @@ class SecretEntry:
             "value": self.value,
             "placeholder": self.placeholder,
             "allowed_hosts": [
-                *({"Exact": host} for host in self.allow_hosts),
-                *({"Wildcard": host} for host in self.allow_host_patterns),
+                *({"exact": host} for host in self.allow_hosts),
+                *({"wildcard": host} for host in self.allow_host_patterns),
             ],
             "require_tls_identity": self.require_tls,
             "on_violation": None
