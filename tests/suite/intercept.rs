@@ -213,7 +213,7 @@ fn a_secret_reaches_its_host_and_stays_out_of_the_guest() {
     assert!(refused.code == 2, "{refused:?}");
     world.guests.run(["modify", "x", "--no-tls-intercept", "--secret-rm", "TOKEN"]).done();
     world.guests.run(["start", "x"]).done();
-    assert_eq!(world.script("test -e /run/msb/tls/ca.pem || echo $TOKEN none"), " none\n");
+    assert_eq!(world.script("test -e /run/msb/tls/ca.pem || echo $TOKEN none"), "none\n");
     assert!(world.script(block).starts_with("0\n"));
     assert!(world.script("ls /usr/local/share/ca-certificates").is_empty());
     assert!(world.script("curl -sS https://a.test:$A/ 2>&1").contains("certificate"));

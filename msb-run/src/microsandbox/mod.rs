@@ -462,7 +462,7 @@ mod tests {
     fn only_a_field_that_limits_nothing_can_be_left_out() {
         let stored = parsed(serde_json::json!({
             "mounts": [{"type": "DiskImage", "host": "/d", "guest": "/g", "format": "Vmdk"}],
-            "network": {"tls": {"enabled": true}}
+            "network": {"max_connections": 0}
         }));
         let unsupported = stored.unwrap().unsupported;
         let left_out = |names: &[&str]| {
@@ -470,25 +470,25 @@ mod tests {
             let failure = fields::check(&unsupported, &names, "FILE").unwrap_err();
             format!("{failure}|{}", failure.hint_text().unwrap_or_default())
         };
-        let remedy =
-            "to import it without interception, set network.tls.enabled to false in 'FILE'";
+        let remedy = "set another limit in 'FILE'";
         assert_eq!(
             left_out(&["mounts.0"]),
             format!(
-                "cannot import 'FILE': unsupported fields: network.tls (TLS interception)|{remedy}"
+                "cannot import 'FILE': unsupported fields: network.max_connections (not from 1 to \
+                 65536)|{remedy}"
             )
         );
         assert_eq!(
-            left_out(&["mounts.0", "network.tls"]),
+            left_out(&["mounts.0", "network.max_connections"]),
             format!(
-                "cannot leave out 'network.tls': the sandbox would be less restricted than the \
-                 stored one|{remedy}"
+                "cannot leave out 'network.max_connections': the sandbox would be less restricted \
+                 than the stored one|{remedy}"
             )
         );
         assert_eq!(
             left_out(&["env"]),
             "cannot leave out 'env': not an unsupported field|\
-             the unsupported fields are mounts.0,network.tls"
+             the unsupported fields are mounts.0,network.max_connections"
         );
     }
 }
