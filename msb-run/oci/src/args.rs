@@ -39,6 +39,15 @@ pub(crate) enum LogFormat {
     Json,
 }
 
+/// Format of `ps`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PsFormat {
+    /// A heading and one line for each process.
+    Table,
+    /// A JSON array.
+    Json,
+}
+
 /// Operation on containers.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Verb {
@@ -75,6 +84,34 @@ pub(crate) enum Verb {
     },
     /// Run a command in a container
     Exec(ExecArgs),
+    /// Create, start, wait for and remove a container
+    Run(CreateArgs),
+    /// Print the processes of a container that the engine can see
+    Ps {
+        /// Set the format
+        #[arg(short, long, value_name = "FORMAT", default_value = "table")]
+        format: PsFormat,
+        /// ID of the container
+        id: SandboxName,
+    },
+    /// Freeze a container
+    Pause {
+        /// ID of the container
+        id: SandboxName,
+    },
+    /// Continue a frozen container
+    Resume {
+        /// ID of the container
+        id: SandboxName,
+    },
+    /// Change the limits of a container
+    Update {
+        /// Read the limits from the JSON file FILE, or - for standard input
+        #[arg(short, long, value_name = "FILE")]
+        resources: PathBuf,
+        /// ID of the container
+        id: SandboxName,
+    },
     /// Print the features of this runtime
     Features,
 }

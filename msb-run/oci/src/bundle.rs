@@ -11,7 +11,9 @@ use std::path::{Component, Path, PathBuf};
 use anyhow::{Context, ensure};
 use libmsb::cli::error::Failure;
 use libmsb::state::write;
-use oci_spec::runtime::{LinuxNamespaceType, Mount, Process, Spec};
+use oci_spec::runtime::{LinuxNamespaceType, LinuxResources, Mount, Process, Spec};
+
+use crate::cgroup::GroupLimits;
 
 /// Limit of `config.json` and of a process file.
 const CONFIG_BYTES_MAX: u64 = 4 << 20;
@@ -32,6 +34,8 @@ pub(crate) struct Container {
     pub(crate) memory_mib: Option<i64>,
     pub(crate) cpus: Option<i64>,
     pub(crate) network: NetworkNamespace,
+    pub(crate) cgroups_path: Option<PathBuf>,
+    pub(crate) limits: GroupLimits,
     pub(crate) annotations: HashMap<String, String>,
 }
 
@@ -96,6 +100,11 @@ pub(crate) fn parse_process(bytes: &[u8]) -> anyhow::Result<GuestProcess> {
     guest_process(&process)
 }
 
+/// Parses the resources of an update.
+pub(crate) fn parse_resources(bytes: &[u8]) -> anyhow::Result<LinuxResources> {
+    serde_json::from_slice(bytes).context("the resources are invalid")
+}
+
 /// Parses a configuration.
 pub(crate) fn parse(bytes: &[u8], bundle: &Path) -> anyhow::Result<Container> {
     let spec: Spec = serde_json::from_slice(bytes).context("the configuration is invalid")?;
@@ -114,6 +123,8 @@ pub(crate) fn parse(bytes: &[u8], bundle: &Path) -> anyhow::Result<Container> {
     let process = spec.process().as_ref().context("the configuration has no process")?;
     let (binds, tmpfs) = mounts(spec.mounts().as_deref().unwrap_or_default(), bundle)?;
     let (memory_mib, cpus) = resources(&spec)?;
+    let linux = spec.linux().as_ref();
+    let limits = GroupLimits::of(linux.and_then(|linux| linux.resources().as_ref()), memory_mib);
     Ok(Container {
         oci_version: spec.version().clone(),
         root: absolute(bundle, root.path(), "root")?,
@@ -124,6 +135,8 @@ pub(crate) fn parse(bytes: &[u8], bundle: &Path) -> anyhow::Result<Container> {
         memory_mib,
         cpus,
         network: namespaces(&spec)?,
+        cgroups_path: cgroups_path(&spec)?,
+        limits,
         annotations,
     })
 }
@@ -216,6 +229,15 @@ fn namespaces(spec: &Spec) -> anyhow::Result<NetworkNamespace> {
         ensure!(path.is_absolute(), "the path of the network namespace is not absolute");
     }
     Ok(network)
+}
+
+/// Returns the path of the control group.
+fn cgroups_path(spec: &Spec) -> anyhow::Result<Option<PathBuf>> {
+    let path = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_ref());
+    let Some(path) = path.filter(|path| !path.as_os_str().is_empty()) else { return Ok(None) };
+    let is_systemd = !path.is_absolute() && path.to_string_lossy().contains(':');
+    refuse_if(is_systemd, "control groups of systemd are not supported")?;
+    normal(path).map(Some)
 }
 
 /// Returns the memory in MiB and the number of virtual CPUs.

@@ -11,6 +11,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::args::{Args, CreateArgs};
 use crate::bundle::{self, Container, NetworkNamespace};
+use crate::cgroup::Group;
 use crate::init;
 use crate::monitor::{Monitor, kill_child};
 use crate::state::{self, ContainerDir, ContainerState};
@@ -71,9 +72,17 @@ fn create_in(
     if let NetworkNamespace::Path(path) = &container.network {
         join_network(path)?;
     }
-    let init = init::start(&container)?;
+    let group = container.cgroups_path.as_deref().map(Group::create).transpose()?;
+    let remove_group = || group.as_ref().map_or(Ok(()), Group::remove);
+    let init = init::start(&container).inspect_err(|_| {
+        let _ = remove_group();
+    })?;
     let pid = init.pid;
     let finish = || -> anyhow::Result<()> {
+        if let Some(group) = &group {
+            group.limit(&container.limits)?;
+            group.add(pid)?;
+        }
         if container.network == NetworkNamespace::New {
             join_network(Path::new(&format!("/proc/{pid}/ns/net")))?;
         }
@@ -87,10 +96,19 @@ fn create_in(
             started: state::start_time(pid).context("init has ended")?,
             bundle: bundle.to_owned(),
             msb_home: msb_home.clone(),
+            group: group.clone(),
+            limits: container.limits.clone(),
             annotations: container.annotations.clone(),
         };
-        let monitor =
-            Monitor { id: create.id.clone(), container, msb_home, listener, init, terminal };
+        let monitor = Monitor {
+            id: create.id.clone(),
+            group: group.clone(),
+            container,
+            msb_home,
+            listener,
+            init,
+            terminal,
+        };
         fork_monitor(monitor)?;
         if let Some(path) = &create.pid_file {
             fs::write(path, pid.to_string())
@@ -98,7 +116,10 @@ fn create_in(
         }
         dir.write(&state)
     };
-    finish().inspect_err(|_| kill_child(pid))
+    finish().inspect_err(|_| {
+        kill_child(pid);
+        let _ = remove_group();
+    })
 }
 
 fn join_network(path: &Path) -> anyhow::Result<()> {

@@ -6,6 +6,7 @@
 
 mod args;
 mod bundle;
+mod cgroup;
 mod client;
 mod create;
 mod init;

@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus};
 use std::time::Duration;
@@ -22,6 +22,7 @@ use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_send_signal};
 
 use crate::bundle::{Container, NetworkNamespace};
+use crate::cgroup::Group;
 use crate::init::Init;
 use crate::terminal;
 
@@ -38,6 +39,7 @@ const FAILED: u8 = 125;
 pub(crate) struct Monitor {
     pub(crate) id: SandboxName,
     pub(crate) container: Container,
+    pub(crate) group: Option<Group>,
     pub(crate) msb_home: PathBuf,
     pub(crate) listener: UnixListener,
     pub(crate) init: Init,
@@ -155,6 +157,7 @@ impl Monitor {
         if let Some(terminal) = self.terminal.take() {
             terminal::attach(&mut command, &terminal)?;
         }
+        self.join_group(&mut command)?;
         let child = command.spawn().context("cannot start msb-run")?;
         drop(env_file);
         let null = rustix::fs::open("/dev/null", OFlags::RDWR, Mode::empty())
@@ -165,6 +168,16 @@ impl Monitor {
             .context("cannot close the standard streams")?;
         let end = pidfd(i32::try_from(child.id())?)?;
         Ok((child, end))
+    }
+
+    /// Makes a command put itself into the group of the container before it starts.
+    fn join_group(&self, command: &mut Command) -> anyhow::Result<()> {
+        let Some(group) = &self.group else { return Ok(()) };
+        let files = group.open()?;
+        let join = move || files.iter().try_for_each(|mut file| file.write_all(b"0"));
+        // SAFETY: write(2) is async-signal-safe, and nothing is allocated.
+        unsafe { command.pre_exec(join) };
+        Ok(())
     }
 
     fn command(&self) -> anyhow::Result<(Command, OwnedFd)> {

@@ -14,6 +14,8 @@ use libmsb::cli::error::Failure;
 use libmsb::state::write;
 use serde::{Deserialize, Serialize};
 
+use crate::cgroup::{Group, GroupLimits};
+
 /// Limit of `state.json`, which contains the annotations of the engine.
 const STATE_BYTES_MAX: u64 = 4 << 20;
 
@@ -30,6 +32,10 @@ pub(crate) struct ContainerState {
     pub(crate) bundle: PathBuf,
     /// State directory of msb, as it was found by `create`.
     pub(crate) msb_home: PathBuf,
+    /// Control group, if the bundle has one.
+    pub(crate) group: Option<Group>,
+    /// Limits of the control group.
+    pub(crate) limits: GroupLimits,
     /// Annotations of the bundle.
     pub(crate) annotations: HashMap<String, String>,
 }
@@ -203,6 +209,8 @@ mod tests {
             started,
             bundle: "/b".into(),
             msb_home: "/h".into(),
+            group: None,
+            limits: GroupLimits::default(),
             annotations: HashMap::new(),
         };
         assert!(state(started).is_alive());

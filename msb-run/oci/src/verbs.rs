@@ -1,6 +1,7 @@
 //! The operations on containers other than `create`.
 
 use std::fs;
+use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::Command;
@@ -15,8 +16,9 @@ use libmsb::tools;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::json;
 
-use crate::args::{Args, ExecArgs, Verb};
+use crate::args::{Args, CreateArgs, ExecArgs, PsFormat, Verb};
 use crate::bundle::{self, GuestProcess};
+use crate::cgroup::{Group, GroupLimits};
 use crate::client::request;
 use crate::create::create;
 use crate::monitor::{env_file, exit_code, kill_init, set_environment};
@@ -40,6 +42,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<u8> {
         Verb::Kill { all, id, signal } => kill(&dir(id)?, id, *all, *signal)?,
         Verb::Delete { force, id } => delete(&dir(id)?, id, *force)?,
         Verb::Exec(arguments) => return exec(&dir(&arguments.id)?, arguments),
+        Verb::Run(arguments) => return run_to_end(args, arguments),
+        Verb::Ps { format, id } => print_processes(&dir(id)?, id, *format)?,
+        Verb::Pause { id } => freeze(&dir(id)?, id, true)?,
+        Verb::Resume { id } => freeze(&dir(id)?, id, false)?,
+        Verb::Update { resources, id } => update(&dir(id)?, resources)?,
         Verb::Features => print_features()?,
     }
     Ok(0)
@@ -52,6 +59,9 @@ fn start(dir: &ContainerDir) -> anyhow::Result<()> {
 
 /// Returns `created`, `running` or `stopped`.
 fn status(dir: &ContainerDir, state: &ContainerState) -> String {
+    if state.is_alive() && state.group.as_ref().is_some_and(Group::is_frozen) {
+        return "paused".to_owned();
+    }
     let asked = if state.is_alive() { request(dir, "status").ok() } else { None };
     asked.unwrap_or_else(|| "stopped".to_owned())
 }
@@ -80,7 +90,7 @@ fn kill(
     let state = dir.read()?;
     let number = signal.number();
     let sent = match number {
-        SIGKILL => kill_init(state.pid, state.started)?.is_some(),
+        SIGKILL => kill_frozen(&state)?.is_some(),
         _ => state.is_alive() && request(dir, &format!("signal {number}")).map(|_| true)?,
     };
     if sent || all {
@@ -104,12 +114,91 @@ fn delete(dir: &ContainerDir, id: &SandboxName, force: bool) -> anyhow::Result<(
             let message = format!("the container '{id}' is not stopped");
             return Err(Failure::wrong_state(message).hint("use --force").into());
         }
-        if let Some(init) = kill_init(state.pid, state.started)? {
+        if let Some(init) = kill_frozen(&state)? {
             wait_for_end(&init)?;
         }
     }
     remove_sandbox(id, &state)?;
+    state.group.as_ref().map_or(Ok(()), Group::remove)?;
     dir.remove()
+}
+
+/// Kills `init`. A frozen process ends only when it is thawed.
+fn kill_frozen(state: &ContainerState) -> anyhow::Result<Option<OwnedFd>> {
+    let killed = kill_init(state.pid, state.started)?;
+    if let Some(group) = state.group.as_ref().filter(|group| group.is_frozen()) {
+        group.freeze(false)?;
+    }
+    Ok(killed)
+}
+
+/// Creates and starts a container, waits for its end and removes it.
+fn run_to_end(args: &Args, arguments: &CreateArgs) -> anyhow::Result<u8> {
+    create(args, arguments)?;
+    let dir = ContainerDir::new(args.root.as_deref(), &arguments.id)?;
+    let code = start(&dir).and_then(|()| {
+        let pid = rustix::process::Pid::from_raw(dir.read()?.pid);
+        let ended = rustix::process::waitpid(pid, rustix::process::WaitOptions::empty());
+        let (_, status) = ended.context("cannot wait for init")?.context("init has no status")?;
+        let code = status.exit_status().or_else(|| status.terminating_signal().map(|n| 128 + n));
+        Ok(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1))
+    });
+    let deleted = delete(&dir, &arguments.id, true);
+    let code = code?;
+    deleted.map(|()| code)
+}
+
+fn print_processes(dir: &ContainerDir, id: &SandboxName, format: PsFormat) -> anyhow::Result<()> {
+    let state = dir.read()?;
+    if !state.is_alive() {
+        return Err(Failure::wrong_state(format!("the container '{id}' is not running")).into());
+    }
+    let shown = match format {
+        PsFormat::Json => json!([state.pid]).to_string(),
+        PsFormat::Table => format!("PID\n{}", state.pid),
+    };
+    Ok(output::print(&shown)?)
+}
+
+fn freeze(dir: &ContainerDir, id: &SandboxName, frozen: bool) -> anyhow::Result<()> {
+    let state = dir.read()?;
+    let expected = if frozen { "running" } else { "paused" };
+    if status(dir, &state) != expected {
+        return Err(Failure::wrong_state(format!("the container '{id}' is not {expected}")).into());
+    }
+    let group = state.group.context(Failure::failed("the container has no control group"))?;
+    group.freeze(frozen)
+}
+
+/// Memory of a guest without a limit in its configuration, in bytes.
+const DEFAULT_MEMORY_BYTES: i64 = 512 << 20;
+/// Limit of the resources of an update, in bytes.
+const RESOURCES_BYTES_MAX: u64 = 1 << 20;
+
+fn update(dir: &ContainerDir, path: &Path) -> anyhow::Result<()> {
+    let mut state = dir.read()?;
+    let file = if path == Path::new("-") { Path::new("/proc/self/fd/0") } else { path };
+    let mut bytes = Vec::new();
+    let opened = fs::File::open(file);
+    opened
+        .and_then(|file| file.take(RESOURCES_BYTES_MAX).read_to_end(&mut bytes))
+        .with_context(|| format!("cannot read '{}'", path.display()))?;
+    let resources = bundle::parse_resources(&bytes)?;
+    let asked = resources.memory().as_ref().and_then(|memory| memory.limit()).unwrap_or(0);
+    let has = state.limits.memory.unwrap_or(DEFAULT_MEMORY_BYTES);
+    if asked > has {
+        let message = "the memory of a container cannot grow while it exists";
+        return Err(Failure::failed(message).into());
+    }
+    let group = state.group.clone();
+    let group = group.context(Failure::failed("the container has no control group"))?;
+    // The limit of memory stays as it is: that of the guest cannot change.
+    let limits = GroupLimits::of(Some(&resources), None);
+    group.limit(&limits)?;
+    let memory = state.limits.memory;
+    state.limits = limits;
+    state.limits.memory = memory;
+    dir.write(&state)
 }
 
 fn wait_for_end(process: &OwnedFd) -> anyhow::Result<()> {

@@ -83,6 +83,8 @@ fn every_refusal_names_its_reason() {
         ("/process/args", json!(["a\0b"]), "NUL"),
         ("/process/cwd", json!("tmp"), "not absolute"),
         ("/process/user/umask", json!(0), "umask"),
+        ("/linux/cgroupsPath", json!("a.slice:b:c"), "systemd"),
+        ("/linux/cgroupsPath", json!("/a/../../b"), "'..'"),
         ("/hooks", json!({"prestart": [{"path": "/x"}]}), "hooks are not supported"),
         ("/annotations", json!({"io.kubernetes.cri.container-type": "sandbox"}), "pod sandbox"),
         ("/linux/uidMappings", json!([{"containerID": 0, "hostID": 1, "size": 1}]), "mappings"),
