@@ -3,7 +3,7 @@
 | ($checksums | split("\n") | map(split(" ") | select(length == 3) | {key: (.[0] + "@" + .[1]), value: .[2]}) | from_entries) as $sums
 | ($cargo.packages | map({key: .id, value: .}) | from_entries) as $packages
 | ($cargo.resolve.nodes | map({key: .id, value: .}) | from_entries) as $nodes
-| ["libmsb", "msb-agent", "msb-image", "msb-metrics", "msb-net", "msb-run", "msb-vmm", "msb-ssh"] as $programs
+| ["libmsb", "msb-agent", "msb-image", "msb-metrics", "msb-net", "msb-oci", "msb-run", "msb-vmm", "msb-ssh"] as $programs
 | ($cargo.packages | map(select(.source == null and (.name | IN($programs[]))) | .id)) as $roots
 | def normal: .deps | map(select(.dep_kinds | any(.kind == null or .kind == "build")) | .pkg);
   def closure($seen; $open):

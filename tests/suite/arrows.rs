@@ -7,7 +7,7 @@ use std::process::Command;
 use crate::support::stage;
 
 /// Packages of the workspace, and which of the others each may use.
-const ARROWS: [(&str, &[&str]); 20] = [
+const ARROWS: [(&str, &[&str]); 21] = [
     ("msb-wire", &[]),
     ("libmsb", &["msb-wire"]),
     ("msb-agent", &["msb-wire"]),
@@ -16,6 +16,7 @@ const ARROWS: [(&str, &[&str]); 20] = [
     ("msb-net", &["libmsb"]),
     ("msb-intercept", &["libmsb"]),
     ("msb-run", &["libmsb", "msb-wire"]),
+    ("msb-oci", &["libmsb"]),
     ("msb-vmm", &["libmsb", "msb-wire"]),
     ("msb-ssh", &["libmsb", "msb-wire"]),
     ("msb-tests", &[]),
@@ -36,7 +37,7 @@ const NOT_IN_LIBMSB: [&str; 8] =
 
 /// Most crates of others that each program may bring, each an entry of Cargo.lock, and their
 /// purpose. Raise one with a reason.
-const CRATES_MAX: [(&str, usize, &str); 10] = [
+const CRATES_MAX: [(&str, usize, &str); 11] = [
     ("msb-wire", 20, "serde, and system calls by rustix"),
     ("msb-agent", 20, "what msb-wire has: it is in every guest"),
     (
@@ -66,6 +67,7 @@ const CRATES_MAX: [(&str, usize, &str); 10] = [
         198,
         "libkrun's machine (some 120), a quarter of them for other systems than Linux",
     ),
+    ("msb-oci", 96, "what libmsb has, and the types of container configurations"),
     ("msb-ssh", 240, "SSH, its ciphers and key exchanges, and an asynchronous runtime (some 160)"),
 ];
 

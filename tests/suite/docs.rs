@@ -8,7 +8,7 @@ use std::process::Command;
 use crate::support::{Home, stage};
 
 /// Programs with a page of another section than 1: users do not start them by hand.
-const PLUMBING: [&str; 4] = ["msb-agent", "msb-intercept", "msb-supervisor", "msb-vmm"];
+const PLUMBING: [&str; 5] = ["msb-agent", "msb-intercept", "msb-oci", "msb-supervisor", "msb-vmm"];
 
 fn names(directory: &Path) -> BTreeSet<String> {
     let entries =

@@ -128,6 +128,7 @@ mod net_programs;
 /// Policies as they are written.
 mod net_rules;
 /// Unusual images that other programs load, and the modes of all files.
+mod oci;
 mod odd_images;
 /// Sandboxes that are paused and resumed.
 mod pause;

@@ -10,7 +10,8 @@ use std::process::Command;
 pub const VARIABLE: &str = "MSB_TYPED_AS";
 
 /// Programs that users do not type. Their messages carry the name of the program file.
-const INTERNAL_PROGRAMS: [&str; 4] = ["msb-agent", "msb-intercept", "msb-supervisor", "msb-vmm"];
+const INTERNAL_PROGRAMS: [&str; 5] =
+    ["msb-agent", "msb-intercept", "msb-oci", "msb-supervisor", "msb-vmm"];
 
 /// Returns the name of a program's command: `msb run` for `msb-run`.
 pub fn command_name(tool: &str) -> Cow<'_, str> {

@@ -177,6 +177,7 @@ pub(crate) const COMMANDS: &[Command] = &[
     plumbing("supervisor", "Supervise one sandbox from start to end", "msb-supervisor"),
     plumbing("vmm", "Run the virtual machine of a sandbox", "msb-vmm"),
     plumbing("intercept", "Intercept the TLS connections of a sandbox", "msb-intercept"),
+    plumbing("oci", "Run the containers of an engine as microVMs", "msb-oci"),
     plumbing("agent", "Serve the host as process 1 of the guest", "msb-agent"),
 ];
 
