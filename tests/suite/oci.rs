@@ -10,8 +10,8 @@ fn with_podman(home: &Home, script: &str) -> String {
         "set -u\nexport XDG_RUNTIME_DIR=$PWD TMPDIR=$PWD CONTAINERS_CONF=$PWD/containers.conf\n\
          printf '[engine]\\ncgroup_manager = \"cgroupfs\"\\nevents_logger = \"file\"\\nlock_type = \"file\"\\n\
          [containers]\\ndefault_ulimits = [\"nofile=1024:1024\", \"nproc=1024:1024\"]\\n' >containers.conf\n\
-         P=\"podman --log-level error --root $PWD/st/root --runroot $PWD/st/run --tmpdir $PWD/st/tmp\
-          --storage-driver vfs --runtime {runtime}\"\n\
+         P=\"podman --log-level error --root $PWD/st/root --runroot $PWD/st/run \
+         --storage-driver vfs --runtime {runtime}\"\n\
          state=/run/user/$(id -u); [ -d $state ] || state=/tmp\n\
          states() {{ ls -d $state/msb-oci*/* 2>/dev/null; }}\n\
          $P load -q -i {image} >/dev/null\n",
@@ -32,7 +32,7 @@ mkdir vol; echo volume >vol/file; echo copied >in
 canary=/tmp/msb-oci-canary-$$
 $P run -d --network none -v $PWD/vol:/vol:ro --name c busybox:test sh -c \
     'trap "echo trapped; exit 5" TERM; echo started; while :; do sleep 0.1; done' >/dev/null
-until $P logs c | grep -q started; do sleep 0.1; done
+for try in $(seq 300); do ! $P logs c | grep -q started || break; sleep 0.1; done
 echo "exec $($P exec -u 1000:1000 -w /tmp -e X=Y c sh -c 'id -u; pwd; echo $X; cat /vol/file' | tr '\n' ' ')"
 $P exec c sh -c 'exit 3'; echo "code $?"
 echo "stdin $(echo piped | $P exec -i c cat)"
