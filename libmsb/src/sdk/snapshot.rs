@@ -81,8 +81,8 @@ impl Snapshot {
         parse(&run(tool::words(&["list", "--format", "json"]))?)
     }
 
-    /// Makes the list of snapshots anew, from the directories of snapshots. Returns the number of
-    /// snapshots found.
+    /// Indexes the snapshots of the directory of snapshots again. Returns the number of snapshots
+    /// that are listed then.
     pub fn reindex() -> Result<usize, Error> {
         run(tool::words(&["reindex"]))?;
         Ok(Snapshot::list()?.len())

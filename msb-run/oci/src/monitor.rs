@@ -100,7 +100,7 @@ impl Monitor {
                 break code;
             }
         };
-        // `init` may be gone, and then the code is nobody's.
+        // `init` may be gone, and then the code is not used.
         let _ = File::from(self.init.code).write_all(&[code]);
         Ok(())
     }
