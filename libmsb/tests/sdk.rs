@@ -505,6 +505,11 @@ fn files_jobs_logs_ports_and_sessions_of_a_sandbox() {
         }
         feeder.join().unwrap();
         assert_eq!(count, 1 << 20);
+        // More input than fits into the window, for a command that reads and for one that does not.
+        let stdin = vec![b'x'; 3 << 20];
+        let long = || ExecOptions { stdin: stdin.clone(), ..ExecOptions::default() };
+        assert_eq!(sandbox.exec_with(["wc", "-c"], long()).unwrap().stdout_text(), "3145728\n");
+        assert_eq!(sandbox.exec_with(["true"], long()).unwrap().code, 0);
         let sleep = sandbox.exec_stream(["sleep", "900"], ExecOptions::default()).unwrap();
         let control = sleep.control();
         let killer = std::thread::spawn(move || control.kill().unwrap());

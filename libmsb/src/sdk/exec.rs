@@ -10,6 +10,7 @@ use std::time::Duration;
 use msb_wire::client::{CallSender, ClientCall, ClientConnection, Incoming};
 use msb_wire::exec::{self, ExecRequest, Rlimit, WindowSize};
 use msb_wire::frame::{STDERR, STDIN};
+use msb_wire::limits::WINDOW_BYTES;
 use msb_wire::sandbox::Request;
 use msb_wire::text::Text;
 
@@ -85,6 +86,7 @@ pub enum ExecEvent {
 #[derive(Debug)]
 pub struct ExecHandle {
     call: ClientCall,
+    input: Input,
     stdin_taken: bool,
     capture_max: Option<u64>,
     ended: bool,
@@ -141,8 +143,14 @@ impl ExecHandle {
         let request = ExecRequest { stdin: true, ..options.request(argv) };
         let call = connection.open(&Request::Exec(request))?;
         let timer = options.timeout.map(|time| KillTimer::start(time, call.sender.clone()));
+        // Nothing grants credit before the first `recv`, so a longer input needs a thread.
+        let input = match options.stdin.len() > WINDOW_BYTES as usize {
+            true => Input::queue(call.sender.clone())?,
+            false => Input::Direct(call.sender.clone()),
+        };
         let exec = ExecHandle {
             call,
+            input,
             stdin_taken: false,
             capture_max: options.capture_max,
             ended: false,
@@ -156,22 +164,22 @@ impl ExecHandle {
         Ok(exec)
     }
 
-    /// Writes to the command's standard input. Blocks while the command does not read. For another
-    /// thread: [`ExecHandle::take_stdin`].
+    /// Writes to the command's standard input. Blocks while the command does not read; more than
+    /// 256 KiB need another thread that calls [`ExecHandle::recv`], or [`ExecHandle::take_stdin`].
     pub fn write(&self, bytes: &[u8]) -> Result<(), Error> {
-        Ok(self.call.sender.data(STDIN, bytes)?)
+        Ok(self.input.write(bytes)?)
     }
 
     /// Closes the command's standard input.
     pub fn close_stdin(&self) -> Result<(), Error> {
-        Ok(self.call.sender.end(STDIN)?)
+        Ok(self.input.end()?)
     }
 
     /// Returns the command's standard input, for any thread; `None` after the first call. It is
     /// closed when the returned value is dropped.
     pub fn take_stdin(&mut self) -> Option<ExecStdin> {
         let first = !std::mem::replace(&mut self.stdin_taken, true);
-        first.then(|| ExecStdin { sender: self.call.sender.clone() })
+        first.then(|| ExecStdin { input: self.input.clone() })
     }
 
     /// Returns a handle that controls the command from another thread.
@@ -342,16 +350,68 @@ pub(super) fn answer(connection: ClientConnection, request: &Request) -> Result<
     Err(Error::new(Code::SandboxNotRunning, "the sandbox ended before its answer"))
 }
 
+/// The way to a command's standard input.
+#[derive(Clone, Debug)]
+enum Input {
+    /// Under flow control of the caller.
+    Direct(CallSender),
+    /// By a thread, in order.
+    Queue(Sender<InputPiece>),
+}
+
+#[derive(Debug)]
+enum InputPiece {
+    Bytes(Vec<u8>),
+    End,
+}
+
+impl Input {
+    /// Starts a thread that writes what is queued, until the input or the command ends.
+    fn queue(sender: CallSender) -> io::Result<Input> {
+        let (queue, pieces) = channel();
+        std::thread::Builder::new().name("msb-stdin".to_owned()).spawn(move || {
+            for piece in pieces {
+                let written = match piece {
+                    InputPiece::Bytes(bytes) => sender.data(STDIN, &bytes),
+                    InputPiece::End => sender.end(STDIN),
+                };
+                if written.is_err() {
+                    return;
+                }
+            }
+        })?;
+        Ok(Input::Queue(queue))
+    }
+
+    fn write(&self, bytes: &[u8]) -> io::Result<()> {
+        match self {
+            Input::Direct(sender) => sender.data(STDIN, bytes),
+            Input::Queue(queue) => queue
+                .send(InputPiece::Bytes(bytes.to_vec()))
+                .map_err(|_| io::ErrorKind::BrokenPipe.into()),
+        }
+    }
+
+    fn end(&self) -> io::Result<()> {
+        match self {
+            Input::Direct(sender) => sender.end(STDIN),
+            Input::Queue(queue) => {
+                queue.send(InputPiece::End).map_err(|_| io::ErrorKind::BrokenPipe.into())
+            }
+        }
+    }
+}
+
 /// The standard input of a running command. Dropping it closes the input.
 #[derive(Debug)]
 pub struct ExecStdin {
-    sender: CallSender,
+    input: Input,
 }
 
 impl Write for ExecStdin {
     /// Writes bytes. Blocks while the command does not read.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.sender.data(STDIN, bytes)?;
+        self.input.write(bytes)?;
         Ok(bytes.len())
     }
 
@@ -363,7 +423,7 @@ impl Write for ExecStdin {
 impl Drop for ExecStdin {
     fn drop(&mut self) {
         // A command that has ended needs no end of input.
-        let _ = self.sender.end(STDIN);
+        let _ = self.input.end();
     }
 }
 
