@@ -26,6 +26,13 @@ pub(super) fn network(
     let mut net = NetSpec::public();
     let values = interception(&mut fields, &mut net, unsupported)?;
     if take_field::<bool>(&mut fields, "enabled")? == Some(false) {
+        if !net.tls.secrets.is_empty() {
+            unsupported.push(UnsupportedField::new(
+                "network.secrets",
+                "a sandbox without a network has no use for secrets",
+                Omission::Allowed,
+            ));
+        }
         return Ok((NetSpec::none(), GivenValues::default()));
     }
     if let Some(policy) = fields.remove("policy").filter(|policy| !policy.is_null()) {
@@ -401,6 +408,12 @@ mod tests {
         let (_, unsupported) = read(serde_json::json!({
             "trust_host_cas": true, "max_connections": 0, "later": false
         }));
+        let (_, without_network) = read(serde_json::json!({"enabled": false,
+            "secrets": {"secrets": [{"env_var": "K", "allowed_hosts": [{"exact": "a.test"}]}]}}));
+        assert_eq!(
+            without_network,
+            ["network.secrets (a sandbox without a network has no use for secrets)"]
+        );
         assert_eq!(
             unsupported.join(" "),
             "network.max_connections (not from 1 to 65536) \

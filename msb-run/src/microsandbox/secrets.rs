@@ -106,7 +106,16 @@ fn settings(
     }
     tls.allow_quic = take_field(&mut fields, "block_quic_on_intercept")? == Some(false);
     let files: Vec<PathBuf> = take_field(&mut fields, "upstream_ca_cert")?.unwrap_or_default();
-    tls.upstream_ca = files;
+    for (index, file) in files.into_iter().enumerate() {
+        match std::path::absolute(file).ok().filter(|file| file.is_file()) {
+            Some(file) => tls.upstream_ca.push(file),
+            None => unsupported.push(UnsupportedField::new(
+                format!("network.tls.upstream_ca_cert.{index}"),
+                "no such file",
+                Omission::Allowed,
+            )),
+        }
+    }
     if take_field(&mut fields, "verify_upstream")? == Some(false) {
         unsupported.push(UnsupportedField::new(
             "network.tls.verify_upstream",
@@ -376,8 +385,9 @@ mod tests {
             assert!(tls.secrets.is_empty() && values.0.is_empty());
         }
         let (_, _, unsupported) = read(json!({"tls": {"enabled": true, "verify_upstream": false,
-            "intercept_ca": {"cert_path": "/a"}, "bypass": ["*"], "later": 1}}));
-        assert_eq!(unsupported.len(), 4);
+            "upstream_ca_cert": ["none.pem"], "intercept_ca": {"cert_path": "/a"}, "bypass": ["*"],
+            "later": 1}}));
+        assert_eq!(unsupported.len(), 5);
         for wrong in [
             json!({"later": "hunter2"}),
             json!({"allowed_hosts": [{"Regex": "hunter2"}]}),
